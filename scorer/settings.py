@@ -1,0 +1,77 @@
+"""Settings of the scorer: which features, how large the banks, which alarm rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LayerSettings(BaseModel):
+    """One feature map, which gets its own bank in every group."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels.")
+    stride: int = Field(ge=2, le=64, description="Input pixels between neighbouring patches.")
+    rows: int = Field(5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold,")
+    rows_per_image: float = Field(30, gt=0, description="and how many it may hold for each of the group's images.")
+    neighbours: int = Field(1, ge=1, le=64, description="1: distance to the nearest; more: to their soft projection.")
+
+
+_ONE_PASS = (
+    LayerSettings(stride=8, rows=5000, rows_per_image=30, neighbours=1),
+    LayerSettings(stride=16, rows=5000, rows_per_image=30, neighbours=5),
+    LayerSettings(stride=32, rows=3000, rows_per_image=18, neighbours=5),
+)
+PROFILES: dict[str, tuple[LayerSettings, ...]] = {
+    "fast": _ONE_PASS,
+    "accurate": (*_ONE_PASS, LayerSettings(size=512, stride=16, rows=5000, rows_per_image=30, neighbours=5)),
+}
+
+
+class ScorerSettings(BaseModel):
+    """How a model is fitted, and on what it runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: str = Field(
+        "tf_efficientnet_lite0", min_length=1, description="Any timm model by name, or hub name (hf-hub:...)."
+    )
+    weights: Path | None = Field(
+        None, description="Local weights file (.safetensors, .pth); none means packaged weights, else timm's own."
+    )
+    profile: Literal["fast", "accurate"] = Field("fast", description="One pass at 256 px, or a second at 512 px.")
+    layers: tuple[LayerSettings, ...] | None = Field(None, description="Overrides the profile's layers.")
+    groups: int | None = Field(None, ge=1, le=10_000, description="Number of look-alike groups; none: by silhouette.")
+    minimum_images: int = Field(20, ge=8, description="Fewer good images than this are refused.")
+    folds: int = Field(5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
+    look_alikes: int = Field(25, ge=1, le=1000, description="Similar good images whose scores align an image's own.")
+    alarm_rate: float = Field(0.005, gt=0, lt=0.5, description="Share of good parts that may fail to be accepted.")
+    reject_rate: float | None = Field(
+        None, gt=0, lt=0.5, description="Share of good parts that may be rejected; none: a fifth of the alarm rate."
+    )
+    runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch with CUDA, else OpenVINO.")
+    precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 where the CPU has it, else f32.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, le=1024, description="Images scored at once; none: one per CPU.")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty: name one layer at least, or leave it out for the profile's")
+        if self.reject_rate is not None and self.reject_rate > self.alarm_rate:
+            raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
+        return self
+
+    @property
+    def active_layers(self) -> tuple[LayerSettings, ...]:
+        """The layers in use: the given ones, or those of the profile."""
+        return self.layers or PROFILES[self.profile]
+
+    @property
+    def active_reject_rate(self) -> float:
+        """The share of good parts that may be rejected outright, the rest of the alarm rate being `review`."""
+        return self.reject_rate or self.alarm_rate / 5
