@@ -1,7 +1,8 @@
 """Every message that crosses a topic: frozen dataclasses, schema-versioned msgpack, nothing else on the wire.
 
-A value is one msgpack map: `t` (message type), `v` (schema version) and the fields. Headers repeat the type, the version and the
-frame id, so that tools need not open the value. Decoding checks types and bounds before anything is built from them.
+A value is one msgpack map: `t` (message type), `v` (schema version) and the fields. Headers repeat the type, the
+version and the frame id, so that tools need not open the value. Decoding checks types and bounds before anything is
+built from them.
 """
 
 from __future__ import annotations
@@ -107,9 +108,7 @@ class Tensor:
             raise ValueError(f"tensor shape {self.shape} has a negative side")
         size = int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=object))
         if size != len(self.data):
-            raise ValueError(
-                f"tensor {self.dtype}{list(self.shape)} needs {size} bytes and holds {len(self.data)}"
-            )
+            raise ValueError(f"tensor {self.dtype}{list(self.shape)} needs {size} bytes and holds {len(self.data)}")
 
     @classmethod
     def of(cls, array: np.ndarray, dtype: str = "float16") -> Tensor:
@@ -153,9 +152,7 @@ class Frame:
         if self.channels not in (1, 3, 4):
             raise ValueError(f"{self.channels} channels: 1, 3 or 4 are known")
         if self.codec is Codec.RAW and self.size_bytes != self.height * self.width * self.channels:
-            raise ValueError(
-                f"raw frame of {self.height}x{self.width}x{self.channels} with {self.size_bytes} bytes"
-            )
+            raise ValueError(f"raw frame of {self.height}x{self.width}x{self.channels} with {self.size_bytes} bytes")
         if self.object_key is None and self.size_bytes != len(self.data):
             raise ValueError(f"frame announces {self.size_bytes} bytes and holds {len(self.data)}")
 
@@ -328,7 +325,10 @@ class DroppedRange:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """How far a camera has captured in one epoch (`captured` = captures so far), and what was dropped since the last entry."""
+    """How far a camera has captured in one epoch, and what was dropped since the last entry.
+
+    `captured` counts the captures so far, which is the next sequence; `closed` says that the epoch has ended.
+    """
 
     SCHEMA: ClassVar[int] = 1
 
@@ -386,9 +386,7 @@ def headers(message: Message) -> list[tuple[str, bytes]]:
 
 def encode(message: Message) -> bytes:
     """One message as msgpack bytes."""
-    return msgpack.packb(
-        {"t": type_name(type(message)), "v": message.SCHEMA, **_to_plain(message)}, use_bin_type=True
-    )
+    return msgpack.packb({"t": type_name(type(message)), "v": message.SCHEMA, **_to_plain(message)}, use_bin_type=True)
 
 
 def decode(cls: type[M], data: bytes) -> M:
@@ -403,14 +401,12 @@ def decode(cls: type[M], data: bytes) -> M:
             DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes is no msgpack message: {error}"
         ) from error
     if not isinstance(plain, dict) or "t" not in plain or "v" not in plain:
-        raise SchemaError(
-            DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes has no message type and version"
-        )
+        raise SchemaError(DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes has no message type and version")
     kind, version = plain.pop("t"), plain.pop("v")
     if (kind, version) != (type_name(cls), cls.SCHEMA):
         raise SchemaError(
             DeadLetterReason.WRONG_SCHEMA,
-            f"schema {kind}/{version} is not {type_name(cls)}/{cls.SCHEMA}, the one this version reads: upgrade the reader first",
+            f"schema {kind}/{version} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
         )
     try:
         return _from_plain(cls, plain, type_name(cls))

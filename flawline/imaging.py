@@ -1,0 +1,151 @@
+"""The one place that turns bytes into pixels and back, so that a streamed frame and a file give the same pixels."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from flawline.errors import FlawlineError
+from flawline.messages import MAX_SIDE_PX, Codec
+
+PIXEL_LIMIT = 200_000_000
+"""Larger images are refused before memory is taken for them; the largest line-scan sensors stay below."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+class ImageError(FlawlineError):
+    """Bytes that are no image, or one outside the limits."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an encoded image's header says."""
+
+    codec: Codec
+    height: int
+    width: int
+    channels: int
+
+
+def probe(data: bytes) -> Probe:
+    """Size and codec from the header alone, nothing decoded. Raises ImageError when it is neither JPEG nor PNG."""
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except ValueError as error:
+            raise ImageError(f"JPEG of {len(data)} bytes: {error}") from error
+        return Probe(Codec.JPEG, height, width, {"Gray": 1, "GRAY": 1, "CMYK": 4, "YCCK": 4}.get(space, 3))
+    if data[:8] == PNG_SIGNATURE and len(data) >= 33 and data[12:16] == b"IHDR":
+        width, height, _, colour = struct.unpack(">IIBB", data[16:26])
+        if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
+            raise ImageError(f"PNG header announces {height}x{width} px: sides of 1 to {MAX_SIDE_PX} are read")
+        return Probe(Codec.PNG, height, width, {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}.get(colour, 3))
+    raise ImageError(f"{len(data)} bytes that are neither JPEG nor PNG (they start with {data[:8].hex() or 'nothing'})")
+
+
+def decode(
+    data: bytes,
+    codec: Codec,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+) -> np.ndarray:
+    """Pixels of an encoded frame as uint8 (H, W, 3) RGB.
+
+    `shape` (height, width, channels) is what the message announces; it is needed for `raw` and checked for the others
+    before anything is allocated. 16-bit images are scaled to 8 bits, transparency is laid on black, grey is repeated.
+    Raises ImageError.
+    """
+    if codec is Codec.RAW:
+        if shape is None or int(np.prod(shape, dtype=object)) != len(data) or shape[2] not in (1, 3, 4):
+            raise ImageError(f"raw frame of {len(data)} bytes does not fit its announced shape {shape}")
+        return to_rgb(np.frombuffer(data, np.uint8).reshape(shape))
+    found = probe(data)
+    if found.codec is not codec:
+        raise ImageError(f"frame announces {codec} and holds {found.codec}")
+    if shape is not None and (found.height, found.width) != tuple(shape[:2]):
+        raise ImageError(f"frame announces {shape[0]}x{shape[1]} px and its image has {found.height}x{found.width}")
+    if found.height * found.width > pixel_limit:
+        raise ImageError(f"image of {found.height}x{found.width} px is over the limit of {pixel_limit} pixels")
+    if found.codec is Codec.JPEG and found.channels != 4:
+        try:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        except ValueError as error:
+            raise ImageError(f"JPEG of {len(data)} bytes is damaged: {error}") from error
+    return _decode_generic(data, f"{found.codec} of {len(data)} bytes")
+
+
+def _decode_generic(data: bytes, what: str) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"{what} cannot be decoded: {error.err}") from error
+    if image is None:
+        raise ImageError(f"{what} is damaged or of a kind that is not read")
+    return to_rgb(image, bgr=True)
+
+
+def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of a grey, colour or transparent image of 8 or 16 bits, or of floats in 0..1."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    elif image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    elif np.issubdtype(image.dtype, np.floating):
+        image = (np.nan_to_num(image).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ImageError(f"pixels of type {image.dtype} are not read: 8-bit, 16-bit or floats in 0..1")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or 0 in image.shape or image.shape[2] not in (1, 2, 3, 4):
+        raise ImageError(f"image of shape {image.shape} is not (height, width, 1 to 4 channels)")
+    if image.shape[2] in (2, 4):
+        alpha = image[:, :, -1:].astype(np.uint16)
+        image = ((image[:, :, :-1] * alpha + 127) // 255).astype(np.uint8)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def encode(pixels: np.ndarray, codec: Codec, *, quality: int = 90) -> bytes:
+    """Encoded bytes of uint8 (H, W, 3) RGB pixels. PNG uses its fastest level: 5x faster for 10 % more bytes."""
+    if codec is Codec.JPEG:
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB")
+    if codec is Codec.PNG:
+        _, data = cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        return data.tobytes()
+    return np.ascontiguousarray(pixels).tobytes()
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """PNG of a boolean (H, W) mask, 0 and 255."""
+    return cv2.imencode(".png", np.asarray(mask, bool).astype(np.uint8) * 255)[1].tobytes()
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Boolean (H, W) mask of an encoded mask image: everything above the middle grey of its own range is inside."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ImageError(f"mask of {len(data)} bytes is damaged")
+    return image > 127
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Pixels of an image file as uint8 (H, W, 3) RGB; the same as a frame with the file's bytes gives."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
+            return decode(data, probe(data).codec)
+        return _decode_generic(data, f"file of {len(data)} bytes")
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error

@@ -1,0 +1,61 @@
+"""The claim check store: large frames as content-addressed objects in a directory or a bucket (fsspec)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import fsspec
+
+from flawline.errors import FlawlineError, UsageError
+
+
+class MissingObjectError(FlawlineError):
+    """An object that a frame refers to is not in the store."""
+
+
+class ObjectStore:
+    """Bytes by the SHA-256 of their content. Writing twice is harmless, so retries need no care.
+
+    An object must outlive every record that names it: expire objects after the retention of `frames` plus the longest
+    replay, never sooner.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            filesystem, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"frames.objects_url {url!r} cannot be used: {error}") from error
+        self._filesystem: Any = filesystem
+        self._root = root.rstrip("/")
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key[:2]}/{key}"
+
+    def put(self, data: bytes) -> str:
+        """Store `data`; its key. Raises OSError when the store is away or full."""
+        key = hashlib.sha256(data).hexdigest()
+        path = self._path(key)
+        if not self._filesystem.exists(path):
+            self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            # A reader must never see half an object, so it gets its name when it is whole.
+            part = f"{path}.{id(data):x}.part"
+            with self._filesystem.open(part, "wb") as file:
+                file.write(data)
+            self._filesystem.mv(part, path)
+        return key
+
+    def get(self, key: str, size_bytes: int) -> bytes:
+        """The `size_bytes` bytes of `key`. Raises MissingObjectError when it is absent, of another size or altered."""
+        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+            raise MissingObjectError(f"object key {key[:80]!r} is no SHA-256")
+        try:
+            found = self._filesystem.size(self._path(key))
+            if found != size_bytes:
+                raise MissingObjectError(f"object {key} has {found} bytes instead of {size_bytes}")
+            data = self._filesystem.cat_file(self._path(key))
+        except FileNotFoundError as error:
+            raise MissingObjectError(f"object {key} is not in {self._root}") from error
+        if hashlib.sha256(data).hexdigest() != key:
+            raise MissingObjectError(f"object {key} was altered in {self._root}")
+        return data

@@ -1,0 +1,103 @@
+"""Every Prometheus metric of the system. Names say the unit; labels are bounded (cameras, reasons, stages)."""
+
+from __future__ import annotations
+
+import logging
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from flawline.errors import FlawlineError
+
+log = logging.getLogger(__name__)
+
+REGISTRY = CollectorRegistry()
+
+# From a bare decode to a frame that waited a minute behind an outage.
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.5, 5, 10, 30, 60, 300)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"flawline_{name}", text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"flawline_{name}", text, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, *labels: str) -> Histogram:
+    return Histogram(f"flawline_{name}", text, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
+
+
+# Producers
+CAPTURED = _counter("captured_frames", "Frames captured.", "camera")
+PUBLISHED = _counter("published_frames", "Frames acknowledged by the broker.", "camera")
+PUBLISHED_BYTES = _counter("published_bytes", "Encoded bytes acknowledged by the broker.", "camera")
+DROPPED = _counter("dropped_frames", "Captures dropped before the topic frames.", "camera", "reason")
+CAMERA_UP = _gauge("camera_up", "1 while the camera delivers, 0 while it is away or stalled.", "camera")
+CAMERA_RECONNECTS = _counter("camera_reconnects", "Times a camera was opened again.", "camera")
+PUBLISH_LATENCY = _histogram("publish_latency_seconds", "Capture to acknowledgement by the broker.", "camera")
+PRODUCER_IN_FLIGHT_BYTES = _gauge("producer_in_flight_bytes", "Unacknowledged bytes in the producer.")
+SPOOL_BYTES = _gauge("spool_bytes", "Bytes that wait on disk for the broker.", "camera")
+SPOOL_FRAMES = _gauge("spool_frames", "Frames that wait on disk for the broker.", "camera")
+SPOOL_OLDEST_AGE = _gauge("spool_oldest_age_seconds", "Age of the oldest frame on disk.", "camera")
+
+# Workers
+VERDICTS = _counter("verdicts", "Verdicts acknowledged by the broker.", "camera", "decision")
+DEAD_LETTERS = _counter("dead_letters", "Dead letters acknowledged by the broker.", "camera", "reason")
+STAGE_LATENCY = _histogram("stage_latency_seconds", "Time of a frame in one stage of a worker.", "stage")
+VERDICT_LATENCY = _histogram("verdict_latency_seconds", "Capture to acknowledged verdict.", "camera")
+LAG_RECORDS = _gauge("lag_records", "Frames in the log that have no verdict yet.", "partition")
+LAG_SECONDS = _gauge("lag_seconds", "Age of the oldest frame that has no verdict yet.", "partition")
+WORKER_IN_FLIGHT_BYTES = _gauge("worker_in_flight_bytes", "Bytes of fetched frames that have no verdict yet.")
+QUEUE_DEPTH = _gauge("queue_depth", "Items that wait before a stage.", "stage")
+PAUSED_PARTITIONS = _gauge("paused_partitions", "Partitions that are paused by the byte bound.")
+BATCH_SIZE = Histogram(
+    "flawline_batch_size", "Frames scored together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=REGISTRY
+)
+MODEL_INFO = _gauge("model_info", "1 for the model version in use.", "version", "role")
+MODEL_LOAD_FAILURES = _counter("model_load_failures", "Model versions that could not be loaded.")
+ACTORS = _gauge("actors", "Ray actors that run.")
+ACTOR_RESTARTS = _counter("actor_restarts", "Ray actors that died and were started again.")
+
+# Discovery
+DEFECTS = _counter("defects", "Defect messages taken into the store.", "camera")
+REGIONS = _counter("regions", "Defect regions taken into the store.")
+REJECTED_RECORDS = _counter("rejected_records", "Records that discovery could not use.", "reason")
+CLASSES = _gauge("classes", "Defect classes by state.", "state")
+UNASSIGNED_REGIONS = _gauge("unassigned_regions", "Regions that belong to no class yet.")
+ROUND_SECONDS = _histogram("round_seconds", "Duration of a discovery round.")
+ROUNDS = _counter("rounds", "Discovery rounds.")
+DISCOVERY_LAG = _gauge("discovery_lag_records", "Records that discovery has not read yet.", "topic")
+
+# Ledger
+LEDGER = _gauge("ledger_frames", "Accounting of captures by outcome.", "camera", "outcome", "reason")
+LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly one outcome.")
+
+
+class Endpoint:
+    """A running Prometheus endpoint."""
+
+    def __init__(self, server: WSGIServer | None, port: int) -> None:
+        self._server = server
+        self.port = port
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def serve(port: int, host: str = "127.0.0.1", registry: CollectorRegistry = REGISTRY) -> Endpoint:
+    """Serve the metrics on `host:port`; port 0 serves nothing. Raises FlawlineError when the port is in use."""
+    if port == 0:
+        return Endpoint(None, 0)
+    try:
+        server, _ = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise FlawlineError(
+            f"metrics port {host}:{port} cannot be opened ({error.strerror}): choose another in [metrics] or 0 for none"
+        ) from error
+    log.info("metrics on http://%s:%d/metrics", host, port)
+    return Endpoint(server, port)
