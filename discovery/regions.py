@@ -23,7 +23,7 @@ CROP_SIDE_LIMIT_PX = 256
 REGION_LIMIT = 8
 CROP_QUALITY = 90
 
-# AnomalyNCD's crops: half side by the longer side of the box; its bounds, and the gap that joins, by the long image side.
+# Of AnomalyNCD: half side from the longer side of the box; its bounds and the joining gap from the long image side.
 HALF_SIDE_OF_BOX = 0.55
 HALF_SIDE_MIN = 0.1
 HALF_SIDE_MAX = 0.5

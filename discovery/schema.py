@@ -1,0 +1,272 @@
+"""The tables of the store, the same on SQLite and PostgreSQL. This page is for whoever writes queries.
+
+Stamps named `*_at` and `minute` are UTC: `timestamptz` on PostgreSQL (fit for Grafana's `$__timeFilter`), ISO text on
+SQLite. `captured_ns` is the exact capture time in nanoseconds. Defect classes have ids like `D-0007`, which are never
+reused; a class that was merged away stays as a row with `merged_into`, and its defects point at the survivor.
+
+- `verdict_minutes`: frames by minute of capture, camera, group and decision, each frame counted once.
+- `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
+- `defect_minutes` (view): `defects` by minute, camera, group, decision and class, with the class's name and severity,
+  as they are known now: a class that is found later is found in the past as well.
+- `regions`: the pieces of a defect with crop, mask and embedding; each has its own class.
+- `classes`: the registry; `state` is candidate, confirmed, dormant, merged or dismissed.
+- `class_parents`: from which classes a class was split.
+- `class_events`: every transition, as published on the topic `classes`; for annotations.
+- `audit`: what people did to classes: who, when, why.
+- `rounds`: every round of clustering with the number of classes, its range and how stable it was.
+- `rejections`: records that could not be used, by reason.
+- `positions`, `sequences_seen`, `facts`: bookkeeping that makes a redelivered record change nothing.
+
+Defects by class over time (PostgreSQL):
+    SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
+    FROM defect_minutes WHERE $__timeFilter(minute) GROUP BY 1, 2 ORDER BY 1
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    event,
+    false,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+# SQLite counts rows in 64 bits under the name INTEGER only.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UtcStamp(TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite keeps no time zone, so it is taken off on the way in and put on again."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+classes = Table(
+    "classes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("state", Text, nullable=False),
+    Column("name", Text, unique=True),
+    Column("severity", Text),
+    Column("members", Integer, nullable=False, comment="Regions that belong to the class."),
+    Column("born_at", UtcStamp, nullable=False),
+    Column("born_round", Integer, nullable=False),
+    Column("confirmed_at", UtcStamp),
+    Column("last_seen_at", UtcStamp, nullable=False, comment="Latest capture of a member."),
+    Column("merged_into", Text, ForeignKey("classes.id")),
+    Column("seen_rounds", Integer, nullable=False, comment="Rounds in a row that found it."),
+    Column("missed_rounds", Integer, nullable=False, comment="Rounds in a row that did not."),
+    Column("bound", Boolean, nullable=False, server_default=false(), comment="A person named, merged or split it."),
+    Column("radius", Float, nullable=False, comment="Cosine distance that holds 95 % of its exemplars."),
+    Column("centroid", LargeBinary, nullable=False, comment="float32, little endian."),
+    Column("embedding_version", Text, nullable=False),
+)
+
+class_parents = Table(
+    "class_parents",
+    metadata,
+    Column("class_id", Text, ForeignKey("classes.id"), primary_key=True),
+    Column("parent_id", Text, ForeignKey("classes.id"), primary_key=True),
+)
+
+class_events = Table(
+    "class_events",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("class_id", Text, ForeignKey("classes.id"), nullable=False),
+    Column("transition", Text, nullable=False),
+    Column("at", UtcStamp, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("members", Integer, nullable=False),
+    Column("name", Text),
+    Column("severity", Text),
+    Column("parents", Text, nullable=False, comment="Class ids, separated by commas."),
+    Column("merged_into", Text),
+    Column("who", Text),
+    Column("why", Text),
+    Column("published", Boolean, nullable=False, server_default=false(), comment="False: still to be published."),
+    Index("class_events_at", "at"),
+    Index("class_events_published", "published"),
+)
+
+defects = Table(
+    "defects",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("frame_id", Text, nullable=False, unique=True),
+    Column("camera", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("captured_at", UtcStamp, nullable=False),
+    Column("captured_ns", BigInteger, nullable=False),
+    Column("minute", UtcStamp, nullable=False),
+    Column("group_id", Integer, nullable=False, comment="Look-alike group of the model."),
+    Column("score", Float, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("part", Text),
+    Column("lot", Text),
+    Column("heatmap", LargeBinary, nullable=False, comment="float16, little endian."),
+    Column("heatmap_height", Integer, nullable=False),
+    Column("heatmap_width", Integer, nullable=False),
+    Column("class_id", Text, ForeignKey("classes.id")),
+    Index("defects_minute", "minute"),
+    Index("defects_class", "class_id", "captured_at"),
+)
+
+regions = Table(
+    "regions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("defect_id", _Id, ForeignKey("defects.id"), nullable=False),
+    Column("position", Integer, nullable=False, comment="Place in the defect's list."),
+    Column("x", Integer, nullable=False),
+    Column("y", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("area_px", Integer, nullable=False, comment="0: nothing local, the whole image."),
+    Column("peak", Float, nullable=False),
+    Column("crop_x", Integer, nullable=False),
+    Column("crop_y", Integer, nullable=False),
+    Column("crop_width", Integer, nullable=False),
+    Column("crop_height", Integer, nullable=False),
+    Column("mask", LargeBinary, nullable=False, comment="PNG of the crop's size."),
+    Column("crop", LargeBinary, nullable=False, comment="JPEG."),
+    Column("embedding", LargeBinary, nullable=False, comment="float16, little endian."),
+    Column("embedding_version", Text, nullable=False),
+    Column("class_id", Text, ForeignKey("classes.id")),
+    Column("assigned_by", Text, comment="stream, round or person."),
+    Column("exemplar", Boolean, nullable=False, server_default=false(), comment="In its class's reservoir."),
+    UniqueConstraint("defect_id", "position"),
+    Index("regions_class", "class_id", "embedding_version"),
+    Index("regions_exemplar", "exemplar", "embedding_version"),
+)
+
+verdict_minutes = Table(
+    "verdict_minutes",
+    metadata,
+    Column("minute", UtcStamp, primary_key=True),
+    Column("camera", Text, primary_key=True),
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("decision", Text, primary_key=True),
+    Column("frames", BigInteger, nullable=False),
+    Column("score_sum", Float, nullable=False),
+    Column("score_max", Float, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("at", UtcStamp, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("class_id", Text, ForeignKey("classes.id"), nullable=False),
+    Column("value", Text, comment="The name, the severity or the other class."),
+    Column("before", Text),
+    Column("why", Text),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcStamp, nullable=False),
+    Column("regions", Integer, nullable=False, comment="Regions that were clustered."),
+    Column("unassigned", Integer, nullable=False),
+    Column("clusters", Integer, nullable=False),
+    Column("clusters_low", Integer, nullable=False, comment="Smallest proposal for the number of clusters,"),
+    Column("clusters_high", Integer, nullable=False, comment="and the largest."),
+    Column("stability", Float, nullable=False, comment="Adjusted Rand index between subsamples."),
+    Column("churn", Float, nullable=False, comment="Share of members that changed to another class."),
+    Column("seconds", Float, nullable=False),
+    Column("embedding_version", Text, nullable=False),
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("reason", Text, primary_key=True),
+    Column("records", BigInteger, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("last_at", UtcStamp, nullable=False),
+)
+
+positions = Table(
+    "positions",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("next_offset", BigInteger, nullable=False),
+)
+
+sequences_seen = Table(
+    "sequences_seen",
+    metadata,
+    Column("camera", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, nullable=False),
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+_DEFECT_MINUTES = """
+SELECT d.minute AS minute, d.camera AS camera, d.group_id AS group_id, d.decision AS decision, d.class_id AS class_id,
+       c.name AS class_name, c.severity AS severity, c.state AS class_state, COUNT(*) AS frames
+FROM defects d LEFT JOIN classes c ON c.id = d.class_id
+GROUP BY d.minute, d.camera, d.group_id, d.decision, d.class_id, c.name, c.severity, c.state
+"""
+event.listen(
+    metadata,
+    "after_create",
+    DDL(f"CREATE VIEW IF NOT EXISTS defect_minutes AS {_DEFECT_MINUTES}").execute_if(dialect="sqlite"),
+)
+event.listen(
+    metadata,
+    "after_create",
+    DDL(f"CREATE OR REPLACE VIEW defect_minutes AS {_DEFECT_MINUTES}").execute_if(dialect="postgresql"),
+)
