@@ -22,6 +22,9 @@ from crc32c import crc32c
 from flawline.errors import FlawlineError
 
 CAMERA_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REPLAYED_FROM = "replayed-from"
+"""Header of a replayed frame: the dead letter that it comes from, as `dead-letters/<partition>/<offset>`."""
+
 MAX_SIDE_PX = 65_535  # a crafted header must not be able to ask for more memory than a real sensor has
 
 

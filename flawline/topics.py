@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+WORKERS_GROUP = "workers"
+"""Consumer group of the workers; its committed offsets say which frames are finished."""
+
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
