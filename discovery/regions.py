@@ -6,6 +6,7 @@ embedding needs no extra forward pass: it pools what the scorer has already comp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -28,6 +29,7 @@ HALF_SIDE_OF_BOX = 0.55
 HALF_SIDE_MIN = 0.1
 HALF_SIDE_MAX = 0.5
 JOIN_GAP = 0.01
+MERGE_TEMPERATURE = 0.12
 
 
 def embedding_version(detector_version: str) -> str:
@@ -244,3 +246,17 @@ def _centred(box: Square, half: int, height: int, width: int) -> Square:
 def _span(start: int, end: int, half: int, side: int) -> tuple[int, int]:
     first = max(0, min((start + end) // 2 - half, side - 2 * half))
     return first, min(side, first + 2 * half)
+
+
+def frame_class(classes: Sequence[str | None], areas_px: Sequence[int], height: int, width: int) -> str | None:
+    """The class of a frame from those of its regions, None when no region has one.
+
+    AnomalyNCD's merge: a region weighs softmax(sqrt(area) / tau), tau being 0.12 of the image's long side.
+    """
+    tau = MERGE_TEMPERATURE * max(height, width)
+    votes: dict[str, float] = {}
+    largest = max(areas_px, default=0)
+    for name, area in zip(classes, areas_px, strict=True):
+        if name is not None:
+            votes[name] = votes.get(name, 0.0) + float(np.exp((np.sqrt(area) - np.sqrt(largest)) / tau))
+    return min(votes, key=lambda name: (-votes[name], name)) if votes else None
