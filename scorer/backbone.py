@@ -59,7 +59,8 @@ class Graph:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Graph:
         """The graph that `asdict` wrote."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**values)
 
 
 class Backbone(Protocol):
@@ -147,9 +148,7 @@ def _prepare_one(
     return graph, folder
 
 
-def _convert(
-    weights: weight_files.Weights, identity: str, size: int, strides: tuple[int, ...], folder: Path
-) -> Graph:
+def _convert(weights: weight_files.Weights, identity: str, size: int, strides: tuple[int, ...], folder: Path) -> Graph:
     """Write the OpenVINO graph (uint8 NHWC in, float32 NHWC maps out, normalisation inside) into `folder`."""
     import warnings
 
@@ -188,7 +187,8 @@ def torch_module(weights: weight_files.Weights, size: int, strides: Sequence[int
     if not config:
         import timm
 
-        config = timm.get_pretrained_cfg(weights.name).to_dict() if timm.is_model(weights.name) else {}
+        known = timm.get_pretrained_cfg(weights.name) if timm.is_model(weights.name) else None
+        config = known.to_dict() if known else {}
 
     class Extractor(torch.nn.Module):
         mean: torch.Tensor
@@ -243,7 +243,9 @@ class OpenVinoBackbone:
             try:
                 compiled = core.compile_model(folder / f"{graph.stem}.xml", "CPU", options)
             except RuntimeError as error:
-                raise FlawlineError(f"{folder / graph.stem}.xml: OpenVINO cannot load it: fit the model again") from error
+                raise FlawlineError(
+                    f"{folder / graph.stem}.xml: OpenVINO cannot load it: fit the model again"
+                ) from error
             self._compiled.append((graph, compiled))
         self._local = threading.local()
 

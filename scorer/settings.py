@@ -21,9 +21,9 @@ class LayerSettings(BaseModel):
 
 
 _ONE_PASS = (
-    LayerSettings(stride=8, rows=5000, rows_per_image=30, neighbours=1),
-    LayerSettings(stride=16, rows=5000, rows_per_image=30, neighbours=5),
-    LayerSettings(stride=32, rows=3000, rows_per_image=18, neighbours=5),
+    LayerSettings(size=256, stride=8, rows=5000, rows_per_image=30, neighbours=1),
+    LayerSettings(size=256, stride=16, rows=5000, rows_per_image=30, neighbours=5),
+    LayerSettings(size=256, stride=32, rows=3000, rows_per_image=18, neighbours=5),
 )
 PROFILES: dict[str, tuple[LayerSettings, ...]] = {
     "fast": _ONE_PASS,
@@ -62,14 +62,17 @@ class ScorerSettings(BaseModel):
     def _is_consistent(self) -> Self:
         if self.layers is not None and not self.layers:
             raise ValueError("layers is empty: name one layer at least, or leave it out for the profile's")
+        places = [(layer.size, layer.stride) for layer in self.layers or ()]
+        if len(set(places)) < len(places):
+            raise ValueError("layers names the same size and stride twice: remove one of them")
         if self.reject_rate is not None and self.reject_rate > self.alarm_rate:
             raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
         return self
 
     @property
     def active_layers(self) -> tuple[LayerSettings, ...]:
-        """The layers in use: the given ones, or those of the profile."""
-        return self.layers or PROFILES[self.profile]
+        """The layers in use, the given ones or those of the profile, in ascending size and stride."""
+        return tuple(sorted(self.layers or PROFILES[self.profile], key=lambda layer: (layer.size, layer.stride)))
 
     @property
     def active_reject_rate(self) -> float:

@@ -1,0 +1,202 @@
+"""The model artefact: a folder of plain arrays, the backbone's graph, and a manifest that vouches for each file.
+
+Nothing in it is code and nothing is unpickled. It is written beside its place and renamed into it, so that a folder
+under the model's name is always whole; loading verifies every hash and refuses anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from flawline.errors import FlawlineError
+from scorer.backbone import Graph
+from scorer.calibration import Threshold
+from scorer.maps import LayerUnit
+from scorer.model import Model
+from scorer.settings import LayerSettings
+from scorer.weights import sha256_of
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_ARRAYS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model as it lies on disk: arrays, graphs with their folder, what it was fitted on, and how the fit went."""
+
+    model: Model
+    graphs: list[tuple[Graph, Path]]
+    runtime: str
+    precision: str
+    version: str
+    report: dict[str, Any]
+
+
+def save(
+    path: Path, model: Model, graphs: Sequence[tuple[Graph, Path]], runtime: str, precision: str, report: dict[str, Any]
+) -> str:
+    """Write the model to folder `path` and return its version; an older model there is replaced.
+
+    `report` (fit seconds, counts) is kept, but is no part of the version: the same data and seed give the same version.
+    """
+    if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise FlawlineError(f"{path}: exists and is no model: choose another place or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise FlawlineError(f"{path}: cannot be written: {error.strerror}: choose another place") from error
+    try:
+        version = _write(partial, model, graphs, runtime, precision, report)
+        partial.chmod(0o755)
+        _put_in_place(partial, path)
+    except OSError as error:
+        raise FlawlineError(
+            f"{path}: cannot be written: {error.strerror}: free space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return version
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = partial.with_name(f"{partial.name}-old")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    model: Model,
+    graphs: Sequence[tuple[Graph, Path]],
+    runtime: str,
+    precision: str,
+    report: dict[str, Any],
+) -> str:
+    arrays: dict[str, np.ndarray] = {
+        "embeddings": model.embeddings.astype(np.float16),
+        "groups": model.groups.astype(np.int32),
+        "log_scores": model.log_scores,
+        "gates": model.gates,
+        "widths": model.widths,
+        "calibration": model.calibration,
+    }
+    arrays |= {f"means.{i}": each for i, each in enumerate(model.means)}
+    for k, banks in enumerate(model.banks):
+        arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
+    save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, folder / _ARRAYS)
+    for graph, source in graphs:
+        for suffix in (".xml", ".bin"):
+            shutil.copyfile(source / f"{graph.stem}{suffix}", folder / f"{graph.stem}{suffix}")
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "layers": [layer.model_dump() for layer in model.layers],
+        "units": [[asdict(unit) for unit in units] for units in model.units],
+        "review": asdict(model.review),
+        "reject": asdict(model.reject),
+        "heatmap_range": list(model.heatmap_range),
+        "look_alikes": model.look_alikes,
+        "alarm_rate": model.alarm_rate,
+        "backbone": [asdict(graph) for graph, _ in graphs],
+        "runtime": runtime,
+        "precision": precision,
+        "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())},
+    }
+    version = _digest(content)[:12]
+    whole = {"version": version, **content, "report": report}
+    whole["checksum"] = _digest(whole)
+    (folder / _MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    return version
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path) -> Artefact:
+    """Read and verify the model in folder `path`.
+
+    Raises FlawlineError, naming the file, when one is missing, unreadable, or not what the manifest vouches for.
+    """
+    manifest = _manifest(path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise FlawlineError(f"{file}: is missing from the model: fit it again or copy it whole")
+        if sha256_of(file) != expected:
+            raise FlawlineError(f"{file}: is damaged (its SHA-256 is not the manifest's): fit or copy it again")
+    try:
+        arrays = load_file(path / _ARRAYS)
+        model = _model(manifest, arrays)
+        graphs = [(Graph.from_json(each), path) for each in manifest["backbone"]]
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise FlawlineError(f"{path}: is no model of this release ({error!r}): fit it again") from error
+    return Artefact(
+        model, graphs, manifest["runtime"], manifest["precision"], manifest["version"], manifest.get("report", {})
+    )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / _MANIFEST
+    if not file.is_file():
+        raise FlawlineError(f"{path}: holds no {_MANIFEST}: make a model with flawline fit --out {path} DATA")
+    manifest: Any = None
+    with contextlib.suppress(ValueError):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or _digest(
+        {k: v for k, v in manifest.items() if k != "checksum"}
+    ) != manifest.get("checksum"):
+        raise FlawlineError(f"{file}: is damaged (its checksum does not match): fit it again or copy it again")
+    if whole.get("format") != FORMAT:
+        raise FlawlineError(f"{file}: has format {whole.get('format')!r}, this release reads {FORMAT}: fit it again")
+    return whole
+
+
+def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
+    layers = tuple(LayerSettings(**each) for each in manifest["layers"])
+    groups = arrays["groups"].astype(np.int64)
+    count = int(groups.max()) + 1
+    low, high = manifest["heatmap_range"]
+    return Model(
+        layers=layers,
+        banks=[[arrays[f"bank.{k}.{i}"].astype(np.float32) for i in range(len(layers))] for k in range(count)],
+        units=[[LayerUnit(**each) for each in units] for units in manifest["units"]],
+        means=[arrays[f"means.{i}"] for i in range(len(layers))],
+        embeddings=arrays["embeddings"].astype(np.float32),
+        groups=groups,
+        log_scores=arrays["log_scores"],
+        gates=arrays["gates"],
+        widths=arrays["widths"],
+        calibration=arrays["calibration"],
+        review=Threshold(**manifest["review"]),
+        reject=Threshold(**manifest["reject"]),
+        heatmap_range=(float(low), float(high)),
+        look_alikes=int(manifest["look_alikes"]),
+        alarm_rate=float(manifest["alarm_rate"]),
+    )
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of all files of the model."""
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

@@ -1,0 +1,126 @@
+"""Folders of images in the layout of the MVTec data sets.
+
+`<product>/train/good/*`, `<product>/test/<good|defect>/*`, `<product>/ground_truth/<defect>/<stem>_mask.png`. Products
+serve reporting only; the model never sees them. A folder that is itself one product, or holds nothing but images, is
+understood too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.errors import FlawlineError, UsageError
+from flawline.imaging import read_image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set; `label` is "good" or the kind of defect, `mask` the ground truth, if there is one."""
+
+    path: Path
+    product: str
+    label: str
+    mask: Path | None = None
+
+    @property
+    def is_defect(self) -> bool:
+        """Whether the image shows a defect."""
+        return self.label != GOOD
+
+
+class LazyImages(Sequence[NDArray[np.uint8]]):
+    """The images of some files, each read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return read_image(self.paths[index])
+
+
+def train_samples(root: Path) -> list[Sample]:
+    """The good training images under `root`, by product and name.
+
+    Raises UsageError for a folder that is missing, empty, or has a product without good images.
+    """
+    products = _products(root)
+    if not products:
+        loose = _images(root)
+        if not loose:
+            raise UsageError(f"{root}: holds no images: expected <product>/train/good/* or images")
+        return [Sample(path, root.name, GOOD) for path in loose]
+    samples = []
+    for product in products:
+        good = _images(product / "train" / GOOD)
+        if not good:
+            raise UsageError(f"{product}: product without good images: put some into {product / 'train' / GOOD}")
+        samples += [Sample(path, product.name, GOOD) for path in good]
+    return samples
+
+
+def test_samples(root: Path) -> list[Sample]:
+    """The test images under `root`, by product, label and name, with their masks.
+
+    Raises UsageError for a folder that is missing or has no test images.
+    """
+    samples = []
+    for product in _products(root):
+        labels = sorted(each for each in (product / "test").glob("*") if each.is_dir())
+        for folder in labels:
+            for path in _images(folder):
+                samples.append(Sample(path, product.name, folder.name, _mask(product, folder.name, path.stem)))
+    if not samples:
+        raise UsageError(f"{root}: holds no test images: expected <product>/test/<good|defect>/*")
+    return samples
+
+
+def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """The sample's defect mask at `size` (height, width), or None when its ground truth is not known.
+
+    A good image has an empty mask. Any pixel that is not black is inside; a region keeps at least one pixel.
+    """
+    import cv2
+
+    if not sample.is_defect:
+        return np.zeros(size, dtype=bool)
+    if sample.mask is None:
+        return None
+    mask = read_image(sample.mask).max(axis=2) > 0
+    if mask.shape == size:
+        return mask
+    area = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(area >= min(0.5, float(area.max())), dtype=bool) & bool(mask.any())
+
+
+def _products(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder: give the folder that holds the products")
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        return [root]
+    return sorted(each for each in root.iterdir() if (each / "train").is_dir() or (each / "test").is_dir())
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    try:
+        return sorted(each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
+    except OSError as error:
+        raise FlawlineError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _mask(product: Path, label: str, stem: str) -> Path | None:
+    folder = product / "ground_truth" / label
+    candidates = [folder / f"{stem}_mask.png", folder / f"{stem}.png"]
+    return next((each for each in candidates if each.is_file()), None)

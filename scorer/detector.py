@@ -1,0 +1,266 @@
+"""The detector: scores images against a fitted model. `load` one, or `fit` one from good images."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from flawline.errors import FlawlineError
+from flawline.messages import Decision
+from scorer import artefact, backbone, calibration, hierarchy, maps
+from scorer import model as models
+from scorer.backbone import Backbone, Graph, Image, Maps
+from scorer.coreset import projected, unit
+from scorer.features import OnUnreadable, Progress, checked, extract
+from scorer.settings import ScorerSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the detector says of one image.
+
+    `raw` is the score in units of its group's patches (1 is ordinary); `aligned` its natural-log ratio to the scores of
+    the good images that look like it; `p_value` the conformal one. `heatmap` (h, w) covers the whole image, on the
+    finest layer's grid, in aligned units. `patches` (features minus their group's mean) and `residuals` (features minus
+    what the bank knows nearest to them), both (h, w, D) on the heat map's grid, are the inputs of region embeddings:
+    only for images that are not accepted.
+    """
+
+    group: int
+    raw: float
+    aligned: float
+    p_value: float
+    decision: Decision
+    heatmap: NDArray[np.float32]
+    patches: NDArray[np.float32] | None = None
+    residuals: NDArray[np.float32] | None = None
+
+
+class Detector(Protocol):
+    """Any model that gives aligned scores."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def alarm_rate(self) -> float: ...
+    @property
+    def heatmap_range(self) -> tuple[float, float]: ...
+    @property
+    def embedding_version(self) -> str: ...
+    @property
+    def groups(self) -> int: ...
+    def score(self, images: Sequence[Image]) -> list[Scores]: ...
+
+
+class HierarchicalCoreset:
+    """Groups of look-alikes, one bank per group and layer, scores aligned with those of similar good images.
+
+    An image's scores depend on the image alone: not on the batch, the process, or the number of threads.
+    """
+
+    def __init__(
+        self,
+        model: models.Model,
+        graphs: Sequence[tuple[Graph, Path]],
+        features: Backbone,
+        report: dict[str, Any] | None = None,
+        version: str = "",
+    ) -> None:
+        self.model = model
+        self.report = report or {}
+        self._graphs = list(graphs)
+        self._backbone = features
+        self._version = version
+        self._gallery = hierarchy.Gallery(model.embeddings, model.groups)
+        _one_thread_per_product()
+        self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    @property
+    def version(self) -> str:
+        """Hash of the model's content; empty for a fitted model that was not saved yet."""
+        return self._version
+
+    @property
+    def alarm_rate(self) -> float:
+        """The share of good parts that the model was asked to let fail."""
+        return self.model.alarm_rate
+
+    @property
+    def heatmap_range(self) -> tuple[float, float]:
+        """Heat map values between which binarising looks for its threshold: from what good parts rarely reach up."""
+        return self.model.heatmap_range
+
+    @property
+    def embedding_version(self) -> str:
+        """Changes when `patches` and `residuals` of different versions cannot be compared."""
+        wanted = [self.model.layers[i] for i in models.region_layers(self.model.layers)]
+        names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
+        return sha256("|".join(names + [f"{each.size}/{each.stride}" for each in wanted]).encode()).hexdigest()[:12]
+
+    @property
+    def groups(self) -> int:
+        """Number of look-alike groups."""
+        return len(self.model.banks)
+
+    @property
+    def runtime(self) -> str:
+        """What the backbone runs on, with its precision."""
+        return f"{self._backbone.runtime}-{self._backbone.precision}"
+
+    def score(self, images: Sequence[Image]) -> list[Scores]:
+        """Scores of uint8 RGB images (height, width, 3) of any size, in their order.
+
+        Raises FlawlineError for an array that is no such image.
+        """
+        for image in images:
+            checked(image)
+        return list(self._pool.map(self._score_one, images))
+
+    def _score_one(self, image: Image) -> Scores:
+        return self.score_features(self._backbone.features(image))
+
+    def score_features(self, features: Maps) -> Scores:
+        """Scores of one image from its feature maps (h, w, c), one per layer."""
+        model = self.model
+        means = [each.mean(axis=(0, 1)) for each in features]
+        embedding = hierarchy.embed([means[i][None] for i in models.embedding_layers(model.layers)])[0]
+        look = self._gallery.look(embedding, model.look_alikes)
+        group = look.group
+        distances, known = [], []
+        for layer, each, bank in zip(model.layers, features, model.banks[group], strict=True):
+            height, width, channels = each.shape
+            distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
+            distances.append(distance.reshape(height, width))
+            known.append(nearest.reshape(height, width, channels))
+        ratios = maps.combined(distances, model.units[group])
+        log_score = maps.log_score(ratios)
+        level = float(np.median(model.log_scores[look.neighbours]))
+        aligned = log_score - level
+        standardised = aligned / float(model.widths[group])
+        decision = self._decide(look, standardised)
+        patches = residuals = None
+        if decision is not Decision.ACCEPT:
+            patches, residuals = self._describe(features, known, group, ratios.shape[0])
+        return Scores(
+            group=group,
+            raw=float(np.exp(log_score)),
+            aligned=aligned,
+            p_value=float(calibration.p_values(np.asarray(standardised), model.calibration)),
+            decision=decision,
+            heatmap=np.asarray(np.log(ratios) - level, dtype=np.float32),
+            patches=patches,
+            residuals=residuals,
+        )
+
+    def _decide(self, look: hierarchy.Look, standardised: float) -> Decision:
+        if look.distance > self.model.gates[look.group]:
+            return Decision.UNKNOWN_PRODUCT
+        if standardised > self.model.reject.value:
+            return Decision.REJECT
+        return Decision.REVIEW if standardised > self.model.review.value else Decision.ACCEPT
+
+    def _describe(
+        self, features: Maps, known: Maps, group: int, side: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        patches, residuals = [], []
+        for i in models.region_layers(self.model.layers):
+            each = features[i]
+            lengths = np.linalg.norm(each, axis=2, keepdims=True)
+            patches.append(maps.enlarged(each - self.model.means[i][group], side))
+            residuals.append(maps.enlarged(each - lengths * known[i], side))
+        return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
+
+    def save(self, path: Path) -> str:
+        """Write the artefact to folder `path`, whole or not at all, and return its version."""
+        self._version = artefact.save(
+            path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report
+        )
+        self._graphs = [(graph, path) for graph, _ in self._graphs]
+        return self._version
+
+
+def fit(
+    images: Sequence[Image],
+    settings: ScorerSettings,
+    progress: Progress | None = None,
+    on_unreadable: OnUnreadable | None = None,
+) -> HierarchicalCoreset:
+    """A detector fitted on good images (uint8 RGB, any size); no label is asked for.
+
+    `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for; one
+    that raises FlawlineError is handed to `on_unreadable(index, error)` and left out, or, without that, ends the fit.
+    """
+    if len(images) < settings.minimum_images:
+        raise FlawlineError(
+            f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
+        )
+    started = time.monotonic()
+    _one_thread_per_product()
+    graphs = list(backbone.prepare(settings).values())
+    features = backbone.load(
+        graphs,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        weights=settings.weights,
+    )
+    store, kept = extract(images, features, progress, on_unreadable)
+    try:
+        model = models.fit(store, settings, features.threads, progress)
+    finally:
+        store.close()
+    report = {
+        "fit_seconds": round(time.monotonic() - started, 3),
+        "images": len(kept),
+        "skipped": len(images) - len(kept),
+    }
+    return HierarchicalCoreset(model, graphs, features, report)
+
+
+def load(
+    path: str | Path,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    weights: Path | None = None,
+) -> HierarchicalCoreset:
+    """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
+
+    Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
+    """
+    stored = artefact.load(Path(path))
+    features = backbone.load(
+        stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
+    )
+    if (features.runtime, features.precision) != (stored.runtime, stored.precision):
+        log.warning(
+            "%s was calibrated on %s-%s and runs on %s-%s: scores differ by up to 1 %%, fit again for exact thresholds",
+            path, stored.runtime, stored.precision, features.runtime, features.precision,
+        )  # fmt: skip
+    return HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version)
+
+
+def _one_thread_per_product() -> None:
+    """Keep matrix products on the thread that asks for them.
+
+    Images are the unit of parallelism; products that start threads of their own would fight over the same cores, and
+    sum in an order that depends on how many there are. The setting is the process's, and stays.
+    """
+    threadpool_limits(limits=1, user_api="blas")
+    faiss.omp_set_num_threads(1)

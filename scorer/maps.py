@@ -1,0 +1,79 @@
+"""From patch distances to one map in units that mean the same everywhere, and from the map to a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float32]
+
+# Smoothing, in patches, and the share of patches that make the score: more of either drowns small defects.
+_SIGMA = 0.5
+_TOP = 0.003
+# Distances below this are rounding; good parts that are all alike must not make the unit of a layer zero.
+_FLOOR = 0.01
+_NARROWEST = 0.2
+# Keeps exp() of a part unlike anything seen finite.
+_FARTHEST = 30.0
+
+
+@dataclass(frozen=True)
+class LayerUnit:
+    """What a layer's distances are measured in: log(d / median) / width, both from good parts of one group."""
+
+    median: float
+    width: float
+
+    @classmethod
+    def of(cls, distances: Map) -> LayerUnit:
+        """The unit of the cross-fitted patch distances of a group's good images: median and log(q99 / median)."""
+        median, high = np.quantile(distances, [0.5, 0.99])
+        median = max(float(median), _FLOOR)
+        return cls(median, max(float(np.log(max(float(high), _FLOOR) / median)), _NARROWEST))
+
+
+def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
+    """One map (h, w) from the distance maps of all layers, on the finest layer's grid.
+
+    Each layer is put into its own units, and the mean is taken over layers: their errors are independent, so a patch
+    that all find unusual stands out. The result is exponentiated (1 is an ordinary patch) and smoothed.
+    """
+    side = max(each.shape[0] for each in distances)
+    total = np.zeros((side, side), dtype=np.float32)
+    for each, unit in zip(distances, units, strict=True):
+        logs = np.log(np.maximum(each, _FLOOR * unit.median) / unit.median) / unit.width
+        total += enlarged(logs.astype(np.float32), side)
+    ratios = np.exp(np.minimum(total / len(distances), _FARTHEST))
+    return np.asarray(cv2.GaussianBlur(ratios, (5, 5), _SIGMA), dtype=np.float32)
+
+
+def log_score(ratios: Map) -> float:
+    """The natural log of the mean of the map's highest 0.3 % (one patch at least)."""
+    count = max(1, round(_TOP * ratios.size))
+    return float(np.log(np.partition(ratios, ratios.size - count, axis=None)[-count:].mean(dtype=np.float64)))
+
+
+def enlarged(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """A map (h, w) or maps (h, w, c) brought to (side, side) bilinearly, pixel centres aligned."""
+    height, width = values.shape[:2]
+    if height == width == side:
+        return values
+    down, across = _bilinear(height, side), _bilinear(width, side)
+    rows = np.tensordot(down, values, axes=(1, 0))
+    return np.ascontiguousarray(np.moveaxis(np.tensordot(across, rows, axes=(1, 1)), 0, 1), dtype=np.float32)
+
+
+def _bilinear(old: int, new: int) -> NDArray[np.float32]:
+    """Interpolation weights (new, old) from `old` to `new` samples over the same length."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    left = np.minimum(place.astype(int), max(old - 2, 0))
+    right = np.minimum(left + 1, old - 1)
+    share = (place - left).astype(np.float32)
+    weights = np.zeros((new, old), dtype=np.float32)
+    np.add.at(weights, (np.arange(new), left), 1 - share)
+    np.add.at(weights, (np.arange(new), right), share)
+    return weights

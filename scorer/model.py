@@ -1,0 +1,185 @@
+"""The fitted model as plain arrays, and how it is fitted from features: groups, banks, cross-fit, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.errors import FlawlineError
+from scorer import calibration, hierarchy, maps
+from scorer.alignment import normal_level
+from scorer.calibration import Threshold
+from scorer.coreset import Vectors, greedy_k_centre, merged, projected
+from scorer.features import FeatureStore, Progress
+from scorer.maps import LayerUnit
+from scorer.settings import LayerSettings, ScorerSettings
+
+# Vectors that one greedy selection may run over; larger pools are selected in parts, which are then merged.
+_POOL = 400_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that scoring needs besides the backbone; K groups, L layers, n good images.
+
+    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `means[l]` (K, c) mean features of each group;
+    `embeddings` (n, d), `groups` (n,), `log_scores` (n,) of the good images, cross-fitted; `gates` and `widths` (K,);
+    `calibration` (n,) the sorted standardised scores; `review` and `reject` cut-offs on them; `heatmap_range` for
+    binarising.
+    """
+
+    layers: tuple[LayerSettings, ...]
+    banks: list[list[Vectors]]
+    units: list[list[LayerUnit]]
+    means: list[NDArray[np.float32]]
+    embeddings: Vectors
+    groups: NDArray[np.int64]
+    log_scores: NDArray[np.float64]
+    gates: NDArray[np.float32]
+    widths: NDArray[np.float64]
+    calibration: NDArray[np.float64]
+    review: Threshold
+    reject: Threshold
+    heatmap_range: tuple[float, float]
+    look_alikes: int
+    alarm_rate: float
+
+
+def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
+    """Which layers make the image embedding: those of the first backbone pass."""
+    return [i for i, layer in enumerate(layers) if layer.size == layers[0].size]
+
+
+def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
+    """Which layers describe a defect: the two deepest of the first pass."""
+    return embedding_layers(layers)[-2:]
+
+
+def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progress: Progress | None = None) -> Model:
+    """A model from the features of good images; the same features and seed give the same model, bit for bit.
+
+    Raises FlawlineError when there are fewer images than `minimum_images`.
+    """
+    layers = settings.active_layers
+    if len(store) < settings.minimum_images:
+        raise FlawlineError(
+            f"{len(store)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
+        )
+    # The artefact keeps half precision, so the fit works with what will be loaded again.
+    embeddings = hierarchy.embed([store.means[i] for i in embedding_layers(layers)])
+    embeddings = embeddings.astype(np.float16).astype(np.float32)
+    groups = hierarchy.group(embeddings, settings.groups, settings.seed)
+    members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
+    banks, distances = _cross_fit(store, settings, members, threads, progress)
+
+    units = [[LayerUnit.of(distances[i][own]) for i in range(len(layers))] for own in members]
+    ratios = _ratio_maps(distances, store.grids, groups, units, threads)
+    log_scores = np.asarray([maps.log_score(each) for each in ratios])
+
+    gallery = hierarchy.Gallery(embeddings, groups)
+    look_alikes, within = gallery.neighbours_of_members(settings.look_alikes)
+    levels = normal_level(log_scores, look_alikes)
+    aligned = log_scores - levels
+    widths = calibration.group_widths(aligned, groups)
+    standardised = np.sort(aligned / widths[groups])
+    peaks = np.log([float(each.max()) for each in ratios]) - levels
+    return Model(
+        layers=layers,
+        banks=banks,
+        units=units,
+        means=[np.stack([each[own].mean(axis=0) for own in members]) for each in store.means],
+        embeddings=embeddings,
+        groups=groups,
+        log_scores=log_scores,
+        gates=hierarchy.gates(gallery, within),
+        widths=widths,
+        calibration=standardised,
+        review=calibration.threshold(standardised, settings.alarm_rate),
+        reject=calibration.threshold(standardised, settings.active_reject_rate),
+        heatmap_range=_heatmap_range(peaks),
+        look_alikes=settings.look_alikes,
+        alarm_rate=settings.alarm_rate,
+    )
+
+
+def _heatmap_range(peaks: NDArray[np.float64]) -> tuple[float, float]:
+    low = float(np.quantile(peaks, 0.99))
+    return low, low + max(1.0, float(np.quantile(peaks, 0.999)) - low)
+
+
+def _cross_fit(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    members: Sequence[NDArray[np.intp]],
+    threads: int,
+    progress: Progress | None,
+) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
+    """Banks of every group and layer, and each good image's patch distances (n, h * w) to banks without that image.
+
+    A fold's bank is as large as the final one, but holds nothing of the fold's images; whole images are left out, since
+    a patch's best match is its neighbour in the same image.
+    """
+    layers = settings.active_layers
+    distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
+    rng = np.random.default_rng(settings.seed)
+    folds = [_folds(len(own), settings.folds, rng) for own in members]
+
+    def work(job: tuple[int, int, int]) -> Vectors | None:
+        k, i, fold = job
+        own, layer = members[k], layers[i]
+        rows = int(min(layer.rows, max(16, layer.rows_per_image * len(own))))
+        if fold < 0:
+            return _bank(store, i, own, rows)
+        held_out = own[folds[k] == fold]
+        bank = _bank(store, i, own[folds[k] != fold], rows)
+        for image in held_out:
+            distances[i][image], _ = projected(store.pool(i, np.asarray([image])), bank, layer.neighbours)
+        return None
+
+    jobs = [
+        (k, i, fold)
+        for k in range(len(members))
+        for i in range(len(layers))
+        for fold in range(-1, int(folds[k].max()) + 1)
+    ]
+    banks: list[list[Vectors]] = [[] for _ in members]
+    with ThreadPoolExecutor(threads) as pool:
+        for done, (job, bank) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
+            if bank is not None:
+                banks[job[0]].append(bank)
+            if progress:
+                progress("banks", done, len(jobs))
+    return banks, distances
+
+
+def _folds(count: int, folds: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    return np.asarray(rng.permutation(count) % min(folds, count), dtype=np.intp)
+
+
+def _bank(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
+    each = store.patches[layer].shape[1]
+    parts = np.array_split(images, -(-len(images) * each // _POOL))
+    chosen = []
+    for part in parts:
+        pool = store.pool(layer, part)
+        chosen.append(pool[greedy_k_centre(pool, rows)])
+    return chosen[0] if len(chosen) == 1 else merged(chosen, rows)
+
+
+def _ratio_maps(
+    distances: Sequence[NDArray[np.float32]],
+    grids: Sequence[int],
+    groups: NDArray[np.int64],
+    units: Sequence[Sequence[LayerUnit]],
+    threads: int,
+) -> list[maps.Map]:
+    def work(image: int) -> maps.Map:
+        own = [each[image].reshape(grid, grid) for each, grid in zip(distances, grids, strict=True)]
+        return maps.combined(own, units[groups[image]])
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(len(groups))))
