@@ -1,0 +1,175 @@
+"""Real brokers for tests: the embedded one in a child process, and Apache Kafka where KAFKA_HOME is set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from flawline.embedded import EmbeddedBroker
+
+_KAFKA_START_TIMEOUT_S = 60.0
+
+
+class RunningBroker(Protocol):
+    """What a test needs of a broker, whichever it is."""
+
+    @property
+    def bootstrap(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    def start(self) -> RunningBroker: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def restart(self) -> RunningBroker: ...
+
+
+def kafka_home() -> Path | None:
+    """Return the folder of Apache Kafka, None when the environment does not name one that can be used."""
+    home = os.environ.get("KAFKA_HOME")
+    if home and next(Path(home).glob("libs/kafka-clients-*.jar"), None) and shutil.which("java"):
+        return Path(home)
+    return None
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def unique(name: str) -> str:
+    """Return a topic or group name that no other test uses."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+class ApacheKafka:
+    """One KRaft node of Apache Kafka from KAFKA_HOME, on a free port, with timings fit for tests."""
+
+    def __init__(self, home: Path, data_dir: Path) -> None:
+        self._classpath = f"{home}/libs/*"
+        self._data_dir = data_dir
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> ApacheKafka:
+        """Format on first use, start, and return once clients can connect."""
+        properties = self._data_dir / "server.properties"
+        if not properties.exists():
+            self._data_dir.mkdir(parents=True, exist_ok=True)
+            self._write(properties)
+            tool = ["java", "-cp", self._classpath, "kafka.tools.StorageTool"]
+            cluster = subprocess.run([*tool, "random-uuid"], check=True, capture_output=True, text=True).stdout
+            format_ = [*tool, "format", "--standalone", "-t", cluster.split()[-1], "-c", str(properties)]
+            subprocess.run(format_, check=True, capture_output=True)
+        java = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        java += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", self._classpath, "kafka.Kafka"]
+        with (self._data_dir / "kafka.log").open("ab") as log:
+            self._process = subprocess.Popen([*java, str(properties)], stdout=log, stderr=log, start_new_session=True)
+        self._wait_until_listening()
+        return self
+
+    def _write(self, properties: Path) -> None:
+        controller = free_port()
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": self._data_dir / "data",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 2,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+            "message.max.bytes": 16 << 20,
+            "log.retention.check.interval.ms": 500,
+            "log.cleaner.backoff.ms": 300,
+            "log.initial.task.delay.ms": 500,
+            "log.segment.delete.delay.ms": 0,
+            "socket.request.max.bytes": 128 << 20,
+        }
+        properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    def _wait_until_listening(self) -> None:
+        deadline = time.monotonic() + _KAFKA_START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        log = (self._data_dir / "kafka.log").read_text(errors="replace")[-2000:]
+        self.kill()
+        raise RuntimeError(f"Apache Kafka did not start: {log}")
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(60)
+        self._process = None
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def restart(self) -> ApacheKafka:
+        self.stop()
+        return self.start()
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """One embedded broker for the whole session: use unique names, and leave it running."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker"), options=("--housekeeping-interval", "0.5")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def fresh_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """An embedded broker of the test's own, to kill and restart at will."""
+    with EmbeddedBroker(tmp_path / "broker", options=("--housekeeping-interval", "0.5")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """One Apache Kafka node for the whole session; skips where KAFKA_HOME is not set."""
+    home = kafka_home()
+    if home is None:
+        pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")
+    kafka = ApacheKafka(home, tmp_path_factory.mktemp("kafka"))
+    kafka.start()
+    yield kafka
+    kafka.stop()
