@@ -164,9 +164,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     manifest: Any = None
     with contextlib.suppress(ValueError):
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or _digest(
-        {k: v for k, v in manifest.items() if k != "checksum"}
-    ) != manifest.get("checksum"):
+    whole = manifest if isinstance(manifest, dict) else {}
+    if _digest({key: value for key, value in whole.items() if key != "checksum"}) != whole.get("checksum"):
         raise FlawlineError(f"{file}: is damaged (its checksum does not match): fit it again or copy it again")
     if whole.get("format") != FORMAT:
         raise FlawlineError(f"{file}: has format {whole.get('format')!r}, this release reads {FORMAT}: fit it again")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-# Candidates that one round of the selection looks at: more means fewer passes over all vectors, but a larger Gram matrix.
+# Candidates that one round of the selection looks at: more means fewer passes over all vectors, a larger Gram matrix.
 _CANDIDATES = 1024
 # Rows of a product: with a bank of 5,000 vectors, 128 rows of similarities stay within the second-level cache.
 _ROWS = 128

@@ -45,7 +45,7 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index):
         return read_image(self.paths[index])
 
 
@@ -78,8 +78,7 @@ def test_samples(root: Path) -> list[Sample]:
     for product in _products(root):
         labels = sorted(each for each in (product / "test").glob("*") if each.is_dir())
         for folder in labels:
-            for path in _images(folder):
-                samples.append(Sample(path, product.name, folder.name, _mask(product, folder.name, path.stem)))
+            samples += [_test_sample(product, folder.name, path) for path in _images(folder)]
     if not samples:
         raise UsageError(f"{root}: holds no test images: expected <product>/test/<good|defect>/*")
     return samples
@@ -118,6 +117,10 @@ def _images(folder: Path) -> list[Path]:
         return sorted(each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
     except OSError as error:
         raise FlawlineError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _test_sample(product: Path, label: str, path: Path) -> Sample:
+    return Sample(path, product.name, label, _mask(product, label, path.stem) if label != GOOD else None)
 
 
 def _mask(product: Path, label: str, stem: str) -> Path | None:

@@ -13,11 +13,19 @@ class LayerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int = Field(256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels.")
+    size: int = Field(
+        default=256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels."
+    )
     stride: int = Field(ge=2, le=64, description="Input pixels between neighbouring patches.")
-    rows: int = Field(5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold,")
-    rows_per_image: float = Field(30, gt=0, description="and how many it may hold for each of the group's images.")
-    neighbours: int = Field(1, ge=1, le=64, description="1: distance to the nearest; more: to their soft projection.")
+    rows: int = Field(
+        default=5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold,"
+    )
+    rows_per_image: float = Field(
+        default=30, gt=0, description="and how many it may hold for each of the group's images."
+    )
+    neighbours: int = Field(
+        default=1, ge=1, le=64, description="1: distance to the nearest; more: to their soft projection."
+    )
 
 
 _ONE_PASS = (
@@ -37,26 +45,42 @@ class ScorerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = Field(
-        "tf_efficientnet_lite0", min_length=1, description="Any timm model by name, or hub name (hf-hub:...)."
+        default="tf_efficientnet_lite0", min_length=1, description="Any timm model by name, or hub name (hf-hub:...)."
     )
     weights: Path | None = Field(
-        None, description="Local weights file (.safetensors, .pth); none means packaged weights, else timm's own."
+        default=None,
+        description="Local weights file (.safetensors, .pth); none means packaged weights, else timm's own.",
     )
-    profile: Literal["fast", "accurate"] = Field("fast", description="One pass at 256 px, or a second at 512 px.")
-    layers: tuple[LayerSettings, ...] | None = Field(None, description="Overrides the profile's layers.")
-    groups: int | None = Field(None, ge=1, le=10_000, description="Number of look-alike groups; none: by silhouette.")
-    minimum_images: int = Field(20, ge=8, description="Fewer good images than this are refused.")
-    folds: int = Field(5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
-    look_alikes: int = Field(25, ge=1, le=1000, description="Similar good images whose scores align an image's own.")
-    alarm_rate: float = Field(0.005, gt=0, lt=0.5, description="Share of good parts that may fail to be accepted.")
+    profile: Literal["fast", "accurate"] = Field(
+        default="fast", description="One pass at 256 px, or a second at 512 px."
+    )
+    layers: tuple[LayerSettings, ...] | None = Field(default=None, description="Overrides the profile's layers.")
+    groups: int | None = Field(
+        default=None, ge=1, le=10_000, description="Number of look-alike groups; none: by silhouette."
+    )
+    minimum_images: int = Field(default=20, ge=8, description="Fewer good images than this are refused.")
+    folds: int = Field(default=5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
+    look_alikes: int = Field(
+        default=25, ge=1, le=1000, description="Similar good images whose scores align an image's own."
+    )
+    alarm_rate: float = Field(
+        default=0.005, gt=0, lt=0.5, description="Share of good parts that may fail to be accepted."
+    )
     reject_rate: float | None = Field(
-        None, gt=0, lt=0.5, description="Share of good parts that may be rejected; none: a fifth of the alarm rate."
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="Share of good parts that may be rejected; none: a fifth of the alarm rate.",
     )
-    runtime: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch with CUDA, else OpenVINO.")
-    precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 where the CPU has it, else f32.")
+    runtime: Literal["auto", "openvino", "torch"] = Field(
+        default="auto", description="auto: torch with CUDA, else OpenVINO."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the CPU has it, else f32."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1, le=1024, description="Images scored at once; none: one per CPU.")
-    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | None = Field(default=None, ge=1, le=1024, description="Images scored at once; none: one per CPU.")
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

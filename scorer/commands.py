@@ -1,0 +1,119 @@
+"""What `flawline fit` and `flawline evaluate` do: data folder in, report out, progress with ETA on stderr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flawline.errors import FlawlineError
+from scorer import artefact, detector, evaluation
+from scorer.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.features import Progress
+from scorer.settings import ScorerSettings
+
+log = logging.getLogger(__name__)
+
+
+def fit(data: Path, out: Path, settings: ScorerSettings | None = None, report: bool = True) -> dict[str, Any]:
+    """Fit a model on the good training images under `data` and save it to folder `out`; gives the report.
+
+    With `report` the model is then evaluated on the test images under `data`, if there are any, and the report has the
+    keys of `evaluate`. Unreadable images are named in the log, skipped and counted. Nothing is written unless the fit
+    succeeds.
+    """
+    samples = train_samples(Path(data))
+    skipped: list[str] = []
+
+    def on_unreadable(index: int, error: FlawlineError) -> None:
+        skipped.append(str(samples[index].path))
+        log.warning("skipped: %s", error)
+
+    with _progress() as progress:
+        fitted = detector.fit(
+            LazyImages([sample.path for sample in samples]), settings or ScorerSettings(), progress, on_unreadable
+        )
+    fitted.save(Path(out))
+    result = _about(fitted, Path(out)) | {"skipped_images": skipped}
+    if report and any(_has_tests(Path(data))):
+        metrics, _ = _evaluate(fitted, test_samples(Path(data)))
+        result = metrics | result | {"skipped_images": skipped + metrics["skipped_images"]}
+    return result
+
+
+def evaluate(
+    model: Path,
+    data: Path,
+    *,
+    scores: Path | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate the model in folder `model` on the test images under `data`; gives the report.
+
+    `scores` names a file (.csv or .json) for the scores of each image.
+    """
+    samples = test_samples(Path(data))
+    loaded = detector.load(model, runtime=runtime, precision=precision, device=device, threads=threads)
+    metrics, rows = _evaluate(loaded, samples)
+    if scores is not None:
+        evaluation.write_scores(rows, Path(scores))
+    return metrics | _about(loaded, Path(model))
+
+
+def _evaluate(loaded: detector.Detector, samples: list[Sample]) -> tuple[dict[str, Any], list[evaluation.Row]]:
+    skipped: list[str] = []
+
+    def on_unreadable(sample: Sample, error: FlawlineError) -> None:
+        skipped.append(str(sample.path))
+        log.warning("skipped: %s", error)
+
+    with _progress() as progress:
+        metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable)
+    return metrics | {"skipped_images": skipped}, rows
+
+
+def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]:
+    model = fitted.model
+    cuts = {
+        name: {"threshold": cut.value, "rate": cut.rate, "method": cut.method, "upper_bound": cut.upper_bound}
+        for name, cut in (("review", model.review), ("reject", model.reject))
+    }
+    return {
+        "version": fitted.version,
+        "runtime": fitted.runtime,
+        "groups": fitted.groups,
+        "good_images": len(model.groups),
+        "thresholds": cuts,
+        "model_bytes": artefact.size_bytes(folder),
+        "fit_seconds": fitted.report.get("fit_seconds"),
+    }
+
+
+def _has_tests(data: Path) -> Iterator[Path]:
+    yield from data.glob("test/*/*")
+    yield from data.glob("*/test/*/*")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A progress bar with ETA per stage on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    name = TextColumn("{task.description:<10}")
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Bars(name, BarColumn(), MofNCompleteColumn(), *times, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield progress
