@@ -33,7 +33,7 @@ def emit(
     """Print the report of one benchmark as JSON, write it to `json_path` too if given, and return it.
 
     `goals` maps a figure to `(operator, value)`, such as `(">=", 150)`; a figure that misses its goal is named on
-    standard error and changes nothing else. Raises `ValueError` for a goal without a figure or with an unknown operator.
+    standard error and changes nothing else. Raises `ValueError` for a goal without a figure or an unknown operator.
     """
     goals = goals or {}
     for figure, (symbol, _) in goals.items():
