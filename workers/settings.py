@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WorkerSettings(BaseModel):
@@ -25,5 +25,24 @@ class WorkerSettings(BaseModel):
         64 << 20, ge=1 << 20, description="Bytes held per actor; beyond, partitions pause."
     )
     decode_threads: int = Field(1, ge=1, le=64)
+    commit_interval_s: float = Field(0.2, gt=0, le=60, description="How often finished frames are committed.")
+    session_timeout_s: float = Field(
+        10.0, ge=6, le=300, description="A dead actor's cameras move to the others after this time, unless it is back."
+    )
+    revoke_timeout_s: float = Field(
+        5.0, gt=0, le=30, description="How long a camera that moves away may keep its frames in work."
+    )
+    stop_timeout_s: float = Field(15.0, gt=0, le=300, description="How long a stop waits for the frames in work.")
+    start_timeout_s: float = Field(180.0, gt=0, description="How long an actor may take to load its model and join.")
+    hang_timeout_s: float = Field(60.0, ge=5, description="An actor that does not answer for so long is replaced.")
     restart_limit: int = Field(5, ge=0, description="Restarts of one actor within restart_window_s before giving up.")
     restart_window_s: float = Field(60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _revocation_ends_within_the_session(self) -> Self:
+        if self.revoke_timeout_s >= self.session_timeout_s:
+            raise ValueError(
+                f"revoke_timeout_s {self.revoke_timeout_s} is not below "
+                f"session_timeout_s {self.session_timeout_s}: lower it"
+            )
+        return self

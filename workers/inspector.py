@@ -1,0 +1,368 @@
+"""The inspector: a member of the consumer group that decodes, scores, publishes and commits.
+
+It is a plain class, which the supervisor runs as a Ray actor. Its threads: one that only polls (`workers.intake`), some
+that decode, one that scores and sends; the Kafka producer's own thread counts acknowledgements.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flawline import broker, clock, telemetry, topics
+from flawline.config import Settings
+from flawline.errors import FlawlineError
+from flawline.messages import DeadLetterReason, Frame, Timings
+from flawline.objects import ObjectStore
+from workers import metrics, scoring, verdicts
+from workers.batching import Batcher, BatchPolicy
+from workers.budget import ByteGate
+from workers.dead_letters import dead_letter
+from workers.intake import Intake
+from workers.lane import Job
+from workers.models import ModelRef, local_folder
+from workers.publishing import Publisher
+from workers.reading import Reader, Rejected
+from workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from scorer.detector import Detector, Scores
+
+log = logging.getLogger(__name__)
+
+GROUP = "workers"
+NS = 1e-9
+
+Load = Callable[[Path, WorkerSettings], "Detector"]
+
+
+def load_detector(path: Path, settings: WorkerSettings) -> Detector:
+    """The model in folder `path`, on the GPU when the actor has a share of one. Raises FlawlineError."""
+    from scorer import detector  # imports the whole compute stack, which the supervisor never needs
+
+    return detector.load(
+        path,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        device="cuda" if settings.num_gpus > 0 else "cpu",
+        threads=max(1, int(settings.num_cpus)),
+    )
+
+
+def member_name(settings: Settings, slot: int) -> str:
+    """The static member of an actor's slot: the same after a restart, so that its cameras stay with it."""
+    return f"{settings.line}.{socket.gethostname()}.{slot}"
+
+
+@dataclass(frozen=True)
+class Health:
+    """What an inspector says of itself; ages in seconds."""
+
+    pid: int
+    partitions: list[int]
+    model: ModelRef | None
+    model_version: str | None
+    last_poll_age_s: float
+    scoring_for_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    job: Job
+    frame: Frame
+    pixels: np.ndarray
+    decode_s: float
+
+
+class Inspector:
+    """One actor's work, from joining the group to leaving it. `run` does all of it and returns after `stop`."""
+
+    def __init__(self, settings: Settings, slot: int, model: ModelRef, load: Load = load_detector) -> None:
+        self._settings = settings
+        self._worker = settings.worker
+        self._slot = slot
+        self._load = load
+        self._wanted = model
+        self._running: tuple[ModelRef, Detector] | None = None
+        self._next: tuple[ModelRef, Detector] | None = None
+        self._swap = threading.Lock()
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._error: Exception | None = None
+        self._ended = threading.Event()
+        self._scoring_since: float | None = None
+        self._intake: Intake | None = None
+        self._gate = ByteGate(self._worker.in_flight_limit_bytes)
+        self._unacknowledged = ByteGate(self._worker.in_flight_limit_bytes)
+        self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._batcher: Batcher[_Opened] = Batcher(
+            BatchPolicy(self._worker.batch_limit, self._worker.latency_cap_ms / 1000),
+            self._worker.in_flight_limit_bytes,
+        )
+        self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
+        self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
+        self._reader = Reader(
+            settings.frames.limit_bytes,
+            ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None,
+            self._stop,
+        )
+
+    # Called by the supervisor, from other threads than run's
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait until the model is warm and the group is joined."""
+        return self._ready.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Ask `run` to finish the frames in work, commit and return."""
+        self._stop.set()
+
+    def health(self) -> Health:
+        """A snapshot; answering at all is part of it."""
+        running, since, intake = self._running, self._scoring_since, self._intake
+        now = clock.monotonic()
+        return Health(
+            pid=os.getpid(),
+            partitions=intake.partitions if intake else [],
+            model=running[0] if running else None,
+            model_version=running[1].version if running else None,
+            last_poll_age_s=now - intake.last_poll if intake else 0.0,
+            scoring_for_s=now - since if since is not None else 0.0,
+        )
+
+    def metrics(self) -> str:
+        """This actor's metrics as Prometheus text."""
+        telemetry.WORKER_IN_FLIGHT_BYTES.set(self._gate.held_bytes + self._unacknowledged.held_bytes)
+        telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
+        telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
+        return metrics.exposition()
+
+    def change_model(self, model: ModelRef) -> None:
+        """Load another model in the background; it takes over between two batches, if it can be loaded."""
+        self._wanted = model
+        threading.Thread(target=self._prepare, args=(model,), name="model-load", daemon=True).start()
+
+    # The life of an actor
+
+    def run(self) -> None:
+        """Load and warm the model, join the group, inspect until `stop`. Raises FlawlineError when it must end."""
+        first = self._wanted
+        self._running = first, self._loaded(first)
+        _show_version(None, self._running[1].version)
+        publisher = Publisher(broker.producer(self._settings), self._unacknowledged, self._reread, self._fail)
+        try:
+            self._inspect(publisher)
+        finally:
+            publisher.close(self._worker.stop_timeout_s)
+        if self._error:
+            raise self._error if isinstance(self._error, FlawlineError) else FlawlineError(_line(self._error))
+
+    def _inspect(self, publisher: Publisher) -> None:
+        consumer = broker.consumer(
+            self._settings,
+            group=GROUP,
+            group_instance_id=member_name(self._settings, self._slot),
+            session_timeout_ms=int(self._worker.session_timeout_s * 1000),
+        )
+        self._intake = Intake(
+            consumer,
+            self._settings.topic("frames"),
+            self._gate,
+            deliver=self._to_decode.put,
+            send=publisher.send,
+            commit_interval_s=self._worker.commit_interval_s,
+            revoke_timeout_s=self._worker.revoke_timeout_s,
+        )
+        polling = self._thread("intake", self._intake.run, self._stop, self._worker.stop_timeout_s)
+        working = [
+            *(self._thread(f"decode-{i}", self._decode_all) for i in range(self._worker.decode_threads)),
+            self._thread("score", self._score_all),
+        ]
+        while polling.is_alive() and not self._ready.is_set():
+            if self._intake.joined.wait(0.05):
+                self._ready.set()
+        polling.join()
+        self._ended.set()
+        for _ in range(self._worker.decode_threads):
+            self._to_decode.put(None)
+        self._batcher.close()
+        for thread in working:
+            thread.join(self._worker.stop_timeout_s)
+
+    def _thread(self, name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target(*arguments)
+            except Exception as error:  # a thread that dies unseen would leave its cameras without verdicts
+                log.debug("thread %s ended", name, exc_info=True)
+                self._fail(error)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None and not self._ended.is_set():
+            self._error = error
+            log.error("actor %d stops: %s", self._slot, _line(error))
+        if self._intake:
+            self._intake.abort.set()
+        self._stop.set()
+
+    def _reread(self, lane: Any) -> None:
+        if self._intake:
+            self._intake.reread(lane)
+
+    # Models
+
+    def _loaded(self, model: ModelRef) -> Detector:
+        folder = local_folder(model.uri, self._settings.data_dir / "models")
+        detector = self._load(folder, self._worker)
+        if model.version is not None and detector.version != model.version:
+            raise FlawlineError(
+                f"model {model.uri} is version {detector.version}, announced was {model.version}: publish it again"
+            )
+        detector.score([scoring.canary()])  # compiles and allocates now rather than under the first frame
+        return detector
+
+    def _prepare(self, model: ModelRef) -> None:
+        try:
+            detector = self._loaded(model)
+        except Exception as error:  # whatever is wrong with the new model, the old one must go on
+            telemetry.MODEL_LOAD_FAILURES.inc()
+            log.error("model %s cannot be used, the running one stays: %s", model, _line(error))
+            return
+        with self._swap:
+            if self._wanted == model:  # a still newer one may have been asked for meanwhile
+                self._next = model, detector
+
+    def _current_detector(self) -> Detector:
+        with self._swap:
+            following, self._next = self._next, None
+        assert self._running is not None
+        if following:
+            _show_version(self._running[1].version, following[1].version)
+            log.info("model %s is in use", following[0])
+            self._running = following
+        return self._running[1]
+
+    # Frames
+
+    def _decode_all(self) -> None:
+        while (job := self._to_decode.get()) is not None:
+            if not job.lane.begin(job):
+                continue
+            started = clock.monotonic()
+            try:
+                frame, pixels = self._reader.read(job.record.value)
+            except Rejected as rejected:
+                self._reject(job, rejected.reason, str(rejected), rejected.frame)
+                continue
+            except InterruptedError as error:
+                log.info("%s", error)
+                job.lane.abandon(job)
+                continue
+            except Exception as error:  # a decoder that fails in a new way must not stop the line
+                self._reject(job, DeadLetterReason.UNDECODABLE, _line(error), None)
+                continue
+            if not self._batcher.put(_Opened(job, frame, pixels, clock.monotonic() - started), pixels.nbytes):
+                job.lane.abandon(job)
+
+    def _score_all(self) -> None:
+        while batch := self._batcher.take():
+            detector = self._current_detector()
+            # What is sent and not acknowledged is acknowledged or lost in bounded time, whatever happens here.
+            while not self._unacknowledged.wait_open(1.0):
+                log.warning("%d bytes wait for the broker's acknowledgement", self._unacknowledged.held_bytes)
+            live = []
+            for opened in batch:
+                if opened.job.lane.closed:
+                    opened.job.lane.abandon(opened.job)
+                else:
+                    live.append(opened)
+            if live:
+                self._score(detector, live)
+
+    def _score(self, detector: Detector, batch: list[_Opened]) -> None:
+        telemetry.BATCH_SIZE.observe(len(batch))
+        started_ns, started = clock.utc_ns(), clock.monotonic()
+        self._scoring_since = started
+        try:
+            results = scoring.score_each(detector, [opened.pixels for opened in batch])
+        finally:
+            self._scoring_since = None
+        score_s = clock.monotonic() - started
+        for opened, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, _line(result), opened.frame)
+                continue
+            timings = _timings(opened, started_ns, score_s)
+            try:
+                self._decide(detector, opened, result, timings)
+            except ValueError as error:  # scores that no region can be made of
+                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, _line(error), opened.frame)
+
+    def _decide(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
+        frame = opened.frame
+        regions = verdicts.find_regions(opened.pixels, scores, detector)
+        result = verdicts.verdict(frame, scores, regions, detector.version, timings, clock.utc_ns())
+        found = verdicts.defect(frame, scores, regions, detector) if regions else None
+        outcome = verdicts.outcome(
+            opened.job.record,
+            result,
+            found,
+            verdicts_topic=self._settings.topic("verdicts"),
+            defects_topic=self._settings.topic("defects"),
+            limit_bytes=self._defect_limit,
+        )
+        for stage, seconds in vars(timings).items():
+            telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
+        opened.job.lane.complete(opened.job, outcome)
+
+    def _reject(self, job: Job, reason: DeadLetterReason, error: str, frame: Frame | None) -> None:
+        log.warning("partition %d offset %d: %s: %s", job.record.partition, job.offset, reason, error)
+        letter = dead_letter(
+            job.record,
+            reason,
+            error,
+            clock.utc_ns(),
+            topic=self._settings.topic("dead-letters"),
+            limit_bytes=self._dead_letter_limit,
+            frame=frame,
+        )
+        job.lane.complete(job, letter)
+
+
+def _limit_of(topic: topics.Topic, settings: Settings) -> int:
+    return int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
+
+
+def _timings(opened: _Opened, scoring_started_ns: int, score_s: float) -> Timings:
+    job = opened.job
+    return Timings(
+        broker_s=max(0.0, job.fetched_at * NS - job.record.timestamp * 1e-3) if job.record.timestamp > 0 else 0.0,
+        decode_s=opened.decode_s,
+        wait_s=max(0.0, (scoring_started_ns - job.fetched_at) * NS - opened.decode_s),
+        score_s=score_s,
+    )
+
+
+def _show_version(before: str | None, now: str) -> None:
+    if before is not None and before != now:
+        telemetry.MODEL_INFO.remove(before, "active")
+    telemetry.MODEL_INFO.labels(now, "active").set(1)
+
+
+def _line(error: Exception) -> str:
+    """An exception as one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FlawlineError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,58 @@
+"""Scores a batch so that one bad frame costs nobody else their verdict."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scorer.detector import Detector, Scores
+
+log = logging.getLogger(__name__)
+
+CANARY_SIDE_PX = 64
+
+
+class DetectorBroken(Exception):
+    """The model fails on an image that is known to be fine, so the frames are not to blame."""
+
+
+def canary() -> np.ndarray:
+    """A plain image that every model can score: for warming up, and to tell a bad frame from a broken model."""
+    ramp = np.linspace(0, 255, CANARY_SIDE_PX).astype(np.uint8)
+    return np.repeat(np.tile(ramp, (CANARY_SIDE_PX, 1))[:, :, None], 3, axis=2)
+
+
+def score_each(detector: Detector, images: list[np.ndarray]) -> list[Scores | Exception]:
+    """Scores of each image or, in its place, the exception that only this image causes.
+
+    A failing batch is halved until the bad images stand alone. Raises DetectorBroken when the model fails on the
+    canary as well: then none of the frames may be given up.
+    """
+    try:
+        scores = list(detector.score(images))
+        if len(scores) != len(images):
+            raise ValueError(f"{len(scores)} scores for {len(images)} images")
+    except Exception as error:
+        if len(images) > 1:
+            middle = len(images) // 2
+            return score_each(detector, images[:middle]) + score_each(detector, images[middle:])
+        _check_canary(detector)
+        log.warning("one frame cannot be scored: %s", error)
+        return [error]
+    return [_finite(score) for score in scores]
+
+
+def _check_canary(detector: Detector) -> None:
+    try:
+        detector.score([canary()])
+    except Exception as error:
+        raise DetectorBroken(f"model {detector.version} fails on a plain image: {error}") from error
+
+
+def _finite(score: Scores) -> Scores | Exception:
+    values = (score.raw, score.aligned, score.p_value)
+    return score if all(map(math.isfinite, values)) else ValueError(f"score {values} is not finite")
