@@ -1,7 +1,8 @@
 """A small stand-in for Grafana's HTTP API, for machines without Grafana.
 
-It keeps folders, data sources and dashboards as Grafana does: uids are unique, a second create of the same is refused, a
-dashboard names a folder that exists, every request needs the token. It is no proof that Grafana renders the dashboards.
+It keeps folders, data sources and dashboards as Grafana does: uids are unique, a second create of the same is refused,
+a dashboard names a folder that exists, every request needs the token. It is no proof that Grafana renders the
+dashboards.
 """
 
 from __future__ import annotations

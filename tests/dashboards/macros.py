@@ -2,8 +2,8 @@
 
 PromQL: `$__rate_interval`, `$__interval`, `$__range` become durations. PostgreSQL, after Grafana's documentation of its
 data source: `$__timeFilter(column)` becomes `column BETWEEN 'from' AND 'to'`, `$__timeGroup(column, interval)` becomes
-`floor((extract(epoch from column)/seconds))*seconds`. Variables become their values: several values are quoted and separated
-by commas for PostgreSQL and joined by `|` for Prometheus; the custom value of "All" is taken as it is.
+`floor((extract(epoch from column)/seconds))*seconds`. Variables become their values: several values are quoted and
+separated by commas for PostgreSQL and joined by `|` for Prometheus; the custom value of "All" is taken as it is.
 An unknown macro is an error here, so that the tests cannot pass over what Grafana would send to the server untouched.
 """
 
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 @dataclass(frozen=True)
 class View:
-    """The time range of a dashboard in seconds since 1970, and what is chosen: {variable: values or All's own value}."""
+    """A dashboard's time range in seconds since 1970, and what is chosen: {variable: values, or All's own value}."""
 
     start: float
     end: float
