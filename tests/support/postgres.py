@@ -1,0 +1,112 @@
+"""A private PostgreSQL server for tests: the Debian package's binaries, a cluster in a folder, a free port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.support.brokers import free_port, unique
+
+# PostgreSQL refuses to run as root, so it runs as this user when the tests do not.
+_USER = "postgres"
+_START_TIMEOUT_S = 60.0
+
+
+def binaries() -> Path | None:
+    """The folder of initdb and postgres, the newest version's; None where PostgreSQL is not installed."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    return versions[-1].parent if versions else None
+
+
+class PostgresServer:
+    """One server on 127.0.0.1 without passwords, with timings fit for tests: it may lose data in a power cut."""
+
+    def __init__(self, binaries: Path) -> None:
+        self.port = free_port()
+        self._binaries = binaries
+        # Not below pytest's folders: only root may enter those, and the server runs as somebody else.
+        self._folder = Path(tempfile.mkdtemp(prefix="flawline-postgres-"))
+        self._as_user = {"user": _USER} if os.geteuid() == 0 else {}
+        if self._as_user:
+            shutil.chown(self._folder, _USER)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> PostgresServer:
+        """Make the cluster and return once it takes connections."""
+        data = self._folder / "data"
+        self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        options = ("-k", str(self._folder), "-h", "127.0.0.1", "-p", str(self.port))
+        options += ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "shared_buffers=64MB")
+        log = (self._folder / "log").open("wb")
+        self._process = subprocess.Popen(
+            [self._binaries / "postgres", "-D", str(data), *options], cwd="/", stdout=log, stderr=log, **self._as_user
+        )
+        log.close()
+        self._wait_until_ready()
+        return self
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                psycopg.connect(self._address("postgres")).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.1)
+        log = (self._folder / "log").read_text()
+        self.stop()
+        raise RuntimeError(f"PostgreSQL did not start: {log}")
+
+    def _run(self, name: str, *arguments: str) -> None:
+        command = [self._binaries / name, *arguments]
+        result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, **self._as_user)
+        if result.returncode:
+            raise RuntimeError(f"{name}: {result.stdout}{result.stderr}")
+
+    def new_database(self, name: str = "line") -> str:
+        """SQLAlchemy URL of a fresh, empty database."""
+        database = unique(name)
+        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def _address(self, database: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def stop(self) -> None:
+        """End it at once and remove its folder."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)  # a fast shutdown: clients are sent away
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole session; skips where it is not installed."""
+    found = binaries()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
+    server = PostgresServer(found)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
