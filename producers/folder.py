@@ -1,0 +1,101 @@
+"""The folder camera: replays image files, their bytes untouched, so that a streamed score equals an offline one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from flawline import imaging
+from flawline.clock import UtcNs, utc_ns
+from flawline.errors import UsageError
+from flawline.imaging import FILE_SUFFIXES, PNG_SIGNATURE
+from flawline.messages import Codec
+from producers.camera import Capture
+from producers.settings import FolderCamera
+
+
+def images(path: Path) -> tuple[list[Path], bool]:
+    """The images that a folder camera replays, sorted, relative to `path`; and whether it has the MVTec layout.
+
+    Of a data set (`<product>/test/<kind>/*`) and of one product (`test/<kind>/*`) those are the test images; of any
+    other folder all images in and below it. Hidden files and folders are left out. Raises UsageError.
+    """
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise UsageError(f"image folder {path} {what}: correct the camera's path")
+    for pattern in ("test/*/*", "*/test/*/*"):
+        if found := _images_of(path, path.glob(pattern)):
+            return found, True
+    found = _images_of(path, path.rglob("*"))
+    if not found:
+        raise UsageError(
+            f"image folder {path} holds no images ({', '.join(sorted(FILE_SUFFIXES))}): correct the camera's path"
+        )
+    return found, False
+
+
+def _images_of(root: Path, paths: Iterator[Path]) -> list[Path]:
+    relative = (path.relative_to(root) for path in paths if path.suffix.lower() in FILE_SUFFIXES)
+    return sorted(path for path in relative if not any(part.startswith(".") for part in path.parts))
+
+
+def playlist(settings: FolderCamera) -> list[Path]:
+    """The images of this camera in the order of the replay, relative to its path.
+
+    Capture number n of a camera that started once is item n modulo the length: what a replay is joined with its truth
+    by. Shards are taken from the sorted list, so they are disjoint whatever seed each camera has. Raises UsageError.
+    """
+    found, is_dataset = images(settings.path)
+    chosen = found[settings.shard :: settings.shards]
+    if not chosen:
+        raise UsageError(
+            f"image folder {settings.path} has {len(found)} images, too few for shard {settings.shard} of "
+            f"{settings.shards}: use fewer shards"
+        )
+    seed = 0 if settings.shuffle_seed is None and is_dataset else settings.shuffle_seed
+    if seed is not None:
+        random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+class FolderReplay:
+    """Replays a folder's images once, or over and over. Lists the folder when it is made, and raises UsageError then."""
+
+    def __init__(self, settings: FolderCamera, now_ns: UtcNs = utc_ns) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._now_ns = now_ns
+        self._playlist = playlist(settings)
+
+    def open(self) -> None:
+        """Nothing to connect to."""
+
+    def frames(self) -> Iterator[Capture]:
+        """Yield each image once per round. JPEG and PNG files as they are, other kinds losslessly as PNG.
+
+        A file that cannot be read any more gives a capture without bytes: it is counted, dropped, and the line goes on.
+        """
+        while True:
+            for relative in self._playlist:
+                yield self._capture(relative)
+            if not self._settings.loop:
+                return
+
+    def _capture(self, relative: Path) -> Capture:
+        path = self._settings.path / relative
+        key = relative.as_posix()
+        captured_at = self._now_ns()
+        try:
+            data = path.read_bytes()
+        except OSError:
+            data = b""
+        if data and data[:2] != b"\xff\xd8" and not data.startswith(PNG_SIGNATURE):
+            try:
+                return Capture(captured_at, pixels=imaging.read_image(path), codec=Codec.PNG, replay_key=key)
+            except imaging.ImageError:
+                pass  # the bytes are what the camera gave; the publisher finds the same and counts it
+        return Capture(captured_at, data=data, replay_key=key)
+
+    def close(self) -> None:
+        """Nothing to give back."""

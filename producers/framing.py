@@ -1,0 +1,46 @@
+"""From a capture to the message that leaves the producer."""
+
+from __future__ import annotations
+
+from flawline import imaging
+from flawline.messages import Codec, Frame, checksum
+from producers.camera import Capture
+from producers.settings import CameraBase
+
+
+def to_frame(capture: Capture, camera: CameraBase, epoch: int, sequence: int) -> Frame:
+    """The frame of a capture, its bytes inline.
+
+    Pixels are encoded with the camera's codec; bytes that the source encoded are passed on untouched, and only their
+    header is read. Raises ImageError or ValueError when there is no image in it.
+    """
+    if capture.pixels is not None:
+        pixels = capture.pixels
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8":
+            pixels = imaging.to_rgb(pixels)
+        codec = capture.codec or camera.codec
+        height, width, channels = pixels.shape
+        data = imaging.encode(pixels, codec, quality=camera.jpeg_quality)
+    else:
+        data = capture.data or b""
+        found = imaging.probe(data)
+        codec, height, width, channels = found.codec, found.height, found.width, found.channels
+        if capture.codec not in (None, codec):
+            raise ValueError(f"the source announced {capture.codec} and gave {codec}")
+    return Frame(
+        camera=camera.name,
+        epoch=epoch,
+        sequence=sequence,
+        captured_at=capture.captured_at,
+        codec=Codec(codec),
+        height=height,
+        width=width,
+        channels=channels,
+        data=data,
+        checksum=checksum(data),
+        size_bytes=len(data),
+        part=capture.part,
+        view=capture.view or camera.view,
+        lot=capture.lot,
+        trigger=capture.trigger,
+    )

@@ -1,0 +1,170 @@
+"""Cameras that OpenCV reads: video files, USB cameras and RTSP streams."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
+from flawline.errors import UsageError
+from producers.camera import CameraError, Capture
+from producers.redaction import redact
+from producers.settings import RtspCamera, UsbCamera, VideoCamera
+
+
+class VideoDevice(Protocol):
+    """The part of cv2.VideoCapture that is used."""
+
+    def isOpened(self) -> bool: ...
+    def grab(self) -> bool: ...
+    def retrieve(self) -> tuple[bool, np.ndarray]: ...
+    def release(self) -> None: ...
+
+
+def _rgb(device: VideoDevice, what: str) -> np.ndarray:
+    ok, image = device.retrieve()
+    if not ok or image is None:
+        raise CameraError(f"{what}: a frame cannot be decoded")
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class VideoReplay:
+    """Replays a video file once, or over and over. Raises UsageError, when it is made, for a file that is not there."""
+
+    def __init__(self, settings: VideoCamera, now_ns: UtcNs = utc_ns) -> None:
+        self.name = settings.name
+        self._path = settings.path
+        self._loop = settings.loop
+        self._now_ns = now_ns
+        self._device: VideoDevice | None = None
+        if not settings.path.is_file():
+            what = "is no file" if settings.path.exists() else "does not exist"
+            raise UsageError(f"video {settings.path} {what}: correct the path of camera {settings.name}")
+
+    def open(self) -> None:
+        """Open the file. Raises UsageError when OpenCV cannot play it."""
+        self._device = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
+        if not self._device.isOpened():
+            raise UsageError(f"video {self._path} cannot be played: give a file that FFmpeg reads")
+
+    def frames(self) -> Iterator[Capture]:
+        """Yield the frames in order; `replay_key` is a frame's number in the file."""
+        while True:
+            device = self._device
+            index = 0
+            while device is not None and device.grab():
+                captured_at = self._now_ns()
+                pixels = _rgb(device, f"video {self._path}")
+                yield Capture(captured_at, pixels=pixels, replay_key=str(index))
+                index += 1
+            if index == 0:
+                raise UsageError(f"video {self._path} has no frames: give a file that FFmpeg reads")
+            if not self._loop or self._device is None:
+                return
+            self.close()
+            self.open()
+
+    def close(self) -> None:
+        """Close the file."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.release()
+
+
+class LiveDevice:
+    """What USB and RTSP cameras have in common: frames are taken as they come, and the newest is the one that counts.
+
+    With a rate, frames between are grabbed and not decoded, so that the device's own buffer never grows old.
+    """
+
+    def __init__(
+        self, name: str, what: str, rate_hz: float, clock: Monotonic = monotonic, now_ns: UtcNs = utc_ns
+    ) -> None:
+        self.name = name
+        self.what = what
+        self._period_s = 1.0 / rate_hz if rate_hz > 0 else 0.0
+        self._clock = clock
+        self._now_ns = now_ns
+        self._device: VideoDevice | None = None
+
+    def _connect(self) -> VideoDevice:
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """Connect to the device. Raises CameraError."""
+        try:
+            device = self._connect()
+        except cv2.error as error:
+            raise CameraError(f"{self.what} cannot be opened: {redact(str(error.err or error))}") from None
+        if not device.isOpened():
+            device.release()
+            raise CameraError(f"{self.what} does not answer, or is no camera")
+        self._device = device
+
+    def frames(self) -> Iterator[Capture]:
+        """Yield captures until the device goes away, which raises CameraError."""
+        due = self._clock()
+        while (device := self._device) is not None:
+            if not device.grab():
+                raise CameraError(f"{self.what} went away")
+            captured_at, now = self._now_ns(), self._clock()
+            # A frame that comes a little early, by the device's jitter, still counts for its turn.
+            if now < due - 0.1 * self._period_s:
+                continue
+            due = max(due + self._period_s, now)
+            yield Capture(captured_at, pixels=_rgb(device, self.what))
+
+    def close(self) -> None:
+        """Release the device."""
+        device, self._device = self._device, None
+        if device is not None:
+            device.release()
+
+
+class UsbDevice(LiveDevice):
+    """A camera of this machine."""
+
+    def __init__(self, settings: UsbCamera, **clocks: Any) -> None:
+        super().__init__(settings.name, f"USB camera {settings.device}", settings.rate_hz, **clocks)
+        self._settings = settings
+
+    def _connect(self) -> VideoDevice:
+        device = self._settings.device
+        if isinstance(device, str) and device.isdigit():
+            device = int(device)
+        if isinstance(device, str) and not Path(device).exists():
+            raise CameraError(f"{self.what} is not there")
+        return cv2.VideoCapture(device, cv2.CAP_V4L2 if _is_video_node(device) else cv2.CAP_ANY)
+
+
+def _is_video_node(device: int | str) -> bool:
+    return isinstance(device, int) or Path(device).is_char_device()
+
+
+_FFMPEG_OPTIONS = threading.Lock()
+
+
+class RtspDevice(LiveDevice):
+    """A network camera. The limits of opening and reading are FFmpeg's own, so that no thread hangs on a dead one."""
+
+    def __init__(self, settings: RtspCamera, **clocks: Any) -> None:
+        url = settings.url.get_secret_value()
+        super().__init__(settings.name, f"RTSP camera {redact(url)}", settings.rate_hz, **clocks)
+        self._url = url
+        self._transport = settings.transport
+        self._timeout_ms = int(settings.open_timeout_s * 1000)
+
+    def _connect(self) -> VideoDevice:
+        # OpenCV takes FFmpeg's options from the environment only, and reads them while it opens.
+        with _FFMPEG_OPTIONS:
+            os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"rtsp_transport;{self._transport}"
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, self._timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, self._timeout_ms]
+        return cv2.VideoCapture(self._url, cv2.CAP_FFMPEG, timeouts)

@@ -1,0 +1,217 @@
+"""Publishes the captures of all cameras of one process: one Kafka client, one lane per camera, one bookkeeper."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flawline import messages, topics
+from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
+from flawline.config import Settings
+from flawline.errors import FlawlineError
+from flawline.messages import Frame, LedgerEntry
+from flawline.objects import ObjectStore
+from producers.camera import Capture
+from producers.delivery import NotConnected
+from producers.flow import ByteBudget
+from producers.journal import Journal, left_behind
+from producers.lane import Lane
+from producers.link import Link, connect
+from producers.settings import CameraBase
+from producers.spool import Quota, Spool
+from producers.watch import Backoff
+
+log = logging.getLogger(__name__)
+
+FIRST_CONNECTION_S = 5.0
+"""How long a start waits for the broker, so that a broker that is there sees no frame by way of the disk."""
+
+LAST_ENTRIES_S = 3.0
+"""How long a stop waits for the acknowledgement of the last ledger entries."""
+
+
+class Publisher:
+    """Takes captures, gives them identity, and brings them to the topic `frames`, whatever happens to the broker.
+
+    Every `ledger_interval_s` each camera's account goes to the topic `ledger`. Frames that an earlier process left on
+    disk are delivered first, with their old identity, and that epoch's account is completed; those of cameras that are
+    not in `cameras` any more, too.
+
+    Raises FlawlineError when a spool folder, or the claim check store's URL, cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        cameras: Sequence[CameraBase],
+        make_client: Callable[[], Any] | None = None,
+        clock: Monotonic = monotonic,
+        now_ns: UtcNs = utc_ns,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._now_ns = now_ns
+        self._store = ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None
+        self._link = Link(make_client or (lambda: connect(settings)), Backoff(0.5, 5.0))
+        self._budget = ByteBudget(settings.producer.in_flight_limit_bytes)
+        self._quota = Quota(settings.producer.spool_limit_bytes)
+        self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
+        self._closing = threading.Event()
+        self._bookkeeper = threading.Thread(target=self._keep_books, name="bookkeeper", daemon=True)
+        epoch = now_ns() // 1_000_000
+        self.lanes: dict[str, Lane] = {}
+        try:
+            for camera in [*cameras, *self._orphans({camera.name for camera in cameras})]:
+                self.lanes[camera.name] = self._lane(camera, epoch)
+        except BaseException:
+            for lane in self.lanes.values():
+                lane.close()
+            raise
+        for lane in self.lanes.values():
+            if lane.camera not in cameras:
+                lane.finish()
+
+    def _lane(self, camera: CameraBase, epoch: int) -> Lane:
+        spool = Spool(self._folder / camera.name, self._quota)
+        return Lane(
+            camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames.limit_bytes,
+            self._send, self._link.renew, self._clock, self._now_ns,
+        )  # fmt: skip
+
+    def _orphans(self, known: set[str]) -> list[CameraBase]:
+        """Cameras that are not run now, but left frames or an open account behind, and whose spool is free."""
+        found = []
+        for folder in sorted(self._folder.glob("*")) if self._folder.is_dir() else []:
+            if folder.name in known or not messages.CAMERA_NAME.fullmatch(folder.name):
+                continue
+            if _left_something(folder):
+                try:
+                    Spool(folder, Quota(0)).close()
+                except FlawlineError:  # its own producer runs beside this one
+                    continue
+                found.append(CameraBase(name=folder.name))
+        return found
+
+    def start(self, wait_s: float = FIRST_CONNECTION_S) -> None:
+        """Connect, and begin to send; without a broker after `wait_s`, captures go to the spool meanwhile.
+
+        Raises UsageError when the configuration can never work.
+        """
+        self._link.start()
+        if not self._link.wait(wait_s) and self._link.failure is None:
+            log.warning("no connection to %s yet, going on without", self._settings.bootstrap_servers)
+        self.check()
+        for lane in self.lanes.values():
+            lane.start()
+        self._bookkeeper.start()
+
+    def check(self) -> None:
+        """Raises UsageError when there will never be a connection."""
+        if self._link.failure is not None:
+            raise self._link.failure
+
+    def publish(self, camera: str, capture: Capture) -> str | None:
+        """Take a capture of a camera; its frame id, or None when no more are taken."""
+        return self.lanes[camera].publish(capture)
+
+    def finish(self) -> None:
+        """Take no more captures."""
+        for lane in self.lanes.values():
+            lane.finish()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every capture is delivered or dropped."""
+        return all(lane.idle for lane in self.lanes.values())
+
+    def close(self, drain_timeout_s: float) -> int:
+        """Deliver what can be delivered in time, and put the rest away; how many frames are left on disk.
+
+        Returns within `drain_timeout_s` and a few seconds, whatever the broker does.
+        """
+        self.finish()
+        deadline = self._clock() + drain_timeout_s
+        while not self.idle and self._clock() < deadline and self._link.client is not None:
+            self._closing.wait(0.02)
+        for lane in self.lanes.values():
+            lane.stop(timeout_s=1.0)
+        left = sum(lane.put_away() for lane in self.lanes.values())
+        if left:
+            log.warning("%d frames wait in %s, the next start delivers them", left, self._folder)
+        self._closing.set()
+        if self._bookkeeper.is_alive():
+            self._bookkeeper.join(1.0)
+        self._publish_last_entries()
+        self._link.close(timeout_s=0.0)
+        for lane in self.lanes.values():
+            lane.observe()
+            lane.close()
+        return left
+
+    def _send(self, frame: Frame) -> tuple[Any, Any]:
+        """Hand a frame to the client. Raises what a delivery may fail with, see `producers.delivery`."""
+        client = self._link.client
+        if client is None:
+            raise NotConnected("no connection to the broker")
+        if self._store is not None and frame.size_bytes > self._settings.frames.inline_limit_bytes:
+            frame = replace(frame, data=b"", object_key=self._store.put(frame.data))
+        future = client.send(
+            self._settings.topic(topics.FRAMES.name),
+            value=messages.encode(frame),
+            key=frame.camera.encode(),
+            headers=messages.headers(frame),
+            partition=self._settings.partition(frame.camera),
+        )
+        return future, client
+
+    # -- accounts ------------------------------------------------------------------------------------------------
+
+    def _keep_books(self) -> None:
+        while not self._closing.wait(self._settings.producer.ledger_interval_s):
+            for lane in self.lanes.values():
+                lane.observe()
+            self._publish_entries()
+
+    def _publish_last_entries(self) -> None:
+        deadline = self._clock() + LAST_ENTRIES_S
+        while self._link.client is not None and self._clock() < deadline:
+            self._publish_entries()
+            if not any(lane.owes_entries for lane in self.lanes.values()):
+                return
+            threading.Event().wait(0.02)
+        if any(lane.owes_entries for lane in self.lanes.values()):
+            log.warning("the last ledger entries could not be published, the next start completes them")
+
+    def _publish_entries(self) -> None:
+        client = self._link.client
+        if client is None:
+            return
+        for lane in self.lanes.values():
+            for journal, entry in lane.ledger_entries():
+                self._publish_entry(client, journal, entry)
+
+    def _publish_entry(self, client: Any, journal: Journal, entry: LedgerEntry) -> None:
+        def failed(error: BaseException) -> None:
+            log.warning("ledger entry of camera %s is not published: %s: %s", entry.camera, type(error).__name__, error)
+            journal.failed()
+
+        try:
+            future = client.send(
+                self._settings.topic(topics.LEDGER.name),
+                value=messages.encode(entry),
+                key=entry.camera.encode(),
+                headers=messages.headers(entry),
+            )
+        except Exception as error:  # whatever the client says, the account goes with the next entry
+            failed(error)
+            return
+        future.add_callback(lambda _: journal.confirmed())
+        future.add_errback(failed)
+
+
+def _left_something(folder: Path) -> bool:
+    return folder.is_dir() and (any(folder.glob("*.seg")) or bool(left_behind(folder)))
