@@ -246,7 +246,7 @@ def _losses(board: dashboard.Dashboard) -> None:
         lines(
             "Ledger",
             "Captures by what became of them, counted from the topics themselves.",
-            promql(f"sum by (outcome, reason) (flawline_ledger_frames{{{CAMERA}}})", "{{outcome}} {{reason}}"),
+            promql(f"sum by (outcome, reason) (flawline_ledger_frames{{{CAMERA}}}) > 0", "{{outcome}} {{reason}}"),
             unit="short",
             steps=True,
         ),
