@@ -27,7 +27,8 @@ BOOTSTRAP_TIMEOUT_MS = 10_000
 logging.getLogger("kafka").setLevel(logging.WARNING)
 
 
-def _require_fast_checksum() -> None:
+def require_fast_checksum() -> None:
+    """FlawlineError without the C library for CRC-32C."""
     if getattr(record_util, "crc32c_c", None) is None:
         raise FlawlineError("the C library crc32c is missing, without it a frame costs 23 ms: pip install crc32c")
 
@@ -51,7 +52,7 @@ def client_options(settings: Settings) -> dict[str, Any]:
 
 
 def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
-    _require_fast_checksum()
+    require_fast_checksum()
     try:
         return kind(**client_options(settings), **options)
     except KafkaError as error:

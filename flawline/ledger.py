@@ -190,6 +190,7 @@ class LedgerReader:
         if not left:
             return
         consumer.assign(list(left))
+        consumer.resume(*left)  # what the last call has paused stays so over an assignment
         for partition in left:
             consumer.seek(partition, self._positions[partition])
         total, done = sum(left[p] - self._positions[p] for p in left), 0
@@ -247,9 +248,10 @@ class LedgerReader:
         # A partition that is empty by now says only that its records were older than the retention.
         horizon = self._clock() // 1_000_000 - topics.VERDICTS.retention_ms if truncated else 0
         waiting = {partition for partition in truncated if begins[partition] < ends[partition]}
-        consumer.assign(sorted(waiting))
-        for partition in waiting:
-            consumer.seek(partition, begins[partition])
+        if waiting:
+            consumer.assign(sorted(waiting))
+            for partition in waiting:
+                consumer.seek(partition, begins[partition])
         deadline = time.monotonic() + STALLED_AFTER_S
         while waiting and time.monotonic() < deadline:
             for partition, records in consumer.poll(timeout_ms=500, max_records=100).items():
@@ -283,10 +285,8 @@ def _series(account: Account) -> Iterator[tuple[str, str, int]]:
         ("conflict", "", account.conflicts),
     )
     # Every reason is always there, so that one whose frames were all recovered goes back to 0.
-    for reason in DropReason:
-        yield "dropped", reason, account.dropped.get(reason, 0)
-    for reason in DeadLetterReason:
-        yield "dead_lettered", reason, account.dead_lettered.get(reason, 0)
+    yield from (("dropped", reason, account.dropped.get(reason, 0)) for reason in DropReason)
+    yield from (("dead_lettered", reason, account.dead_lettered.get(reason, 0)) for reason in DeadLetterReason)
 
 
 def parse_identity(frame_id: str | None) -> Identity | None:

@@ -59,3 +59,12 @@ class ObjectStore:
         if hashlib.sha256(data).hexdigest() != key:
             raise MissingObjectError(f"object {key} was altered in {self._root}")
         return data
+
+    def check(self) -> None:
+        """Write an object, read it and remove it. Raises OSError or MissingObjectError when one of that fails."""
+        data = b"flawline doctor"
+        key = self.put(data)
+        try:
+            self.get(key, len(data))
+        finally:
+            self._filesystem.rm_file(self._path(key))

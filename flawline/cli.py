@@ -1,0 +1,447 @@
+"""The command `flawline`: one sub-command per role. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flawline import __version__
+from flawline.errors import FlawlineError, UsageError
+
+if TYPE_CHECKING:
+    from flawline.config import Settings
+    from flawline.replay import Filter
+
+app = typer.Typer(
+    name="flawline",
+    help="Streaming visual inspection of a mixed line: every capture accounted for, defects grouped into classes.",
+    invoke_without_command=True,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+dashboards_app = typer.Typer(help="Grafana dashboards as code.", no_args_is_help=True)
+classes_app = typer.Typer(help="Defect classes: look at them and say what they are.", no_args_is_help=True)
+topics_app = typer.Typer(help="The line's Kafka topics.", no_args_is_help=True)
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default line.toml, when it exists.")
+]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE."),
+]
+
+DEBUG_VARIABLE = "FLAWLINE_DEBUG"
+JSON_STDOUT = "-"
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; also FLAWLINE_DEBUG=1.")] = False,
+) -> None:
+    # --debug is taken out of the arguments before they are parsed, so that it may stand anywhere.
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+# Roles that run until they are told to stop
+
+
+@app.command()
+def up(config: Config = None) -> None:
+    """Run every role of line.toml on this machine, and the embedded broker when no other is configured."""
+    from flawline import up as supervisor
+
+    settings = _settings(config, "up")
+    _until_stopped(lambda stop: supervisor.run(settings, stop, config))
+
+
+@app.command()
+def broker(config: Config = None) -> None:
+    """Run the embedded broker alone, in the foreground."""
+    from flawline.embedded import __main__ as embedded
+
+    settings = _settings(config, "broker")
+    own = settings.embedded
+    arguments = ["--data", str(settings.data_dir / "broker"), "--host", own.host, "--port", str(own.port)]
+    code = embedded.main([*arguments, "--fsync", own.fsync, "--no-auto-create"])
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def produce(
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be given again.")] = None,
+    config: Config = None,
+) -> None:
+    """Publish the frames of the configured cameras."""
+    settings = _settings(config, "produce")
+    _known_cameras(settings, camera)
+    if not settings.cameras:
+        raise UsageError("no cameras are configured: add a [[cameras]] section to line.toml")
+
+    def run(stop: Any) -> None:
+        from producers import service
+
+        _ensure_topics(settings)
+        service.run(settings, stop, cameras=camera or None)
+
+    _until_stopped(run)
+
+
+@app.command()
+def work(config: Config = None) -> None:
+    """Score frames: Ray actors that are members of one consumer group."""
+    settings = _settings(config, "work")
+
+    def run(stop: Any) -> None:
+        from workers import supervisor
+
+        _ensure_topics(settings)
+        supervisor.run(settings, stop)
+
+    _until_stopped(run)
+
+
+@app.command()
+def discover(config: Config = None) -> None:
+    """Group defects into classes, and keep them in the store."""
+    settings = _settings(config, "discover")
+
+    def run(stop: Any) -> None:
+        from discovery import service
+
+        _ensure_topics(settings)
+        service.run(settings, stop)
+
+    _until_stopped(run)
+
+
+# Models
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="Folder with <product>/train/good/*.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Fit a model on good parts. Product folders are used for reporting only."""
+    from flawline import models
+
+    models.fit(_settings(config), data, out, _json_target(json))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    data: Annotated[Path, typer.Argument(help="Folder with <product>/test/<good|defect>/*.")],
+    scores: Annotated[Path | None, typer.Option(help="File for the scores of each image, .csv or .json.")] = None,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Score test images with a model and say how good it is."""
+    from flawline import models
+
+    models.evaluate(_settings(config), model, data, scores, _json_target(json))
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    role: Annotated[str, typer.Option(help="active or shadow.")] = "active",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy it into the data directory first.")] = False,
+    uri: Annotated[str | None, typer.Option(help="Where workers find it, when that is another path or a URL.")] = None,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Make a model the one that workers use."""
+    from flawline import terminal
+    from flawline.publishing import publish_model
+
+    if role not in ("active", "shadow"):
+        raise UsageError(f"--role {role}: a model is active or shadow")
+    target = _json_target(json)
+    pointer = publish_model(_settings(config), model, role, copy=copy, uri=uri)
+    if target:
+        terminal.emit({"role": pointer.role, "version": pointer.version, "uri": pointer.uri}, target)
+    else:
+        terminal.out().print(f"{pointer.role} model is now {pointer.version} ({pointer.uri})", highlight=False)
+
+
+# Reports
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Stream the test images of this folder; default: simulated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    frames: Annotated[int | None, typer.Option(min=1, help="Parts that pass the simulated cameras.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Frames per second of each camera; 0: all it can.")] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors that score.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the simulated line.")] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the result.")] = False,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Run the whole line on this machine, end to end, and measure it against known truth."""
+    from flawline import terminal
+    from flawline.demo.run import Options, run_demo
+
+    target = _json_target(json)
+    given = {"frames": frames, "rate_hz": rate, "actors": actors, "seed": seed}
+    options = replace(
+        Options(out=out, data=data, open_page=not no_open),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    result = run_demo(_settings(config), options)
+    if target:
+        terminal.emit(result, target)
+
+
+@app.command()
+def ledger(
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be given again.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep counting, and serve the figures as metrics.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between counts, with --watch.")] = 5.0,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps."""
+    from flawline import ledger_view
+
+    settings = _settings(config, "ledger")
+    if watch:
+        _until_stopped(lambda stop: ledger_view.watch(settings, stop, interval))
+        return
+    report = ledger_view.show(settings, camera or [], _json_target(json))
+    if not report.balanced or report.total.gaps:
+        raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    reason: Annotated[list[str] | None, typer.Option(help="Only this reason; may be given again.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be given again.")] = None,
+    older_than: Annotated[str | None, typer.Option(metavar="AGE", help="At least this old: 90s, 30m, 12h, 7d.")] = None,
+    newer_than: Annotated[str | None, typer.Option(metavar="AGE", help="At most this old.")] = None,
+    send: Annotated[bool, typer.Option("--send", help="Send the open ones to the workers again.")] = False,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """List dead letters, and with --send give their frames to the workers again."""
+    from flawline import replay_view
+
+    settings = _settings(config)
+    replay_view.run(settings, _letters(reason, camera, older_than, newer_than), send, _json_target(json))
+
+
+@app.command()
+def doctor(json: Json = None, config: Config = None) -> None:
+    """Print the effective settings, secrets masked, and check everything the line needs. Exit 1 when a check fails."""
+    from flawline import doctor as checks
+
+    if not checks.run(_settings(config), _json_target(json)):
+        raise typer.Exit(1)
+
+
+# Groups of commands
+
+
+@topics_app.command("create")
+def topics_create(config: Config = None) -> None:
+    """Create the topics that are missing."""
+    from flawline import terminal, topics
+
+    settings = _settings(config)
+    _ensure_topics(settings)
+    for name, topic in topics.named(settings.kafka.topic_prefix):
+        terminal.out().print(f"{name}: written by {topic.writers}, read by {topic.readers}", highlight=False)
+
+
+@dashboards_app.command("push")
+def dashboards_push(config: Config = None) -> None:
+    """Create or update the dashboards in the Grafana of [grafana]."""
+    from discovery import grafana
+    from flawline import terminal
+
+    for line in grafana.push(_settings(config)):
+        terminal.out().print(line, highlight=False, markup=False)
+
+
+@dashboards_app.command("write")
+def dashboards_write(folder: Annotated[Path, typer.Argument(help="Folder for Grafana's provisioning files.")]) -> None:
+    """Write the dashboards as provisioning files."""
+    from discovery import grafana
+    from flawline import terminal
+
+    for path in grafana.write_provisioning(folder):
+        terminal.out().print(str(path), highlight=False, markup=False)
+
+
+app.add_typer(topics_app, name="topics")
+app.add_typer(dashboards_app, name="dashboards")
+app.add_typer(classes_app, name="classes")
+
+
+# The edge: arguments in, exit code out
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 fine, 1 the work failed, 2 bad usage or configuration, 130 interrupted."""
+    from flawline.stopping import follow_parent
+
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--debug" in given:
+        given = [argument for argument in given if argument != "--debug"]
+        os.environ[DEBUG_VARIABLE] = "1"
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    follow_parent()
+    sys.exit(_run(with_json_target(given)))
+
+
+def _run(arguments: list[str]) -> int:
+    debug = bool(os.environ.get(DEBUG_VARIABLE))
+    try:
+        return int(app(arguments, standalone_mode=False, prog_name="flawline") or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except FlawlineError as error:
+        if debug:
+            raise
+        return _failed(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # What the command line parser raises knows its exit code; anything else is a mistake of ours.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _failed(f"{error.format_message()} (see flawline --help)", 2)
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        return _failed(
+            f"unexpected {type(error).__name__}: {text}: run it again with --debug and report what it says", 1
+        )
+
+
+def _failed(message: str, code: int) -> int:
+    from flawline import terminal
+
+    terminal.fail(f"error: {message}")
+    return code
+
+
+def _on_sigterm(*_: object) -> None:
+    raise SystemExit(143)  # so that every `finally` runs
+
+
+def with_json_target(arguments: list[str]) -> list[str]:
+    """`--json [FILE]` as the parser needs it: always with a value, `-` for stdout.
+
+    The next argument is the file unless it is an option, or an existing folder (DATA, MODEL), or a word of `classes`.
+    """
+    result: list[str] = []
+    rest = iter(range(len(arguments)))
+    for index in rest:
+        argument = arguments[index]
+        following = arguments[index + 1] if index + 1 < len(arguments) else None
+        if argument != "--json":
+            result.append(argument)
+        elif following is None or not _is_file_name(following, "classes" in arguments[:1]):
+            result.append(f"--json={JSON_STDOUT}")
+        else:
+            result.append(f"--json={following}")
+            next(rest)
+    return result
+
+
+def _is_file_name(argument: str, only_json: bool) -> bool:
+    if argument.startswith("-") and argument != JSON_STDOUT:
+        return False
+    return argument.endswith(".json") if only_json else not Path(argument).is_dir()
+
+
+def _json_target(target: str | None) -> str | None:
+    from flawline import terminal
+
+    terminal.check_json_target(target)
+    return target
+
+
+def _settings(config: Path | None, role: str = "") -> Settings:
+    from flawline import terminal
+    from flawline.config import load
+
+    if config is not None:
+        os.environ["FLAWLINE_CONFIG"] = str(config.absolute())  # for the roles that a command starts
+    settings = load(config)
+    terminal.configure_logging(settings.log_level if role else "WARNING", role)
+    return settings
+
+
+def _ensure_topics(settings: Settings) -> None:
+    from flawline import broker as clients
+
+    clients.ensure_topics(settings)
+
+
+def _until_stopped(work: Any) -> None:
+    from flawline.stopping import stop_on_signals
+
+    with stop_on_signals() as stop:
+        work(stop)
+    if stop.exit_code:
+        raise typer.Exit(stop.exit_code)
+
+
+def _known_cameras(settings: Settings, names: Iterable[str] | None) -> None:
+    known = {camera.name for camera in settings.cameras}
+    for name in names or ():
+        if name not in known:
+            raise UsageError(
+                f"--camera {name}: is not in the configuration, which has {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _letters(
+    reasons: list[str] | None, cameras: list[str] | None, older_than: str | None, newer_than: str | None
+) -> Filter:
+    from flawline.messages import DeadLetterReason
+    from flawline.replay import Filter
+
+    known = [str(reason) for reason in DeadLetterReason]
+    for reason in reasons or ():
+        if reason not in known:
+            raise UsageError(f"--reason {reason}: choose from {', '.join(known)}")
+    return Filter(
+        frozenset(map(DeadLetterReason, reasons or ())),
+        frozenset(cameras or ()),
+        seconds(older_than, "--older-than") if older_than else None,
+        seconds(newer_than, "--newer-than") if newer_than else None,
+    )
+
+
+def seconds(age: str, option: str) -> float:
+    """Seconds of an age like `90s`, `30m`, `12h` or `7d`; UsageError for anything else."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = age[:-1], age[-1:]
+    if unit not in units or not number.replace(".", "", 1).isdigit():
+        raise UsageError(f"{option} {age}: give a number and a unit, such as 90s, 30m, 12h or 7d")
+    return float(number) * units[unit]
+
+
+if __name__ == "__main__":
+    main()

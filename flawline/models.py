@@ -1,0 +1,68 @@
+"""What `flawline fit` and `flawline evaluate` show of the scorer's reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flawline import terminal
+from flawline.config import Settings
+
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
+
+
+def fit(settings: Settings, data: Path, out: Path, target: str | None) -> None:
+    """Fit, evaluate when there are test images, and show the report."""
+    from scorer import commands
+
+    _show(commands.fit(data, out, settings.scorer), target, f"model {out}")
+
+
+def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, target: str | None) -> None:
+    """Evaluate and show the report."""
+    from scorer import commands
+
+    worker = settings.worker
+    report = commands.evaluate(model, data, scores=scores, runtime=worker.runtime, precision=worker.precision)
+    _show(report, target, f"model {model} on {data}")
+
+
+def _show(report: Mapping[str, Any], target: str | None, title: str) -> None:
+    if target:
+        terminal.emit(report, target)
+        return
+    console = terminal.out()
+    if "pooled" in report:
+        console.print(_metrics(report, title))
+        alarm = report["alarm_rate"]
+        console.print(
+            f"alarm rate on good parts: target {_figure(alarm['target'])}, mean {_figure(alarm['mean'])}, "
+            f"worst product {_figure(alarm['worst_product'])}; recall at it {_figure(report['recall_at_alarm_rate'])}; "
+            f"{report['images_per_second']:.1f} images/s",
+            highlight=False,
+        )
+    fitted = f", fitted in {report['fit_seconds']:.1f} s" if report.get("fit_seconds") is not None else ""
+    size = f"{report['model_bytes'] / 1e6:.1f} MB"
+    console.print(f"{title}: version {report['version']}, {report['groups']} groups, {size}{fitted}", highlight=False)
+    if skipped := report.get("skipped_images"):
+        console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
+
+
+def _metrics(report: Mapping[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    for name in METRICS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, values in report["per_product"].items():
+        table.add_row(name, *(_figure(values.get(metric)) for metric in METRICS))
+    table.add_section()
+    for name in ("pooled", "macro"):
+        table.add_row(name, *(_figure(report[name].get(metric)) for metric in METRICS), style="bold")
+    return table
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)

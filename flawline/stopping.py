@@ -1,0 +1,59 @@
+"""How a role is told to stop: SIGTERM, Ctrl-C, or the end of the process that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PARENT_VARIABLE = "FLAWLINE_PARENT_PID"
+"""Set by `flawline up` for its roles, so that none outlives it, whatever it died of."""
+
+PARENT_CHECK_S = 0.5
+
+
+class Stop(threading.Event):
+    """A stop event that remembers whether a person asked for it (Ctrl-C), which decides the exit code."""
+
+    by_keyboard = False
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.by_keyboard else 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once. Only in the main thread."""
+    stop = Stop()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            stop.by_keyboard = True
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow_parent() -> None:
+    """Where `PARENT_VARIABLE` names the parent, ask this process to end (SIGTERM) when that parent is gone."""
+    parent = os.environ.get(PARENT_VARIABLE, "")
+    if parent.isdigit():
+        threading.Thread(target=_watch, args=(int(parent),), name="parent-watch", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,106 @@
+"""What a person sees: progress on stderr, tables and JSON on stdout, errors in one red line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from flawline.errors import FlawlineError, UsageError
+
+STDOUT = "-"
+"""Target of `--json` without a file."""
+
+
+def out() -> Console:
+    """The console for results."""
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """The console for progress and errors."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """One red line on stderr."""
+    err().print(Text(" ".join(message.split()), style="red"))
+
+
+def configure_logging(level: str, role: str = "") -> None:
+    """Logs go to stderr, one line each, with UTC stamps."""
+    logging.Formatter.converter = __import__("time").gmtime
+    name = f" {role}" if role else ""
+    logging.basicConfig(
+        level=level, stream=sys.stderr, force=True, format=f"%(asctime)sZ{name} %(levelname)s %(name)s: %(message)s"
+    )
+    # Below WARNING the client's loggers write every frame's bytes.
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[..., None]]:
+    """A bar with an ETA on stderr. The callback takes what is done and how much there is, and maybe a stage's name."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err(), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(done: float, total: float, stage: str = description) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=max(total, done))
+
+        yield advance
+
+
+def check_json_target(target: str | None) -> None:
+    """UsageError when a JSON file could not be written; to be asked before the work, not after."""
+    if target in (None, STDOUT):
+        return
+    path = Path(str(target))
+    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise UsageError(f"--json {path}: cannot be written: name a file in a folder that exists and is writable")
+
+
+def emit(payload: Any, target: str) -> None:
+    """Write `payload` as JSON to stdout or, whole or not at all, to a file."""
+    text = json.dumps(_finite(payload), indent=2, default=str, allow_nan=False)
+    if target == STDOUT:
+        print(text)
+        return
+    path = Path(target)
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False, encoding="utf-8") as part:
+            part.write(text + "\n")
+        Path(part.name).chmod(0o644)
+        Path(part.name).replace(path)
+    except OSError as error:
+        raise FlawlineError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that does not exist is null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
