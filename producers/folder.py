@@ -60,7 +60,7 @@ def playlist(settings: FolderCamera) -> list[Path]:
 
 
 class FolderReplay:
-    """Replays a folder's images once, or over and over. Lists the folder when it is made, and raises UsageError then."""
+    """Replays a folder's images once, or over and over. Raises UsageError, when made, for a folder without images."""
 
     def __init__(self, settings: FolderCamera, now_ns: UtcNs = utc_ns) -> None:
         self.name = settings.name
