@@ -1,0 +1,57 @@
+"""The camera kind `simulated`: parts of the procedural line, the k-th capture being part k of the camera of that name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from itertools import count
+
+from flawline.clock import UtcNs, utc_ns
+from producers.camera import Capture
+from producers.settings import SimulatedCamera
+from producers.simulation import DEFECTS, PRODUCTS, LineSettings, SimulatedLine
+
+
+def line_settings(settings: SimulatedCamera) -> LineSettings:
+    """Return the line that a simulated camera looks at; raises UsageError for an unknown product or defect."""
+    return LineSettings(
+        seed=settings.seed,
+        products=PRODUCTS if settings.products is None else tuple(settings.products),
+        defects=DEFECTS if settings.defects is None else tuple(settings.defects),
+        defect_rate=settings.defect_rate,
+        size=settings.size,
+        contrast=settings.contrast,
+        height=settings.height,
+        width=settings.width,
+    )
+
+
+class SimulatedLineCamera:
+    """Shows the parts of a simulated line from the first on, as fast as they are asked for.
+
+    Frames carry no truth: `replay_key` is the part's index, with which a test asks `SimulatedLine.truth`.
+    """
+
+    def __init__(self, settings: SimulatedCamera, now: UtcNs = utc_ns) -> None:
+        self.name = settings.name
+        self._frames = settings.frames
+        self._line = SimulatedLine(line_settings(settings))
+        self._now = now
+        self._closed = threading.Event()
+
+    def open(self) -> None:
+        """Start; a camera that was closed starts again from its first part."""
+        self._closed.clear()
+
+    def frames(self) -> Iterator[Capture]:
+        """Yield one capture for each part until the configured number is reached or the camera is closed."""
+        for index in count() if self._frames is None else range(self._frames):
+            if self._closed.is_set():
+                return
+            captured_at = self._now()
+            part = self._line.render(self.name, index)
+            yield Capture(captured_at=captured_at, pixels=part.image, replay_key=str(index))
+
+    def close(self) -> None:
+        """End `frames` before its next part."""
+        self._closed.set()

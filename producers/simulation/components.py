@@ -1,0 +1,182 @@
+"""The components that products carry, and the bed of old adhesive that shows when one is not where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from producers.simulation.drawing import disc_sprite, sprite
+
+Drawing = tuple[np.ndarray, np.ndarray]
+"""RGB (0..255) and opacity (0..1), larger than they will be seen, so that edges come out smooth."""
+
+DRAWN_PX = 256
+"""Side of the square that components are drawn on before they are averaged down; the outer tenth is for the shadow."""
+
+
+def _round_body(rim: float = 0.86) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return an empty drawing, radius, angle, and the opacity of a round body with its soft shadow."""
+    rgb, radius, angle = disc_sprite(DRAWN_PX)
+    body = np.clip((rim - radius) * 60, 0, 1)
+    shadow = np.clip((1.0 - radius) / (1.0 - rim), 0, 1) * 0.5
+    return rgb, radius, angle, np.maximum(body, shadow)
+
+
+def _tinted(shade: np.ndarray, colour: tuple[int, int, int], inside: np.ndarray) -> np.ndarray:
+    return np.where(inside[..., None], np.clip(shade[..., None] * np.asarray(colour, np.float32), 0, 255), 12)
+
+
+def _bolt() -> Drawing:
+    """A socket cap screw, black."""
+    _, radius, angle, alpha = _round_body()
+    shade = 0.9 + 0.35 * np.cos(angle + 2.2) * (radius > 0.62) + 0.3 * np.exp(-(((radius - 0.62) / 0.05) ** 2))
+    hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6) < 0.36
+    shade = np.where(hexagon, 0.15, shade)
+    return _tinted(shade, (74, 76, 84), radius < 0.86), alpha
+
+
+def _rosette() -> Drawing:
+    """A zinc anchor plate with a hexagon head."""
+    _, radius, angle, alpha = _round_body()
+    shade = 0.72 + 0.16 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.8) / 0.04) ** 2))
+    hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6)
+    shade = np.where(hexagon < 0.42, 0.95 + 0.2 * np.cos(angle + 2.2), shade)
+    shade = np.where(np.abs(hexagon - 0.43) < 0.025, 0.3, shade)
+    return _tinted(shade, (198, 206, 214), radius < 0.86), alpha
+
+
+def _plug() -> Drawing:
+    """A blue plastic plug with a cross slot."""
+    rgb, radius, angle, alpha = _round_body()
+    del rgb
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    shade = 0.85 + 0.3 * np.cos(angle + 2.2) * (radius > 0.66) + 0.25 * np.exp(-(((radius - 0.66) / 0.04) ** 2))
+    slot = ((np.abs(x) < 0.08) | (np.abs(y) < 0.08)) & (radius < 0.5)
+    return _tinted(np.where(slot, 0.3, shade), (52, 98, 178), radius < 0.86), alpha
+
+
+def _snap() -> Drawing:
+    """A copper snap fastener."""
+    _, radius, angle, alpha = _round_body()
+    dome = 0.75 + 0.35 * np.cos(angle + 2.2) * radius
+    ring = -0.4 * np.exp(-(((radius - 0.5) / 0.05) ** 2)) + 0.25 * np.exp(-(((radius - 0.7) / 0.05) ** 2))
+    return _tinted(dome + ring, (206, 124, 84), radius < 0.86), alpha
+
+
+def _seal() -> Drawing:
+    """A red paper seal with a star and a serrated rim."""
+    _, radius, angle, _ = _round_body()
+    rim = 0.84 + 0.04 * np.cos(24 * angle)
+    alpha = np.clip((rim - radius) * 60, 0, 1)
+    star = radius < 0.34 + 0.16 * np.cos(5 * angle)
+    ring = np.abs(radius - 0.66) < 0.03
+    rgb = np.where((star | ring)[..., None], (246, 214, 120), (186, 34, 38)).astype(np.float32)
+    return rgb, alpha
+
+
+def _can() -> Drawing:
+    """An electrolytic capacitor from above: aluminium, a dark polarity segment, a scored cross."""
+    _, radius, angle, alpha = _round_body()
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    shade = 0.85 + 0.12 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.78) / 0.04) ** 2))
+    shade = np.where((x < -0.45), 0.2, shade)
+    shade = np.where(((np.abs(x) < 0.03) | (np.abs(y) < 0.03)) & (radius < 0.4), 0.55, shade)
+    return _tinted(shade, (206, 208, 212), radius < 0.86), alpha
+
+
+def _card(body: tuple[int, int, int], half_height: float, half_width: float) -> tuple[np.ndarray, np.ndarray]:
+    """A rectangle with a soft shadow; half sides as fractions of half the drawing."""
+    rgb = np.full((DRAWN_PX, DRAWN_PX, 3), body, np.uint8)
+    axis = np.abs((np.arange(DRAWN_PX, dtype=np.float32) + 0.5) / DRAWN_PX * 2 - 1)
+    out = np.maximum(axis[None, :] - half_width, axis[:, None] - half_height)
+    solid = out < 0
+    rgb[~solid] = 12
+    return rgb, np.where(solid, 1, np.clip(0.5 * (1 - out / 0.1), 0, 1)).astype(np.float32)
+
+
+def _chip() -> Drawing:
+    """A dual in-line chip: black epoxy, tin pins, a notch and a printed mark."""
+    rgb, alpha = _card((38, 38, 42), 0.84, 0.58)
+    mid = DRAWN_PX // 2
+    for row in range(6):
+        top = int(DRAWN_PX * (0.12 + row * 0.135))
+        for left, right in ((0.06, 0.21), (0.79, 0.94)):
+            x0, x1 = int(DRAWN_PX * left), int(DRAWN_PX * right)
+            rgb[top : top + 16, x0:x1] = (198, 200, 204)
+            alpha[top : top + 16, x0:x1] = 1
+    cv2.circle(rgb, (mid, 24), 14, (90, 90, 94), -1, cv2.LINE_AA)
+    for row, text in enumerate(("FL", "07")):
+        cv2.putText(
+            rgb, text, (mid - 40, mid + 10 + row * 66), cv2.FONT_HERSHEY_SIMPLEX, 1.9, (190, 190, 190), 6, cv2.LINE_AA
+        )
+    return rgb, alpha
+
+
+def _sachet() -> Drawing:
+    """A sugar sachet: white paper with blue stripes and crimped ends."""
+    rgb, alpha = _card((240, 240, 236), 0.52, 0.86)
+    inside = alpha >= 1
+    columns = np.arange(DRAWN_PX)
+    stripes = (np.mod(columns, 40) < 14)[None, :] & (columns > 50)[None, :] & (columns < 206)[None, :] & inside
+    rgb[stripes] = (42, 88, 168)
+    crimp = (np.mod(columns, 8) < 3)[None, :] & ((columns < 44) | (columns > 212))[None, :] & inside
+    rgb[crimp] = (186, 186, 180)
+    return rgb, alpha
+
+
+def _hologram() -> Drawing:
+    """A silver security foil with bands of spectral colour."""
+    rgb, alpha = _card((206, 212, 220), 0.8, 0.8)
+    yy, xx = np.mgrid[:DRAWN_PX, :DRAWN_PX].astype(np.float32) / DRAWN_PX
+    for channel, phase in enumerate((0.0, 2.1, 4.2)):
+        band = 190 + 50 * np.sin((xx + yy) * 2 * np.pi * 1.6 + phase)
+        rgb[..., channel] = np.where(alpha >= 1, band, rgb[..., channel])
+    cv2.circle(rgb, (128, 128), 52, (120, 126, 140), 8, cv2.LINE_AA)
+    return rgb, alpha
+
+
+_COMPONENTS: dict[str, tuple[Callable[[], Drawing], float]] = {
+    # name: (drawing, side in units)
+    "bolt": (_bolt, 0.135),
+    "rosette": (_rosette, 0.16),
+    "plug": (_plug, 0.15),
+    "snap": (_snap, 0.15),
+    "seal": (_seal, 0.20),
+    "can": (_can, 0.16),
+    "chip": (_chip, 0.20),
+    "sachet": (_sachet, 0.22),
+    "hologram": (_hologram, 0.14),
+}
+
+
+def _bed(alpha: np.ndarray) -> Drawing:
+    """The bed: pale yellow adhesive in the component's outline, a darker bead laid in turns, a dirty edge."""
+    outline = (alpha >= 0.95).astype(np.uint8)
+    inner = cv2.erode(outline, np.ones((15, 15), np.uint8))
+    rgb = np.full((DRAWN_PX, DRAWN_PX, 3), (226, 214, 150), np.uint8)
+    turns = [(x, 56 if k % 2 else 200) for k, x in enumerate(range(48, 212, 20))]
+    cv2.polylines(rgb, [np.array(turns, np.int32)], False, (176, 150, 62), 9, cv2.LINE_AA)
+    rgb[inner == 0] = (70, 60, 38)
+    return rgb, outline.astype(np.float32)
+
+
+def _smear(alpha: np.ndarray) -> Drawing:
+    """Wet pink sealant in the component's outline, with the streaks and the dark edge of having been dragged."""
+    outline = (alpha >= 0.95).astype(np.uint8)
+    inner = cv2.erode(outline, np.ones((9, 9), np.uint8))
+    streaks = 1 + 0.16 * np.sin(np.arange(DRAWN_PX) * 2 * np.pi / 26)
+    rgb = np.clip(streaks[None, :, None] * np.array([236, 90, 150], np.float32), 0, 255).repeat(DRAWN_PX, axis=0)
+    rgb[inner == 0] = (120, 26, 70)
+    return rgb, outline.astype(np.float32)
+
+
+@lru_cache(maxsize=256)
+def draw(kind: str, unit_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sprites of a component, its empty bed and its sealant: premultiplied RGBA uint8, `unit_px` to a unit."""
+    drawing, side = _COMPONENTS[kind]
+    rgb, alpha = drawing()
+    drawings = ((rgb, alpha), _bed(alpha), _smear(alpha))
+    return tuple(sprite(*one, side * unit_px) for one in drawings)
