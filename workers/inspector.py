@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "workers"
 NS = 1e-9
+HEARTBEATS_PER_SESSION = 4  # so that one lost heartbeat costs no camera
 
 Load = Callable[[Path, WorkerSettings], "Detector"]
 
@@ -172,6 +173,7 @@ class Inspector:
             group=GROUP,
             group_instance_id=member_name(self._settings, self._slot),
             session_timeout_ms=int(self._worker.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._worker.session_timeout_s * 1000 / HEARTBEATS_PER_SESSION),
         )
         self._intake = Intake(
             consumer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
-
-log = logging.getLogger(__name__)
 
 CANARY_SIDE_PX = 64
 
@@ -41,7 +38,6 @@ def score_each(detector: Detector, images: list[np.ndarray]) -> list[Scores | Ex
             middle = len(images) // 2
             return score_each(detector, images[:middle]) + score_each(detector, images[middle:])
         _check_canary(detector)
-        log.warning("one frame cannot be scored: %s", error)
         return [error]
     return [_finite(score) for score in scores]
 

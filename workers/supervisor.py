@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from kafka.admin import MemberToRemove
@@ -208,7 +208,7 @@ class Supervisor:
             max_task_retries=0,
             max_concurrency=ACTOR_THREADS,
         )
-        handle = actor_class.remote(self._settings, slot, first, self._load)
+        handle: Any = actor_class.remote(self._settings, slot, first, self._load)
         actor = _Actor(slot, handle, handle.run.remote(), self._model, self._now(), answered=self._now())
         actor.ready_reply = handle.ready.remote(self._worker.start_timeout_s)
         if first != self._model:
@@ -252,11 +252,11 @@ class Supervisor:
         # Actors are answers too: a dead one's `run` fails within milliseconds, which ends the wait.
         replies: dict[Any, Callable[[], None]] = {}
         for actor in actors:
-            replies[actor.run] = lambda actor=actor: self._on_end(actor)
+            replies[actor.run] = partial(self._on_end, actor)
             if actor.asked:
-                replies[actor.asked[0]] = lambda actor=actor: self._on_health(actor)
+                replies[actor.asked[0]] = partial(self._on_health, actor)
             if actor.ready_reply is not None:
-                replies[actor.ready_reply] = lambda actor=actor: self._on_ready(actor)
+                replies[actor.ready_reply] = partial(self._on_ready, actor)
         if not replies:
             self._stopping.wait(HEALTH_INTERVAL_S)
             return

@@ -1,0 +1,250 @@
+"""A small line for the workers' tests: deterministic frames, a detector whose scores are plain arithmetic, readers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kafka.structs import TopicPartition
+
+from flawline import broker, imaging, messages
+from flawline.config import KafkaSettings, Settings
+from flawline.errors import FlawlineError
+from flawline.messages import Codec, Decision, Frame
+from tests.support.brokers import unique
+from workers.inspector import Inspector
+from workers.models import ModelRef
+from workers.settings import WorkerSettings
+
+SIDE = 32
+EPOCH = 1_700_000_000_000
+POISON = 1
+NOT_FINITE = 2
+FULL = 255
+
+
+@dataclass(frozen=True)
+class PlainScores:
+    group: int
+    raw: float
+    aligned: float
+    p_value: float
+    decision: Decision
+    heatmap: np.ndarray
+    patches: np.ndarray | None = None
+    residuals: np.ndarray | None = None
+
+
+@dataclass
+class PlainDetector:
+    """Scores an image by the mean of its pixels, bright ones are rejected; the first pixel can make it fail."""
+
+    version: str = "plain-1"
+    seconds_per_image: float = 0.0
+    alarm_rate: float = 0.01
+    heatmap_range: tuple[float, float] = (1.0, 8.0)
+    embedding_version: str = "plain"
+    groups: int = 1
+    batches: list[int] = field(default_factory=list)
+
+    def score(self, images: Sequence[np.ndarray]) -> list[PlainScores]:
+        self.batches.append(len(images))
+        time.sleep(self.seconds_per_image * len(images))
+        return [self._one(image) for image in images]
+
+    def _one(self, image: np.ndarray) -> PlainScores:
+        first = tuple(image[0, 0])
+        if first == (POISON,) * 3:
+            raise ValueError("this image breaks the model")
+        raw = float(np.float64(image.mean()))
+        aligned = float("nan") if first == (NOT_FINITE,) * 3 else raw / 10 - 10
+        heatmap = np.zeros((8, 8), np.float32)
+        if raw <= 128:
+            return PlainScores(0, raw, aligned, 0.5, Decision.ACCEPT, heatmap)
+        heatmap[2:5, 2:5] = 10
+        grid = np.linspace(0, 1, 8 * 8 * 4, dtype=np.float32).reshape(8, 8, 4)
+        return PlainScores(0, raw, aligned, 0.001, Decision.REJECT, heatmap, grid, grid * 0.5)
+
+
+def load_plain(path: Path, settings: WorkerSettings) -> PlainDetector:
+    """The detector that folder `path` describes: its version, and how slow it is."""
+    try:
+        version, seconds = (path / "plain.txt").read_text().split()
+    except (OSError, ValueError) as error:
+        raise FlawlineError(f"{path}: no model") from error
+    return PlainDetector(version, float(seconds))
+
+
+def write_model(path: Path, version: str = "plain-1", seconds_per_image: float = 0.0) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "plain.txt").write_text(f"{version} {seconds_per_image}")
+    return path
+
+
+def line_settings(bootstrap: str, tmp_path: Path, *, partitions: int = 4, **worker: Any) -> Settings:
+    """Settings of a line of its own on a shared broker."""
+    model = worker.pop("model", None) or str(write_model(tmp_path / "model"))
+    options = {"actors": 1, "session_timeout_s": 6.0, "num_cpus": 0.5} | worker
+    return Settings(
+        line=unique("line"),
+        data_dir=tmp_path / "data",
+        kafka=KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=unique("t") + ".", camera_partitions=partitions),
+        worker=WorkerSettings(model=model, **options),
+    )
+
+
+def frame(camera: str, sequence: int, level: int = 20, first_pixel: int | None = None, **changes: Any) -> Frame:
+    """A grey frame; `level` decides its score. Every field can be changed to something wrong."""
+    pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
+    pixels[-1, -1] = sequence % 256
+    pixels[0, 0] = level if first_pixel is None else first_pixel
+    data = imaging.encode(pixels, Codec.PNG)
+    fields = {
+        "camera": camera,
+        "epoch": EPOCH,
+        "sequence": sequence,
+        "captured_at": time.time_ns(),
+        "codec": Codec.PNG,
+        "height": SIDE,
+        "width": SIDE,
+        "channels": 3,
+        "data": data,
+        "checksum": messages.checksum(data),
+        "size_bytes": len(data),
+    }
+    return Frame(**(fields | changes))
+
+
+class Feeder:
+    """Puts frames, and bytes that are none, on the line's topic."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer = broker.producer(settings)
+        self._partitions = settings.kafka.camera_partitions
+
+    def partition(self, camera: str) -> int:
+        return int(camera.rsplit("-", 1)[1]) % self._partitions
+
+    def send(self, *frames: Frame) -> None:
+        for each in frames:
+            self.send_bytes(each.camera, messages.encode(each), messages.headers(each))
+
+    def send_bytes(self, camera: str, value: bytes, headers: list[tuple[str, bytes]] | None = None) -> None:
+        self._producer.send(
+            self._settings.topic("frames"),
+            key=camera.encode(),
+            value=value,
+            headers=headers or [],
+            partition=self.partition(camera),
+        )
+
+    def flush(self) -> None:
+        self._producer.flush(timeout=30)
+
+    def close(self) -> None:
+        self._producer.close(timeout=30)
+
+
+@contextmanager
+def feeding(settings: Settings) -> Iterator[Feeder]:
+    broker.ensure_topics(settings)
+    feeder = Feeder(settings)
+    try:
+        yield feeder
+    finally:
+        feeder.close()
+
+
+@contextmanager
+def inspecting(
+    settings: Settings, slot: int = 0, detector: PlainDetector | None = None, wait_s: float = 20
+) -> Iterator[Inspector]:
+    """An inspector at work in this process; leaving the block stops it and raises what it failed with."""
+    assert settings.worker.model
+    load = load_plain if detector is None else lambda path, worker: detector
+    inspector = Inspector(settings, slot, ModelRef(settings.worker.model), load)
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            inspector.run()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while not inspector.ready(0.1):
+            assert thread.is_alive(), errors
+            wait_s -= 0.1
+            assert wait_s > 0, "the inspector did not join"
+        yield inspector
+    finally:
+        inspector.stop()
+        thread.join(30)
+        if errors:
+            raise errors[0]
+        assert not thread.is_alive()
+
+
+def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 40) -> list[Any]:
+    """Messages of a topic in log order per partition, as soon as there are `count` different frames in it."""
+    return [message for message, _ in read_records(settings, name, kind, count, timeout_s)]
+
+
+def read_records(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 40) -> list[tuple[Any, Any]]:
+    consumer = broker.consumer(settings)
+    topic = settings.topic(name)
+    found: list[tuple[Any, Any]] = []
+    deadline = time.monotonic() + timeout_s
+    try:
+        partitions = sorted(consumer.partitions_for_topic(topic))
+        consumer.assign([TopicPartition(topic, each) for each in partitions])
+        consumer.seek_to_beginning()
+        while len({message.frame_id for message, _ in found}) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} messages on {name}"
+            for records in consumer.poll(timeout_ms=200).values():
+                found += [(messages.decode(kind, record.value), record) for record in records]
+        # What was written before now, too: a surplus must not hide behind the count.
+        ends = consumer.end_offsets(consumer.assignment())
+        while any(consumer.position(each) < end for each, end in ends.items()):
+            for records in consumer.poll(timeout_ms=200).values():
+                found += [(messages.decode(kind, record.value), record) for record in records]
+    finally:
+        consumer.close(autocommit=False)
+    return found
+
+
+def committed(settings: Settings, partition: int) -> int | None:
+    """The workers' committed offset of a partition of `frames`."""
+    consumer = broker.consumer(settings, group="workers")
+    try:
+        return consumer.committed(TopicPartition(settings.topic("frames"), partition))
+    finally:
+        consumer.close(autocommit=False)
+
+
+def wait_until(condition: Any, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def assert_in_order(verdicts: Sequence[Any]) -> None:
+    """First occurrences of each camera's frames come in sequence order."""
+    last: dict[str, int] = {}
+    seen: set[str] = set()
+    for verdict in verdicts:
+        if verdict.frame_id in seen:
+            continue
+        seen.add(verdict.frame_id)
+        assert verdict.sequence > last.get(verdict.camera, -1), verdict.frame_id
+        last[verdict.camera] = verdict.sequence

@@ -1,0 +1,357 @@
+"""Lanes, bisection, reading, dead letters, defects and metrics, each without a broker."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka.structs import TopicPartition
+
+from flawline import imaging, messages
+from flawline.errors import FlawlineError
+from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
+from flawline.objects import ObjectStore
+from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
+from workers import metrics, scoring, verdicts
+from workers.budget import ByteGate
+from workers.dead_letters import dead_letter
+from workers.lane import Job, Lane, Outcome
+from workers.models import ModelRef, local_folder, pointer_of
+from workers.reading import Reader, Rejected
+
+PARTITION = TopicPartition("frames", 0)
+DONE = Outcome((), "cam-0", 0)
+
+
+def record(offset: int, value: bytes | None = b"x" * 10, **fields: Any) -> SimpleNamespace:
+    defaults = {"topic": "frames", "partition": 0, "key": None, "headers": [], "timestamp": 1000 + offset}
+    return SimpleNamespace(offset=offset, value=value, **(defaults | fields))
+
+
+class RecordingSender:
+    """Keeps what a lane sends."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+
+    def __call__(self, job: Job, outcome: Outcome) -> None:
+        self.offsets.append(job.offset)
+
+
+@pytest.fixture
+def sender() -> RecordingSender:
+    return RecordingSender()
+
+
+# Lanes
+
+
+@given(st.permutations(range(20)), st.permutations(range(20)))
+def test_a_lane_sends_in_log_order_commits_contiguously_and_gives_all_bytes_back(
+    completions: list[int], acknowledgements: list[int]
+) -> None:
+    gate, sent = ByteGate(1 << 20), RecordingSender()
+    lane = Lane(PARTITION, gate, sent)
+    jobs = [lane.admit(record(offset), 0) for offset in range(20)]
+    assert gate.held_bytes == 200
+    assert all(lane.begin(job) for job in jobs)
+    for offset in completions:
+        lane.complete(jobs[offset], DONE)
+    assert sent.offsets == list(range(20))
+    assert lane.committable is None, "sent is not acknowledged"
+    for offset in acknowledgements:
+        lane.finish(jobs[offset])
+    assert lane.committable == 20
+    assert lane.idle
+    assert gate.held_bytes == 0
+
+
+def test_a_closed_lane_sends_nothing_and_its_unfinished_frames_are_read_again(sender: RecordingSender) -> None:
+    gate = ByteGate(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    first, second, third, fourth = (lane.admit(record(offset), 0) for offset in (3, 4, 5, 6))
+    for job in (first, second, third):
+        assert lane.begin(job)
+    lane.complete(first, DONE)
+    lane.finish(first)
+    lane.complete(third, DONE)  # waits for the second
+    lane.close()
+    lane.complete(second, DONE)
+    assert not lane.begin(fourth)
+    assert sender.offsets == [3]
+    assert lane.resume_offset == 4
+    assert gate.held_bytes == 0
+
+
+def test_an_acknowledgement_after_the_lane_closed_counts_for_nobody(sender: RecordingSender) -> None:
+    gate = ByteGate(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    job = lane.admit(record(0), 0)
+    lane.begin(job)
+    lane.complete(job, DONE)
+    lane.close()
+    lane.finish(job)
+    assert lane.committable is None
+    assert gate.held_bytes == 0
+
+
+def test_a_leaving_lane_begins_nothing_and_is_idle_when_the_begun_are_finished(sender: RecordingSender) -> None:
+    gate = ByteGate(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    begun, not_begun = lane.admit(record(0), 0), lane.admit(record(1), 0)
+    assert lane.begin(begun)
+    lane.refuse()
+    assert not lane.begin(not_begun)
+    assert not lane.idle
+    lane.complete(begun, DONE)
+    lane.finish(begun)
+    assert lane.idle
+    assert lane.committable == 1
+    assert gate.held_bytes == 0
+
+
+def test_an_abandoned_frame_is_neither_sent_nor_committed(sender: RecordingSender) -> None:
+    gate = ByteGate(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    job = lane.admit(record(0), 0)
+    lane.begin(job)
+    lane.abandon(job)
+    assert lane.idle
+    assert (lane.committable, lane.resume_offset, gate.held_bytes) == (None, 0, 0)
+
+
+# Scoring
+
+
+def image(level: int, first: int | None = None) -> np.ndarray:
+    pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
+    if first is not None:
+        pixels[0, 0] = first
+    return pixels
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=33))
+def test_only_the_frames_that_break_the_model_lose_their_scores(bad: list[bool]) -> None:
+    images = [image(20 + i, POISON if is_bad else None) for i, is_bad in enumerate(bad)]
+    results = scoring.score_each(PlainDetector(), images)
+    for i, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
+        assert isinstance(result, ValueError) == is_bad
+        if not is_bad:
+            assert result.raw == images[i].mean()
+
+
+def test_a_model_that_fails_on_everything_costs_no_frame() -> None:
+    class BrokenDetector(PlainDetector):
+        def score(self, images: Any) -> Any:
+            raise RuntimeError("no memory on the device")
+
+    with pytest.raises(scoring.DetectorBroken, match="plain-1 fails on a plain image: no memory"):
+        scoring.score_each(BrokenDetector(), [image(11), image(12)])
+
+
+def test_a_model_that_returns_too_few_scores_is_not_believed() -> None:
+    class ForgetfulDetector(PlainDetector):
+        def score(self, images: Any) -> Any:
+            return super().score(images)[:1]
+
+    results = scoring.score_each(ForgetfulDetector(), [image(11), image(12)])
+    assert [result.raw for result in results] == [11.0, 12.0]
+
+
+# Reading
+
+
+def reader(tmp_path: Any = None, limit_bytes: int = 1 << 20) -> Reader:
+    return Reader(limit_bytes, ObjectStore(f"file://{tmp_path}") if tmp_path else None, threading.Event())
+
+
+def rejection(each: Reader, value: bytes | None) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        each.read(value)
+    return caught.value
+
+
+def test_a_good_frame_is_read_with_its_pixels() -> None:
+    sent = frame("cam-0", 7, level=99)
+    found, pixels = reader().read(messages.encode(sent))
+    assert found == sent
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert int(pixels[5, 5, 0]) == 99
+
+
+def test_a_claim_check_frame_is_fetched_and_a_missing_object_is_named(tmp_path: Any) -> None:
+    inline = frame("cam-0", 7)
+    key = ObjectStore(f"file://{tmp_path}").put(inline.data)
+    claim = replace(inline, data=b"", object_key=key)
+    assert (reader(tmp_path).read(messages.encode(claim))[1] == reader().read(messages.encode(inline))[1]).all()
+    gone = rejection(reader(tmp_path), messages.encode(replace(claim, object_key="0" * 64)))
+    assert gone.reason is DeadLetterReason.MISSING_OBJECT
+    unset = rejection(reader(), messages.encode(claim))
+    assert unset.reason is DeadLetterReason.MISSING_OBJECT
+    assert "frames.objects_url is not set" in str(unset)
+
+
+def test_a_store_that_is_away_costs_time_and_no_frame(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.reading.STORE_RETRY_S", (0.001, 0.001))
+    inline = frame("cam-0", 7)
+
+    class FlakyStore:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def get(self, key: str, size_bytes: int) -> bytes:
+            self.calls += 1
+            if self.calls < 4:
+                raise ConnectionResetError("store is restarting")
+            return inline.data
+
+    store = FlakyStore()
+    claim = replace(inline, data=b"", object_key="0" * 64)
+    assert Reader(1 << 20, store, threading.Event()).read(messages.encode(claim))[0] == claim
+    assert store.calls == 4
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(InterruptedError):
+        Reader(1 << 20, FlakyStore(), stopped).read(messages.encode(claim))
+
+
+def test_every_unreadable_record_has_its_reason() -> None:
+    good = frame("cam-0", 1)
+    cases = {
+        "no value": (None, DeadLetterReason.UNDECODABLE),
+        "no msgpack": (b"\xc1 nonsense", DeadLetterReason.UNDECODABLE),
+        "damaged image": (messages.encode(_with_data(good, good.data[:-40])), DeadLetterReason.UNDECODABLE),
+        "another size": (messages.encode(replace(good, height=SIDE + 1)), DeadLetterReason.UNDECODABLE),
+        "another codec": (messages.encode(replace(good, codec=Codec.JPEG)), DeadLetterReason.UNDECODABLE),
+        "checksum": (messages.encode(replace(good, checksum=good.checksum ^ 1)), DeadLetterReason.CHECKSUM),
+        "next schema": (messages.encode(good).replace(b"\xa1v\x01", b"\xa1v\x02", 1), DeadLetterReason.WRONG_SCHEMA),
+        "too large": (messages.encode(_with_data(good, bytes((1 << 20) + 1))), DeadLetterReason.OVERSIZE),
+        "far too large": (bytes(3 << 20), DeadLetterReason.OVERSIZE),
+        "too many pixels": (messages.encode(replace(good, height=60_000, width=60_000)), DeadLetterReason.OVERSIZE),
+    }
+    for name, (value, reason) in cases.items():
+        assert rejection(reader(), value).reason is reason, name
+
+
+def _with_data(original: messages.Frame, data: bytes) -> messages.Frame:
+    return replace(original, data=data, size_bytes=len(data), checksum=messages.checksum(data))
+
+
+# Dead letters and defects
+
+
+def test_a_dead_letter_keeps_key_headers_and_as_much_of_the_value_as_fits() -> None:
+    original = record(
+        9, b"v" * 200_000, key=b"cam-0", headers=[("frame-id", b"cam-0:1:2"), ("schema", b"frame/1"), ("none", None)]
+    )
+    outcome = dead_letter(original, DeadLetterReason.CHECKSUM, "bad", 5, topic="dead", limit_bytes=100_000)
+    (sent,) = outcome.records
+    letter = messages.decode(DeadLetter, sent.value)
+    assert (sent.topic, sent.key, letter.key, letter.frame_id) == ("dead", b"cam-0", b"cam-0", "cam-0:1:2")
+    assert letter.headers == (("frame-id", b"cam-0:1:2"), ("schema", b"frame/1"), ("none", b""))
+    assert len(sent.value) <= 100_000
+    assert len(letter.value) > 30_000
+    assert "of 200000 bytes are kept" in letter.error
+
+
+def test_a_header_that_names_no_frame_is_not_taken_for_one() -> None:
+    for content in (b"cam-0", b"\xff", b"a:b:c", None):
+        outcome = dead_letter(
+            record(1, headers=[("frame-id", content)]),
+            DeadLetterReason.UNDECODABLE,
+            "bad",
+            5,
+            topic="dead",
+            limit_bytes=1 << 20,
+        )
+        assert messages.decode(DeadLetter, outcome.records[0].value).frame_id is None
+
+
+def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
+    detector = PlainDetector()
+    dark, bright = detector.score([image(20), image(FULL)])
+    assert verdicts.find_regions(image(20), dark, detector) == []
+    regions = verdicts.find_regions(image(FULL), bright, detector)
+    assert regions
+    found = verdicts.defect(frame("cam-0", 1, FULL), bright, regions, detector)
+    assert messages.decode(Defect, messages.encode(found)) == found
+    assert found.decision is Decision.REJECT
+    assert found.heatmap.dtype == "float16"
+    with pytest.raises(ValueError, match="without patches"):
+        verdicts.find_regions(image(FULL), replace(bright, patches=None), detector)
+
+
+def test_a_defect_over_the_limit_loses_its_last_regions_only() -> None:
+    detector = PlainDetector()
+    (bright,) = detector.score([image(FULL)])
+    (region,) = verdicts.find_regions(image(FULL), bright, detector)[:1]
+    many = [replace(region, crop=bytes([i]) * 10_000) for i in range(5)]
+    found = verdicts.defect(frame("cam-0", 1, FULL), bright, many, detector)
+    kept = messages.decode(Defect, verdicts.encode_within(found, 35_000)).regions
+    assert kept == tuple(many[:3])
+
+
+def test_a_large_heat_map_is_made_coarse_and_fits_half_floats() -> None:
+    large = np.full((600, 300), 1e6, np.float32)
+    small = verdicts.coarse(large)
+    assert small.shape == (128, 64)
+    assert np.isfinite(small.astype(np.float16)).all()
+    assert verdicts.coarse(np.ones((8, 9), np.float32)).shape == (8, 9)
+
+
+# Models and metrics
+
+
+def test_a_model_url_is_a_folder_and_a_remote_one_is_copied_once(tmp_path: Any) -> None:
+    import fsspec
+
+    assert local_folder(str(tmp_path / "model"), tmp_path) == tmp_path / "model"
+    assert local_folder(f"file://{tmp_path}/model", tmp_path) == tmp_path / "model"
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/model/manifest.json", b"{}")
+    memory.pipe("/bucket/model/banks/0.bin", b"0")
+    copied = local_folder("memory://bucket/model", tmp_path / "cache")
+    assert (copied / "manifest.json").read_bytes() == b"{}"
+    assert (copied / "banks" / "0.bin").read_bytes() == b"0"
+    memory.rm("/bucket", recursive=True)
+    assert local_folder("memory://bucket/model", tmp_path / "cache") == copied
+    with pytest.raises(FlawlineError, match="model memory://bucket/other cannot be fetched"):
+        local_folder("memory://bucket/other", tmp_path / "cache")
+    assert sorted(each.name for each in (tmp_path / "cache").iterdir()) == [copied.name]
+
+
+def test_only_a_readable_pointer_of_the_active_role_counts() -> None:
+    pointer = messages.ModelPointer("active", "v2", "/models/2", 1)
+    value = messages.encode(pointer)
+    assert pointer_of(record(1, value, key=b"active")) == ModelRef("/models/2", "v2")
+    assert pointer_of(record(1, value, key=b"shadow")) is None
+    assert pointer_of(record(1, None, key=b"active")) is None
+    assert pointer_of(record(1, b"nonsense", key=b"active")) is None
+
+
+def test_metrics_of_all_actors_are_one_family_with_their_label() -> None:
+    text = "# HELP flawline_verdicts_total Verdicts.\n# TYPE flawline_verdicts_total counter\n"
+    families = metrics.merged(
+        {
+            "0": text + 'flawline_verdicts_total{camera="a",decision="accept"} 3.0\n',
+            "1": text + 'flawline_verdicts_total{camera="b",decision="accept"} 4.0\n',
+        }
+    )
+    (family,) = families.values()
+    assert {(each.labels["actor"], each.labels["camera"]): each.value for each in family.samples} == {
+        ("0", "a"): 3.0,
+        ("1", "b"): 4.0,
+    }
+
+
+def test_decoding_refuses_an_image_larger_than_it_announces() -> None:
+    # A message may lie about its image's size; the image's own header decides before memory is taken.
+    big = imaging.encode(np.zeros((400, 400, 3), np.uint8), Codec.PNG)
+    lying = replace(frame("cam-0", 1), data=big, size_bytes=len(big), checksum=messages.checksum(big))
+    assert rejection(reader(), messages.encode(lying)).reason is DeadLetterReason.UNDECODABLE

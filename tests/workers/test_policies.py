@@ -1,0 +1,205 @@
+"""The workers' pure parts: contiguous offsets, order, batches, byte bounds, restarts."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.batching import Batcher, BatchPolicy
+from workers.budget import ByteGate
+from workers.offsets import ContiguousOffsets
+from workers.ordering import InOrder
+from workers.restarts import RestartBudget
+
+
+class ManualClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# Offsets of a log with holes, and an order in which they finish, possibly not all of them.
+logs = st.lists(st.integers(0, 10_000), min_size=1, max_size=60, unique=True).map(sorted)
+
+
+@st.composite
+def finished_logs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    offsets = draw(logs)
+    order = draw(st.permutations(offsets))
+    return offsets, order[: draw(st.integers(0, len(order)))]
+
+
+@given(finished_logs())
+def test_committable_never_passes_an_unfinished_record_and_never_lags_behind(case: tuple[list[int], list[int]]) -> None:
+    offsets, finished = case
+    tracker = ContiguousOffsets()
+    for offset in offsets:
+        tracker.register(offset)
+    done: set[int] = set()
+    for offset in finished:
+        tracker.finish(offset)
+        done.add(offset)
+        prefix = []
+        for each in offsets:
+            if each not in done:
+                break
+            prefix.append(each)
+        assert tracker.committable == (prefix[-1] + 1 if prefix else None)
+        assert tracker.oldest == next((each for each in offsets if each not in done), None)
+        assert tracker.unfinished == len(offsets) - len(done)
+
+
+@given(finished_logs(), st.data())
+def test_registration_between_completions_changes_nothing(
+    case: tuple[list[int], list[int]], data: st.DataObject
+) -> None:
+    offsets, finished = case
+    tracker, registered, seen = ContiguousOffsets(), 0, []
+    for offset in finished:
+        least = offsets.index(offset) + 1
+        upto = data.draw(st.integers(least, len(offsets))) if least > registered else registered
+        for each in offsets[registered:upto]:
+            tracker.register(each)
+        registered = max(registered, upto)
+        tracker.finish(offset)
+        seen.append(tracker.committable or 0)
+    assert seen == sorted(seen)
+    assert all(each - 1 in finished for each in seen if each)
+
+
+def test_offsets_that_are_unknown_repeated_or_descending_are_refused() -> None:
+    tracker = ContiguousOffsets()
+    tracker.register(5)
+    with pytest.raises(ValueError, match="offset 5 comes after 5"):
+        tracker.register(5)
+    with pytest.raises(ValueError, match="offset 4 is not in work"):
+        tracker.finish(4)
+    tracker.finish(5)
+    with pytest.raises(ValueError, match="offset 5 is not in work"):
+        tracker.finish(5)
+
+
+@given(st.permutations(range(40)))
+def test_results_leave_in_the_order_of_registration_and_as_early_as_possible(completions: list[int]) -> None:
+    order: InOrder[str] = InOrder()
+    for key in range(40):
+        order.register(key)
+    left: list[str] = []
+    done: set[int] = set()
+    for key in completions:
+        left += order.complete(key, str(key))
+        done.add(key)
+        ready = next((i for i in range(41) if i not in done), 40)
+        assert left == [str(i) for i in range(ready)]
+
+
+def test_a_result_without_a_place_is_refused_and_clearing_gives_back_what_waits() -> None:
+    order: InOrder[str] = InOrder()
+    order.register(1)
+    order.register(2)
+    with pytest.raises(ValueError, match="registered already"):
+        order.register(2)
+    with pytest.raises(ValueError, match="key 3"):
+        order.complete(3, "c")
+    assert order.complete(2, "b") == []
+    with pytest.raises(ValueError, match="key 2"):
+        order.complete(2, "b")
+    assert order.clear() == ["b"]
+
+
+def test_a_gate_closes_at_its_limit_and_opens_at_half_of_it() -> None:
+    gate = ByteGate(100)
+    gate.add(99)
+    assert not gate.closed
+    gate.add(1)
+    assert gate.closed
+    gate.remove(49)
+    assert gate.closed, "51 of 100 bytes: opening now would flutter"
+    assert not gate.wait_open(0)
+    gate.remove(1)
+    assert not gate.closed
+    assert gate.wait_open(0)
+    with pytest.raises(ValueError, match="51 bytes are given back of 50"):
+        gate.remove(51)
+
+
+def test_waiting_at_a_closed_gate_ends_when_it_opens() -> None:
+    gate = ByteGate(10)
+    gate.add(10)
+    opened: list[bool] = []
+    waiter = threading.Thread(target=lambda: opened.append(gate.wait_open(30)))
+    waiter.start()
+    gate.remove(10)
+    waiter.join(30)
+    assert opened == [True]
+
+
+@given(st.integers(1, 64), st.floats(0, 1), st.integers(0, 200), st.floats(0, 2))
+def test_a_batch_leaves_exactly_when_it_is_full_or_old(limit: int, cap_s: float, count: int, age_s: float) -> None:
+    wait_s = BatchPolicy(limit, cap_s).wait_s(count, age_s)
+    assert (wait_s == 0) == (count >= limit or age_s >= cap_s)
+    assert wait_s <= cap_s
+
+
+def test_a_full_batch_leaves_without_waiting_and_the_rest_stays() -> None:
+    batcher: Batcher[int] = Batcher(BatchPolicy(3, 3600), 1000)
+    for item in range(5):
+        assert batcher.put(item, 1)
+    assert batcher.take() == [0, 1, 2]
+    assert len(batcher) == 2
+
+
+def test_an_incomplete_batch_leaves_when_its_first_item_is_old_enough() -> None:
+    now = ManualClock()
+    batcher: Batcher[int] = Batcher(BatchPolicy(3, 0.25), 1000, now)
+    batcher.put(1, 1)
+    now.now += 0.25
+    assert batcher.take() == [1]
+
+
+def test_a_queue_without_room_makes_put_wait_until_something_is_taken() -> None:
+    batcher: Batcher[str] = Batcher(BatchPolicy(1, 0), limit_bytes=10)
+    batcher.put("large", 50)  # larger than the bound, so it passes alone
+    second = threading.Thread(target=batcher.put, args=("next", 1))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    assert batcher.take() == ["large"]
+    second.join(30)
+    assert batcher.take() == ["next"]
+
+
+def test_a_closed_queue_hands_out_what_it_holds_and_refuses_more() -> None:
+    batcher: Batcher[int] = Batcher(BatchPolicy(2, 3600), 1000)
+    batcher.put(1, 1)
+    batcher.close()
+    assert batcher.take() == [1]
+    assert batcher.take() == []
+    assert not batcher.put(2, 1)
+
+
+def test_restarts_are_allowed_up_to_the_limit_within_the_window() -> None:
+    now = ManualClock()
+    budget = RestartBudget(2, 60, now)
+    assert [budget.allow(), budget.allow(), budget.allow()] == [True, True, False]
+    now.now += 60
+    assert budget.allow()
+
+
+@given(st.lists(st.floats(0, 30), max_size=50), st.integers(0, 5))
+def test_no_window_ever_holds_more_restarts_than_the_limit(gaps: list[float], limit: int) -> None:
+    now = ManualClock()
+    budget = RestartBudget(limit, 60, now)
+    times = []
+    for gap in gaps:
+        now.now += gap
+        if budget.allow():
+            times.append(now.now)
+    assert all(sum(start <= each < start + 60 for each in times) <= limit for start in times)
