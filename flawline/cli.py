@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -202,11 +201,9 @@ def demo(
     from flawline.demo.run import Options, run_demo
 
     target = _json_target(json)
-    given = {"frames": frames, "rate_hz": rate, "actors": actors, "seed": seed}
-    options = replace(
-        Options(out=out, data=data, open_page=not no_open),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given: dict[str, Any] = {"frames": frames, "rate_hz": rate, "actors": actors, "seed": seed}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = Options(out=out, data=data, open_page=not no_open, **chosen)
     result = run_demo(_settings(config), options)
     if target:
         terminal.emit(result, target)

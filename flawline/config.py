@@ -175,11 +175,20 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
     elif given:
         raise UsageError(f"{file}: no such config file: create it or leave --config out for the defaults")
+    _check_environment()
     origin = str(file) if content else "configuration"
     try:
         return Settings(**_merge(content, overrides))
     except ValidationError as error:
         raise UsageError(f"{origin}: {_first_problem(error)}") from error
+
+
+def _check_environment() -> None:
+    """A variable for a section that does not exist would be passed over in silence, and the line run on a default."""
+    for name in os.environ:
+        section, nested, _ = name.upper().removeprefix("FLAWLINE_").lower().partition("__")
+        if name.upper().startswith("FLAWLINE_") and nested and section not in Settings.model_fields:
+            raise UsageError(f"environment {name}: unknown section {section}: remove it or correct its spelling")
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
