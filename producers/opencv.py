@@ -18,6 +18,12 @@ from producers.redaction import redact
 from producers.settings import RtspCamera, UsbCamera, VideoCamera
 
 
+# FFmpeg and OpenCV print to stderr past every log handler, and FFmpeg prints URLs with their credentials; what matters
+# comes back as an error. Both read this once, before their first camera.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
 class VideoDevice(Protocol):
     """The part of cv2.VideoCapture that is used."""
 

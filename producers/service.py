@@ -29,9 +29,10 @@ READER_STOP_S = 2.0
 def make_camera(settings: CameraBase) -> Camera:
     """A camera of the configured kind, not open yet. Raises UsageError when its source can never work."""
     if isinstance(settings, SimulatedCamera):
-        from producers.simulated import SimulatedCameraSource
+        # Its textures come from scikit-image, which takes a while to import, and real cameras do not need it.
+        from producers.simulated import SimulatedLineCamera
 
-        return SimulatedCameraSource(settings)
+        return SimulatedLineCamera(settings)
     if isinstance(settings, FolderCamera):
         return FolderReplay(settings)
     if isinstance(settings, VideoCamera):
