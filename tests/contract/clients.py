@@ -272,9 +272,9 @@ class KafkaPython(Client):
 
     def set_configs(self, topic, configs):
         answer = self._ask(self._admin.alter_configs, [self._resource(topic, configs)], raise_on_unknown=False)
-        error = answer["topic"][topic]["error"] if isinstance(answer["topic"][topic], dict) else answer["topic"][topic]
-        if error not in (None, "OK", "NONE", 0):
-            raise Refused(ErrorCode.INVALID_CONFIG, str(error))
+        text = str(answer["topic"][topic])  # "OK" or "[Error 40] InvalidConfigurationError: ..."
+        if text != "OK":
+            raise Refused(int(text.removeprefix("[Error ").partition("]")[0]), text)
 
     def delete_records(self, topic, partition, before):
         where = kafka.TopicPartition(topic, partition)
@@ -288,18 +288,15 @@ class KafkaPython(Client):
         return {one["group_id"] for one in self._admin.list_groups()}
 
     def delete_group(self, group):
-        answer = self._ask(self._admin.delete_groups, [group])
-        error = dict(answer)[group]
-        code = getattr(error, "errno", 0)
-        if code:
-            raise Refused(code, str(error))
+        text = str(self._ask(self._admin.delete_groups, [group])[group])
+        if text != "OK":
+            raise Refused(getattr(kafka.errors, text).errno, text)
 
     def alter_offset(self, group, topic, partition, offset):
         where = kafka.TopicPartition(topic, partition)
         answer = self._ask(self._admin.alter_group_offsets, group, {where: kafka.OffsetAndMetadata(offset, "", -1)})
-        code = getattr(answer[where], "errno", 0)
-        if code:
-            raise Refused(code)
+        if answer[where] is not kafka.errors.NoError:
+            raise Refused(getattr(answer[where], "errno", -1), str(answer[where]))
 
     def producer(self, **options):
         settings = {

@@ -1,4 +1,6 @@
-"""A real RTSP server for tests: GStreamer's, run by a Python that has gi (Debian: python3-gi, gir1.2-gst-rtsp-server-1.0).
+"""A real RTSP server for tests: GStreamer's, run by a Python that has gi.
+
+Debian: python3-gi, gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-good.
 
     python3 rtsp_server.py PORT [USER PASSWORD]
 

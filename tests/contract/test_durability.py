@@ -1,0 +1,134 @@
+"""What was acknowledged survives: a clean restart, a kill -9, a kill -9 under live producers and a group."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from flawline.embedded import EmbeddedBroker
+from tests.contract.clients import CLIENTS, Client, Refused, wait_until
+from tests.support.brokers import RunningBroker, unique
+
+
+@pytest.fixture(scope="module", params=["embedded", "apache"])
+def mortal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """A broker that the test may kill and start again."""
+    if request.param == "apache":
+        yield request.getfixturevalue("apache_kafka")
+        return
+    with EmbeddedBroker(tmp_path_factory.mktemp("mortal")) as broker:
+        yield broker
+
+
+@pytest.fixture(params=list(CLIENTS))
+def client(request: pytest.FixtureRequest, mortal: RunningBroker) -> Iterator[Client]:
+    made = CLIENTS[request.param](mortal.bootstrap)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_records_offsets_and_settings_survive_the_end_of_the_broker(
+    mortal: RunningBroker, client: Client, end: str
+) -> None:
+    topic, group = unique("lasting"), unique("lasting")
+    client.create_topic(topic, partitions=2, configs={"retention.ms": "3600000"})
+    with client.producer() as producer:
+        producer.send_all(topic, [b"%d" % index for index in range(50)], partition=1)
+    client.delete_records(topic, 1, 5)
+    with client.consumer(group=group) as consumer:
+        consumer.subscribe(topic)
+        consumer.read(45)
+        consumer.commit(topic, {1: 30})
+    getattr(mortal, end)()
+    mortal.start()
+    again = type(client)(mortal.bootstrap)
+    assert again.configs(topic)["retention.ms"] == "3600000"
+    with again.consumer(group=group) as consumer:
+        consumer.subscribe(topic)
+        assert [one.value for one in consumer.read(20)] == [b"%d" % index for index in range(30, 50)]
+        assert consumer.bounds(topic, 1) == (5, 50)
+    with again.producer() as producer:
+        assert producer.send(topic, b"next", partition=1)() == 50
+    again.close()
+
+
+def test_two_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothing(
+    mortal: RunningBroker, client: Client
+) -> None:
+    topic, group = unique("stormy"), unique("stormy")
+    partitions, kills = 2, 2
+    client.create_topic(topic, partitions=partitions)
+    stop, acknowledged, consumed = threading.Event(), set(), set()
+    enough = threading.Semaphore(0)
+
+    def produce(partition: int) -> None:
+        with client.producer(delivery_timeout_ms=60_000) as producer:
+            number = 0
+            while not stop.is_set():
+                value = b"%d:%d" % (partition, number)
+                producer.send(topic, value, partition=partition)()
+                acknowledged.add(value)
+                number += 1
+                enough.release()
+
+    def consume() -> None:
+        with client.consumer(group=group, session_ms=10_000) as consumer:
+            consumer.subscribe(topic)
+            while not stop.is_set() or not acknowledged <= consumed:
+                try:
+                    records = consumer.poll(0.2)
+                    consumed.update(one.value for one in records)
+                    if records:
+                        last = {one.partition: one.offset + 1 for one in records}
+                        consumer.commit(topic, last)
+                except Refused:
+                    continue  # the broker is away, or a rebalance is on: committed again with the next records
+
+    threads = [threading.Thread(target=produce, args=(index,), daemon=True) for index in range(partitions)]
+    threads.append(threading.Thread(target=consume, daemon=True))
+    for thread in threads:
+        thread.start()
+    for _ in range(kills):
+        for _ in range(200):
+            assert enough.acquire(timeout=60), "no record acknowledged for 60 s"
+        mortal.kill()
+        mortal.start()
+    for _ in range(200):
+        assert enough.acquire(timeout=60), "no record acknowledged for 60 s"
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert acknowledged <= consumed
+
+    log: list[bytes | None] = []
+    with client.consumer() as consumer:
+        consumer.assign(topic, range(partitions))
+        total = sum(consumer.bounds(topic, index)[1] for index in range(partitions))
+        log = [one.value for one in consumer.read(total)]
+    assert [value for value, count in Counter(log).items() if count > 1] == []
+    assert acknowledged <= set(log)
+    for partition in range(partitions):
+        numbers = [int(value.split(b":")[1]) for value in log if value and value.startswith(b"%d:" % partition)]
+        assert numbers == sorted(numbers)
+
+
+def test_a_group_does_not_notice_a_restart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of the embedded broker: it remembers members and generation. Clients see nothing but a broken connection."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("calm")) as broker:
+        client = CLIENTS["kafka-python"](broker.bootstrap)
+        topic, group = unique("calm"), unique("calm")
+        client.create_topic(topic)
+        with client.consumer(group=group, session_ms=20_000) as consumer, client.producer() as producer:
+            consumer.subscribe(topic)
+            wait_until(lambda: consumer.poll() or consumer.assigned(), "assignment")
+            broker.kill()
+            broker.start()
+            producer.send(topic, b"after")()
+            assert [one.value for one in consumer.read(1)] == [b"after"]
+            consumer.commit(topic, {0: 1})  # refused if the generation had changed
+            assert client.group_state(group) == ("stable", 1)
+        client.close()
