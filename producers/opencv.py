@@ -17,7 +17,6 @@ from producers.camera import CameraError, Capture
 from producers.redaction import redact
 from producers.settings import RtspCamera, UsbCamera, VideoCamera
 
-
 # FFmpeg and OpenCV print to stderr past every log handler, and FFmpeg prints URLs with their credentials; what matters
 # comes back as an error. Both read this once, before their first camera.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

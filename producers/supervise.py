@@ -112,7 +112,6 @@ class CameraRunner:
         elif reader.frames and self.state is not CameraState.UP:
             if self.state is CameraState.STALLED:
                 log.info("camera %s delivers again", self.name)
-            self._backoff.reset()
             self._set(CameraState.UP)
 
     def _ended(self, reader: _Reader) -> None:
@@ -129,6 +128,8 @@ class CameraRunner:
         """Give the reader up, and wait before the next attempt."""
         if self._reader is not None:
             self._reader.given_up.set()
+            if self._reader.frames:  # it worked meanwhile
+                self._backoff.reset()
         delay_s = self._backoff.next_s()
         self._due = self._clock() + delay_s
         self._set(CameraState.AWAY)

@@ -1,0 +1,190 @@
+"""Keeping a camera delivering: stalls, cables that are pulled, cameras that hang."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from flawline import telemetry
+from flawline.errors import UsageError
+from producers.camera import Capture
+from producers.settings import CameraBase, UsbCamera
+from producers.supervise import CameraRunner, CameraState
+from producers.watch import Backoff
+from tests.producers.doubles import FakeClock, ScriptedCamera, until
+
+
+class Rig:
+    """A runner over scripted cameras, each attempt taking the next script; the last one repeats."""
+
+    def __init__(self, *scripts: tuple[int, str], settings: CameraBase | None = None) -> None:
+        self.clock = FakeClock()
+        self.stop = threading.Event()
+        self.release = threading.Event()
+        self.settings = settings or UsbCamera(kind="usb", name="cam", rate_hz=10, open_timeout_s=10)
+        self.cameras: list[ScriptedCamera] = []
+        self.taken: list[Capture] = []
+        self.scripts = scripts
+        self.runner = CameraRunner(
+            self.settings, self._make, self.taken.append, Backoff(1.0, 8.0, lambda: 1.0), self.stop, self.clock
+        )
+
+    def _make(self) -> ScriptedCamera:
+        count, then = self.scripts[min(len(self.cameras), len(self.scripts) - 1)]
+        self.cameras.append(ScriptedCamera("cam", count, then, self.release))
+        return self.cameras[-1]
+
+    def tick_until(self, condition: Callable[[], object]) -> None:
+        def ticked() -> object:
+            self.runner.tick()
+            return condition()
+
+        until(ticked, what="runner")
+
+    def metric(self, name: str) -> float | None:
+        return telemetry.REGISTRY.get_sample_value(f"flawline_{name}", {"camera": "cam"})
+
+    def close(self) -> None:
+        self.release.set()
+        self.stop.set()
+        self.runner.close(5)
+
+
+@pytest.fixture
+def rig() -> Callable[..., Rig]:
+    made: list[Rig] = []
+
+    def make(*scripts: tuple[int, str], **options: object) -> Rig:
+        made.append(Rig(*scripts, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_stalled_camera_is_noticed_in_twice_its_period_and_a_second_and_opened_again(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = rig((3, "hang"), (2, "hang"))
+    line.tick_until(lambda: len(line.taken) == 3 and line.runner.state is CameraState.UP)
+    assert line.metric("camera_up") == 1
+    reconnects = line.metric("camera_reconnects_total")
+    line.clock.advance(1.19)  # the limit of 10 frames/s is 2 x 0.1 s + 1 s
+    line.runner.tick()
+    assert line.runner.state is CameraState.UP
+    line.clock.advance(0.02)
+    line.runner.tick()
+    assert line.runner.state is CameraState.AWAY
+    assert line.metric("camera_up") == 0
+    assert "cam: is waiting for its next frame for 1.2 s" in caplog.text
+    line.clock.advance(1.01)
+    line.tick_until(lambda: len(line.taken) == 5)
+    assert len(line.cameras) == 2
+    assert line.metric("camera_reconnects_total") == reconnects + 1
+
+
+def test_reader_that_was_given_up_publishes_nothing_when_it_wakes(rig: Callable[..., Rig]) -> None:
+    line = rig((1, "hang"), (0, "hang"))
+    line.tick_until(lambda: len(line.taken) == 1 and line.runner.state is CameraState.UP)
+    line.clock.advance(2)
+    line.runner.tick()
+    first = line.cameras[0]
+    line.release.set()  # its read returns a frame now
+    until(lambda: first.closed, what="the abandoned reader's end")
+    assert len(line.taken) == 1
+
+
+def test_camera_that_goes_away_is_tried_again_with_growing_waits(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = rig((0, "unreachable"), (0, "unreachable"), (0, "unreachable"), (4, "away"), (0, "unreachable"))
+    waits = []
+    for attempt in range(1, 6):
+        line.tick_until(lambda: line.runner.state is CameraState.AWAY)
+        waits.append(line.runner._due - line.clock.now)
+        assert len(line.cameras) == attempt
+        line.clock.advance(waits[-1])
+        line.runner.tick()
+    assert waits == pytest.approx([1, 2, 4, 1, 2])  # it delivered in between
+    assert len(line.taken) == 4
+    assert "secret" not in caplog.text and "rtsp://***@10.0.0.9/1" in caplog.text
+
+
+def test_camera_that_never_answers_is_given_up_at_its_limit_and_does_not_block(rig: Callable[..., Rig]) -> None:
+    line = rig((5, "hang-in-open"))
+    line.tick_until(lambda: line.cameras and line.cameras[0].opened)
+    line.clock.advance(9.9)
+    line.runner.tick()
+    assert line.runner.state is CameraState.OPENING
+    line.clock.advance(0.2)
+    line.runner.tick()
+    assert line.runner.state is CameraState.AWAY
+
+
+def test_finite_source_ends_and_a_failing_one_says_why(rig: Callable[..., Rig]) -> None:
+    replay = CameraBase(name="cam")
+    line = rig((3, "end"), settings=replay)
+    line.tick_until(lambda: line.runner.over)
+    assert (line.runner.state, len(line.taken), line.runner.error) == (CameraState.ENDED, 3, None)
+
+    class Unplayable(ScriptedCamera):
+        def open(self) -> None:
+            raise UsageError("video x.mp4 cannot be played")
+
+    broken = CameraRunner(
+        replay, lambda: Unplayable("cam", 0, "end"), line.taken.append, Backoff(1, 2), threading.Event()
+    )
+    broken.tick()
+    until(lambda: (broken.tick(), broken.over)[1])
+    assert broken.state is CameraState.FAILED and "x.mp4" in str(broken.error)
+
+
+def test_late_replay_is_reported_and_waited_for_not_started_anew(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    line = rig((2, "hang"), settings=CameraBase(name="cam", rate_hz=1000))
+    line.clock.now = 0.0
+
+    def moving() -> bool:
+        line.clock.advance(0.01)
+        return len(line.taken) == 2 and line.runner.state is CameraState.UP
+
+    line.tick_until(moving)
+    line.clock.advance(5)
+    line.runner.tick()
+    assert line.runner.state is CameraState.STALLED and len(line.cameras) == 1
+    line.release.set()
+    line.tick_until(lambda: line.runner.over)
+    assert len(line.taken) == 3
+
+
+def test_driver_that_raises_anything_is_a_camera_that_went_away(rig: Callable[..., Rig]) -> None:
+    line = rig((0, "hang"))
+
+    class Broken(ScriptedCamera):
+        def open(self) -> None:
+            raise RuntimeError("driver rtsp://a:b@c/d exploded")
+
+    line.runner._make = lambda: Broken("cam", 0, "end")
+    line.tick_until(lambda: line.runner.state is CameraState.AWAY)
+
+
+@pytest.mark.parametrize("rate_hz", [50.0])
+def test_replay_keeps_its_rate(rate_hz: float) -> None:
+    import time
+
+    taken: list[float] = []
+    runner = CameraRunner(
+        CameraBase(name="cam", rate_hz=rate_hz),
+        lambda: ScriptedCamera("cam", 26, "end"),
+        lambda _: taken.append(time.monotonic()),
+        Backoff(1, 2),
+        threading.Event(),
+    )
+    runner.tick()
+    until(lambda: (runner.tick(), runner.over)[1])
+    assert len(taken) == 26
+    assert taken[-1] - taken[0] >= 25 / rate_hz * 0.95
