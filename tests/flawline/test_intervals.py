@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_added_ranges_are_the_members(pairs: list[tuple[int, int]]) -> None:
 @given(many_ranges)
 def test_intervals_never_touch_whatever_the_order_of_adding(pairs: list[tuple[int, int]]) -> None:
     found = list(IntervalSet(pairs).ranges())
-    assert all(before[1] + 1 < after[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
     assert IntervalSet(pairs) == IntervalSet(reversed(pairs))
 
 
