@@ -8,9 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
@@ -19,8 +16,9 @@ from prometheus_client import CollectorRegistry
 from flawline import broker, clock, telemetry
 from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
+from workers.actors import Actor
 from workers.cluster import start_ray, stop_ray
-from workers.inspector import GROUP, Health, Inspector, Load, load_detector, member_name
+from workers.inspector import GROUP, Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
 from workers.models import ModelRef, ModelWatch
 from workers.restarts import RestartBudget
@@ -29,26 +27,9 @@ __all__ = ["Supervisor", "run", "start_ray", "stop_ray"]
 
 log = logging.getLogger(__name__)
 
-HEALTH_INTERVAL_S = 1.0
+WATCH_S = 0.25
 METRICS_TIMEOUT_S = 2.0
 MODEL_WAIT_LOG_S = 30.0
-ACTOR_THREADS = 8  # run, and room for questions while it runs
-
-
-@dataclass(eq=False)
-class _Actor:
-    """One slot's actor: its Ray handle, what its `run` will return, and what it last said of itself."""
-
-    slot: int
-    handle: Any
-    run: Any
-    model: ModelRef
-    started: float
-    health: Health | None = None
-    asked: tuple[Any, float] | None = None
-    answered: float = 0.0
-    ready: threading.Event = field(default_factory=threading.Event)
-    ready_reply: Any = None
 
 
 class Supervisor:
@@ -62,14 +43,14 @@ class Supervisor:
         self._load = load
         self._now = now
         self._lock = threading.RLock()
-        self._actors: dict[int, _Actor] = {}
+        self._actors: dict[int, Actor] = {}
         self._budgets: dict[int, RestartBudget] = {}
         self._model: ModelRef | None = None
         self._proven: ModelRef | None = None
         self._model_known = threading.Event()
-        self._watch: ModelWatch | None = None
+        self._models: ModelWatch | None = None
         self._stopping = threading.Event()
-        self._monitor: threading.Thread | None = None
+        self._watcher: threading.Thread | None = None
         self.failed = threading.Event()
         self.error: FlawlineError | None = None
 
@@ -80,25 +61,26 @@ class Supervisor:
 
         Without `worker.model` and without an active model it waits until one is published. Raises FlawlineError.
         """
+        stop = stop or threading.Event()
         start_ray(self._settings)
         broker.ensure_topics(self._settings)
         self._check_partitions()
-        if not self._await_model(stop or threading.Event()):
+        if not self._await_model(stop):
             return False
         with self._lock:
             for slot in range(self._worker.actors):
                 self._place(slot)
-        self._monitor = threading.Thread(target=self._watch_actors, name="supervisor", daemon=True)
-        self._monitor.start()
-        return self._await_ready(stop or threading.Event())
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._watcher.start()
+        return self._await_ready(stop)
 
     def stop(self) -> None:
         """Let every actor finish its frames, commit and leave. Their cameras stay reserved for a quick restart."""
         self._stopping.set()
-        if self._watch:
-            self._watch.stop()
-        if self._monitor:
-            self._monitor.join()
+        if self._models:
+            self._models.stop()
+        if self._watcher:
+            self._watcher.join()
         with self._lock:
             actors, self._actors = list(self._actors.values()), {}
         self._retire(actors)
@@ -124,15 +106,14 @@ class Supervisor:
 
     # Questions
 
-    def actor_pids(self) -> dict[int, int]:
-        """Process id of each slot's actor that has answered."""
-        with self._lock:
-            return {slot: actor.health.pid for slot, actor in self._actors.items() if actor.health}
-
     def health(self) -> dict[int, Health]:
         """What each slot's actor last said of itself."""
         with self._lock:
             return {slot: actor.health for slot, actor in self._actors.items() if actor.health}
+
+    def actor_pids(self) -> dict[int, int]:
+        """Process id of each slot's actor that has answered."""
+        return {slot: health.pid for slot, health in self.health().items()}
 
     def metrics(self) -> dict[str, str]:
         """Prometheus text of each actor that answers in time, by slot."""
@@ -140,7 +121,7 @@ class Supervisor:
         from ray.exceptions import RayError
 
         with self._lock:
-            asked = {str(slot): actor.handle.metrics.remote() for slot, actor in self._actors.items()}
+            asked = {str(slot): actor.metrics_reply() for slot, actor in self._actors.items()}
         deadline = self._now() + METRICS_TIMEOUT_S
         answers = {}
         for slot, reply in asked.items():
@@ -173,11 +154,11 @@ class Supervisor:
         if self._worker.model:
             self._model = ModelRef(self._worker.model)
             return True
-        self._watch = ModelWatch(self._settings, self._on_model)
-        self._watch.start(self._worker.start_timeout_s)
+        self._models = ModelWatch(self._settings, self._on_model)
+        self._models.start(self._worker.start_timeout_s)
         next_log = self._now()
         while not self._model_known.wait(0.1):
-            if stop.is_set() or self._stopping.is_set():
+            if stop.is_set():
                 return False
             if self._now() >= next_log:
                 log.warning("no model is active yet: run `flawline publish MODEL` or set worker.model")
@@ -192,42 +173,28 @@ class Supervisor:
             self._model = model
             self._model_known.set()
             for actor in self._actors.values():
-                actor.model = model
-                actor.handle.change_model.remote(model)
+                actor.change_model(model)
 
     def _place(self, slot: int) -> None:
         """Start a slot's actor, with the model that worked last: a broken new one must not keep it from coming back."""
-        import ray
-
         assert self._model is not None
         first = self._proven or self._model
-        actor_class = ray.remote(Inspector).options(
-            num_cpus=self._worker.num_cpus,
-            num_gpus=self._worker.num_gpus,
-            max_restarts=0,  # the supervisor restarts, at a bounded rate
-            max_task_retries=0,
-            max_concurrency=ACTOR_THREADS,
-        )
-        handle: Any = actor_class.remote(self._settings, slot, first, self._load)
-        actor = _Actor(slot, handle, handle.run.remote(), self._model, self._now(), answered=self._now())
-        actor.ready_reply = handle.ready.remote(self._worker.start_timeout_s)
+        self._actors[slot] = Actor(self._settings, slot, first, self._load, self._now)
         if first != self._model:
-            handle.change_model.remote(self._model)
-        self._actors[slot] = actor
+            self._actors[slot].change_model(self._model)
 
     def _await_ready(self, stop: threading.Event) -> bool:
         while not (stop.is_set() or self._stopping.is_set()):
             self.check()
             with self._lock:
-                waiting = [actor for actor in self._actors.values() if not actor.ready.is_set()]
-            if not waiting:
-                return True
-            waiting[0].ready.wait(0.1)
+                if all(actor.is_ready for actor in self._actors.values()):
+                    return True
+            self.failed.wait(0.05)
         return False
 
     # Watch
 
-    def _watch_actors(self) -> None:
+    def _watch(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._watch_once()
@@ -238,7 +205,6 @@ class Supervisor:
             self._give_up(FlawlineError(f"supervisor failed: {type(error).__name__}: {error}"))
 
     def _give_up(self, error: FlawlineError) -> None:
-        log.error("%s", error)
         self.error = error
         self.failed.set()
 
@@ -246,107 +212,59 @@ class Supervisor:
         import ray
 
         with self._lock:
-            actors = list(self._actors.values())
-            for actor in actors:
-                self._ask(actor)
-        # Actors are answers too: a dead one's `run` fails within milliseconds, which ends the wait.
-        replies: dict[Any, Callable[[], None]] = {}
-        for actor in actors:
-            replies[actor.run] = partial(self._on_end, actor)
-            if actor.asked:
-                replies[actor.asked[0]] = partial(self._on_health, actor)
-            if actor.ready_reply is not None:
-                replies[actor.ready_reply] = partial(self._on_ready, actor)
-        if not replies:
-            self._stopping.wait(HEALTH_INTERVAL_S)
+            for actor in self._actors.values():
+                actor.ask()
+            owners = {reply: actor for actor in self._actors.values() for reply in actor.pending}
+        if not owners:
+            self._stopping.wait(WATCH_S)
             return
-        done, _ = ray.wait(list(replies), num_returns=1, timeout=HEALTH_INTERVAL_S / 2)
-        for reply in done:
-            replies[reply]()
-        telemetry.ACTORS.set(sum(actor.ready.is_set() for actor in actors))
-
-    def _ask(self, actor: _Actor) -> None:
-        now = self._now()
-        if actor.asked is None and now - actor.answered >= (HEALTH_INTERVAL_S if actor.health else 0):
-            actor.asked = actor.handle.health.remote(), now
-        if actor.ready.is_set():
-            silent_s = now - actor.answered if actor.asked else 0.0
-            health = actor.health
-            stuck_s = max(silent_s, health.last_poll_age_s, health.scoring_for_s) if health else silent_s
-            if stuck_s > self._worker.hang_timeout_s:
-                log.error("actor %d hangs for %.0f s and is replaced", actor.slot, stuck_s)
-                self._kill(actor)
-        elif now - actor.started > self._worker.start_timeout_s:
-            log.error("actor %d was not ready after %.0f s and is replaced", actor.slot, now - actor.started)
-            self._kill(actor)
-
-    def _kill(self, actor: _Actor) -> None:
-        import ray
-
-        actor.answered = actor.started = self._now()
-        actor.health = None
-        ray.kill(actor.handle)
-
-    def _on_health(self, actor: _Actor) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        assert actor.asked is not None
-        reply, _ = actor.asked
-        actor.asked = None
-        actor.answered = self._now()
-        try:
-            actor.health = ray.get(reply)
-        except RayError:
-            return  # its `run` says why
-        if actor.health.model is not None:
-            self._proven = actor.health.model
-
-    def _on_ready(self, actor: _Actor) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        reply, actor.ready_reply = actor.ready_reply, None
-        try:
-            if ray.get(reply):
-                actor.ready.set()
-        except RayError:
-            return  # its `run` says why
-
-    def _on_end(self, actor: _Actor) -> None:
-        """An actor's `run` is over though nobody asked: it failed or died."""
+        done, _ = ray.wait(list(owners), num_returns=1, timeout=WATCH_S)
         with self._lock:
-            if self._actors.get(actor.slot) is not actor or self._stopping.is_set():
-                return
-            reason = _reason_of(actor.run)
-            if isinstance(reason, UsageError):
-                raise reason
-            budget = self._budgets.setdefault(
-                actor.slot, RestartBudget(self._worker.restart_limit, self._worker.restart_window_s, self._now)
+            for reply in done:
+                if owners[reply].take(reply):
+                    self._on_end(owners[reply])
+            for actor in self._actors.values():
+                if why := actor.stuck_for():
+                    log.error("actor %d %s and is ended", actor.slot, why)
+                    actor.kill()
+                elif actor.health and actor.health.model:
+                    self._proven = actor.health.model
+            telemetry.ACTORS.set(sum(actor.is_ready for actor in self._actors.values()))
+
+    def _on_end(self, actor: Actor) -> None:
+        """An actor is over though nobody asked: it failed or died."""
+        if self._actors.get(actor.slot) is not actor or self._stopping.is_set():
+            return
+        reason = actor.reason()
+        if isinstance(reason, FlawlineError) and self._proven is None:
+            raise reason  # nothing has worked yet, so trying again would only hide the reason
+        budget = self._budgets.setdefault(
+            actor.slot, RestartBudget(self._worker.restart_limit, self._worker.restart_window_s, self._now)
+        )
+        why = reason or "its process died"
+        if not budget.allow():
+            raise FlawlineError(
+                f"actor {actor.slot} ended {self._worker.restart_limit + 1} times within "
+                f"{self._worker.restart_window_s:g} s, lastly: {why}"
             )
-            if not budget.allow():
-                raise FlawlineError(
-                    f"actor {actor.slot} ended {self._worker.restart_limit + 1} times within "
-                    f"{self._worker.restart_window_s:g} s, lastly: {reason}"
-                )
-            log.error("actor %d ended and is started again: %s", actor.slot, reason)
-            telemetry.ACTOR_RESTARTS.inc()
-            _discard(actor)
-            self._place(actor.slot)
+        log.error("actor %d ended and is started again: %s", actor.slot, why)
+        telemetry.ACTOR_RESTARTS.inc()
+        actor.kill()
+        self._place(actor.slot)
 
     # End
 
-    def _retire(self, actors: Sequence[_Actor]) -> None:
+    def _retire(self, actors: Sequence[Actor]) -> None:
         import ray
 
+        if not actors:
+            return
         for actor in actors:
-            actor.handle.stop.remote()
-        if actors:
-            ray.wait(
-                [actor.run for actor in actors], num_returns=len(actors), timeout=2 * self._worker.stop_timeout_s + 10
-            )
+            actor.stop()
+        patience_s = 2 * self._worker.stop_timeout_s + 10
+        ray.wait([actor.run for actor in actors], num_returns=len(actors), timeout=patience_s)
         for actor in actors:
-            _discard(actor)
+            actor.kill()
 
     def _release_members(self, slots: Sequence[int]) -> None:
         """Take static members out of the group: by themselves they keep their cameras until their session ends."""
@@ -380,24 +298,3 @@ def run(settings: Settings, stop: threading.Event, on_ready: Callable[[], None] 
         supervisor.stop()
         endpoint.close()
         stop_ray()
-
-
-def _reason_of(run: Any) -> Exception:
-    import ray
-    from ray.exceptions import RayActorError, RayError, RayTaskError
-
-    try:
-        ray.get(run)
-    except RayTaskError as error:
-        return error.cause if isinstance(error.cause, Exception) else FlawlineError(str(error).splitlines()[-1])
-    except RayActorError:
-        return FlawlineError("its process died")
-    except RayError as error:
-        return FlawlineError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    return FlawlineError("it returned without being asked to")
-
-
-def _discard(actor: _Actor) -> None:
-    import ray
-
-    ray.kill(actor.handle)

@@ -181,11 +181,11 @@ def inspecting(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while not inspector.ready(0.1):
-            assert thread.is_alive(), errors
+        while not inspector.ready(0.1) and thread.is_alive():
             wait_s -= 0.1
             assert wait_s > 0, "the inspector did not join"
-        yield inspector
+        if thread.is_alive():
+            yield inspector
     finally:
         inspector.stop()
         thread.join(30)

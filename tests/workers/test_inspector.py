@@ -1,0 +1,307 @@
+"""One inspector in this process on a real broker: what goes in on `frames` comes out once, in order, or as a letter."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kafka.admin import MemberToRemove
+from kafka.structs import TopicPartition
+
+from flawline import broker, messages
+from flawline.embedded import EmbeddedBroker
+from flawline.errors import FlawlineError
+from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
+from tests.workers.line import (
+    FULL,
+    NOT_FINITE,
+    POISON,
+    Feeder,
+    PlainDetector,
+    assert_in_order,
+    committed,
+    feeding,
+    frame,
+    inspecting,
+    line_settings,
+    read,
+    read_records,
+    wait_until,
+    write_model,
+)
+from workers.inspector import GROUP, member_name
+from workers.models import ModelRef
+
+
+def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    cameras = [f"cam-{i}" for i in range(6)]  # more cameras than partitions
+    with feeding(settings) as feeder:
+        for sequence in range(30):
+            feeder.send(*(frame(camera, sequence, level=FULL if sequence % 10 == 0 else 20) for camera in cameras))
+        feeder.flush()
+        with inspecting(settings):
+            found = read_records(settings, "verdicts", Verdict, 180)
+            wait_until(lambda: sum(committed(settings, i) or 0 for i in range(4)) == 180)
+    verdicts = [verdict for verdict, _ in found]
+    assert len(verdicts) == len({verdict.frame_id for verdict in verdicts}) == 180
+    assert_in_order(verdicts)
+    for verdict, record in found:
+        assert record.partition == feeder.partition(verdict.camera)
+        assert record.key == verdict.camera.encode()
+        assert dict(record.headers) == {"schema": b"verdict/1", "frame-id": verdict.frame_id.encode()}
+        assert verdict.model_version == "plain-1"
+        assert verdict.timings.score_s > 0
+        rejected = verdict.sequence % 10 == 0
+        assert verdict.decision is (Decision.REJECT if rejected else Decision.ACCEPT)
+        assert bool(verdict.regions) == rejected
+    defects = read_records(settings, "defects", Defect, 18)
+    assert {defect.frame_id for defect, _ in defects} == {v.frame_id for v in verdicts if v.regions}
+    assert all(record.partition == feeder.partition(defect.camera) for defect, record in defects)
+
+
+def _changed(**changes: object) -> Callable[[Frame], bytes]:
+    return lambda good: messages.encode(replace(good, **changes))
+
+
+def _damaged(good: Frame) -> bytes:
+    data = good.data[:-40]
+    return messages.encode(replace(good, data=data, size_bytes=len(data), checksum=messages.checksum(data)))
+
+
+def _oversize(good: Frame) -> bytes:
+    data = bytes(70_000)
+    return messages.encode(replace(good, data=data, size_bytes=len(data), checksum=messages.checksum(data)))
+
+
+BAD_RECORDS: dict[str, tuple[DeadLetterReason, Callable[[Frame], bytes]]] = {
+    "nonsense": (DeadLetterReason.UNDECODABLE, lambda good: b"\x00 this is no frame"),
+    "damaged image": (DeadLetterReason.UNDECODABLE, _damaged),
+    "next schema": (
+        DeadLetterReason.WRONG_SCHEMA,
+        lambda good: messages.encode(good).replace(b"\xa1v\x01", b"\xa1v\x02", 1),
+    ),
+    "oversize": (DeadLetterReason.OVERSIZE, _oversize),
+    "checksum": (DeadLetterReason.CHECKSUM, lambda good: messages.encode(replace(good, checksum=good.checksum ^ 1))),
+    "missing object": (DeadLetterReason.MISSING_OBJECT, _changed(data=b"", object_key="0" * 64)),
+    "breaks the model": (
+        DeadLetterReason.SCORING_FAILED,
+        lambda good: messages.encode(frame(good.camera, good.sequence, first_pixel=POISON)),
+    ),
+    "no finite score": (
+        DeadLetterReason.SCORING_FAILED,
+        lambda good: messages.encode(frame(good.camera, good.sequence, first_pixel=NOT_FINITE)),
+    ),
+}
+
+
+def test_each_bad_record_becomes_a_dead_letter_with_its_reason_and_its_neighbours_get_verdicts(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    settings = settings.model_copy(
+        update={
+            "frames": settings.frames.model_copy(
+                update={"limit_bytes": 60_000, "objects_url": f"file://{tmp_path}/objects"}
+            )
+        }
+    )
+    sent: dict[int, tuple[DeadLetterReason, bytes]] = {}
+    with feeding(settings) as feeder:
+        for i, (reason, make) in enumerate(BAD_RECORDS.values()):
+            good, bad = frame("cam-0", 2 * i), frame("cam-0", 2 * i + 1)
+            feeder.send(good)
+            sent[bad.sequence] = reason, make(bad)
+            feeder.send_bytes("cam-0", sent[bad.sequence][1], messages.headers(bad))
+        feeder.flush()
+        with inspecting(settings):
+            verdicts = read(settings, "verdicts", Verdict, len(sent))
+            letters = read_records(settings, "dead-letters", DeadLetter, len(sent))
+            wait_until(lambda: committed(settings, 0) == 2 * len(sent))
+    assert [verdict.sequence for verdict in verdicts] == [2 * i for i in range(len(sent))]
+    assert len(letters) == len(sent)
+    for letter, record in letters:
+        sequence = messages.parse_frame_id(letter.frame_id)[2]
+        reason, value = sent[sequence]
+        assert (letter.reason, letter.value) == (reason, value), letter.error
+        assert (letter.topic, letter.partition, letter.offset) == (settings.topic("frames"), 0, sequence)
+        assert record.key == letter.key == b"cam-0"
+        assert "\n" not in letter.error
+        assert letter.error
+
+
+def test_a_second_member_takes_partitions_and_gives_them_back_without_loss_or_disorder(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, commit_interval_s=0.05)
+    cameras = [f"cam-{i}" for i in range(4)]
+    feeding_ends = threading.Event()
+    sent = 0
+
+    def feed(feeder: Feeder) -> None:
+        nonlocal sent
+        while not feeding_ends.wait(0.01):
+            feeder.send(*(frame(camera, sent) for camera in cameras))
+            sent += 1
+        feeder.flush()
+
+    with feeding(settings) as feeder:
+        source = threading.Thread(target=feed, args=(feeder,))
+        source.start()
+        with inspecting(settings, 0, PlainDetector(seconds_per_image=0.001)) as first:
+            with inspecting(settings, 1, PlainDetector(seconds_per_image=0.001)) as second:
+                wait_until(lambda: len(second.health().partitions) == 2)
+                assert len(first.health().partitions) == 2
+                read_ahead = sent + 20
+                wait_until(lambda: sent > read_ahead)
+            _remove_member(settings, 1)
+            wait_until(lambda: len(first.health().partitions) == 4)
+            feeding_ends.set()
+            source.join()
+            verdicts = read(settings, "verdicts", Verdict, 4 * sent)
+            wait_until(lambda: all(committed(settings, i) == sent for i in range(4)))
+    assert {v.frame_id for v in verdicts} == {frame(c, s).frame_id for c in cameras for s in range(sent)}
+    assert_in_order(verdicts)
+    assert len(verdicts) == 4 * sent, "revoked partitions were finished and committed, so nothing was done twice"
+
+
+def _remove_member(settings: object, slot: int) -> None:
+    client = broker.admin(settings)
+    client.remove_group_members(
+        settings.kafka.topic_prefix + GROUP, [MemberToRemove(group_instance_id=member_name(settings, slot))]
+    )
+    client.close()
+
+
+def test_a_restart_goes_on_where_the_last_run_stopped(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        for part in range(3):
+            feeder.send(*(frame("cam-0", 20 * part + i) for i in range(20)))
+            feeder.flush()
+            with inspecting(settings):
+                verdicts = read(settings, "verdicts", Verdict, 20 * (part + 1))
+    assert [verdict.sequence for verdict in verdicts] == list(range(60)), "nothing lost, nothing done twice"
+
+
+def test_frames_beyond_the_byte_bound_wait_at_the_broker(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    limit = 1 << 20
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, in_flight_limit_bytes=limit, batch_limit=2)
+    size = 100_000
+    detector = PlainDetector(seconds_per_image=0.005)
+    with feeding(settings) as feeder:
+        for sequence in range(60):
+            # Bytes after a PNG's end are ignored, so these frames are large and quickly decoded.
+            padded = _padded(frame("cam-0", sequence), size)
+            feeder.send(padded, _padded(frame("cam-1", sequence), size))
+        feeder.flush()
+        held: list[int] = []
+        paused: list[int] = []
+        with inspecting(settings, detector=detector) as inspector:
+            while len(held) < 2 or held[-1] or inspector.health().scoring_for_s:
+                held.append(inspector._gate.held_bytes)
+                paused.append(inspector._gate.closed)
+                if len(paused) > 100_000 or (not held[-1] and sum(committed(settings, i) or 0 for i in (0, 1)) == 120):
+                    break
+            verdicts = read(settings, "verdicts", Verdict, 120)
+    assert len(verdicts) == 120
+    assert_in_order(verdicts)
+    assert any(paused)
+    assert max(held) <= limit + 16 * (size + 1000)
+    assert max(detector.batches) <= 2
+
+
+def _padded(good: Frame, size: int) -> Frame:
+    data = good.data + bytes(size - len(good.data))
+    return replace(good, data=data, size_bytes=size, checksum=messages.checksum(data))
+
+
+def test_a_new_model_takes_over_between_batches_and_a_broken_one_leaves_the_old_in_place(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder, inspecting(settings) as inspector:
+        feeder.send(frame("cam-0", 0))
+        read(settings, "verdicts", Verdict, 1)
+        inspector.change_model(ModelRef(str(tmp_path / "nowhere")))
+        wait_until(lambda: "flawline_model_load_failures_total 1.0" in inspector.metrics())
+        inspector.change_model(ModelRef(str(write_model(tmp_path / "second", "plain-2")), "plain-other"))
+        wait_until(lambda: "flawline_model_load_failures_total 2.0" in inspector.metrics())
+        feeder.send(frame("cam-0", 1))
+        read(settings, "verdicts", Verdict, 2)
+        inspector.change_model(ModelRef(str(tmp_path / "second"), "plain-2"))
+        wait_until(lambda: inspector._next is not None)
+        feeder.send(frame("cam-0", 2))
+        verdicts = read(settings, "verdicts", Verdict, 3)
+        text = inspector.metrics()
+    assert [verdict.model_version for verdict in verdicts] == ["plain-1", "plain-1", "plain-2"]
+    assert 'flawline_model_info{role="active",version="plain-2"} 1.0' in text
+    assert "plain-1" not in text
+
+
+def test_what_the_broker_did_not_take_is_read_again(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        feeder.send(*(frame("cam-0", i) for i in range(200)))
+        feeder.flush()
+        with inspecting(settings, detector=PlainDetector(seconds_per_image=0.005)) as inspector:
+            read(settings, "verdicts", Verdict, 10)
+            lanes = inspector._intake._lanes
+            lane = lanes[TopicPartition(settings.topic("frames"), 0)]
+            inspector._intake.reread(lane)
+            inspector._intake.reread(lane)  # reported once for each record that was lost
+            verdicts = read(settings, "verdicts", Verdict, 200)
+            wait_until(lambda: committed(settings, 0) == 200)
+    scores: dict[str, set[float]] = {}
+    for verdict in verdicts:
+        scores.setdefault(verdict.frame_id, set()).add(verdict.score)
+    assert len(scores) == 200
+    assert all(len(each) == 1 for each in scores.values()), "a frame that is done again gets the same score"
+    assert_in_order(verdicts)
+
+
+def test_a_broker_that_dies_and_comes_back_costs_time_only(fresh_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = line_settings(fresh_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        feeder.send(*(frame("cam-0", i) for i in range(300)))
+        feeder.flush()
+        with inspecting(settings, detector=PlainDetector(seconds_per_image=0.005)):
+            read(settings, "verdicts", Verdict, 10)
+            fresh_broker.kill()
+            fresh_broker.start()
+            verdicts = read(settings, "verdicts", Verdict, 300)
+    assert {verdict.sequence for verdict in verdicts} == set(range(300))
+    assert_in_order(verdicts)
+
+
+def test_a_second_process_in_the_same_place_ends_the_first_with_a_clear_error(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    sequence = 0
+    with (
+        feeding(settings) as feeder,
+        pytest.raises(FlawlineError, match="another process took this worker's place"),
+        inspecting(settings) as old,
+        inspecting(settings),
+    ):
+        while not old._stop.wait(0.05):
+            feeder.send(frame("cam-0", sequence))
+            sequence += 1
+            assert sequence < 600
+    verdicts = read(settings, "verdicts", Verdict, sequence)
+    assert len({(verdict.frame_id, verdict.score) for verdict in verdicts}) == sequence
+
+
+def test_a_model_that_cannot_be_loaded_is_named_before_the_group_is_joined(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "nowhere"))
+    broker.ensure_topics(settings)
+    with pytest.raises(FlawlineError, match="nowhere: no model"), inspecting(settings):
+        pass

@@ -1,0 +1,143 @@
+"""An inspector as a Ray actor in a process of its own, and the handle that the supervisor has on it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flawline import clock
+from flawline.config import Settings
+from flawline.errors import FlawlineError
+from workers.inspector import Health, Inspector, Load
+from workers.models import ModelRef
+
+log = logging.getLogger(__name__)
+
+HEALTH_INTERVAL_S = 1.0
+THREADS = 8  # `run`, and room for questions while it runs
+
+
+class InspectorActor(Inspector):
+    """What Ray starts."""
+
+    def __init__(self, settings: Settings, slot: int, model: ModelRef, load: Load) -> None:
+        logging.basicConfig(level=settings.log_level, format=f"actor {slot}: %(levelname)s %(name)s: %(message)s")
+        # It warns of every moment in which the CPU was busy with something else.
+        logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+        super().__init__(settings, slot, model, load)
+
+
+class Actor:
+    """One slot's actor: what it runs, what it was asked and what it last said of itself. Not thread-safe.
+
+    `pending` are the Ray replies to wait for; `take` is told which of them came.
+    """
+
+    def __init__(self, settings: Settings, slot: int, model: ModelRef, load: Load, now: clock.Monotonic) -> None:
+        import ray
+
+        worker = settings.worker
+        actor_class = ray.remote(InspectorActor).options(
+            num_cpus=worker.num_cpus,
+            num_gpus=worker.num_gpus,
+            max_restarts=0,  # the supervisor restarts, at a bounded rate
+            max_task_retries=0,
+            max_concurrency=THREADS,
+        )
+        self.slot = slot
+        self.health: Health | None = None
+        self.is_ready = False
+        self._worker = worker
+        self._now = now
+        self._handle: Any = actor_class.remote(settings, slot, model, load)
+        self._run = self._handle.run.remote()
+        self._ready: Any = self._handle.ready.remote(worker.start_timeout_s)
+        self._health_reply: Any = None
+        self._started = self._answered = now()
+
+    # Commands
+
+    def change_model(self, model: ModelRef) -> None:
+        """Make it load another model, in its own time."""
+        self._handle.change_model.remote(model)
+
+    def stop(self) -> None:
+        """Ask it to finish."""
+        self._handle.stop.remote()
+
+    def kill(self) -> None:
+        """End its process now."""
+        import ray
+
+        ray.kill(self._handle)
+
+    def metrics_reply(self) -> Any:
+        """Ask for its metrics; the Ray reply."""
+        return self._handle.metrics.remote()
+
+    # Watching
+
+    @property
+    def run(self) -> Any:
+        """The Ray reply that comes when it has ended, for whatever reason."""
+        return self._run
+
+    @property
+    def pending(self) -> list[Any]:
+        """Replies that are awaited, `run` among them: a dead actor's fails within milliseconds."""
+        return [reply for reply in (self._run, self._ready, self._health_reply) if reply is not None]
+
+    def ask(self) -> None:
+        """Ask how it is, unless it was asked a moment ago."""
+        due = self._answered + (HEALTH_INTERVAL_S if self.health else 0)
+        if self._health_reply is None and self._now() >= due:
+            self._health_reply = self._handle.health.remote()
+
+    def stuck_for(self) -> str | None:
+        """Why it should be replaced although it lives; None when it is fine."""
+        now = self._now()
+        if not self.is_ready:
+            waited_s = now - self._started
+            return f"is not ready after {waited_s:.0f} s" if waited_s > self._worker.start_timeout_s else None
+        health = self.health
+        ages_s = {
+            "does not answer": now - self._answered if self._health_reply is not None else 0.0,
+            "does not poll": health.last_poll_age_s if health else 0.0,
+            "scores one batch": health.scoring_for_s if health else 0.0,
+        }
+        what, longest_s = max(ages_s.items(), key=lambda item: item[1])
+        return f"{what} for {longest_s:.0f} s" if longest_s > self._worker.hang_timeout_s else None
+
+    def take(self, reply: Any) -> bool:
+        """Take one of the pending replies that has come; True when it says that the actor has ended."""
+        import ray
+        from ray.exceptions import RayError
+
+        if reply == self._run:
+            return True
+        try:
+            if reply == self._ready:
+                self._ready = None
+                self.is_ready = bool(ray.get(reply))
+            else:
+                self._health_reply = None
+                self._answered = self._now()
+                self.health = ray.get(reply)
+        except RayError:
+            log.debug("actor %d did not answer, its run will say why", self.slot)
+        return False
+
+    def reason(self) -> Exception | None:
+        """Why it ended: the error of its `run`; None when its process died."""
+        import ray
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        try:
+            ray.get(self._run)
+        except RayTaskError as error:
+            return error.cause if isinstance(error.cause, Exception) else FlawlineError(str(error).splitlines()[-1])
+        except RayActorError:
+            return None
+        except RayError as error:
+            return FlawlineError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return FlawlineError("it returned without being asked to")
