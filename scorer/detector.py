@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,6 @@ from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import projected, unit
 from scorer.features import OnUnreadable, Progress, checked, extract
 from scorer.settings import ScorerSettings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -242,17 +239,19 @@ def load(
 ) -> HierarchicalCoreset:
     """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
 
+    In f32 all runtimes give the same scores; the thresholds of a model fitted in bf16 hold in bf16 only.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
+    if precision == "auto":
+        precision = stored.precision
+    if precision != stored.precision:
+        raise FlawlineError(
+            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: fit it again"
+        )
     features = backbone.load(
         stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
     )
-    if (features.runtime, features.precision) != (stored.runtime, stored.precision):
-        log.warning(
-            "%s was calibrated on %s-%s and runs on %s-%s: scores differ by up to 1 %%, fit again for exact thresholds",
-            path, stored.runtime, stored.precision, features.runtime, features.precision,
-        )  # fmt: skip
     return HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version)
 
 

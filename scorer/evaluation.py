@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from flawline.messages import Decision
 from scorer.dataset import LazyImages, Sample, read_mask
 from scorer.detector import Detector
 from scorer.features import Image, Progress
+from scorer.maps import enlarged
 from scorer.metrics import PixelHistogram, image_metrics
 
 # Pixel metrics are computed on maps and masks of this side.
@@ -111,7 +111,7 @@ def _pixel_histograms(
         mask = read_mask(sample, (_SIDE, _SIDE))
         histogram = histograms.setdefault(sample.product, PixelHistogram.empty(low, high))
         if mask is not None:
-            histogram.add(cv2.resize(heatmap, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR), mask)
+            histogram.add(enlarged(heatmap, _SIDE), mask)
         if progress:
             progress("pixels", done, len(samples))
     return histograms
