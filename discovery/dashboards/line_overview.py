@@ -13,6 +13,8 @@ TITLE = "Line overview"
 GREEN, YELLOW, RED = "green", "yellow", "red"
 CAMERA = 'camera=~"$camera"'
 RATE = "[$__rate_interval]"
+# Every role serves every gauge without labels, 0 where it is not its own: what counts is what the ledger says.
+BALANCED = "flawline_ledger_balanced and on (job, instance) flawline_ledger_frames"
 
 
 def _quantile(q: float, metric: str, by: str = "", where: str = "") -> str:
@@ -75,14 +77,14 @@ def _glance(board: dashboard.Dashboard) -> None:
         number(
             "Ledger",
             "Whether every capture ended as exactly one of scored, dropped, dead-lettered or gap.",
-            promql("min(flawline_ledger_balanced)", "balanced"),
+            promql(f"min({BALANCED})", "balanced"),
             limits=((None, RED), (1, GREEN)),
             mappings=names({0: ("not balanced", RED), 1: ("balanced", GREEN)}),
         ),
         number(
             "Gaps",
             "Captures whose number is missing and that nobody explained. Anything but 0 is an incident.",
-            promql('sum(flawline_ledger_frames{outcome="gap"}) or 0 * min(flawline_ledger_balanced)', "gaps"),
+            promql('sum(flawline_ledger_frames{outcome="gap"})', "gaps"),
             limits=((None, GREEN), (1, RED)),
         ),
         number(

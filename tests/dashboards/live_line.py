@@ -1,0 +1,160 @@
+"""A short run of the whole line, every role in its own process, that fills a real Prometheus and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psycopg
+
+from flawline import broker, config
+from producers.simulation.dataset import write_dataset
+from producers.simulation.line import SimulatedLine
+from producers.simulation.settings import LineSettings
+from scorer import detector
+from scorer.settings import ScorerSettings
+from tests.support.brokers import free_port
+from tests.support.prometheus import PrometheusServer
+
+ROOT = Path(__file__).parents[2]
+PRODUCTS = ("disc", "coffee")
+DEFECTS = ("hole", "scratch")
+GOOD_IMAGES = 60
+FRAME_LIMIT_BYTES = 256 << 10
+TIMEOUT_S = 150.0
+"""Generous: what is waited for takes 40 s on two idle cores."""
+
+
+class LiveLine:
+    """Two cameras that loop over parts with two kinds of defect, and a third whose only picture is over the limit."""
+
+    def __init__(self, folder: Path, store_url: str) -> None:
+        self.folder = folder
+        self.store_url = store_url
+        self.started = time.time()
+        self._roles: subprocess.Popen[bytes] | None = None
+        self.prometheus: PrometheusServer | None = None
+
+    def start(self) -> LiveLine:
+        """Return when discovery has confirmed a class, the ledger has counted, and all metrics have been scraped."""
+        line = LineSettings(products=PRODUCTS, defects=DEFECTS, size=2.5)
+        write_dataset(self.folder / "parts", line, train=1, test_good=10, test_per_defect=12)
+        self._write_oversize_picture()
+        good = [part.image for part in SimulatedLine(line).good_parts(GOOD_IMAGES)]
+        detector.fit(good, ScorerSettings()).save(self.folder / "model")
+        file = self._write_config()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FLAWLINE_")}
+        with (self.folder / "roles.log").open("wb") as log:
+            command = [sys.executable, "-m", "flawline", "up", "--config", str(file)]
+            self._roles = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        metrics = self.settings.metrics
+        self.prometheus = PrometheusServer(
+            self.folder / "prometheus",
+            {
+                "producers": [f"127.0.0.1:{metrics.producers_port}"],
+                "workers": [f"127.0.0.1:{metrics.workers_port}"],
+                "discovery": [f"127.0.0.1:{metrics.discovery_port}"],
+                "ledger": [f"127.0.0.1:{metrics.ledger_port}"],
+            },
+        )
+        self._wait("a verdict", lambda: self._sum("flawline_verdicts_total") > 0)
+        self._send_what_is_no_frame()
+        self._wait("a dead letter", lambda: self._sum("flawline_dead_letters_total") > 0)
+        self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
+        self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
+        self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
+        return self
+
+    def _write_oversize_picture(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+        place = self.folder / "oversize"
+        place.mkdir()
+        cv2.imwrite(str(place / "noise.png"), noise)
+
+    def _write_config(self) -> Path:
+        ports = {name: free_port() for name in ("producers_port", "workers_port", "discovery_port", "ledger_port")}
+        parts = {"kind": "folder", "path": str(self.folder / "parts"), "loop": True, "rate_hz": 4.0, "shards": 2}
+        content: dict[str, Any] = {
+            "line": "test",
+            "data_dir": str(self.folder / "data"),
+            "embedded": {"port": free_port()},
+            "frames": {"limit_bytes": FRAME_LIMIT_BYTES},
+            "store": {"url": self.store_url},
+            "metrics": ports,
+            "worker": {"model": str(self.folder / "model"), "actors": 1},
+            "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
+            "cameras": [
+                {"name": "camera-1", "shard": 0} | parts,
+                {"name": "camera-2", "shard": 1} | parts,
+                {"name": "camera-3", "kind": "folder", "path": str(self.folder / "oversize")},
+            ],
+        }
+        file = self.folder / "line.toml"
+        file.write_text(_toml(content))
+        self.settings = config.load(file)
+        return file
+
+    def _send_what_is_no_frame(self) -> None:
+        producer = broker.producer(self.settings)
+        try:
+            producer.send("frames", key=b"camera-1", value=b"no message", partition=0).get(timeout=30)
+        finally:
+            producer.close(5)
+
+    def _sum(self, selector: str) -> float:
+        assert self.prometheus is not None
+        result = self.prometheus.get("query", query=f"sum({selector})")["result"]
+        return float(result[0]["value"][1]) if result else 0.0
+
+    def _count(self, table: str, where: str) -> int:
+        with psycopg.connect(self.store_url.replace("+psycopg", "")) as connection:
+            found = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+            if found is None or found[0] is None:
+                return 0
+            row = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
+            return row[0] if row else 0
+
+    def _wait(self, what: str, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not happened():
+            assert self._roles is not None
+            if self._roles.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{what} does not come; the roles say:\n{self.log()[-6000:]}")
+            time.sleep(0.3)
+
+    def log(self) -> str:
+        return (self.folder / "roles.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End every process."""
+        if self.prometheus is not None:
+            self.prometheus.stop()
+        if self._roles is not None and self._roles.poll() is None:
+            self._roles.send_signal(signal.SIGTERM)
+            try:
+                self._roles.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._roles.pid, signal.SIGKILL)
+                self._roles.wait()
+
+
+def _toml(content: dict[str, Any]) -> str:
+    """Settings as TOML: scalars first, then sections, then the cameras. JSON's scalars are TOML's."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if not isinstance(value, dict | list)]
+    for key, section in content.items():
+        for table, head in [(section, f"[{key}]")] if isinstance(section, dict) else []:
+            lines += [head, *(f"{name} = {json.dumps(value)}" for name, value in table.items())]
+        for table in section if isinstance(section, list) else []:
+            lines += [f"[[{key}]]", *(f"{name} = {json.dumps(value)}" for name, value in table.items())]
+    return "\n".join(lines) + "\n"
