@@ -17,8 +17,10 @@ from tests.flawline.talking_line import TalkingLine
 @pytest.fixture
 def line_settings(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Settings:
     """Settings of a line whose topics no other test uses; the topics do not exist yet."""
+    nothing = tmp_path / "nothing.toml"
+    nothing.touch()  # so that no file of the working directory is read
     return config.load(
-        None,
+        nothing,
         data_dir=str(tmp_path / "data"),
         kafka={
             "bootstrap_servers": embedded_broker.bootstrap,
