@@ -281,6 +281,7 @@ def _workers(board: dashboard.Dashboard) -> None:
             promql("sum(flawline_actor_restarts_total)", "restarts so far"),
             unit="short",
             steps=True,
+            width=6,
         ),
         lines(
             "Batch size",
@@ -288,13 +289,24 @@ def _workers(board: dashboard.Dashboard) -> None:
             promql(_quantile(0.5, "flawline_batch_size"), "p50"),
             promql(_quantile(0.99, "flawline_batch_size"), "p99"),
             unit="short",
+            width=6,
         ),
         lines(
             "Discovery",
-            "Records that discovery has not read yet, by topic, and regions without a class.",
+            "Records that discovery has not read yet, by topic, and those that it could not use.",
             promql("max by (topic) (flawline_discovery_lag_records)", "unread in {{topic}}"),
+            promql("sum by (reason) (flawline_rejected_records_total)", "refused: {{reason}}"),
+            unit="short",
+            width=6,
+        ),
+        lines(
+            "Defect classes",
+            "Classes by state, and regions that belong to none yet. The dashboard Defect trends has them in detail.",
+            promql("max by (state) (flawline_classes)", "{{state}}"),
             promql("max(flawline_unassigned_regions)", "regions without a class"),
             unit="short",
+            steps=True,
+            width=6,
         ),
     ):
         board.with_panel(panel)

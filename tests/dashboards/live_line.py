@@ -69,8 +69,9 @@ class LiveLine:
             },
         )
         self._wait("a verdict", lambda: self._sum("flawline_verdicts_total") > 0)
-        self._send_what_is_no_frame()
+        self._send_rubbish()
         self._wait("a dead letter", lambda: self._sum("flawline_dead_letters_total") > 0)
+        self._wait("a record that discovery refuses", lambda: self._sum("flawline_rejected_records_total") > 0)
         self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
         self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
         self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
@@ -105,10 +106,12 @@ class LiveLine:
         self.settings = config.load(file)
         return file
 
-    def _send_what_is_no_frame(self) -> None:
+    def _send_rubbish(self) -> None:
+        """One record that workers, and one that discovery cannot use."""
         producer = broker.producer(self.settings)
         try:
-            producer.send("frames", key=b"camera-1", value=b"no message", partition=0).get(timeout=30)
+            for topic in ("frames", "defects"):
+                producer.send(topic, key=b"camera-1", value=b"no message", partition=0).get(timeout=30)
         finally:
             producer.close(5)
 

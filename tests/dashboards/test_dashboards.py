@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from discovery import dashboards, grafana
 from discovery.dashboards.panels import GRID_WIDTH, POSTGRESQL, PROMETHEUS
@@ -74,6 +77,23 @@ def _references(value):
     elif isinstance(value, list):
         for inner in value:
             yield from _references(inner)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_the_official_types_read_the_panels_and_lose_nothing(board):
+    plugins.register_default_plugins()
+    read = json.loads(json.dumps(Dashboard.from_json(board), cls=JSONEncoder))
+    for part in ("panels", "templating"):
+        assert _is_part_of(board[part], read[part])
+
+
+def _is_part_of(given, whole):
+    """Whether everything in `given` is in `whole`, too; types add their defaults."""
+    if isinstance(given, dict):
+        return all(key in whole and _is_part_of(value, whole[key]) for key, value in given.items())
+    if isinstance(given, list):
+        return len(given) == len(whole) and all(map(_is_part_of, given, whole))
+    return given == whole
 
 
 @pytest.mark.parametrize("query", queries.ON_PROMETHEUS, ids=str)

@@ -127,7 +127,7 @@ def _setting(variable: str) -> bool:
 
 
 def test_the_plants_settings_are_valid_together_with_the_environment(monkeypatch):
-    for key, value in OURS["workers"]["environment"].items():
+    for key, value in OURS["discovery"]["environment"].items():
         monkeypatch.setenv(key, value)
     settings = config.load(compose.ROOT / "deploy/line.plant.toml")
     assert (
@@ -137,6 +137,12 @@ def test_the_plants_settings_are_valid_together_with_the_environment(monkeypatch
     assert settings.kafka.bootstrap_servers == "kafka:9092"
     assert settings.metrics.host == "0.0.0.0"
     assert settings.cameras
+
+
+def test_only_who_needs_the_store_is_given_its_password():
+    knowing = {name for name, service in OURS.items() if "FLAWLINE_STORE__URL" in service["environment"]}
+    assert knowing == {"discovery", "cli"}
+    assert all("FLAWLINE_KAFKA__SASL_PASSWORD" in service["environment"] for service in OURS.values())
 
 
 def test_prometheus_scrapes_every_role_where_it_listens_and_where_its_health_is_checked():
