@@ -1,4 +1,4 @@
-"""The camera kind `simulated`: parts of the procedural line, the k-th capture being part k of the camera of that name."""
+"""The camera kind `simulated`: shows the parts of the procedural line; its k-th capture is its k-th part."""
 
 from __future__ import annotations
 

@@ -318,7 +318,9 @@ class Spool:
     def close(self) -> None:
         """Let the folder go; what is in it stays."""
         self._close_files()
-        os.close(self._head_file)
+        if self._head_file >= 0:
+            os.close(self._head_file)
+            self._head_file = -1  # the number may soon be another file's
         self._lock_file.close()
 
     def _close_files(self) -> None:

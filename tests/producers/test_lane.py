@@ -1,0 +1,346 @@
+"""One camera's way to the broker, against a client whose answers the tests choose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kafka import errors
+from kafka.future import Future
+
+from flawline.messages import DropReason, Frame
+from producers import lane as lane_module
+from producers.camera import Capture
+from producers.flow import ByteBudget
+from producers.lane import Lane
+from producers.settings import CameraBase, ProducerSettings
+from producers.spool import Quota, Spool
+from tests.producers.doubles import capture, until
+
+
+class AnsweringClient:
+    """A Kafka client: keeps what it is given until `answer` says what becomes of it, or answers `at_once`."""
+
+    def __init__(self) -> None:
+        self.sent: list[Frame] = []
+        self.held: list[tuple[Frame, Future]] = []
+        self.delivered: list[int] = []
+        self.at_once: Callable[[Frame], BaseException | None] | None = None
+        self.most_held_bytes = 0
+        self.renewals = 0
+        self.lock = threading.Lock()
+
+    def send(self, frame: Frame) -> tuple[Future, AnsweringClient]:
+        self.sent.append(frame)
+        future = Future()
+        with self.lock:
+            if self.at_once is None:
+                self.held.append((frame, future))
+                self.most_held_bytes = max(self.most_held_bytes, sum(one.size_bytes for one, _ in self.held))
+                return future, self
+        self._settle(frame, future, self.at_once(frame))
+        return future, self
+
+    def renew(self, _: Any) -> None:
+        self.renewals += 1
+
+    def answer(self, *, error: BaseException | None = None, index: int = 0) -> int:
+        frame, future = self.held.pop(index)
+        self._settle(frame, future, error)
+        return frame.sequence
+
+    def answer_all(self) -> None:
+        with self.lock:
+            self.at_once = lambda _: None
+        while self.held:
+            self.answer()
+
+    def _settle(self, frame: Frame, future: Future, error: BaseException | None) -> None:
+        if error is None:
+            self.delivered.append(frame.sequence)
+            future.success(None)
+        else:
+            future.failure(error)
+
+
+class Rig:
+    """A lane over an answering client."""
+
+    def __init__(self, folder: Path, camera: CameraBase, limit_bytes: int = 1 << 20, **options: Any) -> None:
+        self.client = AnsweringClient()
+        producer = ProducerSettings(**{"in_flight_limit_bytes": 1 << 20, "away_after_s": 60, **options})
+        self.budget = ByteBudget(producer.in_flight_limit_bytes)
+        self.lane = Lane(
+            camera, 1, Spool(folder / camera.name, Quota(producer.spool_limit_bytes)), self.budget, producer,
+            limit_bytes, self.client.send, self.client.renew,
+        )  # fmt: skip
+        self.lane.start()
+        self.closed = False
+
+    def capture(self, count: int) -> None:
+        for index in range(count):
+            self.lane.publish(capture(index))
+
+    def dropped(self) -> dict[int, DropReason]:
+        """Every drop that the ledger would be told."""
+        found = {}
+        for _, entry in self.lane.ledger_entries():
+            for one in entry.dropped:
+                found |= dict.fromkeys(range(one.first, one.last + 1), one.reason)
+        return found
+
+    def wait_idle(self) -> None:
+        until(lambda: self.lane.idle, what="lane idle")
+
+    def close(self) -> int:
+        """Stop as the publisher does; once."""
+        if self.closed:
+            return 0
+        self.closed = True
+        self.lane.stop(5)
+        left = self.lane.put_away()
+        self.lane.close()
+        return left
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "RETRY_PAUSE_S", 0.02)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    made: list[Rig] = []
+
+    def make(when_full: str = "spool", **options: Any) -> Rig:
+        made.append(Rig(tmp_path, CameraBase(name="cam", codec="raw", when_full=when_full), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+FRAME_BYTES = 48 * 64 * 3  # raw, so every frame has the same size
+
+
+def test_frames_over_the_byte_bound_go_to_disk_and_come_back_in_order(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    line.capture(300)  # 2.6 MiB against a bound of 1 MiB
+    until(lambda: sum(one.size_bytes for one, _ in line.client.held) > (1 << 20) - FRAME_BYTES)
+    assert line.budget.used_bytes <= 1 << 20
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == list(range(300))
+    assert line.client.most_held_bytes <= 1 << 20
+    assert line.budget.used_bytes == 0
+
+
+def test_new_frames_go_behind_a_backlog_until_it_is_delivered(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    line.capture(150)
+    until(lambda: len(line.client.held) > 100)
+    for _ in range(20):
+        line.client.answer()
+    line.capture(50)  # there is room in memory again, but older ones wait on disk
+    line.client.answer_all()
+    line.wait_idle()
+    line.capture(5)
+    line.wait_idle()
+    assert line.client.delivered == list(range(205))
+
+
+def test_drop_policy_counts_what_has_no_room(rig: Callable[..., Rig]) -> None:
+    line = rig("drop")
+    line.capture(120)
+    kept = (1 << 20) // FRAME_BYTES
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == list(range(kept))
+    assert line.dropped() == dict.fromkeys(range(kept, 120), DropReason.IN_FLIGHT_FULL)
+
+
+def test_wait_policy_holds_the_source_back_and_writes_nothing_to_disk(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    line = rig("wait")
+    source = threading.Thread(target=line.capture, args=(150,))
+    source.start()
+    kept = (1 << 20) // FRAME_BYTES
+    until(lambda: len(line.client.held) == kept)
+    assert source.is_alive()
+    assert list(tmp_path.rglob("*.seg")) == []
+    line.client.answer_all()
+    source.join(20)
+    line.wait_idle()
+    assert line.client.delivered == list(range(150))
+
+
+def test_full_spool_drops_the_newest_and_says_so(rig: Callable[..., Rig]) -> None:
+    line = rig(spool_limit_bytes=20 * FRAME_BYTES)
+    line.capture(200)
+    dropped = line.dropped()
+    kept = 200 - len(dropped)
+    assert dropped == dict.fromkeys(range(kept, 200), DropReason.SPOOL_FULL) and 100 < kept < 200
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == list(range(kept))
+
+
+def test_refused_write_permission_drops_with_its_reason_and_is_logged_once(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = rig()
+    line.client.at_once = lambda _: errors.TopicAuthorizationFailedError("frames")
+    line.capture(5)
+    line.wait_idle()
+    assert line.dropped() == dict.fromkeys(range(5), DropReason.NOT_AUTHORISED)
+    assert caplog.text.count("may not write to the topic frames") == 1
+    assert line.client.renewals == 0
+    line.client.at_once = lambda _: None  # granted meanwhile
+    line.capture(1)
+    line.wait_idle()
+    assert line.client.delivered == [5]
+
+
+def test_refusal_at_cluster_level_asks_for_a_new_client(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    line.client.at_once = lambda _: errors.ClusterAuthorizationFailedError("no idempotent writes")
+    line.capture(1)
+    line.wait_idle()
+    assert line.dropped() == {0: DropReason.NOT_AUTHORISED}
+    assert line.client.renewals == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.MessageSizeTooLargeError("too large"), DropReason.OVERSIZE),
+        (errors.RecordListTooLargeError("too large"), DropReason.OVERSIZE),
+        (errors.InvalidRecordError("no"), DropReason.BROKER_REFUSED),
+        (errors.UnknownError("again and again"), DropReason.BROKER_REFUSED),
+    ],
+)
+def test_frame_that_the_broker_refuses_is_dropped_and_the_next_goes_on(
+    rig: Callable[..., Rig], error: BaseException, reason: DropReason
+) -> None:
+    line = rig()
+    line.client.at_once = lambda frame: error if frame.sequence == 1 else None
+    line.capture(3)
+    line.wait_idle()
+    assert line.dropped() == {1: reason}
+    assert sorted(line.client.delivered) == [0, 2]
+
+
+def test_broker_that_is_away_never_costs_a_frame_however_often_it_fails(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    failures = iter([errors.KafkaTimeoutError("away")] * 20)
+    line.client.at_once = lambda _: next(failures, None)
+    line.capture(3)
+    line.wait_idle()
+    assert line.client.delivered == [0, 1, 2]
+    assert line.dropped() == {}
+
+
+def test_failed_frame_is_sent_again_before_the_next_and_a_delivered_one_is_not(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    line.capture(3)
+    until(lambda: len(line.client.held) == 3)
+    line.client.answer(error=errors.OutOfOrderSequenceNumberError("the broker lost its log"))  # 0
+    line.client.answer()  # 1
+    line.client.at_once = lambda _: None
+    line.client.answer(error=errors.OutOfOrderSequenceNumberError("the broker lost its log"))  # 2
+    line.capture(1)
+    line.wait_idle()
+    assert line.client.delivered == [1, 0, 2, 3]
+    assert line.client.renewals == 2
+
+
+def test_stop_puts_memory_before_the_spool_and_the_next_start_delivers_all_in_order(
+    rig: Callable[..., Rig], tmp_path: Path
+) -> None:
+    first = rig()
+    first.capture(150)
+    until(lambda: len(first.client.held) > 100)
+    assert first.close() == 150
+    second = Rig(tmp_path, CameraBase(name="cam", codec="raw"))
+    second.client.answer_all()
+    second.capture(2)
+    second.wait_idle()
+    assert second.client.delivered == [*range(150), 0, 1]
+    assert [frame.epoch for frame in second.client.sent] == [first.lane.epoch] * 150 + [second.lane.epoch] * 2
+    entries = {entry.epoch: entry for _, entry in second.lane.ledger_entries()}
+    assert (entries[first.lane.epoch].captured, entries[first.lane.epoch].closed) == (150, True)
+    assert (entries[second.lane.epoch].captured, entries[second.lane.epoch].closed) == (2, False)
+    second.close()
+
+
+def test_stop_without_a_spool_drops_as_stopped(rig: Callable[..., Rig]) -> None:
+    line = rig("wait", spool_limit_bytes=0)
+    line.capture(3)
+    until(lambda: len(line.client.held) == 3)
+    line.lane.stop(5)
+    assert line.lane.put_away() == 0
+    assert line.dropped() == dict.fromkeys(range(3), DropReason.STOPPED)
+
+
+def test_damaged_spool_record_is_dropped_with_its_reason(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    first = rig()
+    first.capture(3)
+    first.close()
+    (segment,) = tmp_path.rglob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1  # within the payload of the middle one
+    segment.write_bytes(data)
+    second = Rig(tmp_path, CameraBase(name="cam", codec="raw"))
+    second.client.answer_all()
+    second.wait_idle()
+    assert second.client.delivered == [0, 2]
+    assert second.dropped() == {1: DropReason.SPOOL_DAMAGED}
+    second.close()
+
+
+def test_capture_without_an_image_and_one_too_large_are_dropped_and_keep_their_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = Rig(tmp_path, CameraBase(name="cam", codec="raw"), limit_bytes=FRAME_BYTES)
+    line.client.at_once = lambda _: None
+    line.lane.publish(Capture(1, data=b"no image", replay_key="bad.jpg"))
+    line.capture(1)
+    line.lane.publish(Capture(1, pixels=capture().pixels.repeat(2, axis=0)))
+    line.wait_idle()
+    assert line.client.delivered == [1]
+    assert line.dropped() == {0: DropReason.ENCODING_FAILED, 2: DropReason.OVERSIZE}
+    assert "bad.jpg" in caplog.text
+    line.close()
+
+
+FATES = {
+    "ok": None,
+    "away": errors.KafkaTimeoutError("away"),
+    "lost": errors.UnknownProducerIdError("lost"),
+    "refused": errors.InvalidRecordError("no"),
+    "odd": errors.UnknownError("odd"),
+}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fates=st.lists(st.sampled_from(sorted(FATES)), max_size=60), captures=st.integers(1, 160))
+def test_every_capture_ends_once_whatever_the_broker_answers(
+    tmp_path_factory: pytest.TempPathFactory, fates: list[str], captures: int
+) -> None:
+    line = Rig(tmp_path_factory.mktemp("lane"), CameraBase(name="cam", codec="raw", when_full="spool"))
+    answers = iter(fates)
+    line.client.at_once = lambda _: FATES[next(answers, "ok")]
+    line.capture(captures)
+    line.wait_idle()
+    line.lane.finish()
+    assert len(line.client.delivered) == len(set(line.client.delivered))
+    dropped = line.dropped()
+    assert sorted([*line.client.delivered, *dropped]) == list(range(captures))
+    assert set(dropped.values()) <= {DropReason.BROKER_REFUSED}
+    assert line.budget.used_bytes == 0
+    line.close()
