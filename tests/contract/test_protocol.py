@@ -140,7 +140,7 @@ def test_an_api_versions_request_of_the_future_is_answered_in_version_zero(wire:
     assert answer is not None
     assert struct.unpack_from(">ih", answer) == (7, ErrorCode.UNSUPPORTED_VERSION)
     versions = ApiVersionsResponse.decode(answer[4:], version=0)
-    assert {one.api_key for one in versions.api_keys} >= {0, 1, 3, 18}
+    assert 18 in {one.api_key for one in versions.api_keys}
 
 
 @pytest.mark.parametrize(

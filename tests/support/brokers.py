@@ -110,6 +110,7 @@ class ApacheKafka:
             "message.max.bytes": 16 << 20,
             "log.retention.check.interval.ms": 500,
             "log.cleaner.backoff.ms": 300,
+            "log.flush.start.offset.checkpoint.interval.ms": 100,
             "log.initial.task.delay.ms": 500,
             "log.segment.delete.delay.ms": 0,
             "socket.request.max.bytes": 128 << 20,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import Any
@@ -21,7 +22,8 @@ class Wire:
         self._socket.sendall(data)
 
     def finish_sending(self) -> None:
-        self._socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the broker was faster and has closed already
+            self._socket.shutdown(socket.SHUT_WR)
 
     def receive_frame(self) -> bytes | None:
         """Return the next frame without its length, None when the broker has closed the connection."""
