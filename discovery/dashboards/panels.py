@@ -25,6 +25,7 @@ PROMETHEUS = model.DataSourceRef(type_val="prometheus", uid="flawline-prometheus
 POSTGRESQL = model.DataSourceRef(type_val="grafana-postgresql-datasource", uid="flawline-postgresql")
 
 GRID_WIDTH = 24
+STORE_INTERVAL = "1m"  # the store's roll-ups are by minute: shorter buckets would be a comb of bars and holes
 Panel = cog.Builder[model.Panel]
 Query = cog.Builder[variants.Dataquery]
 Thresholds = Sequence[tuple[float | None, str]]
@@ -113,7 +114,10 @@ def _placed(panel: Any, title: str, text: str, queries: Sequence[Query], width: 
     for letter, query in zip("ABCDEFGH", queries, strict=False):
         query.ref_id(letter)  # type: ignore[attr-defined]
         panel.with_target(query)
-    source = POSTGRESQL if isinstance(queries[0], Sql) else PROMETHEUS
+    source = PROMETHEUS
+    if isinstance(queries[0], Sql):
+        source = POSTGRESQL
+        panel.interval(STORE_INTERVAL)
     return panel.title(title).description(text).datasource(source).span(width).height(height)
 
 
