@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from producers.simulation.drawing import disc_sprite, sprite
+from producers.simulation.drawing import polar, sprite
 
 Drawing = tuple[np.ndarray, np.ndarray]
 """RGB (0..255) and opacity (0..1), larger than they will be seen, so that edges come out smooth."""
@@ -16,13 +16,16 @@ Drawing = tuple[np.ndarray, np.ndarray]
 DRAWN_PX = 256
 """Side of the square that components are drawn on before they are averaged down; the outer tenth is for the shadow."""
 
+RIM = 0.86
+"""Radius of a round body in its drawing, whose half side is 1; its shadow lies beyond."""
 
-def _round_body(rim: float = 0.86) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return an empty drawing, radius, angle, and the opacity of a round body with its soft shadow."""
-    rgb, radius, angle = disc_sprite(DRAWN_PX)
-    body = np.clip((rim - radius) * 60, 0, 1)
-    shadow = np.clip((1.0 - radius) / (1.0 - rim), 0, 1) * 0.5
-    return rgb, radius, angle, np.maximum(body, shadow)
+
+def _round_body() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the radius and angle of every pixel, and the opacity of a round body with its soft shadow."""
+    radius, angle = polar(DRAWN_PX)
+    body = np.clip((RIM - radius) * 60, 0, 1)
+    shadow = np.clip((1.0 - radius) / (1.0 - RIM), 0, 1) * 0.5
+    return radius, angle, np.maximum(body, shadow)
 
 
 def _tinted(shade: np.ndarray, colour: tuple[int, int, int], inside: np.ndarray) -> np.ndarray:
@@ -31,44 +34,43 @@ def _tinted(shade: np.ndarray, colour: tuple[int, int, int], inside: np.ndarray)
 
 def _bolt() -> Drawing:
     """A socket cap screw, black."""
-    _, radius, angle, alpha = _round_body()
+    radius, angle, alpha = _round_body()
     shade = 0.9 + 0.35 * np.cos(angle + 2.2) * (radius > 0.62) + 0.3 * np.exp(-(((radius - 0.62) / 0.05) ** 2))
     hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6) < 0.36
     shade = np.where(hexagon, 0.15, shade)
-    return _tinted(shade, (74, 76, 84), radius < 0.86), alpha
+    return _tinted(shade, (74, 76, 84), radius < RIM), alpha
 
 
 def _rosette() -> Drawing:
     """A zinc anchor plate with a hexagon head."""
-    _, radius, angle, alpha = _round_body()
+    radius, angle, alpha = _round_body()
     shade = 0.72 + 0.16 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.8) / 0.04) ** 2))
     hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6)
     shade = np.where(hexagon < 0.42, 0.95 + 0.2 * np.cos(angle + 2.2), shade)
     shade = np.where(np.abs(hexagon - 0.43) < 0.025, 0.3, shade)
-    return _tinted(shade, (198, 206, 214), radius < 0.86), alpha
+    return _tinted(shade, (198, 206, 214), radius < RIM), alpha
 
 
 def _plug() -> Drawing:
     """A blue plastic plug with a cross slot."""
-    rgb, radius, angle, alpha = _round_body()
-    del rgb
+    radius, angle, alpha = _round_body()
     x, y = radius * np.cos(angle), radius * np.sin(angle)
     shade = 0.85 + 0.3 * np.cos(angle + 2.2) * (radius > 0.66) + 0.25 * np.exp(-(((radius - 0.66) / 0.04) ** 2))
     slot = ((np.abs(x) < 0.08) | (np.abs(y) < 0.08)) & (radius < 0.5)
-    return _tinted(np.where(slot, 0.3, shade), (52, 98, 178), radius < 0.86), alpha
+    return _tinted(np.where(slot, 0.3, shade), (52, 98, 178), radius < RIM), alpha
 
 
 def _snap() -> Drawing:
     """A copper snap fastener."""
-    _, radius, angle, alpha = _round_body()
+    radius, angle, alpha = _round_body()
     dome = 0.75 + 0.35 * np.cos(angle + 2.2) * radius
     ring = -0.4 * np.exp(-(((radius - 0.5) / 0.05) ** 2)) + 0.25 * np.exp(-(((radius - 0.7) / 0.05) ** 2))
-    return _tinted(dome + ring, (206, 124, 84), radius < 0.86), alpha
+    return _tinted(dome + ring, (206, 124, 84), radius < RIM), alpha
 
 
 def _seal() -> Drawing:
     """A red paper seal with a star and a serrated rim."""
-    _, radius, angle, _ = _round_body()
+    radius, angle, _ = _round_body()
     rim = 0.84 + 0.04 * np.cos(24 * angle)
     alpha = np.clip((rim - radius) * 60, 0, 1)
     star = radius < 0.34 + 0.16 * np.cos(5 * angle)
@@ -79,12 +81,12 @@ def _seal() -> Drawing:
 
 def _can() -> Drawing:
     """An electrolytic capacitor from above: aluminium, a dark polarity segment, a scored cross."""
-    _, radius, angle, alpha = _round_body()
+    radius, angle, alpha = _round_body()
     x, y = radius * np.cos(angle), radius * np.sin(angle)
     shade = 0.85 + 0.12 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.78) / 0.04) ** 2))
     shade = np.where((x < -0.45), 0.2, shade)
     shade = np.where(((np.abs(x) < 0.03) | (np.abs(y) < 0.03)) & (radius < 0.4), 0.55, shade)
-    return _tinted(shade, (206, 208, 212), radius < 0.86), alpha
+    return _tinted(shade, (206, 208, 212), radius < RIM), alpha
 
 
 def _card(body: tuple[int, int, int], half_height: float, half_width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +177,7 @@ def _smear(alpha: np.ndarray) -> Drawing:
 
 @lru_cache(maxsize=256)
 def draw(kind: str, unit_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sprites of a component, its empty bed and its sealant: premultiplied RGBA uint8, `unit_px` to a unit."""
+    """Return a component, its empty bed and its sealant: premultiplied RGBA uint8 sprites, `unit_px` to a unit."""
     drawing, side = _COMPONENTS[kind]
     rgb, alpha = drawing()
     drawings = ((rgb, alpha), _bed(alpha), _smear(alpha))

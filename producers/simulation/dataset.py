@@ -19,8 +19,8 @@ def write_dataset(
     """Write PNG files under a new or empty folder and return how many pictures (masks not counted).
 
     Counts are per product: `<product>/train/good`, `<product>/test/<good|defect>` and
-    `<product>/ground_truth/<defect>/<stem>_mask.png` (0 or 255). Raises FlawlineError when the folder holds something or
-    cannot be written.
+    `<product>/ground_truth/<defect>/<stem>_mask.png` (0 or 255). Raises FlawlineError when the folder holds
+    something or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -1,7 +1,7 @@
 """The defects of the simulated line: each kind paints itself on the sharp, evenly lit part and says where it is.
 
-Lengths are in units of the shorter picture side times `size`; `contrast` is the opacity (for a deformation: its strength).
-The mask depends on neither contrast nor light.
+Lengths are in units of the shorter picture side times `size`; `contrast` is the opacity (for a deformation: its
+strength). The mask depends on neither contrast nor light.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ class Spot:
 
 @dataclass(frozen=True)
 class Layer:
-    """Paint for a window of the picture: colour (h, w, 3) or one RGB, opacity 0..1 and mask (h, w)."""
+    """Paint for a window of the picture: colour (h, w, 3) or one RGB, and opacity 0..1 (h, w)."""
 
     left: int
     top: int
     colour: np.ndarray
     opacity: np.ndarray
-    mask: np.ndarray
 
 
 def _blend(picture: np.ndarray, layer: Layer, contrast: float) -> np.ndarray:
@@ -58,7 +57,8 @@ def _blend(picture: np.ndarray, layer: Layer, contrast: float) -> np.ndarray:
     opacity = (layer.opacity[cut] * np.float32(contrast))[..., None]
     under = picture[y0:y1, x0:x1].astype(np.float32)
     picture[y0:y1, x0:x1] = np.rint(under + (colour - under) * opacity).astype(np.uint8)
-    mask[y0:y1, x0:x1] = layer.mask[cut]
+    # Relative to the densest place: a hair thinner than a pixel is faint everywhere, and still somewhere.
+    mask[y0:y1, x0:x1] = layer.opacity[cut] > 0.2 * layer.opacity[cut].max()
     return mask
 
 
@@ -80,7 +80,7 @@ def _stroke(canvas: np.ndarray, points: np.ndarray, width_px: float, value: int)
 
 
 def _path(rng: np.random.Generator, steps: int, length: float, heading: float, bend: float, jag: float) -> np.ndarray:
-    """Return points (steps + 1, 2) of a walk centred on 0: `bend` turns it steadily, `jag` at random (radians a step)."""
+    """Return points (steps + 1, 2) of a walk centred on 0: `bend` turns it steadily, `jag` at random (radians)."""
     turns = heading + bend * np.linspace(-0.5, 0.5, steps) + jag * (rng.random(steps) * 2 - 1)
     stride = length / steps
     points = np.vstack([np.zeros(2), np.cumsum(stride * np.column_stack([np.cos(turns), np.sin(turns)]), axis=0)])
@@ -104,7 +104,7 @@ def _scratch(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.nd
     shine, flank = bright.astype(np.float32) / 255, dark.astype(np.float32) / 255
     opacity = np.maximum(shine, 0.75 * flank)
     colour = (shine * 250 + (1 - shine) * 26)[..., None].repeat(3, axis=2)
-    return _blend(picture, Layer(left, top, colour, opacity, opacity > 0.3), spot.contrast)
+    return _blend(picture, Layer(left, top, colour, opacity), spot.contrast)
 
 
 def _hole(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
@@ -119,7 +119,7 @@ def _hole(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarr
     glow = 0.9 + 0.1 * np.clip(inside / radius, 0, 1)[..., None]
     burr = 26 + 22 * np.cos(angle - rng.uniform(0, 2 * np.pi))[..., None]
     colour = np.clip(opening * glow * np.array([176, 250, 255], np.float32) + (1 - opening) * burr, 0, 255)
-    return _blend(picture, Layer(left, top, colour, rim, rim > 0.3), spot.contrast)
+    return _blend(picture, Layer(left, top, colour, rim), spot.contrast)
 
 
 def _stain(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
@@ -127,10 +127,10 @@ def _stain(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndar
     radius = spot.px(rng.uniform(0.085, 0.115))
     left, top, x, y = _window(spot, 1.8 * radius)
     level = 1 - np.hypot(x, y * rng.uniform(0.8, 1.25)) / radius + 0.30 * cloud(x.shape, 0.7 * radius, rng)
-    body = np.clip(level * 5, 0, 1)
+    body = np.clip(level * 16, 0, 1)
     rim = np.exp(-(((level - 0.16) / 0.10) ** 2))
     opacity = body * np.clip(0.58 + 0.24 * rim, 0, 0.85)
-    return _blend(picture, Layer(left, top, np.array([24, 30, 150], np.float32), opacity, opacity > 0.2), spot.contrast)
+    return _blend(picture, Layer(left, top, np.array([24, 30, 150], np.float32), opacity), spot.contrast)
 
 
 def _crack(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
@@ -139,7 +139,7 @@ def _crack(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndar
     heading = rng.uniform(0, 2 * np.pi)
     left, top, x, _ = _window(spot, 0.75 * length + 2 * width)
     canvas = np.zeros(x.shape, np.uint8)
-    trunk = _path(rng, 14, length, heading, 0.0, 0.8) + (spot.x - left, spot.y - top)
+    trunk = _path(rng, 14, length, heading, 0.0, 0.8) + np.array([spot.x - left, spot.y - top])
     _stroke(canvas, trunk, width, 255)
     _stroke(canvas, trunk[3:-3], 1.8 * width, 255)
     for knot in (3, 6, 9):
@@ -147,7 +147,7 @@ def _crack(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndar
         branch = _path(rng, 5, length * rng.uniform(0.2, 0.32), side, 0.0, 0.6)
         _stroke(canvas, branch - branch[0] + trunk[knot], width, 255)
     opacity = canvas.astype(np.float32) / 255
-    return _blend(picture, Layer(left, top, np.array([10, 8, 8], np.float32), opacity, opacity > 0.3), spot.contrast)
+    return _blend(picture, Layer(left, top, np.array([10, 8, 8], np.float32), opacity), spot.contrast)
 
 
 def _contamination(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
@@ -164,7 +164,7 @@ def _contamination(picture: np.ndarray, spot: Spot, rng: np.random.Generator) ->
         shade = np.where(cover > 0, 0.85 - 0.35 * (dx + dy) / grain, shade)
         opacity = np.maximum(opacity, cover)
     colour = np.clip(shade[..., None] * np.array([150, 236, 40], np.float32), 0, 255)
-    return _blend(picture, Layer(left, top, colour, opacity, opacity > 0.3), spot.contrast)
+    return _blend(picture, Layer(left, top, colour, opacity), spot.contrast)
 
 
 def _deformation(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
@@ -185,8 +185,7 @@ def _deformation(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> n
     slope = 2.6 * distance * np.clip(1 - np.square(distance), 0, None)  # the slope of the bowl, at most about 1
     facing = slope * np.cos(np.arctan2(y, x) - sun) * spot.contrast
     colour = np.clip(moved * (1 + 0.55 * facing[..., None]) + 70 * np.clip(facing, 0, None)[..., None], 0, 255)
-    mask = distance < 0.92
-    return _blend(picture, Layer(left, top, colour, (distance < 1).astype(np.float32), mask), 1.0)
+    return _blend(picture, Layer(left, top, colour, (distance < 1).astype(np.float32)), 1.0)
 
 
 PAINTERS: dict[str, Callable[[np.ndarray, Spot, np.random.Generator], np.ndarray]] = {
@@ -228,8 +227,8 @@ class Placed:
 def disturb(kind: str, bare: np.ndarray, placed: Placed, spot: Spot, rng: np.random.Generator) -> np.ndarray:
     """Take a component off its bed, or let it slide from its place on wet sealant; `bare` is the picture without it.
 
-    Paints in place and returns the mask. `size` below 1 leaves that much less missing: the rest of the component is still
-    there, broken off along a line; for a misplaced one, `size` scales how far it slid.
+    Paints in place and returns the mask. `size` below 1 leaves that much less missing: the rest of the component is
+    still there, broken off along a line; for a misplaced one, `size` scales how far it slid.
     """
     whole = bare.copy()
     mask = np.zeros(bare.shape[:2], bool)

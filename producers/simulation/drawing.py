@@ -45,11 +45,11 @@ def ramp(grey: np.ndarray, stops: Sequence[tuple[int, tuple[int, int, int]]]) ->
     return table.round().astype(np.uint8)[grey]
 
 
-def disc_sprite(side_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return an empty RGB float32 square and its polar coordinates: radius (1 at the rim) and angle in radians."""
+def polar(side_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return radius (1 at the middle of each side) and angle in radians of every pixel of a square, float32."""
     axis = (np.arange(side_px, dtype=np.float32) + 0.5) / side_px * 2 - 1
     x, y = np.meshgrid(axis, axis)
-    return np.zeros((side_px, side_px, 3), np.float32), np.hypot(x, y), np.arctan2(y, x)
+    return np.hypot(x, y), np.arctan2(y, x)
 
 
 def sprite(rgb: np.ndarray, alpha: np.ndarray, side_px: float) -> np.ndarray:

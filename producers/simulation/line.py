@@ -1,8 +1,8 @@
 """The simulated line: a pure function from (settings, camera, index) to a picture and its ground truth.
 
-Nothing is remembered from part to part: each part has its own counter-based random streams (Philox), keyed by the seed and
-the camera, counted by the index. So any process can ask for any part, in any order, and sees the same.
-Truth and masks are the same everywhere; pixels are the same for the same build of OpenCV and may differ by a level elsewhere.
+Nothing is remembered from part to part: each part has its own counter-based random streams (Philox), keyed by the seed
+and the camera, counted by the index. So any process can ask for any part, in any order, and sees the same. Truth is the
+same everywhere; pixels are the same for the same build of OpenCV and may differ by a level elsewhere.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ _NOISE_SPARE = 61
 
 @lru_cache(maxsize=4)
 def _noise(height: int, width: int) -> np.ndarray:
-    """Return unit normal noise, float32 (H + spare, W + spare, 3); drawing it for each part would cost half the time."""
+    """Return unit normal noise, float32 (H + spare, W + spare, 3); drawn once, for it is slow."""
     rng = np.random.Generator(np.random.Philox(key=0))
     return rng.standard_normal((height + _NOISE_SPARE, width + _NOISE_SPARE, 3), dtype=np.float32)
 

@@ -23,7 +23,10 @@ Rgb = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """Something fixed to the product that can be missing or misplaced, what it leaves behind when it is taken off and when it slides."""
+    """Something fixed to the product that can be missing or misplaced.
+
+    `bed` is what it leaves behind when it is taken off, `smear` when it slides.
+    """
 
     drawing: np.ndarray
     bed: np.ndarray
@@ -37,9 +40,9 @@ class Component:
 class Product:
     """A product at one picture size.
 
-    `sheet` is uint8 RGB at `unit_px` pixels per unit; `drift` is how far it slides beneath the components (a texture has no
-    fixed origin, a part does); `shift`, `turn` (radians) and `zoom` bound the pose. Defects lie between the radii
-    `surface` around the centre.
+    `sheet` is uint8 RGB at `unit_px` pixels per unit; `drift` is how far it slides beneath the components (a texture
+    has no fixed origin, a part does); `shift`, `turn` (radians) and `zoom` bound the pose. Defects lie between the
+    radii `surface` around the centre.
     """
 
     name: str
