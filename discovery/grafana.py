@@ -153,12 +153,12 @@ def _text(content: dict[str, Any], suffix: str) -> str:
 
 
 def _store(settings: Settings) -> URL:
+    given = settings.grafana.store_url
     try:
-        return make_url(settings.store_url)
+        return make_url(given.get_secret_value() if given else settings.store_url)
     except ArgumentError as error:
-        raise UsageError(
-            "store.url = '***' is no SQLAlchemy URL: postgresql+psycopg://user:password@host/database"
-        ) from error
+        name = "grafana.store_url" if given else "store.url"
+        raise UsageError(f"{name} is no database URL: write postgresql://USER:PASSWORD@HOST/DATABASE") from error
 
 
 def _api(url: str, token: str) -> GrafanaApi:

@@ -83,6 +83,9 @@ class GrafanaSettings(_Section):
     token: SecretStr | None = None
     folder: str = "Flawline"
     prometheus_url: str = "http://prometheus:9090"
+    store_url: SecretStr | None = Field(
+        None, description="The store as Grafana reaches it; default store.url. A role that can only read is enough."
+    )
 
 
 AnyCamera = Annotated[

@@ -65,6 +65,27 @@ def test_with_sqlite_the_dashboard_of_the_store_is_left_out_and_said_so(double):
     assert any(defect_trends.TITLE in line and "store.url" in line for line in done)
 
 
+def test_grafana_may_reach_the_store_by_another_address_and_role_than_discovery(double):
+    given = settings(double.url)
+    reader = {"store_url": "postgresql://grafana_reader:pw@db-for-grafana/line"}
+    changed = Settings(grafana=given.grafana.model_dump() | reader, store={"url": STORE})
+    grafana.push(changed)
+    store = double.sources[POSTGRESQL.uid]
+    assert (store["url"], store["user"]) == ("db-for-grafana:5432", "grafana_reader")
+
+
+@pytest.mark.parametrize("key", ["store", "grafana"])
+def test_a_store_address_that_is_none_is_a_usage_error_that_hides_it(double, key):
+    given = settings(double.url, store="no address, secret1" if key == "store" else STORE)
+    if key == "grafana":
+        wrong = given.grafana.model_dump() | {"store_url": "no address, secret1"}
+        given = Settings(grafana=wrong, store={"url": STORE})
+    with pytest.raises(UsageError) as error:
+        grafana.push(given)
+    assert "store" in one_line(error) and "secret1" not in one_line(error)
+    assert not double.requests
+
+
 def one_line(error: pytest.ExceptionInfo[FlawlineError]) -> str:
     text = str(error.value)
     assert "\n" not in text and TOKEN not in text
