@@ -1,0 +1,137 @@
+"""The demo as a user runs it: a process of its own, its JSON, its artefacts, and what a killed actor changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+FRAMES = 320
+DEADLINE_S = 280.0
+
+
+def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flawline", "demo", "--no-open", "--out", str(folder / "run")]
+    command += ["--json", str(folder / "result.json"), *arguments]
+    with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, text=True)
+
+
+def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    code = process.wait(DEADLINE_S)
+    assert code == 0, (folder / "stderr.txt").read_text()[-2000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+def verdicts(result: dict[str, Any]) -> dict[tuple[str, int], tuple[float, str]]:
+    lines = Path(result["artefacts"]["verdicts"]).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {(row["camera"], row["sequence"]): (row["score"], row["decision"]) for row in rows}
+
+
+def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline() and child.cmdline()[0].startswith("ray::Inspector"):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_for_verdicts(folder: Path, process: subprocess.Popen[str], count: int) -> None:
+    """Until the running demo's line has published `count` verdicts."""
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import KafkaError
+
+    from flawline import config
+
+    deadline = time.monotonic() + DEADLINE_S
+    file = folder / "run" / "line.toml"
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.exists() and file.stat().st_size:
+            try:
+                settings = config.load(file)
+                consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+                try:
+                    known = consumer.partitions_for_topic("verdicts") or set()
+                    ends = consumer.end_offsets([TopicPartition("verdicts", number) for number in known])
+                    if sum(ends.values()) >= count:
+                        return
+                finally:
+                    consumer.close()
+            except KafkaError:
+                pass
+        time.sleep(0.3)
+    pytest.fail(f"{count} verdicts did not come: " + (folder / "stderr.txt").read_text()[-2000:])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return finish(start_demo(folder, "--frames", str(FRAMES)), folder)
+
+
+@pytest.mark.timeout(320)
+def test_demo_reports_a_balanced_ledger_and_good_figures(undisturbed: dict[str, Any]) -> None:
+    ledger = undisturbed["ledger"]
+    assert ledger["balanced"] and ledger["gaps"] == 0
+    assert ledger["captured"] == ledger["scored"] == FRAMES
+    assert undisturbed["quality"]["pooled_image_auroc"] >= 0.97
+    assert undisturbed["alarm_rate"]["measured"] <= 0.05
+    assert undisturbed["classes"]["found"] >= 2
+    assert undisturbed["peak_rss_bytes"] < 6 << 30
+    assert len(verdicts(undisturbed)) == FRAMES
+    for artefact in ("page", "model", "verdicts", "config"):
+        assert Path(undisturbed["artefacts"][artefact]).exists()
+    page = Path(undisturbed["artefacts"]["page"]).read_text()
+    assert "data:image/jpeg;base64," in page and "balanced" in page
+
+
+@pytest.mark.timeout(320)
+def test_killing_an_actor_changes_no_verdict(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    process = start_demo(tmp_path, "--frames", str(FRAMES))
+    try:
+        wait_for_verdicts(tmp_path, process, FRAMES // 4)
+        victims = actors_of(process)
+        assert victims, "no actor process was found to kill"
+        victims[0].send_signal(signal.SIGKILL)
+        result = finish(process, tmp_path)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+    assert result["ledger"]["balanced"] and result["ledger"]["gaps"] == 0
+    before, after = verdicts(undisturbed), verdicts(result)
+    assert before.keys() == after.keys()
+    for identity, (score, decision) in before.items():
+        assert after[identity][0] == pytest.approx(score, rel=1e-6, abs=1e-6), identity
+        assert after[identity][1] == decision
+
+
+def test_an_existing_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep me")
+    process = start_demo(tmp_path)
+    assert process.wait(60) == 2
+    assert (tmp_path / "run" / "precious.txt").read_text() == "keep me"
+    error = (tmp_path / "stderr.txt").read_text().strip()
+    assert "name a new or empty folder" in " ".join(error.split())
+    assert os.linesep.join(error.splitlines()[1:]) == ""
+
+
+def test_missing_data_folder_is_one_line(tmp_path: Path) -> None:
+    process = start_demo(tmp_path, "--data", str(tmp_path / "nowhere"))
+    assert process.wait(60) == 2
+    error = (tmp_path / "stderr.txt").read_text().strip()
+    assert "no such folder" in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
