@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from flawline.errors import FlawlineError
 from flawline.messages import MAX_SIDE_PX, Codec
@@ -39,8 +42,8 @@ def probe(data: bytes) -> Probe:
     if data[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except ValueError as error:
-            raise ImageError(f"JPEG of {len(data)} bytes: {error}") from error
+        except (ValueError, KeyError) as error:  # KeyError: a header that ends before it names its colour space
+            raise ImageError(f"JPEG of {len(data)} bytes has a damaged header: {error}") from error
         return Probe(Codec.JPEG, height, width, {"Gray": 1, "GRAY": 1, "CMYK": 4, "YCCK": 4}.get(space, 3))
     if data[:8] == PNG_SIGNATURE and len(data) >= 33 and data[12:16] == b"IHDR":
         width, height, _, colour = struct.unpack(">IIBB", data[16:26])
@@ -72,14 +75,34 @@ def decode(
         raise ImageError(f"frame announces {codec} and holds {found.codec}")
     if shape is not None and (found.height, found.width) != tuple(shape[:2]):
         raise ImageError(f"frame announces {shape[0]}x{shape[1]} px and its image has {found.height}x{found.width}")
-    if found.height * found.width > pixel_limit:
-        raise ImageError(f"image of {found.height}x{found.width} px is over the limit of {pixel_limit} pixels")
+    _check_pixels(found.height, found.width, pixel_limit)
     if found.codec is Codec.JPEG and found.channels != 4:
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise ImageError(f"JPEG of {len(data)} bytes is damaged: {error}") from error
     return _decode_generic(data, f"{found.codec} of {len(data)} bytes")
+
+
+def _check_pixels(height: int, width: int, pixel_limit: int) -> None:
+    if height * width > pixel_limit:
+        raise ImageError(f"image of {height}x{width} px is over the limit of {pixel_limit} pixels")
+
+
+def _check_header(data: bytes) -> None:
+    """ImageError when the header of an image of any kind is unreadable or announces too many pixels."""
+    if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
+        found = probe(data)
+        _check_pixels(found.height, found.width, PIXEL_LIMIT)
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
+            with Image.open(io.BytesIO(data)) as header:
+                width, height = header.size
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"file of {len(data)} bytes is damaged or of a kind that is not read: {error}") from error
+    _check_pixels(height, width, PIXEL_LIMIT)
 
 
 def _decode_generic(data: bytes, what: str) -> np.ndarray:
@@ -130,8 +153,12 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """Boolean (H, W) mask of an encoded mask image: everything above the middle grey of its own range is inside."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    """Boolean (H, W) mask of an encoded mask image: everything above middle grey is inside. Raises ImageError."""
+    _check_header(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:
+        raise ImageError(f"mask of {len(data)} bytes cannot be decoded: {error.err}") from error
     if image is None:
         raise ImageError(f"mask of {len(data)} bytes is damaged")
     return image > 127
@@ -146,6 +173,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
             return decode(data, probe(data).codec)
+        _check_header(data)
         return _decode_generic(data, f"file of {len(data)} bytes")
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error

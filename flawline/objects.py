@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import Any
 
 import fsspec
@@ -39,7 +40,7 @@ class ObjectStore:
         if not self._filesystem.exists(path):
             self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             # A reader must never see half an object, so it gets its name when it is whole.
-            part = f"{path}.{id(data):x}.part"
+            part = f"{path}.{uuid.uuid4().hex}.part"
             with self._filesystem.open(part, "wb") as file:
                 file.write(data)
             self._filesystem.mv(part, path)
