@@ -45,7 +45,7 @@ def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
     side = max(each.shape[0] for each in distances)
     total = np.zeros((side, side), dtype=np.float32)
     for each, unit in zip(distances, units, strict=True):
-        logs = np.log(np.maximum(each, _FLOOR * unit.median) / unit.median) / unit.width
+        logs = np.log(np.maximum(each, _FLOOR) / unit.median) / unit.width
         total += enlarged(logs.astype(np.float32), side)
     ratios = np.exp(np.minimum(total / len(distances), _FARTHEST))
     return np.asarray(cv2.GaussianBlur(ratios, (5, 5), _SIGMA), dtype=np.float32)

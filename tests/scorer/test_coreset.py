@@ -1,0 +1,93 @@
+"""Selection and search against their brute-force definitions."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorer import coreset
+from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected, unit
+
+
+def vectors(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
+    return unit(np.random.default_rng(seed).standard_normal((n, d)))
+
+
+def greedy_by_definition(points: np.ndarray, count: int) -> list[int]:
+    chosen = [int(np.argmax(points @ points.mean(axis=0)))]
+    while len(chosen) < count:
+        similarity = (points @ points[chosen].T).max(axis=1)
+        chosen.append(int(similarity.argmin()))
+    return chosen
+
+
+@pytest.mark.parametrize("candidates", [1, 7, 64, 5000])
+def test_lazy_selection_is_the_greedy_one_whatever_the_batch(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreset, "_CANDIDATES", candidates)
+    points = vectors(600)
+    assert greedy_k_centre(points, 120).tolist() == greedy_by_definition(points, 120)
+
+
+def test_selection_stops_when_only_duplicates_are_left() -> None:
+    points = np.repeat(vectors(5), 20, axis=0)
+    assert len({tuple(points[i]) for i in greedy_k_centre(points, 50)}) == len(greedy_k_centre(points, 50)) == 5
+
+
+def test_selection_of_more_than_there_are_takes_all() -> None:
+    assert sorted(greedy_k_centre(vectors(9), 20).tolist()) == list(range(9))
+
+
+def test_merged_selection_covers_nearly_as_well_as_the_whole() -> None:
+    points = vectors(2000, 6)
+
+    def radius(bank: np.ndarray) -> float:
+        return float(np.sqrt(np.maximum(0, 2 - 2 * (points @ bank.T).max(axis=1))).max())
+
+    parts = [points[i::4][greedy_k_centre(points[i::4], 150)] for i in range(4)]
+    assert radius(merged(parts, 150)) < 2 * radius(points[greedy_k_centre(points, 150)])
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_neighbours_equal_those_of_faiss_on_a_thousand_queries(count: int) -> None:
+    queries, bank = vectors(1000, 40, seed=1), vectors(3000, 40, seed=2)
+    index = faiss.IndexFlatIP(40)
+    index.add(bank)
+    expected, rows = index.search(queries, count)
+    similarity, found = nearest_neighbours(queries, bank, count)
+    np.testing.assert_allclose(similarity, expected, atol=1e-5)
+    assert (found == rows).mean() > 0.999  # ties may fall either way
+
+
+def test_distance_of_a_known_vector_is_zero_and_small_ones_keep_their_digits() -> None:
+    bank = vectors(50)
+    distance, known = projected(bank[:3], bank, 1)
+    assert distance.tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(known, bank[:3])
+    step = np.zeros_like(bank[:1])
+    step[0, 0] = 1e-4
+    assert projected(bank[:1] + step, bank, 1)[0][0] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_soft_projection_lies_nearer_than_the_nearest_row_between_two_rows() -> None:
+    bank = unit(np.asarray([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1]]))
+    query = unit(np.asarray([[1.0, 0, 0]]))
+    assert projected(query, bank, 2)[0] < projected(query, bank, 1)[0]
+
+
+def test_more_neighbours_than_rows_use_the_rows_there_are() -> None:
+    distance, _ = projected(vectors(4, seed=3), vectors(2), 5)
+    assert np.isfinite(distance).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 1000))
+def test_selection_has_no_repeats_and_the_asked_size(n: int, count: int, seed: int) -> None:
+    chosen = greedy_k_centre(vectors(n, 8, seed), count)
+    assert len(set(chosen.tolist())) == len(chosen) == min(n, count)
+
+
+def test_unit_of_a_zero_vector_is_finite() -> None:
+    assert np.isfinite(unit(np.zeros((2, 4)))).all()
+    np.testing.assert_allclose(np.linalg.norm(unit(np.zeros((2, 4))), axis=1), 1)

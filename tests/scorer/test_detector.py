@@ -1,0 +1,250 @@
+"""Fit, save, load, score: the seam that workers use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Decision
+from scorer import backbone, detector
+from scorer.detector import HierarchicalCoreset
+from scorer.settings import LayerSettings, ScorerSettings
+from tests.scorer.conftest import SIDE, draw, good_images
+
+DEFECTS = [draw(product, 900 + i, defect=True) for i in range(10) for product in ("cloth", "board")]
+
+
+def values(scores: list[detector.Scores]) -> np.ndarray:
+    return np.asarray([(each.group, each.raw, each.aligned, each.p_value) for each in scores])
+
+
+def test_products_are_told_apart_and_defects_are_found(fitted: HierarchicalCoreset) -> None:
+    assert fitted.groups == 2
+    good, bad = fitted.score(good_images(20, first=500)), fitted.score(DEFECTS)
+    assert max(each.aligned for each in good) < min(each.aligned for each in bad)
+    assert np.mean([each.decision is not Decision.ACCEPT for each in good]) <= 0.15
+    assert all(each.decision in (Decision.REJECT, Decision.UNKNOWN_PRODUCT) for each in bad)
+    assert all(each.p_value == pytest.approx(1 / 61) for each in bad)
+
+
+def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fitted: HierarchicalCoreset) -> None:
+    clean, spoiled = draw("board", 700), draw("board", 700)
+    spoiled[8:18, 30:40] = (250, 60, 200)
+    accepted, rejected = fitted.score([clean, spoiled])
+    assert accepted.decision is Decision.ACCEPT
+    assert accepted.patches is None
+    assert accepted.residuals is None
+    row, column = np.unravel_index(rejected.heatmap.argmax(), rejected.heatmap.shape)
+    assert (abs(row * 8 + 4 - 13), abs(column * 8 + 4 - 35)) <= (8, 8)
+    assert rejected.heatmap.max() > fitted.heatmap_range[0] > accepted.heatmap.max() - 0.5
+    assert rejected.patches is not None
+    assert rejected.residuals is not None
+    assert rejected.patches.shape == rejected.residuals.shape == (*rejected.heatmap.shape, 40 + 112)
+    norms = np.linalg.norm(rejected.residuals, axis=2)
+    assert norms[row, column] > 2 * np.median(norms)
+
+
+def test_scores_do_not_depend_on_batch_threads_or_process(
+    fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
+) -> None:
+    images = good_images(3, first=300) + DEFECTS[:4]
+    together = values(fitted.score(images))
+    single = detector.load(model_path, threads=1)
+    np.testing.assert_array_equal(values([single.score([image])[0] for image in images]), together)
+    np.testing.assert_array_equal(values(single.score(images[::-1])), together[::-1])
+    np.save(tmp_path / "images.npy", np.stack(images))
+    code = (
+        "import numpy, sys; from scorer import detector;"
+        "d = detector.load(sys.argv[1], runtime='openvino');"
+        "s = d.score(list(numpy.load(sys.argv[2])));"
+        "assert not {'torch', 'timm', 'sklearn'} & set(sys.modules), 'scoring must start fast';"
+        "print([[x.group, x.raw, x.aligned, x.p_value] for x in s])"
+    )
+    arguments = [sys.executable, "-c", code, str(model_path), str(tmp_path / "images.npy")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(np.asarray(json.loads(done.stdout)), together, rtol=1e-6)
+
+
+def test_loaded_model_equals_the_fitted_one(fitted: HierarchicalCoreset, model_path: Path) -> None:
+    loaded = detector.load(model_path)
+    assert loaded.version == fitted.version
+    assert len(loaded.version) == 12
+    assert loaded.heatmap_range == fitted.heatmap_range
+    assert loaded.embedding_version == fitted.embedding_version
+    assert (loaded.alarm_rate, loaded.groups) == (0.05, 2)
+    first, second = loaded.score(DEFECTS[:3]), fitted.score(DEFECTS[:3])
+    np.testing.assert_array_equal(values(first), values(second))
+    assert first[0].residuals is not None
+    assert second[0].residuals is not None
+    np.testing.assert_allclose(first[0].residuals, second[0].residuals, atol=1e-5)
+
+
+def test_same_images_and_seed_give_the_same_version(
+    settings: ScorerSettings, fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
+) -> None:
+    again = detector.fit(good_images(), settings.model_copy(update={"threads": 1}))
+    assert again.save(tmp_path / "again") == fitted.version
+    other = detector.fit(good_images(first=1), settings)
+    assert other.save(tmp_path / "other") != fitted.version
+
+
+def test_openvino_and_torch_give_the_same_scores(model_path: Path, fitted: HierarchicalCoreset) -> None:
+    images = good_images(5, first=200) + DEFECTS[:5]
+    torch_scores = detector.load(model_path, runtime="torch", device="cpu").score(images)
+    own = fitted.score(images)
+    np.testing.assert_allclose([s.raw for s in torch_scores], [s.raw for s in own], rtol=1e-2)
+    assert [s.decision for s in torch_scores] == [s.decision for s in own]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", f"backbone-{SIDE}.xml", f"backbone-{SIDE}.bin", "manifest.json"])
+def test_flipped_bit_is_refused_in_one_line_that_names_the_file(model_path: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model_path, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(FlawlineError, match="is damaged") as caught:
+        detector.load(copy)
+    assert str(copy / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_parts_are_named(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlawlineError, match=r"holds no manifest\.json"):
+        detector.load(tmp_path)
+    copy = tmp_path / "model"
+    shutil.copytree(model_path, copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(FlawlineError, match=r"model\.safetensors: is missing"):
+        detector.load(copy)
+
+
+def test_model_of_another_format_says_so(model_path: Path, tmp_path: Path) -> None:
+    from scorer import artefact
+
+    copy = tmp_path / "model"
+    shutil.copytree(model_path, copy)
+    content = json.loads((copy / "manifest.json").read_text())
+    content = {**content, "format": 99}
+    content["checksum"] = artefact._digest({k: v for k, v in content.items() if k != "checksum"})
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(FlawlineError, match="has format 99"):
+        detector.load(copy)
+
+
+def test_saving_replaces_a_model_but_nothing_else(
+    fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model_path, copy)
+    loaded = detector.load(copy)
+    loaded.save(copy)
+    assert detector.load(copy).version == fitted.version
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").touch()
+    with pytest.raises(FlawlineError, match="is no model"):
+        loaded.save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "holiday.jpg").exists()
+
+
+def test_calibration_in_another_precision_is_refused(model_path: Path) -> None:
+    with pytest.raises(FlawlineError, match="calibrated in f32"):
+        detector.load(model_path, precision="bf16")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (3, 7), (SIDE, SIDE), (700, 500), (20_000, 2)])
+@pytest.mark.parametrize("value", [0, 255])
+def test_odd_and_constant_images_get_finite_scores(
+    fitted: HierarchicalCoreset, shape: tuple[int, int], value: int
+) -> None:
+    (scores,) = fitted.score([np.full((*shape, 3), value, dtype=np.uint8)])
+    assert np.isfinite([scores.raw, scores.aligned, scores.p_value]).all()
+    assert np.isfinite(scores.heatmap).all()
+    assert scores.decision is not Decision.ACCEPT
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((8, 8), "u1"), ((8, 8, 4), "u1"), ((8, 8, 3), "f4"), ((0, 8, 3), "u1")])
+def test_array_that_is_no_rgb_image_is_refused(fitted: HierarchicalCoreset, shape: tuple[int, ...], kind: str) -> None:
+    with pytest.raises(FlawlineError, match="takes uint8"):
+        fitted.score([np.zeros(shape, dtype=kind)])
+
+
+def test_unseen_product_is_unknown_rather_than_defective(fitted: HierarchicalCoreset) -> None:
+    rng = np.random.default_rng(0)
+    foliage = [np.clip(rng.normal([30, 160, 40], 60, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8) for _ in range(10)]
+    assert {each.decision for each in fitted.score(foliage)} == {Decision.UNKNOWN_PRODUCT}
+
+
+def test_constant_training_images_give_a_model_that_finds_anything_else(settings: ScorerSettings) -> None:
+    model = detector.fit([np.full((SIDE, SIDE, 3), 90, np.uint8)] * 25, settings)
+    same, other = model.score([np.full((SIDE, SIDE, 3), 90, np.uint8), draw("board", 1)])
+    assert np.isfinite([same.aligned, other.aligned]).all()
+    assert same.aligned <= 1e-6 < other.aligned
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 19])
+def test_too_few_images_are_refused(settings: ScorerSettings, count: int) -> None:
+    with pytest.raises(FlawlineError, match=f"{count} good images: at least 20 are needed"):
+        detector.fit(good_images()[:count], settings)
+
+
+def test_twenty_images_are_enough(settings: ScorerSettings) -> None:
+    model = detector.fit(good_images()[:20], settings)
+    assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
+
+
+def test_unknown_backbone_and_missing_weights_are_one_line(settings: ScorerSettings, tmp_path: Path) -> None:
+    with pytest.raises(FlawlineError, match=r"'no_such_net' cannot be made"):
+        detector.fit(good_images(), settings.model_copy(update={"backbone": "no_such_net"}))
+    with pytest.raises(UsageError, match="no such weights file"):
+        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "none.pth"}))
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(FlawlineError, match="cannot be read as weights"):
+        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "text.pth"}))
+    assert not list((backbone.cache_dir() / "backbones").glob(".partial-*"))
+
+
+def test_any_timm_backbone_with_local_weights_serves_and_broken_ones_are_refused(tmp_path: Path) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t", pretrained=False)
+    file = tmp_path / "resnet10t.safetensors"
+    save_file(net.state_dict(), file)
+    layers = (LayerSettings(size=SIDE, stride=8, rows=100), LayerSettings(size=SIDE, stride=16, rows=100))
+    settings = ScorerSettings(backbone="resnet10t", weights=file, layers=layers, runtime="openvino", threads=2)
+    model = detector.fit(good_images(), settings)
+    assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
+    with pytest.raises(FlawlineError, match="give the matching file"):
+        detector.fit(good_images(), settings.model_copy(update={"backbone": "resnet14t"}))
+    state = net.state_dict()
+    state["conv1.0.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(FlawlineError, match="NaN"):
+        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "nan.safetensors"}))
+
+
+def test_cache_that_cannot_be_written_names_the_mend(
+    settings: ScorerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLAWLINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FlawlineError, match="set FLAWLINE_CACHE"):
+        backbone.prepare(settings)
+
+
+def test_damaged_cache_entry_is_converted_again(settings: ScorerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, folder = backbone.prepare(settings)[SIDE]
+    (folder / "graph.json").write_text("{")
+    again, _ = backbone.prepare(settings)[SIDE]
+    assert again == graph

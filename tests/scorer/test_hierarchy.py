@@ -1,0 +1,79 @@
+"""Groups are found without labels, and images find their groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scorer import hierarchy
+from scorer.coreset import unit
+from scorer.hierarchy import Gallery
+
+
+def blobs(sizes: list[int], spread: float = 0.15, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.standard_normal((len(sizes), 24)))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return unit(centres[labels] + spread * rng.standard_normal((len(labels), 24)) / np.sqrt(24)), labels
+
+
+@pytest.mark.parametrize("sizes", [[60, 50, 40], [80, 30], [40] * 9])
+def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
+    embeddings, labels = blobs(sizes)
+    found = hierarchy.group(embeddings, None, seed=0)
+    assert found.max() + 1 == len(sizes)
+    assert all(len(set(found[labels == k])) == 1 for k in range(len(sizes)))
+
+
+def test_images_of_one_look_are_one_group() -> None:
+    rng = np.random.default_rng(0)
+    assert hierarchy.group(unit(rng.standard_normal((100, 24))), None, seed=0).max() == 0
+
+
+def test_identical_images_are_one_group() -> None:
+    assert hierarchy.group(np.repeat(blobs([1])[0], 50, axis=0), None, seed=0).max() == 0
+
+
+def test_group_below_the_smallest_size_joins_a_neighbour() -> None:
+    embeddings, _ = blobs([60, 60, 5])
+    assert hierarchy.group(embeddings, None, seed=0).max() + 1 == 2
+
+
+def test_groups_do_not_depend_on_the_run() -> None:
+    embeddings, _ = blobs([50, 50, 50])
+    np.testing.assert_array_equal(hierarchy.group(embeddings, None, 7), hierarchy.group(embeddings, None, 7))
+
+
+def test_given_number_of_groups_is_kept() -> None:
+    assert hierarchy.group(blobs([50, 50])[0], 1, seed=0).max() == 0
+    assert hierarchy.group(blobs([50, 50])[0], 2, seed=0).max() == 1
+
+
+def test_image_is_routed_to_its_group_and_its_neighbours_are_nearest_first() -> None:
+    embeddings, labels = blobs([40, 40, 40])
+    gallery = Gallery(embeddings, labels)
+    fresh, fresh_labels = blobs([20, 20, 20])
+    looks = [gallery.look(each, 25) for each in fresh]
+    assert [look.group for look in looks] == fresh_labels.tolist()
+    similarity = embeddings[looks[0].neighbours] @ fresh[0]
+    assert (np.diff(similarity) <= 1e-6).all()
+    assert len(looks[0].neighbours) == 25
+
+
+def test_good_image_is_never_its_own_neighbour_even_among_duplicates() -> None:
+    embeddings, _ = blobs([30])
+    embeddings = np.concatenate([embeddings, embeddings[:5], embeddings[:5]])
+    neighbours, distance = Gallery(embeddings, np.zeros(40, dtype=np.int64)).neighbours_of_members(3)
+    assert neighbours.shape == (40, 3)
+    assert not (neighbours == np.arange(40)[:, None]).any()
+    assert distance[0] < 1e-3 < distance[20]
+
+
+def test_gate_lets_the_groups_own_in_and_keeps_another_product_out() -> None:
+    embeddings, labels = blobs([80, 80])
+    gallery = Gallery(embeddings, labels)
+    gates = hierarchy.gates(gallery, gallery.neighbours_of_members(1)[1])
+    own = [gallery.look(each, 10) for each in blobs([80, 80], seed=0)[0]]
+    stranger = gallery.look(blobs([1], seed=99)[0][0], 10)
+    assert all(look.distance <= gates[look.group] for look in own)
+    assert stranger.distance > gates[stranger.group]

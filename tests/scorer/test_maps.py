@@ -1,0 +1,51 @@
+"""Maps of layers join into one, in units that do not depend on the layers' scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scorer.maps import LayerUnit, combined, enlarged, log_score
+
+
+def distances(side: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(9, 0.03, (side, side)).astype(np.float32)
+
+
+def test_combined_map_does_not_depend_on_a_layers_scale() -> None:
+    maps = [distances(16, 0), distances(8, 1)]
+    scaled = [maps[0] * 10, maps[1]]
+    first = combined(maps, [LayerUnit.of(each) for each in maps])
+    second = combined(scaled, [LayerUnit.of(each) for each in scaled])
+    np.testing.assert_allclose(first, second, rtol=1e-4)
+
+
+def test_ordinary_patch_has_ratio_one_and_a_far_one_stands_out() -> None:
+    usual = np.full((8, 8), 0.3, dtype=np.float32)
+    unit = LayerUnit(median=0.3, width=0.5)
+    np.testing.assert_allclose(combined([usual], [unit]), 1, rtol=1e-5)
+    usual[4, 4] = 0.9
+    assert combined([usual], [unit]).argmax() == 4 * 8 + 4
+
+
+def test_good_parts_that_are_all_alike_give_finite_units_and_scores() -> None:
+    nothing = np.zeros((8, 8), dtype=np.float32)
+    unit = LayerUnit.of(nothing)
+    assert np.isfinite(log_score(combined([nothing], [unit])))
+    assert np.isfinite(log_score(combined([nothing + 2], [unit])))
+
+
+def test_score_is_the_mean_of_the_highest_patches() -> None:
+    ratios = np.ones((32, 32), dtype=np.float32)
+    ratios[3, 3:6] = [10, 20, 30]
+    assert log_score(ratios) == pytest.approx(np.log(20))
+
+
+def test_enlarging_keeps_constants_and_ranges_and_the_identity() -> None:
+    values = distances(8, 2)
+    assert enlarged(values, 8) is values
+    np.testing.assert_allclose(enlarged(np.full((4, 4), 0.7, dtype=np.float32), 32), 0.7, rtol=1e-6)
+    large = enlarged(values, 32)
+    assert large.shape == (32, 32)
+    assert values.min() <= large.min() <= large.max() <= values.max()
+    assert enlarged(np.ones((1, 1, 5), dtype=np.float32), 4).shape == (4, 4, 5)

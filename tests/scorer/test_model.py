@@ -1,0 +1,169 @@
+"""What must hold of any fit, shown on features whose hidden products are known to the test alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from flawline.errors import FlawlineError
+from scorer import hierarchy, maps
+from scorer import model as models
+from scorer.coreset import greedy_k_centre, projected, unit
+from scorer.features import FeatureStore
+from scorer.settings import LayerSettings, ScorerSettings
+
+GRIDS, CHANNELS = (8, 4), (12, 20)
+LAYERS = (
+    LayerSettings(size=64, stride=8, rows=400, rows_per_image=10),
+    LayerSettings(size=64, stride=16, rows=200, rows_per_image=5, neighbours=5),
+)
+SETTINGS = ScorerSettings(layers=LAYERS, alarm_rate=0.05)
+
+
+def raw_features(per_product: int, seed: int, defects: bool = False, scale: dict[int, float] | None = None):  # type: ignore[no-untyped-def]
+    """Features of three products whose patches vary by different amounts, and each image's product."""
+    rng = np.random.default_rng(seed)
+    world = np.random.default_rng(0)
+    patterns = [world.standard_normal((3, grid * grid, c)) * 3 for grid, c in zip(GRIDS, CHANNELS, strict=True)]
+    products = np.repeat(np.arange(3), per_product)
+    layers = []
+    for pattern in patterns:
+        noise = (
+            rng.standard_normal((len(products), *pattern.shape[1:]))
+            * np.asarray([0.2, 0.5, 1.0])[products][:, None, None]
+        )
+        features = pattern[products] + noise
+        if defects:
+            place = rng.integers(0, pattern.shape[1], len(products))
+            features[np.arange(len(products)), place] += rng.standard_normal((len(products), pattern.shape[2])) * 2.5
+        for product, factor in (scale or {}).items():
+            features[products == product] *= factor
+        layers.append(features)
+    return layers, products
+
+
+def store_of(layers: list[np.ndarray]) -> FeatureStore:
+    return FeatureStore(
+        [unit(each).astype(np.float16) for each in layers],
+        [each.mean(axis=1).astype(np.float32) for each in layers],
+        list(GRIDS),
+    )
+
+
+def scores(model: models.Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Raw log scores, aligned scores and groups, by the definition."""
+    gallery = hierarchy.Gallery(model.embeddings, model.groups)
+    embeddings = hierarchy.embed(store.means)
+    rows = []
+    for i in range(len(store)):
+        look = gallery.look(embeddings[i], model.look_alikes)
+        distance = [
+            projected(store.pool(n, np.asarray([i])), model.banks[look.group][n], layer.neighbours)[0].reshape(
+                grid, grid
+            )
+            for n, (layer, grid) in enumerate(zip(model.layers, GRIDS, strict=True))
+        ]
+        raw = maps.log_score(maps.combined(distance, model.units[look.group]))
+        rows.append((raw, raw - np.median(model.log_scores[look.neighbours]), look.group))
+    raw, aligned, group = np.asarray(rows).T
+    return raw, aligned, group.astype(int)
+
+
+@pytest.fixture(scope="module")
+def model() -> models.Model:
+    return models.fit(store_of(raw_features(60, 1)[0]), SETTINGS, threads=2)
+
+
+def test_hidden_products_become_groups(model: models.Model) -> None:
+    products = np.repeat(np.arange(3), 60)
+    assert [len(set(model.groups[products == k])) for k in range(3)] == [1, 1, 1]
+    assert model.groups.max() == 2
+
+
+def test_scaling_one_products_features_changes_no_aligned_score(model: models.Model) -> None:
+    scale = {1: 10.0}
+    again = models.fit(store_of(raw_features(60, 1, scale=scale)[0]), SETTINGS)
+    before = scores(model, store_of(raw_features(10, 2, defects=True)[0]))[1]
+    after = scores(again, store_of(raw_features(10, 2, defects=True, scale=scale)[0]))[1]
+    # Half precision rounds the scaled embeddings a little differently; unit vectors are the same.
+    np.testing.assert_allclose(after, before, atol=2e-3)
+
+
+def test_pooled_ranking_equals_the_products_own_ranking(model: models.Model) -> None:
+    good, products = raw_features(40, 3)
+    bad, _ = raw_features(40, 4, defects=True)
+    aligned = np.concatenate([scores(model, store_of(good))[1], scores(model, store_of(bad))[1]])
+    is_defect = np.repeat([False, True], 120)
+    both = np.concatenate([products, products])
+    macro = np.mean([roc_auc_score(is_defect[both == k], aligned[both == k]) for k in range(3)])
+    assert roc_auc_score(is_defect, aligned) > macro - 0.03
+    assert macro > 0.8
+
+
+def test_alarm_rate_on_unseen_good_parts_is_near_the_target(model: models.Model) -> None:
+    store = store_of(raw_features(300, 5)[0])
+    _, aligned, groups = scores(model, store)
+    alarms = aligned / model.widths[groups] > model.review.value
+    assert 0.02 < alarms.mean() < 0.09
+    assert max(alarms[groups == k].mean() for k in range(3)) < 0.13
+
+
+def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_below(model: models.Model) -> None:
+    train = store_of(raw_features(60, 1)[0])
+    fresh = scores(model, store_of(raw_features(60, 6)[0]))[0]
+    in_sample = scores(model, train)[0]
+    assert abs(np.median(model.log_scores) - np.median(fresh)) < 0.1
+    assert np.median(in_sample) < np.median(fresh) - 0.2
+
+
+def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
+    store = store_of(raw_features(20, 1)[0])
+    members = [np.arange(len(store))]
+    _, distances = models._cross_fit(store, SETTINGS, members, 1, None)
+    assert min(float(each.min()) for each in distances) > 1e-3
+
+
+def test_one_group_is_a_flat_memory_bank() -> None:
+    store = store_of(raw_features(20, 1)[0])
+    model = models.fit(store, SETTINGS.model_copy(update={"groups": 1}))
+    for i, layer in enumerate(LAYERS):
+        pool = store.pool(i, np.arange(len(store)))
+        flat = pool[greedy_k_centre(pool, min(layer.rows, int(layer.rows_per_image * len(store))))]
+        np.testing.assert_array_equal(model.banks[0][i], flat)
+
+
+def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: models.Model) -> None:
+    again = models.fit(store_of(raw_features(60, 1)[0]), SETTINGS, threads=1)
+    for field in dataclasses.fields(models.Model):
+        one, two = getattr(model, field.name), getattr(again, field.name)
+        if field.name == "banks":
+            assert all(np.array_equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True))
+        elif field.name == "means":
+            assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+        else:
+            assert np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
+
+
+def test_duplicate_images_give_finite_scores() -> None:
+    layers, _ = raw_features(1, 1)
+    store = store_of([np.repeat(each[:1], 30, axis=0) for each in layers])
+    model = models.fit(store, SETTINGS)
+    assert np.isfinite(model.log_scores).all()
+    assert np.isfinite(model.review.value)
+    assert np.isfinite(scores(model, store_of(raw_features(5, 2)[0]))[1]).all()
+
+
+def test_too_few_images_are_refused_in_one_line() -> None:
+    with pytest.raises(FlawlineError, match="at least 20 are needed"):
+        models.fit(store_of([each[:19] for each in raw_features(19, 1)[0]]), SETTINGS)
+
+
+def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_POOL", 500)
+    store = store_of(raw_features(20, 1)[0])
+    bank = models._bank(store, 0, np.arange(60), 100)
+    assert bank.shape == (100, CHANNELS[0])
+    assert len({each.tobytes() for each in bank}) == 100
