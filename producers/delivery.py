@@ -15,14 +15,18 @@ class NotConnected(errors.KafkaError):
 
 @dataclass(frozen=True)
 class Fate:
-    """`drop` is the reason to give the frame up, None to try again; `renew` asks for a new client.
+    """What becomes of a frame whose delivery failed.
 
-    `counts` says that the broker answered: a frame that it refuses again and again is given up at last. A broker that
-    is away never costs a frame.
+    `drop` is the reason to give it up, None to try again. `breaks` says that the client is of no more use: for
+    kafka-python 3.0 every error that is not retriable is fatal to an idempotent client, which then fails all it holds
+    with that same error. So only the first frame that fails with it is to blame, unless the error is `shared`: it
+    holds for every frame of the topic. `counts` says that the broker answered: a frame that it refuses again and again
+    without a known reason is given up at last. A broker that is away never costs a frame.
     """
 
     drop: DropReason | None = None
-    renew: bool = False
+    breaks: bool = True
+    shared: bool = False
     counts: bool = True
 
 
@@ -33,7 +37,7 @@ _NOT_AUTHORISED = (
     errors.SaslAuthenticationFailedError,
 )
 _CLIENT_STATE_LOST = (
-    # The broker lost its log, forgot this producer, or another took its id: only a new producer id helps.
+    # The broker lost its log, forgot this producer, or another took its id; or the client was closed.
     errors.OutOfOrderSequenceNumberError,
     errors.UnknownProducerIdError,
     errors.InvalidProducerEpochError,
@@ -45,20 +49,20 @@ _REFUSED = (
     errors.InvalidRecordError,
     errors.PolicyViolationError,
     errors.UnsupportedVersionError,
-    errors.InvalidRequiredAcksError,
 )
 _AWAY = (NotConnected, errors.RetriableError, OSError)  # OSError: the claim check store
 
 
-def fate(error: BaseException) -> Fate:
-    """The fate of a frame whose delivery failed with `error`."""
+def fate(error: BaseException, topic: str) -> Fate:
+    """The fate of a frame for `topic` whose delivery failed with `error`."""
+    if isinstance(error, _AWAY):
+        return Fate(breaks=False, counts=False)
     if isinstance(error, _OVERSIZE):
         return Fate(DropReason.OVERSIZE)
+    if isinstance(error, errors.TopicAuthorizationFailedError) and error.args and topic not in str(error.args[0]):
+        return Fate(counts=False)  # of another topic that the client writes
     if isinstance(error, _NOT_AUTHORISED):
-        # After a refusal at cluster level the idempotent client never sends again, whatever is granted later.
-        return Fate(DropReason.NOT_AUTHORISED, renew=not isinstance(error, errors.TopicAuthorizationFailedError))
+        return Fate(DropReason.NOT_AUTHORISED, shared=True)
     if isinstance(error, _CLIENT_STATE_LOST):
-        return Fate(renew=True)
-    if isinstance(error, _REFUSED):
-        return Fate(DropReason.BROKER_REFUSED)
-    return Fate(counts=not isinstance(error, _AWAY))
+        return Fate(counts=False)
+    return Fate(DropReason.BROKER_REFUSED if isinstance(error, _REFUSED) else None)

@@ -72,8 +72,8 @@ class _Entry:
 class Lane:
     """One camera's identity, order, bounds and account.
 
-    `send` hands a frame to the client and gives the future and the client; `renew` asks to replace a client. Raises
-    FlawlineError when the spool's folder cannot be used.
+    `send` hands a frame to the client and gives the future and the client. `renew` asks to replace a client that is
+    broken, and says whether that is news.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class Lane:
         budget: ByteBudget,
         settings: ProducerSettings,
         limit_bytes: int,
+        topic: str,
         send: Callable[[Frame], tuple[Any, Any]],
-        renew: Callable[[Any], None],
+        renew: Callable[[Any], bool],
         clock: Monotonic = monotonic,
         now_ns: UtcNs = utc_ns,
     ) -> None:
@@ -94,6 +95,7 @@ class Lane:
         self._budget = budget
         self._settings = settings
         self._limit_bytes = limit_bytes
+        self._topic = topic
         self._send = send
         self._renew = renew
         self._clock = clock
@@ -320,6 +322,8 @@ class Lane:
                 self._budget.release(entry.size_bytes)
             self._held = None
             self._spool.rewind()
+        for entry in returned:
+            entry.client = None
         self._not_before = self._clock() + RETRY_PAUSE_S
 
     # -- answers (the client's thread) ---------------------------------------------------------------------------
@@ -340,12 +344,15 @@ class Lane:
         telemetry.PUBLISH_LATENCY.labels(name).observe(max(0, self._now_ns() - entry.frame.captured_at) / 1e9)
 
     def _failed(self, entry: _Entry, error: BaseException) -> None:
-        what = fate(error)
+        what = fate(error, self._topic)
+        # An error that `send` itself raises leaves the client whole, and there is only this frame to blame.
+        news = self._renew(entry.client) if what.breaks and entry.client is not None else True
         with self._changed:
             if self._in_flight.pop(entry.key, None) is None:
                 return
-            self._refusals[entry.key] += what.counts
-            reason = what.drop
+            to_blame = news or what.shared
+            self._refusals[entry.key] += what.counts and to_blame
+            reason = what.drop if to_blame else None
             if reason is None and self._refusals[entry.key] >= MOST_REFUSALS:
                 reason = DropReason.BROKER_REFUSED
             if reason is None:
@@ -359,8 +366,6 @@ class Lane:
                 self._settle(entry)
                 self._drop(*entry.key, reason)
             self._changed.notify_all()
-        if what.renew:
-            self._renew(entry.client)
 
     def _say_dropped(self, entry: _Entry, reason: DropReason, error: BaseException) -> None:
         name = self.camera.name

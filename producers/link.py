@@ -90,15 +90,16 @@ class Link:
             self._changed.wait_for(lambda: self._tried, timeout_s)
             return self._client is not None
 
-    def renew(self, client: Any) -> None:
-        """Replace a client that can do no more; what it holds fails, and its senders send it again."""
+    def renew(self, client: Any) -> bool:
+        """Replace a client that is broken; whether that is news. What it holds fails, and its senders send it again."""
         with self._changed:
             if self._client is not client or client is None:
-                return
+                return False
             self._client = None
             self._changed.notify_all()
-        log.warning("the client lost its state at the broker: making a new one")
+        log.warning("the client is of no more use after an error: making a new one")
         threading.Thread(target=close, args=(client,), name="broker-link-close", daemon=True).start()
+        return True
 
     def close(self, timeout_s: float) -> None:
         """Stop connecting, and close the client."""

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kafka.errors import RetriableError
+
 from flawline import messages, topics
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.config import Settings
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 FIRST_CONNECTION_S = 5.0
 """How long a start waits for the broker, so that a broker that is there sees no frame by way of the disk."""
+
+ENTRIES_PAUSE_S = 5.0
+"""After a failed entry; its error may have broken the client that the frames need, too."""
 
 LAST_ENTRIES_S = 3.0
 """How long a stop waits for the acknowledgement of the last ledger entries."""
@@ -61,6 +66,7 @@ class Publisher:
         self._quota = Quota(settings.producer.spool_limit_bytes)
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
         self._closing = threading.Event()
+        self._entries_from = 0.0
         self._bookkeeper = threading.Thread(target=self._keep_books, name="bookkeeper", daemon=True)
         epoch = now_ns() // 1_000_000
         self.lanes: dict[str, Lane] = {}
@@ -79,7 +85,7 @@ class Publisher:
         spool = Spool(self._folder / camera.name, self._quota)
         return Lane(
             camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames.limit_bytes,
-            self._send, self._link.renew, self._clock, self._now_ns,
+            self._settings.topic(topics.FRAMES.name), self._send, self._link.renew, self._clock, self._now_ns,
         )  # fmt: skip
 
     def _orphans(self, known: set[str]) -> list[CameraBase]:
@@ -106,6 +112,7 @@ class Publisher:
             log.warning("no connection to %s yet, going on without", self._settings.bootstrap_servers)
         self.check()
         for lane in self.lanes.values():
+            lane.observe()
             lane.start()
         self._bookkeeper.start()
 
@@ -178,6 +185,7 @@ class Publisher:
 
     def _publish_last_entries(self) -> None:
         deadline = self._clock() + LAST_ENTRIES_S
+        self._entries_from = 0.0
         while self._link.client is not None and self._clock() < deadline:
             self._publish_entries()
             if not any(lane.owes_entries for lane in self.lanes.values()):
@@ -188,7 +196,7 @@ class Publisher:
 
     def _publish_entries(self) -> None:
         client = self._link.client
-        if client is None:
+        if client is None or self._clock() < self._entries_from:
             return
         for lane in self.lanes.values():
             for journal, entry in lane.ledger_entries():
@@ -196,8 +204,12 @@ class Publisher:
 
     def _publish_entry(self, client: Any, journal: Journal, entry: LedgerEntry) -> None:
         def failed(error: BaseException) -> None:
-            log.warning("ledger entry of camera %s is not published: %s: %s", entry.camera, type(error).__name__, error)
             journal.failed()
+            away = isinstance(error, RetriableError)
+            # A broken client fails its entries along with the frames; whoever reports it first has it replaced.
+            if away or self._link.renew(client):
+                self._entries_from = self._clock() + ENTRIES_PAUSE_S
+                log.warning("a ledger entry of camera %s waits: %s: %s", entry.camera, type(error).__name__, error)
 
         try:
             future = client.send(

@@ -33,6 +33,7 @@ class AnsweringClient:
         self.at_once: Callable[[Frame], BaseException | None] | None = None
         self.most_held_bytes = 0
         self.renewals = 0
+        self.is_news = True
         self.lock = threading.Lock()
 
     def send(self, frame: Frame) -> tuple[Future, AnsweringClient]:
@@ -46,8 +47,9 @@ class AnsweringClient:
         self._settle(frame, future, self.at_once(frame))
         return future, self
 
-    def renew(self, _: Any) -> None:
+    def renew(self, _: Any) -> bool:
         self.renewals += 1
+        return self.is_news
 
     def answer(self, *, error: BaseException | None = None, index: int = 0) -> int:
         frame, future = self.held.pop(index)
@@ -77,7 +79,7 @@ class Rig:
         self.budget = ByteBudget(producer.in_flight_limit_bytes)
         self.lane = Lane(
             camera, 1, Spool(folder / camera.name, Quota(producer.spool_limit_bytes)), self.budget, producer,
-            limit_bytes, self.client.send, self.client.renew,
+            limit_bytes, "frames", self.client.send, self.client.renew,
         )  # fmt: skip
         self.lane.start()
         self.closed = False
@@ -199,7 +201,6 @@ def test_refused_write_permission_drops_with_its_reason_and_is_logged_once(
     line.wait_idle()
     assert line.dropped() == dict.fromkeys(range(5), DropReason.NOT_AUTHORISED)
     assert caplog.text.count("may not write to the topic frames") == 1
-    assert line.client.renewals == 0
     line.client.at_once = lambda _: None  # granted meanwhile
     line.capture(1)
     line.wait_idle()
@@ -233,6 +234,31 @@ def test_frame_that_the_broker_refuses_is_dropped_and_the_next_goes_on(
     line.wait_idle()
     assert line.dropped() == {1: reason}
     assert sorted(line.client.delivered) == [0, 2]
+
+
+def test_frames_that_fail_only_with_the_error_of_another_are_sent_again(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    line.capture(3)
+    until(lambda: len(line.client.held) == 3)
+    error = errors.MessageSizeTooLargeError("too large")
+    line.client.answer(error=error)
+    line.client.is_news = False  # the client broke with the first one, and fails all it holds
+    line.client.answer(error=error)
+    with line.client.lock:
+        line.client.at_once = lambda _: None
+    line.client.answer(error=error)
+    line.wait_idle()
+    assert line.client.delivered == [1, 2]
+    assert line.dropped() == {0: DropReason.OVERSIZE}
+
+
+def test_refusal_of_another_topic_costs_no_frame(rig: Callable[..., Rig]) -> None:
+    line = rig()
+    refusals = iter([errors.TopicAuthorizationFailedError("ledger")])
+    line.client.at_once = lambda _: next(refusals, None)
+    line.capture(2)
+    line.wait_idle()
+    assert (sorted(line.client.delivered), line.dropped()) == ([0, 1], {})
 
 
 def test_broker_that_is_away_never_costs_a_frame_however_often_it_fails(rig: Callable[..., Rig]) -> None:

@@ -1,0 +1,451 @@
+"""The producer as a whole, against a real broker that is killed, absent, or fine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.errors import TopicAuthorizationFailedError
+
+from flawline import broker, imaging, messages, telemetry
+from flawline.config import Settings
+from flawline.embedded import EmbeddedBroker
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Codec, DropReason
+from flawline.objects import ObjectStore
+from producers import link, service
+from producers.publisher import Publisher
+from producers.settings import CameraBase
+from tests.producers import topics
+from tests.producers.doubles import ScriptedCamera, capture, picture, until
+from tests.support.brokers import free_port, unique
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of 30 JPEG files and one that is none."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:03d}.jpg").write_bytes(imaging.encode(picture(number), Codec.JPEG))
+    (folder / "bad.jpg").write_bytes(b"not an image")
+    return folder
+
+
+def line(bootstrap: str, tmp_path: Path, *cameras: dict[str, Any], **options: Any) -> Settings:
+    """Settings of a line of its own on a broker."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        kafka={"bootstrap_servers": bootstrap, "topic_prefix": unique("t") + "."},
+        metrics={"producers_port": 0},
+        cameras=list(cameras),
+        producer={"ledger_interval_s": 0.2, "away_after_s": 0.5, "drain_timeout_s": 5, **options.pop("producer", {})},
+        **options,
+    )
+
+
+def folder(name: str, path: Path, **options: Any) -> dict[str, Any]:
+    return {"kind": "folder", "name": name, "path": path, **options}
+
+
+class Producer:
+    """`service.run` in a thread."""
+
+    def __init__(self, settings: Settings, cameras: Any = None) -> None:
+        self.stop = threading.Event()
+        self.captured: int | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(settings, cameras))
+        self._thread.start()
+
+    def _run(self, settings: Settings, cameras: Any) -> None:
+        try:
+            self.captured = service.run(settings, self.stop, cameras)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float = 60) -> int:
+        self._thread.join(timeout_s)
+        assert not self.running, "the producer does not end"
+        if self.error:
+            raise self.error
+        assert self.captured is not None
+        return self.captured
+
+
+@pytest.fixture
+def produce() -> Iterator[Callable[..., Producer]]:
+    made: list[Producer] = []
+
+    def start(*arguments: Any) -> Producer:
+        made.append(Producer(*arguments))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop.set()
+        one._thread.join(30)
+
+
+def spooled(settings: Settings) -> int:
+    """Bytes in all spool segments."""
+    return sum(path.stat().st_size for path in (settings.data_dir / "spool").rglob("*.seg"))
+
+
+# -- a broker that is fine ---------------------------------------------------------------------------------------------
+
+
+def test_folders_are_published_and_accounted_for_and_the_run_ends(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    settings = line(
+        embedded_broker.bootstrap, tmp_path, folder("cam-1", images, view="top"), folder("cam-2", images, partition=5)
+    )
+    assert service.run(settings, threading.Event()) == 62
+    found = topics.records(settings, "frames")
+    assert len(found) == 60
+    for record in found:
+        frame = messages.decode(messages.Frame, record.value)
+        assert record.key == frame.camera.encode()
+        assert record.partition == settings.partition(frame.camera) == {"cam-1": 0, "cam-2": 5}[frame.camera]
+        assert dict(record.headers) == {"schema": b"frame/1", "frame-id": frame.frame_id.encode()}
+        assert frame.checksum == messages.checksum(frame.data)
+        assert frame.data == (images / f"{frame.sequence:03d}.jpg").read_bytes()
+        assert frame.view == ("top" if frame.camera == "cam-1" else None)
+    assert [sequence for _, sequence in topics.ids(settings, "cam-1")] == list(range(30))
+    for (captured, dropped, closed), name in zip(topics.accounts(settings).values(), ("cam-1", "cam-2"), strict=True):
+        assert (captured, dropped, closed) == (31, {30: DropReason.ENCODING_FAILED}, True), name
+    assert list((settings.data_dir / "spool").rglob("*.journal")) == []
+
+
+def test_some_cameras_or_ones_of_ones_own_can_be_run(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam-1", images), folder("cam-2", images))
+    assert service.run(settings, threading.Event(), ["cam-2"]) == 31
+    assert service.run(settings, threading.Event(), [ScriptedCamera("guest", 4, "end")]) == 4
+    assert {frame.camera for frame in topics.frames(settings)} == {"cam-2", "guest"}
+
+
+def test_stop_ends_an_endless_camera_after_its_frames_are_delivered(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images, loop=True, rate_hz=100))
+    running = produce(settings)
+    until(lambda: telemetry.CAPTURED.labels("cam")._value.get() > 20)
+    running.stop.set()
+    captured = running.join(15)
+    ((count, dropped, closed),) = topics.accounts(settings).values()
+    assert (count, closed) == (captured, True)
+    assert sorted([*(sequence for _, sequence in topics.ids(settings, "cam")), *dropped]) == list(range(captured))
+
+
+def test_large_frames_go_by_claim_check(embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path) -> None:
+    store = f"file://{tmp_path / 'objects'}"
+    settings = line(
+        embedded_broker.bootstrap, tmp_path, folder("cam", images),
+        frames={"inline_limit_bytes": 1000, "objects_url": store},
+    )  # fmt: skip
+    service.run(settings, threading.Event())
+    found = topics.frames(settings)
+    assert len(found) == 30
+    for frame in found:
+        assert frame.data == b"" and frame.object_key is not None
+        assert ObjectStore(store).get(frame.object_key, frame.size_bytes) == (
+            (images / f"{frame.sequence:03d}.jpg").read_bytes()
+        )
+
+
+def test_frames_over_the_limit_are_dropped_as_oversize(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    (images / "000.jpg").write_bytes(imaging.encode(picture(0, 400, 400), Codec.PNG))
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images), frames={"limit_bytes": 20_000})
+    assert service.run(settings, threading.Event()) == 31
+    ((captured, dropped, closed),) = topics.accounts(settings).values()
+    assert (captured, closed) == (31, True)
+    assert dropped == {0: DropReason.OVERSIZE, 30: DropReason.ENCODING_FAILED}
+
+
+def test_topic_whose_own_limit_is_lower_costs_the_frame_and_not_the_line(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images))
+    small = settings.model_copy(update={"frames": settings.frames.model_copy(update={"limit_bytes": 20_000})})
+    broker.ensure_topics(small)  # as if limit_bytes had been raised after the topic was created
+    (images / "000.jpg").write_bytes(imaging.encode(picture(0, 400, 400), Codec.PNG))
+    service.run(settings, threading.Event())
+    ((_, dropped, closed),) = topics.accounts(settings).values()
+    assert closed and dropped == {0: DropReason.OVERSIZE, 30: DropReason.ENCODING_FAILED}
+    assert len(topics.frames(settings)) == 29
+
+
+# -- a broker that goes away -------------------------------------------------------------------------------------------
+
+
+def test_killed_broker_that_comes_back_has_every_capture_exactly_once_in_order(
+    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    settings = line(
+        fresh_broker.bootstrap, tmp_path,
+        folder("cam-1", images, loop=True, rate_hz=60), folder("cam-2", images, loop=True, rate_hz=20),
+    )  # fmt: skip
+    running = produce(settings)
+    for _ in range(2):
+        before = telemetry.PUBLISHED.labels("cam-1")._value.get()
+        until(lambda before=before: telemetry.PUBLISHED.labels("cam-1")._value.get() > before + 30)
+        fresh_broker.kill()
+        until(lambda: spooled(settings) > 50_000, what="frames on disk")
+        fresh_broker.start()
+        until(lambda: spooled(settings) == 0, timeout_s=40, what="the spool's delivery")
+    running.stop.set()
+    captured = running.join(30)
+    accounts = topics.accounts(settings)
+    assert sum(count for count, _, _ in accounts.values()) == captured
+    for (camera, epoch), (count, dropped, closed) in accounts.items():
+        assert closed
+        delivered = topics.ids(settings, camera)
+        assert delivered == [(epoch, n) for n in range(count) if n not in dropped], camera
+        assert set(dropped.values()) <= {DropReason.ENCODING_FAILED}
+
+
+def test_start_without_a_broker_keeps_the_captures_until_it_comes(
+    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    settings = line(fresh_broker.bootstrap, tmp_path, folder("cam", images, rate_hz=200))
+    fresh_broker.kill()
+    running = produce(settings)
+    until(lambda: spooled(settings) > 20_000, timeout_s=40, what="frames on disk")
+    assert running.running
+    fresh_broker.start()
+    assert running.join(40) == 31
+    assert [sequence for _, sequence in topics.ids(settings, "cam")] == list(range(30))
+    ((captured, dropped, closed),) = topics.accounts(settings).values()
+    assert (captured, dropped, closed) == (31, {30: DropReason.ENCODING_FAILED}, True)
+
+
+def test_stop_while_the_broker_is_away_ends_in_time_and_the_next_start_completes_everything(
+    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    settings = line(
+        fresh_broker.bootstrap, tmp_path, folder("cam", images, loop=True, rate_hz=100), folder("gone", images),
+        producer={"drain_timeout_s": 1},
+    )  # fmt: skip
+    running = produce(settings)
+    published = telemetry.PUBLISHED.labels("cam")
+    before = published._value.get()
+    until(lambda: published._value.get() > before + 10)
+    fresh_broker.kill()
+    until(lambda: spooled(settings) > 50_000, what="frames on disk")
+    running.stop.set()
+    started = time.monotonic()
+    first = running.join(30)
+    assert time.monotonic() - started < 1 + 12
+    assert spooled(settings) > 0
+    fresh_broker.start()
+    # `gone` is not in the configuration any more; its account must be complete all the same.
+    again = line(fresh_broker.bootstrap, tmp_path, folder("cam", images))
+    again.kafka.topic_prefix = settings.kafka.topic_prefix
+    second = service.run(again, threading.Event())
+    accounts = topics.accounts(settings)
+    assert sum(count for count, _, _ in accounts.values()) == first + second
+    for (camera, epoch), (count, dropped, closed) in accounts.items():
+        assert closed, (camera, epoch)
+        delivered = [sequence for of, sequence in topics.ids(settings, camera) if of == epoch]
+        assert list(dict.fromkeys(delivered)) == [n for n in range(count) if n not in dropped]
+    epochs = [epoch for epoch, _ in topics.ids(settings, "cam")]
+    assert epochs == sorted(epochs) and len(set(epochs)) == 2  # the old frames first, under their old identity
+
+
+ENDLESS = """
+import json, sys, threading
+from flawline.config import Settings
+from producers import service
+service.run(Settings(**json.loads(sys.argv[1])), threading.Event())
+"""
+
+
+def test_killed_producer_delivers_its_spool_at_the_next_start_and_shows_what_was_in_memory_as_gaps(
+    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    (images / "bad.jpg").unlink()
+    settings = line(fresh_broker.bootstrap, tmp_path, folder("cam", images, loop=True, rate_hz=100))
+    options = {
+        "data_dir": str(settings.data_dir),
+        "kafka": {"bootstrap_servers": fresh_broker.bootstrap, "topic_prefix": settings.kafka.topic_prefix},
+        "metrics": {"producers_port": 0},
+        "cameras": [folder("cam", str(images), loop=True, rate_hz=100)],
+        "producer": {"ledger_interval_s": 0.2, "away_after_s": 0.5},
+    }
+    child = subprocess.Popen([sys.executable, "-c", ENDLESS, json.dumps(options)], cwd=REPOSITORY)
+    try:
+        journal = settings.data_dir / "spool" / "cam"
+        until(lambda: any(int(path.read_text()[:20]) > 50 for path in journal.glob("*.journal")), timeout_s=60)
+        fresh_broker.kill()
+        until(lambda: spooled(settings) > 100_000, what="frames on disk")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    captured_at_kill = max(int(path.read_text()[:20]) for path in journal.glob("*.journal"))
+    fresh_broker.start()
+    again = line(fresh_broker.bootstrap, tmp_path, folder("cam", images))
+    again.kafka.topic_prefix = settings.kafka.topic_prefix
+    assert service.run(again, threading.Event()) == 30
+    accounts = topics.accounts(settings)
+    (old, new) = sorted(epoch for _, epoch in accounts)
+    assert accounts["cam", old] == (captured_at_kill, {}, True)
+    assert accounts["cam", new] == (30, {}, True)
+    delivered = topics.ids(settings, "cam")
+    assert len(delivered) == len(set(delivered))
+    assert delivered == sorted(delivered)
+    missing = sorted(set(range(captured_at_kill)) - {sequence for epoch, sequence in delivered if epoch == old})
+    # Lost are the frames in the client's memory and, at most, the one under way to the disk: everything before and
+    # behind them is there. At 100 frames/s and half a second to notice that the broker is away, that is about 50.
+    lost_in_the_middle = [n for n in missing if n != captured_at_kill - 1]
+    assert 0 < len(lost_in_the_middle) < 150
+    assert lost_in_the_middle == list(range(lost_in_the_middle[0], lost_in_the_middle[-1] + 1))
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_folder_is_refused_before_anything_is_published(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam-1", images), folder("cam-2", tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        service.run(settings, threading.Event())
+    assert not settings.data_dir.exists()
+
+
+def test_camera_that_never_answers_holds_up_neither_the_others_nor_the_stop(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        dead = {"kind": "rtsp", "name": "dead", "url": f"rtsp://a:b@127.0.0.1:{mute.getsockname()[1]}/1"}
+        settings = line(embedded_broker.bootstrap, tmp_path, dead, folder("cam", images))
+        running = produce(settings)
+        until(lambda: len(topics.ids(settings, "cam")) == 30 if running.running else True, what="the other's frames")
+        assert running.running
+        running.stop.set()
+        started = time.monotonic()
+        assert running.join(20) == 31
+        assert time.monotonic() - started < 10
+
+
+def test_metrics_port_in_use_is_one_line(embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images))
+        settings.metrics.producers_port = taken.getsockname()[1]
+        with pytest.raises(FlawlineError, match="cannot be opened"):
+            service.run(settings, threading.Event())
+
+
+def test_metrics_are_served_while_it_runs(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
+) -> None:
+    from urllib.request import urlopen
+
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("metered", images, loop=True, rate_hz=50))
+    settings.metrics.producers_port = free_port()
+    running = produce(settings)
+    until(lambda: telemetry.PUBLISHED.labels("metered")._value.get() > 5)
+    with urlopen(f"http://127.0.0.1:{settings.metrics.producers_port}/metrics") as answer:
+        text = answer.read().decode()
+    for name in (
+        "captured_frames_total",
+        "published_bytes_total",
+        "camera_up",
+        "spool_bytes",
+        "camera_reconnects_total",
+    ):
+        assert f'flawline_{name}{{camera="metered"}}' in text
+    running.stop.set()
+    running.join()
+
+
+def test_topic_with_too_few_partitions_is_refused_with_the_mend(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images, partition=6))
+    fewer = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"camera_partitions": 2})})
+    broker.ensure_topics(fewer)
+    with pytest.raises(UsageError, match=r"has 2 partitions and kafka\.camera_partitions is 8"):
+        service.run(settings, threading.Event())
+
+
+def test_unknown_camera_and_no_camera_are_refused(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(UsageError, match="'cam-9' is not in the configuration"):
+        service.run(line("127.0.0.1:1", tmp_path, folder("cam", images)), threading.Event(), ["cam-9"])
+    with pytest.raises(UsageError, match="no camera to run"):
+        service.run(line("127.0.0.1:1", tmp_path), threading.Event())
+
+
+# -- authorisation: a double refuses, since the embedded broker has no permissions ---------------------------------
+
+
+class UnauthorisedClient:
+    """A Kafka client whose user may not write to the topic frames."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def send(self, topic: str, **record: Any) -> Any:
+        if topic.endswith("frames"):
+            raise TopicAuthorizationFailedError(topic)
+        return self._client.send(topic, **record)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def test_missing_write_permission_is_accounted_for_and_turns_the_camera_down(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path)
+    publisher = Publisher(
+        settings, [CameraBase(name="barred")], make_client=lambda: UnauthorisedClient(link.connect(settings))
+    )
+    publisher.start()
+    for number in range(5):
+        publisher.publish("barred", capture(number))
+    until(lambda: publisher.idle)
+    assert telemetry.CAMERA_UP.labels("barred")._value.get() == 0
+    assert publisher.close(5) == 0
+    ((captured, dropped, closed),) = topics.accounts(settings).values()
+    assert (captured, closed) == (5, True)
+    assert dropped == dict.fromkeys(range(5), DropReason.NOT_AUTHORISED)
+    assert "grant WRITE" in caplog.text
+
+
+def test_epochs_never_repeat_even_when_the_clock_goes_back(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path)
+    settings.producer.spool_dir = tmp_path / "spool"
+    journal = tmp_path / "spool" / "cam" / "5000000000000.journal"
+    journal.parent.mkdir(parents=True)
+    journal.write_text(f"{3:020d}\n")
+    publisher = Publisher(settings, [CameraBase(name="cam")], now_ns=lambda: 1_000_000_000)
+    publisher.start()
+    assert publisher.publish("cam", capture()) == "cam:5000000000001:0"
+    publisher.close(10)
+    assert topics.accounts(settings)["cam", 5_000_000_000_000] == (3, {}, True)
+    assert not journal.exists()
