@@ -10,6 +10,7 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import kafka.protocol.admin as admin_schemas
@@ -168,9 +169,52 @@ def decode_request(frame: memoryview) -> Request:
                 raise MalformedRequest(f"{api.name} v{version}: endless varint")
             position = _skip_tags(frame, position)
         body = schema.decode(frame[position:], version=version)
+        _reject_nulls(body, _request_fields(key, version))
     except (ValueError, IndexError, TypeError, OverflowError, struct.error, MemoryError) as error:
         raise MalformedRequest(f"{api.name} v{version}: {type(error).__name__} {error}") from error
     return Request(api, version, correlation_id, client_id, body)
+
+
+class _Field(NamedTuple):
+    """What must not be null in a request: itself, its elements, and the fields of its elements."""
+
+    name: str
+    may_be_null: bool
+    elements_are_text: bool
+    nested: tuple[_Field, ...]
+
+
+@cache  # as many as there are kinds and versions
+def _request_fields(api_key: int, version: int) -> tuple[_Field, ...]:
+    return _fields_to_check(_REQUESTS[api_key], version)
+
+
+def _fields_to_check(struct: Any, version: int) -> tuple[_Field, ...]:
+    found = []
+    for field in struct.fields.values():
+        sized = field.is_array() or field.is_struct_array() or field.type_str in ("string", "bytes")
+        if not sized or not field.for_version_q(version) or field.tag is not None:
+            continue
+        nested = _fields_to_check(field, version) if field.is_struct_array() else ()
+        text = field.is_array() and field.array_of.type_str == "string"
+        found.append(_Field(field.name, field.nullable_for_version_q(version), text, nested))
+    return tuple(found)
+
+
+def _reject_nulls(body: Any, fields: tuple[_Field, ...]) -> None:
+    """Raise `ValueError` for a null where the protocol has none; kafka-python's decoder lets it pass."""
+    pending = [(body, fields)]
+    while pending:
+        container, fields = pending.pop()
+        for field in fields:
+            value = getattr(container, field.name)
+            if value is None:
+                if not field.may_be_null:
+                    raise ValueError(f"{field.name} is null")
+            elif field.nested:
+                pending += [(element, field.nested) for element in value]
+            elif field.elements_are_text and None in value:
+                raise ValueError(f"{field.name} has a null element")
 
 
 def _skip_tags(frame: memoryview, position: int) -> int:

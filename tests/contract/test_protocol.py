@@ -135,7 +135,7 @@ def test_an_unknown_partition_is_refused(wire: Wire, topic: str) -> None:
 
 
 def test_an_api_versions_request_of_the_future_is_answered_in_version_zero(wire: Wire) -> None:
-    wire.send(struct.pack(">ihhih", 14, 18, 99, 7, 4) + b"wire")
+    wire.send(struct.pack(">ihhih", 15, 18, 99, 7, 4) + b"wire\0")
     answer = wire.receive_frame()
     assert answer is not None
     assert struct.unpack_from(">ih", answer) == (7, ErrorCode.UNSUPPORTED_VERSION)
