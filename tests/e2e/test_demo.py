@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.running import DEADLINE_S, finish, start_demo, verdict_rows
+
 FRAMES = 320
-DEADLINE_S = 280.0
-
-
-def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flawline", "demo", "--no-open", "--out", str(folder / "run")]
-    command += ["--json", str(folder / "result.json"), *arguments]
-    with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, text=True)
-
-
-def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    code = process.wait(DEADLINE_S)
-    assert code == 0, (folder / "stderr.txt").read_text()[-2000:]
-    return json.loads((folder / "result.json").read_text())
 
 
 def verdicts(result: dict[str, Any]) -> dict[tuple[str, int], tuple[float, str]]:
-    lines = Path(result["artefacts"]["verdicts"]).read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {(row["camera"], row["sequence"]): (row["score"], row["decision"]) for row in rows}
+    return {(row["camera"], row["sequence"]): (row["score"], row["decision"]) for row in verdict_rows(result)}
 
 
 def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
