@@ -22,6 +22,8 @@ EMBEDDING_VERSION = "pooled-1"
 WORK_SIDE_PX = 256
 CROP_SIDE_LIMIT_PX = 256
 REGION_LIMIT = 8
+SHARP_SHARE = 0.6
+PEAK_TEMPERATURE = 0.1  # natural-log units of the map
 CROP_QUALITY = 90
 
 # Of AnomalyNCD: half side from the longer side of the box; its bounds and the joining gap from the long image side.
@@ -72,24 +74,49 @@ def extract(
 
     `image` is uint8 (H, W, 3); `heatmap` float (h, w) in aligned units over the whole image; `patches` and
     `residuals` float (h', w', D): features and their difference to the nearest good ones; `lo`, `hi` the detector's
-    range for MEBin. A frame without any local component gives one global region: the whole image, an empty mask and
-    area 0. Raises ValueError for arrays that are not finite or do not fit together.
+    range for MEBin. A frame without anything local gives one global region: the whole image, an empty mask and area 0.
+    Raises ValueError for arrays that are not finite or do not fit together.
     """
     _check(image, patches, residuals)
     height, width = image.shape[:2]
     fine = fine_map(heatmap, height, width)
-    binarized = binarize.defect_mask(fine, lo, hi)
-    found = _local(binarized.mask, height, width)[:limit] if binarized.count else []
-    if not found:
-        whole = Square(0, 0, width, height)
-        weights = _on_grid(np.maximum(fine - np.median(fine), 0), patches.shape[:2])
-        empty = np.zeros(fine.shape, bool)
-        return [_region(image, fine, empty, whole, whole, embed(patches, residuals, weights), crop_side_limit_px)]
+    mask = sharp_mask(fine, lo, hi)
+    if not mask.any():
+        square = Square(0, 0, width, height)
+        embedding = embed(patches, residuals, peak_weights(fine, ~mask, patches.shape[:2]))
+        return [_region(image, fine, mask, square, square, embedding, crop_side_limit_px)]
     regions = []
-    for crop, mask in found:
-        embedding = embed(patches, residuals, _on_grid(mask.astype(np.float32), patches.shape[:2]))
-        regions.append(_region(image, fine, mask, crop, _box(mask, height, width), embedding, crop_side_limit_px))
+    for crop, part in _local(mask, height, width)[:limit]:
+        embedding = embed(patches, residuals, peak_weights(fine, part, patches.shape[:2]))
+        regions.append(_region(image, fine, part, crop, _box(part, height, width), embedding, crop_side_limit_px))
     return regions
+
+
+def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
+    """Which pixels are defective, bool (h, w): MEBin's components, each cut at 0.6 of its own peak.
+
+    The map is blurred by the receptive field of its features, so a strong defect is above any fixed threshold far
+    around itself. A map that stays below `lo` but is above what is ordinary (0) is cut at 0.6 of its peak as a whole.
+    """
+    binarized = binarize.defect_mask(fine, lo, hi)
+    if not binarized.count:
+        peak = float(fine.max())
+        return fine > SHARP_SHARE * peak if peak > 0 else np.zeros(fine.shape, bool)
+    count, labels = cv2.connectedComponents(binarized.mask.view(np.uint8), connectivity=8)
+    sharp = np.zeros(fine.shape, bool)
+    for label in range(1, count):
+        part = labels == label
+        sharp |= part & (fine > SHARP_SHARE * float(fine[part].max()))
+    return sharp
+
+
+def peak_weights(fine: np.ndarray, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """How much each patch (h', w') says about a region: what is hottest in it says most, exp((a - peak) / 0.1).
+
+    Measured on linebench and on the simulated line, this pools better than the mask does, be it the true one.
+    """
+    inside = np.where(mask, fine, -np.inf)
+    return _on_grid(np.exp((inside - inside.max()) / PEAK_TEMPERATURE), shape)
 
 
 def fine_map(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
