@@ -180,5 +180,5 @@ def draw(kind: str, unit_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a component, its empty bed and its sealant: premultiplied RGBA uint8 sprites, `unit_px` to a unit."""
     drawing, side = _COMPONENTS[kind]
     rgb, alpha = drawing()
-    drawings = ((rgb, alpha), _bed(alpha), _smear(alpha))
-    return tuple(sprite(*one, side * unit_px) for one in drawings)
+    side_px = side * unit_px
+    return sprite(rgb, alpha, side_px), sprite(*_bed(alpha), side_px), sprite(*_smear(alpha), side_px)

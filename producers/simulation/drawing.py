@@ -75,7 +75,8 @@ def stamp(picture: np.ndarray, drawing: np.ndarray, matrix: np.ndarray) -> tuple
     """
     height, width = drawing.shape[:2]
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64) @ matrix.T
-    box = clip_box(*(corners.min(0) - 1), *(corners.max(0) + 1), picture.shape)
+    (left, top), (right, bottom) = corners.min(0) - 1, corners.max(0) + 1
+    box = clip_box(left, top, right, bottom, picture.shape)
     if box is None:
         return None
     x0, y0, x1, y1 = box
@@ -84,8 +85,8 @@ def stamp(picture: np.ndarray, drawing: np.ndarray, matrix: np.ndarray) -> tuple
     landed = cv2.warpAffine(drawing, local, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     under = picture[y0:y1, x0:x1].astype(np.uint16)
     opacity = landed[..., 3]
-    under = (under * (255 - opacity[..., None].astype(np.uint16)) + 127) // 255 + landed[..., :3]
-    picture[y0:y1, x0:x1] = np.minimum(under, 255).astype(np.uint8)
+    mixed = (under * (255 - opacity[..., None].astype(np.uint16)) + 127) // 255 + landed[..., :3]
+    picture[y0:y1, x0:x1] = np.minimum(mixed, 255).astype(np.uint8)
     return box, opacity
 
 
