@@ -37,7 +37,7 @@ class Actor:
         import ray
 
         worker = settings.worker
-        actor_class = ray.remote(InspectorActor).options(
+        actor_class: Any = ray.remote(InspectorActor).options(
             num_cpus=worker.num_cpus,
             num_gpus=worker.num_gpus,
             max_restarts=0,  # the supervisor restarts, at a bounded rate
@@ -47,9 +47,10 @@ class Actor:
         self.slot = slot
         self.health: Health | None = None
         self.is_ready = False
+        self._first_model = model
         self._worker = worker
         self._now = now
-        self._handle: Any = actor_class.remote(settings, slot, model, load)
+        self._handle = actor_class.remote(settings, slot, model, load)
         self._run = self._handle.run.remote()
         self._ready: Any = self._handle.ready.remote(worker.start_timeout_s)
         self._health_reply: Any = None
@@ -86,6 +87,13 @@ class Actor:
     def pending(self) -> list[Any]:
         """Replies that are awaited, `run` among them: a dead actor's fails within milliseconds."""
         return [reply for reply in (self._run, self._ready, self._health_reply) if reply is not None]
+
+    @property
+    def working_model(self) -> ModelRef | None:
+        """The model that it is known to have loaded."""
+        if self.health and self.health.model:
+            return self.health.model
+        return self._first_model if self.is_ready else None
 
     def ask(self) -> None:
         """Ask how it is, unless it was asked a moment ago."""

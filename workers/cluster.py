@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 from flawline.config import Settings
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,25 @@ def stop_ray() -> None:
         import ray
 
         ray.shutdown()
+
+
+def check_room(settings: Settings, actors: int) -> None:
+    """Raise UsageError when so many actors do not fit on this machine's Ray, which would wait for room for ever.
+
+    A cluster may grow, so nothing is said about one.
+    """
+    import ray
+
+    worker = settings.worker
+    if worker.ray_address:
+        return
+    there = ray.cluster_resources()
+    for name, each in (("CPU", worker.num_cpus), ("GPU", worker.num_gpus)):
+        if actors * each > there.get(name, 0) + 1e-6:
+            raise UsageError(
+                f"worker.num_{name.lower()}s = {each:g} for {actors} actors needs {actors * each:g} {name}s and Ray "
+                f"has {there.get(name, 0):g}: lower it, or run fewer actors"
+            )
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "workers"
 NS = 1e-9
-HEARTBEATS_PER_SESSION = 4  # so that one lost heartbeat costs no camera
+HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
 
 Load = Callable[[Path, WorkerSettings], "Detector"]
 
@@ -92,7 +92,7 @@ class Inspector:
         self._worker = settings.worker
         self._slot = slot
         self._load = load
-        self._wanted = model
+        self._first = self._wanted = model
         self._running: tuple[ModelRef, Detector] | None = None
         self._next: tuple[ModelRef, Detector] | None = None
         self._swap = threading.Lock()
@@ -156,9 +156,10 @@ class Inspector:
 
     def run(self) -> None:
         """Load and warm the model, join the group, inspect until `stop`. Raises FlawlineError when it must end."""
-        first = self._wanted
-        self._running = first, self._loaded(first)
+        self._running = self._first, self._loaded(self._first)
         _show_version(None, self._running[1].version)
+        if self._stop.is_set():
+            return
         publisher = Publisher(broker.producer(self._settings), self._unacknowledged, self._reread, self._fail)
         try:
             self._inspect(publisher)
@@ -173,7 +174,7 @@ class Inspector:
             group=GROUP,
             group_instance_id=member_name(self._settings, self._slot),
             session_timeout_ms=int(self._worker.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(self._worker.session_timeout_s * 1000 / HEARTBEATS_PER_SESSION),
+            heartbeat_interval_ms=HEARTBEAT_MS,
         )
         self._intake = Intake(
             consumer,

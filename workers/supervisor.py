@@ -17,7 +17,7 @@ from flawline import broker, clock, telemetry
 from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
 from workers.actors import Actor
-from workers.cluster import start_ray, stop_ray
+from workers.cluster import check_room, start_ray, stop_ray
 from workers.inspector import GROUP, Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
 from workers.models import ModelRef, ModelWatch
@@ -67,6 +67,7 @@ class Supervisor:
         self._check_partitions()
         if not self._await_model(stop):
             return False
+        check_room(self._settings, self._worker.actors)
         with self._lock:
             for slot in range(self._worker.actors):
                 self._place(slot)
@@ -95,6 +96,7 @@ class Supervisor:
         """Run `count` actors. Those that go finish first, and their cameras move at once. Raises FlawlineError."""
         if count < 1:
             raise UsageError(f"{count} actors: one is needed at least")
+        check_room(self._settings, count)
         with self._lock:
             going = [self._actors.pop(slot) for slot in sorted(self._actors) if slot >= count]
             for slot in range(count):
@@ -227,8 +229,8 @@ class Supervisor:
                 if why := actor.stuck_for():
                     log.error("actor %d %s and is ended", actor.slot, why)
                     actor.kill()
-                elif actor.health and actor.health.model:
-                    self._proven = actor.health.model
+                else:
+                    self._proven = actor.working_model or self._proven
             telemetry.ACTORS.set(sum(actor.is_ready for actor in self._actors.values()))
 
     def _on_end(self, actor: Actor) -> None:

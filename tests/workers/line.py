@@ -194,12 +194,12 @@ def inspecting(
         assert not thread.is_alive()
 
 
-def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 40) -> list[Any]:
+def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 60) -> list[Any]:
     """Messages of a topic in log order per partition, as soon as there are `count` different frames in it."""
     return [message for message, _ in read_records(settings, name, kind, count, timeout_s)]
 
 
-def read_records(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 40) -> list[tuple[Any, Any]]:
+def read_records(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 60) -> list[tuple[Any, Any]]:
     consumer = broker.consumer(settings)
     topic = settings.topic(name)
     found: list[tuple[Any, Any]] = []
@@ -231,7 +231,7 @@ def committed(settings: Settings, partition: int) -> int | None:
         consumer.close(autocommit=False)
 
 
-def wait_until(condition: Any, timeout_s: float = 30) -> None:
+def wait_until(condition: Any, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"

@@ -1,0 +1,33 @@
+"""Ray for tests: one start for the session, and supervisors on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flawline.config import Settings
+from tests.workers.line import load_plain, wait_until
+from workers.settings import WorkerSettings
+from workers.supervisor import Supervisor, start_ray, stop_ray
+
+
+@contextmanager
+def running_ray() -> Iterator[None]:
+    """Ray on this machine with room for the tests' actors, each of half a CPU."""
+    start_ray(Settings(data_dir=Path("data"), worker=WorkerSettings(actors=4, num_cpus=0.5)))
+    yield
+    stop_ray()
+
+
+@contextmanager
+def supervising(settings: Settings) -> Iterator[Supervisor]:
+    """A supervisor whose actors are ready and have answered."""
+    supervisor = Supervisor(settings, load=load_plain)
+    try:
+        assert supervisor.start()
+        wait_until(lambda: len(supervisor.actor_pids()) == settings.worker.actors)
+        yield supervisor
+        supervisor.check()
+    finally:
+        supervisor.stop()

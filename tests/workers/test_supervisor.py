@@ -1,0 +1,198 @@
+"""Actors in processes of their own, under their supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flawline import broker, messages
+from flawline.config import Settings
+from flawline.embedded import EmbeddedBroker
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import ModelPointer, Verdict
+from tests.support.brokers import free_port
+from tests.workers.line import (
+    committed,
+    feeding,
+    frame,
+    line_settings,
+    load_plain,
+    read,
+    wait_until,
+    write_model,
+)
+from tests.workers.ray_session import supervising
+from workers import supervisor as supervisors
+from workers.supervisor import Supervisor
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
+def publish_model(settings: Settings, version: str, uri: Path, role: str = "active") -> None:
+    producer = broker.producer(settings)
+    pointer = ModelPointer(role, version, str(uri), time.time_ns())
+    producer.send(settings.topic("models"), key=role.encode(), value=messages.encode(pointer)).get(20)
+    producer.close()
+
+
+def without_model(settings: Settings) -> Settings:
+    return settings.model_copy(update={"worker": settings.worker.model_copy(update={"model": None})})
+
+
+def test_actors_share_the_cameras_scale_down_at_once_and_up_again(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, session_timeout_s=60.0)
+    with feeding(settings) as feeder, supervising(settings) as supervisor:
+        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        assert len(set(supervisor.actor_pids().values()) | {os.getpid()}) == 3
+        feeder.send(*(frame(f"cam-{i % 4}", i // 4) for i in range(80)))
+        feeder.flush()
+        read(settings, "verdicts", Verdict, 80)
+        supervisor.scale(1)
+        # Far sooner than the session time of a static member.
+        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [4])
+        supervisor.scale(2)
+        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        feeder.send(*(frame(f"cam-{i % 4}", 20 + i // 4) for i in range(80)))
+        feeder.flush()
+        verdicts = read(settings, "verdicts", Verdict, 160)
+        with pytest.raises(UsageError, match=r"worker\.num_cpus = 0.5 for 4000 actors"):
+            supervisor.scale(4000)
+    assert len(verdicts) == 160
+    assert sum(committed(settings, i) or 0 for i in range(4)) == 160
+
+
+def test_a_published_model_is_picked_up_without_a_stop_and_a_broken_one_does_no_harm(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
+    first, second = write_model(tmp_path / "1", "plain-1"), write_model(tmp_path / "2", "plain-2")
+    with feeding(settings) as feeder:
+        publish_model(settings, "plain-1", first)
+        publish_model(settings, "plain-9", tmp_path / "9", role="shadow")
+        with supervising(settings) as supervisor:
+            feeder.send(frame("cam-0", 0))
+            read(settings, "verdicts", Verdict, 1)
+            pids = supervisor.actor_pids()
+            publish_model(settings, "plain-8", tmp_path / "8")
+            wait_until(lambda: "flawline_model_load_failures_total 1.0" in supervisor.metrics()["0"])
+            # An actor that dies now must come back with the model that works.
+            os.kill(pids[0], signal.SIGKILL)
+            wait_until(lambda: supervisor.actor_pids() not in ({}, pids))
+            feeder.send(frame("cam-0", 1))
+            read(settings, "verdicts", Verdict, 2)
+            pids = supervisor.actor_pids()
+            publish_model(settings, "plain-2", second)
+            sequence = 2
+            while read(settings, "verdicts", Verdict, sequence)[-1].model_version != "plain-2":
+                feeder.send(frame("cam-0", sequence))
+                sequence += 1
+                assert sequence < 200
+            assert supervisor.actor_pids() == pids, "no actor was stopped for it"
+            verdicts = read(settings, "verdicts", Verdict, sequence)
+    versions = [verdict.model_version for verdict in verdicts]
+    assert versions[:2] == ["plain-1", "plain-1"]
+    assert versions == sorted(versions)
+
+
+def test_without_a_model_the_workers_wait_for_one_and_stop_when_asked(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
+    broker.ensure_topics(settings)
+    stop = threading.Event()
+    supervisor = Supervisor(settings, load=load_plain)
+    started: list[bool] = []
+    thread = threading.Thread(target=lambda: started.append(supervisor.start(stop)))
+    thread.start()
+    publish_model(settings, "plain-9", tmp_path / "9", role="shadow")
+    thread.join(1)
+    assert thread.is_alive(), "a shadow model decides nothing"
+    stop.set()
+    thread.join(30)
+    supervisor.stop()
+    assert started == [False]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_name(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "nowhere"), actors=2)
+    supervisor = Supervisor(settings, load=load_plain)
+    try:
+        with pytest.raises(FlawlineError, match="nowhere: no model"):
+            supervisor.start()
+    finally:
+        supervisor.stop()
+
+
+def test_an_actor_that_keeps_dying_is_given_up_with_a_clear_error(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, restart_limit=1)
+    broker.ensure_topics(settings)
+    with (
+        pytest.raises(FlawlineError, match="actor 0 ended 2 times within 60 s, lastly: its process died"),
+        supervising(settings) as supervisor,
+    ):
+        seen: set[int] = set()
+        while not supervisor.failed.is_set():
+            for pid in set(supervisor.actor_pids().values()) - seen:
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            supervisor.failed.wait(0.05)
+        assert len(seen) == 2
+
+
+def test_verdicts_without_room_for_the_frames_partitions_are_refused(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    client = broker.admin(settings)
+    client.create_topics({settings.topic("verdicts"): {"num_partitions": 2, "replication_factor": 1}})
+    client.close()
+    with pytest.raises(FlawlineError, match=r"verdicts has 2 partitions and .*frames has 4"):
+        Supervisor(settings, load=load_plain).start()
+
+
+def test_run_serves_the_metrics_of_all_actors_on_one_endpoint_until_it_is_stopped(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2)
+    port = free_port()
+    settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"workers_port": port})})
+    monkeypatch.setattr(supervisors, "stop_ray", lambda: None)  # the session's other tests still need it
+    monkeypatch.setattr(supervisors, "Supervisor", lambda each: Supervisor(each, load=load_plain))
+    stop, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(target=supervisors.run, args=(settings, stop, ready.set))
+    with feeding(settings) as feeder:
+        thread.start()
+        assert ready.wait(60)
+        feeder.send(*(frame(f"cam-{i % 4}", i // 4) for i in range(40)))
+        feeder.send_bytes("cam-0", b"nonsense")
+        read(settings, "verdicts", Verdict, 40)
+
+        def page() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                return answer.read().decode()
+
+        wait_until(lambda: page().count('flawline_verdict_latency_seconds_count{actor="') == 4)
+        wait_until(lambda: 'reason="undecodable"' in page())
+        wait_until(lambda: page().count("flawline_lag_records{actor=") == 4)
+        text = page()
+    assert "flawline_actors 2.0" in text
+    assert 'flawline_verdicts_total{actor="0",camera="cam-' in text
+    assert 'flawline_verdicts_total{actor="1",camera="cam-' in text
+    for name in ("stage_latency_seconds_bucket", "lag_seconds", "worker_in_flight_bytes", "queue_depth", "model_info"):
+        assert f'flawline_{name}{{actor="' in text, name
+    assert "flawline_captured" not in text, "metrics of other roles would be empty here"
+    stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
