@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from flawline.embedded import compaction
-from flawline.embedded.groups import Group, GroupState
+from flawline.embedded.groups import Group
 from flawline.embedded.log import PartitionLog, wall_clock_ms
+from flawline.embedded.members import GroupState
 from flawline.embedded.store import FsyncPolicy, MetadataStore
 from flawline.embedded.topic_config import TopicConfig
 from flawline.embedded.topics import Topics

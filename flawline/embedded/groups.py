@@ -8,80 +8,19 @@ cooperative assignors are the same here.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Final
 
+from flawline.embedded.members import GroupState, JoinAnswer, JoinCall, Member
 from flawline.embedded.protocol import ErrorCode
 
 log = logging.getLogger(__name__)
 
 MIN_SESSION_TIMEOUT_MS: Final = 1_000
 MAX_SESSION_TIMEOUT_MS: Final = 1_800_000
-
-
-class GroupState(Enum):
-    """The states of a classic group, named as clients show them."""
-
-    EMPTY = "Empty"
-    PREPARING = "PreparingRebalance"
-    COMPLETING = "CompletingRebalance"
-    STABLE = "Stable"
-
-
-@dataclass(frozen=True, slots=True)
-class JoinCall:
-    """A JoinGroup request; `protocols` maps the member's assignors, best first, to their metadata."""
-
-    member_id: str
-    instance_id: str | None
-    client_id: str
-    client_host: str
-    session_timeout_ms: int
-    rebalance_timeout_ms: int
-    protocol_type: str
-    protocols: dict[str, bytes]
-    needs_member_id: bool  # since JoinGroup v4 a new member asks for an id first
-    skips_assignment: bool  # since v9 a returning static leader can be told so
-
-
-@dataclass(frozen=True, slots=True)
-class JoinAnswer:
-    """What a member learns at the end of a join; `members` only for the leader."""
-
-    error: ErrorCode
-    member_id: str
-    generation: int = -1
-    protocol_type: str = ""
-    protocol: str = ""
-    leader: str = ""
-    members: tuple[tuple[str, str | None, bytes], ...] = ()
-    skip_assignment: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One member; a waiter is set while its JoinGroup or SyncGroup is being held back."""
-
-    member_id: str
-    instance_id: str | None
-    client_id: str
-    client_host: str
-    session_timeout_s: float
-    rebalance_timeout_s: float
-    protocols: dict[str, bytes]
-    assignment: bytes = b""
-    join_waiter: asyncio.Future[JoinAnswer] | None = None
-    sync_waiter: asyncio.Future[ErrorCode] | None = None
-    expiry: asyncio.TimerHandle | None = None
-
-    @property
-    def joined(self) -> bool:
-        return self.join_waiter is not None and not self.join_waiter.done()
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +51,7 @@ class Group:
         if call.member_id:
             member = self.members.get(call.member_id)
             if member is None:
-                self._take_pending(call.member_id)
+                self._pending.pop(call.member_id).cancel()
                 return await self._admit(call, call.member_id)
             return await self._rejoin(member, call)
         member_id = (
@@ -124,7 +63,7 @@ class Group:
                 return await self._replace_static(previous, call, member_id)
         elif call.needs_member_id:
             loop = asyncio.get_running_loop()
-            expiry = loop.call_later(call.session_timeout_ms / 1000, self._take_pending, member_id)
+            expiry = loop.call_later(call.session_timeout_ms / 1000, self._drop_pending, member_id)
             self._pending[member_id] = expiry
             return JoinAnswer(ErrorCode.MEMBER_ID_REQUIRED, member_id)
         return await self._admit(call, member_id)
@@ -147,7 +86,8 @@ class Group:
         known = call.member_id in self.members or call.member_id in self._pending
         return ErrorCode.NONE if known else ErrorCode.UNKNOWN_MEMBER_ID
 
-    def _take_pending(self, member_id: str) -> bool:
+    def _drop_pending(self, member_id: str) -> bool:
+        """Stop waiting for one that was given an id and tell whether it was being waited for."""
         expiry = self._pending.pop(member_id, None)
         if expiry is None:
             return False
@@ -370,7 +310,7 @@ class Group:
         """Take a member out at its own wish, or an administrator's (who names a static one by its instance)."""
         if instance_id is not None and not member_id:
             member_id = self._static.get(instance_id, "")
-        if instance_id is None and self._take_pending(member_id):
+        if instance_id is None and self._drop_pending(member_id):
             return ErrorCode.NONE
         error = self._identity_error(member_id, instance_id)
         if error is ErrorCode.NONE:
@@ -385,7 +325,11 @@ class Group:
         member.expiry = loop.call_later(member.session_timeout_s, self._expire, member)
 
     def _expire(self, member: Member) -> None:
-        if self.members.get(member.member_id) is member and not member.joined:
+        if self.members.get(member.member_id) is not member:
+            return
+        if member.waiting:
+            self.touch(member)
+        else:
             log.info("group %s: member %s was silent for its session timeout", self.group_id, member.member_id)
             self._remove(member)
 
@@ -421,34 +365,16 @@ class Group:
             "protocol_type": self.protocol_type,
             "protocol": self.protocol,
             "leader": self.leader,
-            "members": [
-                {
-                    "member_id": member.member_id,
-                    "instance_id": member.instance_id,
-                    "client_id": member.client_id,
-                    "client_host": member.client_host,
-                    "session_timeout_s": member.session_timeout_s,
-                    "rebalance_timeout_s": member.rebalance_timeout_s,
-                    "protocols": {name: _text(data) for name, data in member.protocols.items()},
-                    "assignment": _text(member.assignment),
-                }
-                for member in self.members.values()
-            ],
+            "members": [member.snapshot() for member in self.members.values()],
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Take the members back as they were; each has its whole session timeout to show up again."""
         self.generation, self.leader = snapshot["generation"], snapshot["leader"]
         self.protocol_type, self.protocol = snapshot["protocol_type"], snapshot["protocol"]
-        for row in snapshot["members"]:
-            protocols = {name: base64.b64decode(data) for name, data in row.pop("protocols").items()}
-            member = Member(protocols=protocols, assignment=base64.b64decode(row.pop("assignment")), **row)
+        for member in map(Member.restored, snapshot["members"]):
             self.members[member.member_id] = member
             if member.instance_id is not None:
                 self._static[member.instance_id] = member.member_id
             self.touch(member)
         self.state = GroupState.STABLE if self.members else GroupState.EMPTY
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

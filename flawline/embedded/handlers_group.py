@@ -7,7 +7,7 @@ import sqlite3
 from typing import Any, Final
 
 from flawline.embedded.broker import Broker
-from flawline.embedded.groups import GroupState, JoinCall
+from flawline.embedded.members import GroupState, JoinCall
 from flawline.embedded.protocol import RESPONSES, ErrorCode, Request
 from flawline.embedded.store import CommittedOffset
 
@@ -22,6 +22,8 @@ async def join_group(broker: Broker, request: Request, client_host: str) -> Any:
     body, schema = request.body, RESPONSES["JoinGroup"]
     if not body.group_id:
         return schema(error_code=ErrorCode.INVALID_GROUP_ID, generation_id=-1, member_id=body.member_id, members=[])
+    if body.member_id and broker.group(body.group_id) is None:  # no group is made for a member nobody knows
+        return schema(error_code=ErrorCode.UNKNOWN_MEMBER_ID, generation_id=-1, member_id=body.member_id, members=[])
     answer = await broker.group_for_join(body.group_id).join(
         JoinCall(
             member_id=body.member_id,

@@ -130,7 +130,10 @@ class PartitionLog:
     def roll(self) -> Segment:
         """Close the active segment and start the next one."""
         new = self._new_segment(self.next_offset)
-        self.segments[-1].save_index(self.producers.dump())
+        try:
+            self.segments[-1].save_index(self.producers.dump())
+        except OSError as error:
+            log.warning("%s: index not saved, the next start scans it: %s", self.segments[-1].path, error)
         self.segments.append(new)
         return new
 

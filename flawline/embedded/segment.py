@@ -184,7 +184,8 @@ class Segment:
             data = self.index_path.read_bytes()
         except FileNotFoundError:
             return None
-        if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
+        # A power loss may leave an empty file, whose CRC of 0 would even match.
+        if len(data) <= 4 or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
             log.warning("index %s is damaged, the segment is scanned instead", self.index_path)
             return None
         content, _, numbers = data[4:].partition(b"\n")
