@@ -88,6 +88,7 @@ classes = Table(
     Column("merged_into", Text, ForeignKey("classes.id")),
     Column("seen_rounds", Integer, nullable=False, comment="Rounds in a row that found it."),
     Column("missed_rounds", Integer, nullable=False, comment="Rounds in a row that did not."),
+    Column("announced", Integer, nullable=False, comment="Members when it was last published."),
     Column("bound", Boolean, nullable=False, server_default=false(), comment="A person named, merged or split it."),
     Column("radius", Float, nullable=False, comment="Cosine distance that holds 95 % of its exemplars."),
     Column("centroid", LargeBinary, nullable=False, comment="float32, little endian."),

@@ -6,31 +6,20 @@ have been read, is one transaction: the positions here, not those at the broker,
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, create_engine, event, func, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import Connection, literal, select, update
 
 from discovery import regions as region_rules
 from discovery import schema
-from flawline import clock
-from flawline.errors import FlawlineError, UsageError
+from discovery.database import Database, greatest, insert, parts, stamp, upsert
 from flawline.intervals import IntervalSet
 from flawline.messages import ClassEvent, ClassState, Defect, DefectRegion, Transition, Verdict
 
 MINUTE_NS = 60_000_000_000
-BUSY_TIMEOUT_S = 30.0
-PARAMETERS_PER_QUERY = 500
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ADVISORY_LOCK = 0x466C61776C696E65  # "Flawline"
 
 Position = tuple[str, int]
 
@@ -62,94 +51,8 @@ class Taken:
     regions: int
 
 
-def stamp(time_ns: int) -> datetime:
-    """Nanoseconds UTC as an aware datetime."""
-    return _EPOCH + timedelta(microseconds=time_ns // 1000)
-
-
-def nanoseconds(at: datetime) -> int:
-    """An aware datetime as nanoseconds UTC."""
-    return (at - _EPOCH) // timedelta(microseconds=1) * 1000
-
-
-class Store:
-    """Defects, classes, their events and the roll-ups, on SQLite or PostgreSQL. Safe to use from several threads."""
-
-    def __init__(self, url: str, utc_ns: clock.UtcNs = clock.utc_ns) -> None:
-        """Open the store and create what is missing. Raises UsageError or FlawlineError in one line."""
-        self.utc_ns = utc_ns
-        try:
-            self.url = make_url(url)
-            if self.url.drivername == "postgresql":
-                self.url = self.url.set(drivername="postgresql+psycopg")
-            if self.url.get_backend_name() not in ("sqlite", "postgresql"):
-                raise UsageError(f"store.url names {self.url.get_backend_name()!r}: sqlite and postgresql are known")
-            if self.sqlite_file:
-                self.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
-            self._engine = _engine(self.url.render_as_string(hide_password=False))
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise UsageError(
-                "store.url is no database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-            ) from error
-        except OSError as error:
-            raise FlawlineError(f"{self.sqlite_file}: cannot be created: {error.strerror}") from error
-        with self.transaction() as connection:
-            schema.metadata.create_all(connection)
-            known = fact(connection, "schema", str(schema.SCHEMA_VERSION))
-        if known != str(schema.SCHEMA_VERSION):
-            self.close()
-            raise FlawlineError(
-                f"store {self} has schema {known}, this version reads {schema.SCHEMA_VERSION}: "
-                "use the version that wrote it, or another store.url"
-            )
-
-    def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
-
-    @property
-    def sqlite_file(self) -> Path | None:
-        """The database file, None for PostgreSQL and for memory."""
-        if self.url.get_backend_name() != "sqlite" or self.url.database in (None, "", ":memory:"):
-            return None
-        return Path(str(self.url.database))
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """All or nothing. What goes wrong with the database is a FlawlineError that names the store."""
-        try:
-            with self._engine.connect().execution_options(flawline_write=True) as connection, connection.begin():
-                yield connection
-        except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_first_line(error)}: check that it runs and has room") from error
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A consistent view of the store that holds up nobody."""
-        try:
-            with self._engine.connect() as connection, connection.begin():
-                yield connection
-        except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_first_line(error)}: check that it runs and can be reached") from error
-
-    def try_lock(self) -> contextlib.ExitStack | None:
-        """The right to be the one discovery process of this store until the result is closed; None: another has it."""
-        stack = contextlib.ExitStack()
-        if self.url.get_backend_name() == "postgresql":
-            # The lock ends with its connection, so a killed process leaves none behind.
-            connection = stack.enter_context(self._engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-            held = connection.scalar(select(func.pg_try_advisory_lock(_ADVISORY_LOCK)))
-            stack.callback(connection.invalidate)
-        elif self.sqlite_file:
-            held = _lock_file(stack, self.sqlite_file.with_name(self.sqlite_file.name + ".lock"))
-        else:
-            held = True
-        if not held:
-            stack.close()
-            return None
-        return stack
+class Store(Database):
+    """Defects, classes, their events and the roll-ups."""
 
     def positions(self) -> dict[Position, int]:
         """Next offset to read, by topic and partition."""
@@ -166,10 +69,10 @@ class Store:
             now = stamp(self.utc_ns())
             for reason, error in batch.rejections:
                 row = {"reason": reason, "records": 1, "last_error": error, "last_at": now}
-                _upsert(connection, schema.rejections, row, add=("records",))
+                upsert(connection, schema.rejections, row, add=("records",))
             for (topic, partition), offset in (batch.positions or {}).items():
                 row = {"topic": topic, "partition": partition, "next_offset": offset}
-                _upsert(connection, schema.positions, row)
+                upsert(connection, schema.positions, row)
         return Taken(len(verdicts), defects, count)
 
     def outbox(self, limit: int = 1000) -> list[tuple[int, ClassEvent]]:
@@ -183,7 +86,7 @@ class Store:
         """Say that events have been acknowledged by the broker."""
         table = schema.class_events
         with self.transaction() as connection:
-            for part in _parts(list(rows)):
+            for part in parts(list(rows)):
                 connection.execute(update(table).where(table.c.id.in_(part)).values(published=True))
 
     def assignments(self) -> dict[str, str]:
@@ -197,21 +100,6 @@ class Store:
         """Records that could not be used, by reason."""
         with self.reading() as connection:
             return {row.reason: row.records for row in connection.execute(select(schema.rejections))}
-
-
-def fact(connection: Connection, name: str, default: str) -> str:
-    """A single remembered value; the default is written when there is none."""
-    table = schema.facts
-    value = connection.scalar(select(table.c.value).where(table.c.name == name))
-    if value is None:
-        set_fact(connection, name, default)
-        return default
-    return str(value)
-
-
-def set_fact(connection: Connection, name: str, value: str) -> None:
-    """Remember a single value."""
-    _upsert(connection, schema.facts, {"name": name, "value": value})
 
 
 def add_event(connection: Connection, message: ClassEvent) -> None:
@@ -232,7 +120,7 @@ def add_event(connection: Connection, message: ClassEvent) -> None:
         "who": message.who,
         "why": message.why,
     }
-    connection.execute(_insert(connection, schema.class_events).values(row).on_conflict_do_nothing())
+    connection.execute(insert(connection, schema.class_events).values(row).on_conflict_do_nothing())
 
 
 def event_of(row: Any) -> ClassEvent:
@@ -257,7 +145,7 @@ def event_of(row: Any) -> ClassEvent:
 def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> None:
     """Derive the class of frames again from those of their regions."""
     d, r = schema.defects, schema.regions
-    for part in _parts(sorted(set(defect_ids))):
+    for part in parts(sorted(set(defect_ids))):
         query = (
             select(d.c.id, d.c.height, d.c.width, d.c.class_id.label("known"), r.c.class_id, r.c.area_px)
             .join_from(d, r, r.c.defect_id == d.c.id)
@@ -273,68 +161,6 @@ def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> 
             )
             if found != rows[0].known:
                 connection.execute(update(d).where(d.c.id == defect_id).values(class_id=found))
-
-
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver's own BEGIN comes too late for a consistent read
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A reader that turns writer half-way can only fail; who means to write says so at once and waits.
-        write = connection.get_execution_options().get("flawline_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
-def _lock_file(stack: contextlib.ExitStack, path: Path) -> bool:
-    import fcntl
-
-    file = stack.enter_context(path.open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _first_line(error: DBAPIError) -> str:
-    return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _insert(connection: Connection, table: Table) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
-def _upsert(
-    connection: Connection,
-    table: Table,
-    row: Mapping[str, Any],
-    add: tuple[str, ...] = (),
-    highest: tuple[str, ...] = (),
-) -> None:
-    """Insert a row or overwrite it; columns of `add` are summed, those of `highest` keep the larger value."""
-    statement = _insert(connection, table).values(dict(row))
-    keys = [column.name for column in table.primary_key]
-    changes = {}
-    for name in row.keys() - set(keys):
-        old, new = table.c[name], statement.excluded[name]
-        larger = func.greatest if connection.dialect.name == "postgresql" else func.max
-        changes[name] = old + new if name in add else larger(old, new) if name in highest else new
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes))
-
-
-def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[start : start + PARAMETERS_PER_QUERY] for start in range(0, len(items), PARAMETERS_PER_QUERY))
 
 
 def _new_verdicts(connection: Connection, verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -381,13 +207,13 @@ def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None
             "score_sum": sum(values),
             "score_max": max(values),
         }
-        _upsert(connection, schema.verdict_minutes, row, add=("frames", "score_sum"), highest=("score_max",))
+        upsert(connection, schema.verdict_minutes, row, add=("frames", "score_sum"), highest=("score_max",))
 
 
 def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[tuple[Defect, ...], int]:
     table = schema.defects
     fresh = {item.defect.frame_id: item for item in reversed(taken)}  # the first of several wins
-    for part in _parts(list(fresh)):
+    for part in parts(list(fresh)):
         for known in connection.scalars(select(table.c.frame_id).where(table.c.frame_id.in_(part))).all():
             del fresh[known]
     survivors = _survivors(connection, {name for item in fresh.values() for name in item.classes if name})
@@ -431,13 +257,12 @@ def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
 
 def _add_member(connection: Connection, name: str, captured_ns: int) -> None:
     table = schema.classes
-    larger = func.greatest if connection.dialect.name == "postgresql" else func.max
     connection.execute(
         update(table)
         .where(table.c.id == name)
         .values(
             members=table.c.members + 1,
-            last_seen_at=larger(table.c.last_seen_at, literal(stamp(captured_ns), schema.UtcStamp())),
+            last_seen_at=greatest(connection)(table.c.last_seen_at, literal(stamp(captured_ns), schema.UtcStamp())),
         )
     )
 

@@ -1,0 +1,343 @@
+"""The discovery process: takes in verdicts and defects, runs rounds, publishes what happened to the classes.
+
+How far the topics have been read is kept in the store, in the same transaction as what was read, so that a process that
+is killed at any point goes on where its store stands. The offsets committed to the broker are for its tools only. Of
+several processes on one store one works, the others wait for its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+from sqlalchemy import func, select
+
+from discovery import intake, registry, rounds, schema
+from discovery.clustering import REGIONS_MIN, unit
+from discovery.database import fact, set_fact
+from discovery.lineage import Registry
+from discovery.reader import TopicReader
+from discovery.store import Batch, Position, Store, TakenDefect
+from flawline import broker, clock, messages, telemetry, topics
+from flawline.config import Settings
+from flawline.errors import FlawlineError
+from flawline.messages import ClassState, Defect, Verdict
+
+log = logging.getLogger(__name__)
+
+GROUP = "discovery"
+LOCK_RETRY_S = 1.0
+HOUSEKEEPING_S = 2.0
+PUBLISH_TIMEOUT_S = 30.0
+# Splits and merges of confirmed classes need two rounds; a finite stream ends with as many as they ask for.
+CLOSING_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the store holds after a finite stream: regions by class id, and the class of each frame that has one."""
+
+    verdicts: int
+    defects: int
+    rounds: int
+    members: Mapping[str, int]
+    assignments: Mapping[str, str]
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Discover until `stop` is set. Raises FlawlineError when broker or store cannot be used."""
+    with DiscoveryService(settings) as service:
+        service.run(stop)
+
+
+class DiscoveryService:
+    """One discovery process. Use as a context manager, from one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        utc_ns: clock.UtcNs = clock.utc_ns,
+        monotonic: clock.Monotonic = clock.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.store = Store(settings.store_url, utc_ns)
+        self._utc_ns, self._monotonic = utc_ns, monotonic
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(self.store.close)
+        self._reader: TopicReader | None = None
+        self._producer: KafkaProducer | None = None
+        self._names = {settings.topic(topics.VERDICTS.name): Verdict, settings.topic(topics.DEFECTS.name): Defect}
+        self._registry = Registry()
+        self._assigners: dict[str, rounds.Assigner] = {}
+        self._dimensions: dict[str, int] = {}
+        self._new_regions = 0
+        self._round_at = monotonic()
+        self._housekeeping_at = -float("inf")
+
+    def __enter__(self) -> DiscoveryService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set."""
+        metrics = self.settings.metrics
+        with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host)):
+            if not self._open(stop):
+                return
+            while not stop.is_set():
+                self._step()
+                self._keep_house()
+            self._keep_house(now=True)
+
+    def drain(
+        self, until: Mapping[Position, int] | None = None, timeout_s: float = 300.0, stop: threading.Event | None = None
+    ) -> Summary:
+        """Take in everything up to `until` (default: what the topics hold now), run the last rounds, and sum up.
+
+        `until` maps (topic, partition), topics by their names on the broker, to the offset behind the last record.
+        Raises FlawlineError when that takes longer than `timeout_s`.
+        """
+        deadline = self._monotonic() + timeout_s
+        stop = stop or threading.Event()
+        timer = threading.Timer(timeout_s, stop.set)
+        timer.daemon = True
+        timer.start()
+        try:
+            opened = self._open(stop)
+        finally:
+            timer.cancel()
+        if not opened or self._reader is None:
+            raise FlawlineError(f"store {self.store} is held by another discovery process: stop it first")
+        ends = (
+            {TopicPartition(*place): offset for place, offset in until.items()}
+            if until is not None
+            else self._reader.ends()
+        )
+        while any(self._reader.behind(ends).values()):
+            if self._monotonic() > deadline:
+                raise FlawlineError(
+                    f"the topics were not read to their end within {timeout_s:.0f} s: is the broker well?"
+                )
+            self._step()
+        for last in range(CLOSING_ROUNDS):
+            if (last == 0 and self._new_regions) or self._registry.pending:
+                self._round()
+        self._keep_house(now=True)
+        return self.summary()
+
+    def summary(self) -> Summary:
+        """What the store holds now."""
+        with self.store.reading() as connection:
+            verdicts = connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))) or 0
+            defects = connection.scalar(select(func.count()).select_from(schema.defects)) or 0
+        current = registry.read(self.store)
+        living = (ClassState.CANDIDATE, ClassState.CONFIRMED)
+        return Summary(
+            verdicts=int(verdicts),
+            defects=int(defects),
+            rounds=current.round,
+            members={one.id: one.members for one in current.classes if one.state in living},
+            assignments=self.store.assignments(),
+        )
+
+    def _open(self, stop: threading.Event) -> bool:
+        """Take the store's lock and start reading where it stands; False when `stop` came first."""
+        if self._reader is not None:
+            return True
+        waiting = False
+        while (lock := self.store.try_lock()) is None:
+            if not waiting:
+                log.info("another discovery process works on %s: standing by", self.store)
+                waiting = True
+            if stop.wait(LOCK_RETRY_S):
+                return False
+        self._stack.push(lock)
+        self._reader = TopicReader(self.settings, GROUP, self._names, self.store.positions, self._monotonic)
+        self._stack.callback(self._reader.close)
+        self._read_registry()
+        with self.store.transaction() as connection:
+            last = int(fact(connection, "last_region", "0"))
+            waiting_regions = connection.scalar(
+                select(func.count()).select_from(schema.regions).where(schema.regions.c.id > last)
+            )
+        self._new_regions = int(waiting_regions or 0)
+        return True
+
+    def _step(self) -> None:
+        """Take in what the next poll brings, and run a round when one is due."""
+        assert self._reader is not None
+        records = self._reader.poll()
+        if any(records.values()):
+            self._take_in(records)
+        if self._round_is_due():
+            self._round()
+
+    def _take_in(self, records: Mapping[TopicPartition, list[Any]]) -> None:
+        assert self._reader is not None
+        verdicts: list[Verdict] = []
+        defects: list[TakenDefect] = []
+        rejections: list[tuple[str, str]] = []
+        positions: dict[Position, int] = {}
+        for place, arrived in sorted(records.items()):
+            for record in arrived:
+                try:
+                    if self._names[place.topic] is Verdict:
+                        verdicts.append(intake.verdict_of(record.value))
+                    else:
+                        defects.append(self._with_classes(intake.defect_of(record.value, self._dimensions)))
+                except intake.Rejected as error:
+                    log.warning("%s offset %d is left out (%s): %s", place, record.offset, error.reason, error)
+                    rejections.append((error.reason, str(error)))
+                positions[place.topic, place.partition] = record.offset + 1
+                self._reader.done(place, record.offset + 1)
+        taken = self.store.ingest(Batch(verdicts, defects, rejections, positions))
+        self._new_regions += taken.regions
+        telemetry.REGIONS.inc(taken.regions)
+        for defect in taken.defects:
+            telemetry.DEFECTS.labels(defect.camera).inc()
+        for reason, _ in rejections:
+            telemetry.REJECTED_RECORDS.labels(reason).inc()
+
+    def _with_classes(self, defect: Defect) -> TakenDefect:
+        version = defect.embedding_version
+        if not defect.regions:
+            return TakenDefect(defect, ())
+        if version not in self._dimensions:
+            # Checked against the store as well: another message of this version may have come before a restart.
+            known = self._stored_dimension(version)
+            size = defect.regions[0].embedding.shape[0]
+            if known is not None and known != size:
+                raise intake.Rejected("bad-embedding", f"{defect.frame_id}: {size} dimensions instead of {known}")
+            self._dimensions[version] = size
+        if version not in self._assigners:
+            self._assigners[version] = rounds.Assigner(self._registry, version)
+        vectors = unit(np.stack([region.embedding.array() for region in defect.regions]))
+        return TakenDefect(defect, tuple(self._assigners[version].assign(vectors)))
+
+    def _stored_dimension(self, version: str) -> int | None:
+        table = schema.regions
+        with self.store.reading() as connection:
+            stored = connection.scalar(select(table.c.embedding).where(table.c.embedding_version == version).limit(1))
+        return None if stored is None else len(stored) // 2
+
+    def _round_is_due(self) -> bool:
+        settings = self.settings.discovery
+        waited = self._monotonic() - self._round_at
+        return self._new_regions >= settings.round_regions or (
+            self._new_regions > 0 and waited >= settings.round_interval_s
+        )
+
+    def _round(self) -> None:
+        """Run one round and write it; again when a person has changed classes meanwhile."""
+        self._round_at, self._new_regions = self._monotonic(), 0
+        while True:
+            try:
+                self._try_round()
+                break
+            except registry.StaleRegistry:
+                log.info("classes were changed by a person during a round: it is run again")
+        self._read_registry()
+        self._publish()
+
+    def _try_round(self) -> None:
+        settings, started, at = self.settings.discovery, self._monotonic(), self._utc_ns()
+        with self.store.transaction() as connection:
+            version = self._active_version(connection)
+            known = registry.load(connection)
+            last = int(fact(connection, "last_region", "0"))
+        if version is None:
+            return
+        with self.store.reading() as connection:
+            regions = registry.regions_of_round(connection, settings, version)
+        if len(regions) < REGIONS_MIN:
+            return
+        outcome = rounds.run_round(regions, known, settings, version, last, at)
+        if outcome is None:
+            return
+        seconds = self._monotonic() - started
+        registry.write_round(self.store, regions, outcome, version, seconds, at)
+        telemetry.ROUNDS.inc()
+        telemetry.ROUND_SECONDS.observe(seconds)
+        telemetry.UNASSIGNED_REGIONS.set(outcome.figures.unassigned)
+        log.info(
+            "round %d: %d regions, %d clusters (criteria said %d to %d), stability %.2f, %.1f s",
+            outcome.registry.round,
+            outcome.figures.regions,
+            outcome.figures.clusters,
+            outcome.figures.clusters_low,
+            outcome.figures.clusters_high,
+            outcome.figures.stability,
+            seconds,
+        )
+
+    def _active_version(self, connection: Any) -> str | None:
+        """The embedding version of most of the newest regions; others are kept, but cannot be compared with them."""
+        table = schema.regions
+        newest = (
+            select(table.c.embedding_version).order_by(table.c.id.desc()).limit(self.settings.discovery.round_regions)
+        )
+        versions = list(connection.scalars(newest))
+        if not versions:
+            return None
+        version = max(sorted(set(versions)), key=versions.count)
+        before = fact(connection, "embedding_version", version)
+        if before != version:
+            log.warning("embeddings changed from version %s to %s: classes are found anew", before, version)
+            set_fact(connection, "embedding_version", version)
+        return str(version)
+
+    def _read_registry(self) -> None:
+        self._registry = registry.read(self.store)
+        self._assigners.clear()
+        for state in ClassState:
+            telemetry.CLASSES.labels(str(state)).set(sum(one.state is state for one in self._registry.classes))
+
+    def _keep_house(self, now: bool = False) -> None:
+        """Publish what people have changed, commit offsets for the broker's tools, and measure the lag."""
+        if not now and self._monotonic() - self._housekeeping_at < HOUSEKEEPING_S:
+            return
+        self._housekeeping_at = self._monotonic()
+        with self.store.transaction() as connection:
+            revision = int(fact(connection, "revision", "0"))
+        if revision != self._registry.revision:
+            self._read_registry()
+        self._publish()
+        if self._reader is not None:
+            self._reader.commit()
+            with contextlib.suppress(FlawlineError):  # a broker that is away is warned of where it is read
+                for name, records in self._reader.behind(self._reader.ends()).items():
+                    telemetry.DISCOVERY_LAG.labels(name).set(records)
+
+    def _publish(self) -> None:
+        """Send the events that are still to be sent; they stay in the outbox until the broker has them."""
+        while waiting := self.store.outbox():
+            try:
+                if self._producer is None:
+                    self._producer = broker.producer(self.settings)
+                    self._stack.callback(self._producer.close, timeout=PUBLISH_TIMEOUT_S)
+                name = self.settings.topic(topics.CLASSES.name)
+                sent = [
+                    self._producer.send(
+                        name,
+                        key=event.class_id.encode(),
+                        value=messages.encode(event),
+                        headers=messages.headers(event),
+                    )
+                    for _, event in waiting
+                ]
+                for future in sent:
+                    future.get(timeout=PUBLISH_TIMEOUT_S)
+            except KafkaError as error:
+                log.warning("%d class events wait for the broker (%s)", len(waiting), error)
+                return
+            self.store.mark_published(row for row, _ in waiting)
