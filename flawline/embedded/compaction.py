@@ -65,7 +65,7 @@ def rewrite(plan: Plan) -> list[Rewritten]:
     latest = _latest_offsets(plan.segments)
     results = []
     for group in _groups(plan.segments, plan.segment_bytes):
-        kept, dropped = _write_kept(group, latest, plan.drop_tombstones_before_ms)
+        kept, dropped = _write_kept(group, latest, plan)
         if dropped or len(group) > 1:
             results.append(Rewritten(group, kept))
         elif kept is not None:
@@ -131,9 +131,7 @@ def _groups(segments: tuple[Segment, ...], segment_bytes: int) -> list[tuple[Seg
     return [tuple(group) for group in groups]
 
 
-def _write_kept(
-    group: tuple[Segment, ...], latest: dict[bytes, int], drop_tombstones_before_ms: int
-) -> tuple[Segment | None, bool]:
+def _write_kept(group: tuple[Segment, ...], latest: dict[bytes, int], plan: Plan) -> tuple[Segment | None, bool]:
     """Return the new file and whether anything was left out of it."""
     path = Path(f"{group[0].path}{_NEW_SUFFIX}")
     path.unlink(missing_ok=True)
@@ -143,19 +141,7 @@ def _write_kept(
         for position, header in segment.headers():
             content = segment.read_batch(position, header)
             records = _records(content, header)
-            kept = (
-                None
-                if records is None
-                else [
-                    record
-                    for record in records
-                    if record.key is None
-                    or (
-                        latest[record.key] == record.offset
-                        and not _expired_tombstone(record, segment, drop_tombstones_before_ms)
-                    )
-                ]
-            )
+            kept = None if records is None else [record for record in records if _stays(record, segment, latest, plan)]
             if records is not None and kept is not None and len(kept) < len(records):
                 dropped = True
                 if not kept:
@@ -170,6 +156,13 @@ def _write_kept(
     return new, dropped
 
 
-def _expired_tombstone(record: Record, segment: Segment, before_ms: int) -> bool:
-    # Also counted from the append: a record may carry an old time stamp, and readers need time to see the deletion.
-    return record.value is None and max(record.timestamp, segment.first_append_ms) < before_ms
+def _stays(record: Record, segment: Segment, latest: dict[bytes, int], plan: Plan) -> bool:
+    if record.key is None:
+        return True
+    if latest[record.key] != record.offset:
+        return False
+    if record.value is not None or record.offset == plan.segments[-1].next_offset - 1:
+        # The last record stays whatever it is: one who reads up to the end offset must be able to get there.
+        return True
+    # Counted from the append too: a record may carry an old time stamp, and readers need time to see the deletion.
+    return max(record.timestamp, segment.first_append_ms) >= plan.drop_tombstones_before_ms

@@ -26,6 +26,9 @@ INDEX_INTERVAL_BYTES: Final = 4096
 _WINDOW_BYTES: Final = 2 * INDEX_INTERVAL_BYTES
 
 
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)  # macOS has the latter only
+
+
 class FileSlice(NamedTuple):
     """A run of whole batches in a segment; holding it keeps the file readable after the segment is deleted."""
 
@@ -151,7 +154,7 @@ class Segment:
 
     def sync(self) -> None:
         """Make everything written so far survive a power loss."""
-        os.fdatasync(self.fd)
+        _sync_data(self.fd)
 
     def delete(self) -> None:
         """Remove the files. Readers that hold a slice keep the content; the descriptor closes with the last of them."""

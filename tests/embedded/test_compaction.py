@@ -95,6 +95,18 @@ def test_a_deletion_goes_once_readers_had_time_to_see_it(tmp_path: Path) -> None
     assert [key for _, key, _ in records(log)] == [b"stays", b"more"]
 
 
+def test_the_last_record_stays_so_that_readers_reach_the_end(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    append(log, b"key", b"value")
+    append(log, b"key", None)
+    log.roll()
+    compact(log, NOW_MS + 5000)
+    assert [offset for offset, _, _ in records(log)] == [1]
+    slices, size = log.read(0, 1000, at_least_one=True)
+    assert size > 0
+    assert slices[0].segment.next_offset == log.next_offset == 2
+
+
 def test_killed_between_swap_and_deletion_nothing_appears_twice(tmp_path: Path) -> None:
     log = opened(tmp_path)
     for index in range(40):
