@@ -19,6 +19,8 @@ Labels = NDArray[np.int64]
 
 # Groups smaller than this join their nearest neighbour: their calibration would rest on too few scores.
 _SMALLEST_GROUP = 20
+# The same where the number of groups was given: what cross-fitting needs at least.
+_SMALLEST_GIVEN = 8
 _MOST_GROUPS = 64
 # Below this silhouette the images do not fall into groups.
 _SMALLEST_SILHOUETTE = 0.1
@@ -46,8 +48,7 @@ def group(embeddings: Vectors, count: int | None, seed: int) -> Labels:
     else:
         centres = _k_means(sample, min(count, n), rng)
     labels = (embeddings @ centres.T).argmax(axis=1)
-    if count is None:
-        labels = _without_small(embeddings, labels)
+    labels = _without_small(embeddings, labels, _SMALLEST_GROUP if count is None else _SMALLEST_GIVEN)
     order = sorted(set(labels.tolist()), key=lambda k: (-int((labels == k).sum()), int((labels == k).argmax())))
     return _relabelled(labels, order)
 
@@ -117,12 +118,12 @@ def _silhouette(distance: NDArray[np.float32], labels: Labels) -> float:
     return float(np.where(sizes[labels] > 1, value, 0).mean())
 
 
-def _without_small(embeddings: Vectors, labels: Labels) -> Labels:
+def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels:
     """Labels in which every group that is too small has joined the group with the most similar centre."""
     labels = labels.copy()
     while True:
         used, sizes = np.unique(labels, return_counts=True)
-        if len(used) < 2 or sizes.min() >= _SMALLEST_GROUP:
+        if len(used) < 2 or sizes.min() >= smallest:
             return labels
         centres = unit(np.stack([embeddings[labels == k].mean(axis=0) for k in used]))
         small = int(sizes.argmin())

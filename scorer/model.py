@@ -120,51 +120,58 @@ def _cross_fit(
 ) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
     """Banks of every group and layer, and each good image's patch distances (n, h * w) to banks without that image.
 
-    A fold's bank is as large as the final one, but holds nothing of the fold's images; whole images are left out, since
-    a patch's best match is its neighbour in the same image.
+    Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, the
+    bank that scores a fold from those of the others; both have the same size. Whole images are left out, since a
+    patch's best match is its neighbour in the same image.
     """
     layers = settings.active_layers
     distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
     rng = np.random.default_rng(settings.seed)
-    folds = [_folds(len(own), settings.folds, rng) for own in members]
+    folds = [_folds(own, settings.folds, rng) for own in members]
+    cells = [(k, i) for k in range(len(members)) for i in range(len(layers))]
+    rows = {(k, i): int(min(layers[i].rows, max(16, layers[i].rows_per_image * len(members[k])))) for k, i in cells}
+    select = [(k, i, fold) for k, i in cells for fold in range(len(folds[k]))]
+    merge = [(k, i, fold) for k, i in cells for fold in range(-1, len(folds[k]))]
 
-    def work(job: tuple[int, int, int]) -> Vectors | None:
+    def select_from(job: tuple[int, int, int]) -> Vectors:
         k, i, fold = job
-        own, layer = members[k], layers[i]
-        rows = int(min(layer.rows, max(16, layer.rows_per_image * len(own))))
-        if fold < 0:
-            return _bank(store, i, own, rows)
-        held_out = own[folds[k] == fold]
-        bank = _bank(store, i, own[folds[k] != fold], rows)
-        for image in held_out:
-            distances[i][image], _ = projected(store.pool(i, np.asarray([image])), bank, layer.neighbours)
-        return None
+        # Twice what a merged bank needs from each of its parts.
+        return _selection(store, i, folds[k][fold], -(-2 * rows[k, i] // (len(folds[k]) - 1)))
 
-    jobs = [
-        (k, i, fold)
-        for k in range(len(members))
-        for i in range(len(layers))
-        for fold in range(-1, int(folds[k].max()) + 1)
-    ]
-    banks: list[list[Vectors]] = [[] for _ in members]
+    def merge_without(job: tuple[int, int, int]) -> Vectors:
+        k, i, fold = job
+        bank = merged([parts[k, i, other] for other in range(len(folds[k])) if other != fold], rows[k, i])
+        for image in folds[k][fold] if fold >= 0 else ():
+            distances[i][image], _ = projected(store.pool(i, np.asarray([image])), bank, layers[i].neighbours)
+        return bank
+
+    total = len(select) + len(merge)
     with ThreadPoolExecutor(threads) as pool:
-        for done, (job, bank) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), start=1):
-            if bank is not None:
+        parts = {}
+        for done, (job, part) in enumerate(zip(select, pool.map(select_from, select), strict=True), start=1):
+            parts[job] = part
+            if progress:
+                progress("banks", done, total)
+        banks: list[list[Vectors]] = [[] for _ in members]
+        for done, (job, bank) in enumerate(zip(merge, pool.map(merge_without, merge), strict=True), len(select) + 1):
+            if job[2] < 0:
                 banks[job[0]].append(bank)
             if progress:
-                progress("banks", done, len(jobs))
+                progress("banks", done, total)
     return banks, distances
 
 
-def _folds(count: int, folds: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    return np.asarray(rng.permutation(count) % min(folds, count), dtype=np.intp)
+def _folds(members: NDArray[np.intp], folds: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """The images of a group in random parts of nearly equal size."""
+    place = rng.permutation(len(members)) % min(folds, len(members))
+    return [members[place == fold] for fold in range(int(place.max()) + 1)]
 
 
-def _bank(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
+def _selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
+    """Greedy selection from all patches of some images, in parts when they are many."""
     each = store.patches[layer].shape[1]
-    parts = np.array_split(images, -(-len(images) * each // _POOL))
     chosen = []
-    for part in parts:
+    for part in np.array_split(images, -(-len(images) * each // _POOL)):
         pool = store.pool(layer, part)
         chosen.append(pool[greedy_k_centre(pool, rows)])
     return chosen[0] if len(chosen) == 1 else merged(chosen, rows)

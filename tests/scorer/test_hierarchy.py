@@ -47,6 +47,8 @@ def test_groups_do_not_depend_on_the_run() -> None:
 def test_given_number_of_groups_is_kept() -> None:
     assert hierarchy.group(blobs([50, 50])[0], 1, seed=0).max() == 0
     assert hierarchy.group(blobs([50, 50])[0], 2, seed=0).max() == 1
+    many = hierarchy.group(blobs([50, 50])[0], 60, seed=0)
+    assert np.bincount(many).min() >= 8  # too many asked for: the smallest groups join their neighbours
 
 
 def test_image_is_routed_to_its_group_and_its_neighbours_are_nearest_first() -> None:

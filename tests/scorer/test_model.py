@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from flawline.errors import FlawlineError
 from scorer import hierarchy, maps
 from scorer import model as models
-from scorer.coreset import greedy_k_centre, projected, unit
+from scorer.coreset import greedy_k_centre, merged, projected, unit
 from scorer.features import FeatureStore
 from scorer.settings import LayerSettings, ScorerSettings
 
@@ -103,12 +103,12 @@ def test_pooled_ranking_equals_the_products_own_ranking(model: models.Model) -> 
     assert macro > 0.8
 
 
-def test_alarm_rate_on_unseen_good_parts_is_near_the_target(model: models.Model) -> None:
-    store = store_of(raw_features(300, 5)[0])
-    _, aligned, groups = scores(model, store)
+def test_alarm_rate_on_unseen_good_parts_is_at_most_twice_the_target() -> None:
+    model = models.fit(store_of(raw_features(150, 1)[0]), SETTINGS, threads=2)
+    _, aligned, groups = scores(model, store_of(raw_features(300, 5)[0]))
     alarms = aligned / model.widths[groups] > model.review.value
-    assert 0.02 < alarms.mean() < 0.09
-    assert max(alarms[groups == k].mean() for k in range(3)) < 0.13
+    assert 0.02 < alarms.mean() < 0.08
+    assert max(alarms[groups == k].mean() for k in range(3)) <= 0.1
 
 
 def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_below(model: models.Model) -> None:
@@ -128,11 +128,17 @@ def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
 
 def test_one_group_is_a_flat_memory_bank() -> None:
     store = store_of(raw_features(20, 1)[0])
-    model = models.fit(store, SETTINGS.model_copy(update={"groups": 1}))
-    for i, layer in enumerate(LAYERS):
-        pool = store.pool(i, np.arange(len(store)))
-        flat = pool[greedy_k_centre(pool, min(layer.rows, int(layer.rows_per_image * len(store))))]
+    settings = SETTINGS.model_copy(update={"groups": 1})
+    model = models.fit(store, settings)
+    folds = models._folds(np.arange(60), settings.folds, np.random.default_rng(settings.seed))
+    for i, rows in enumerate((400, 200)):
+        pools = [store.pool(i, fold) for fold in folds]
+        flat = merged([pool[greedy_k_centre(pool, rows // 2)] for pool in pools], rows)
         np.testing.assert_array_equal(model.banks[0][i], flat)
+    fresh = store_of(raw_features(4, 2)[0])
+    patches = fresh.pool(0, np.asarray([5]))
+    brute = np.linalg.norm(patches[:, None] - model.banks[0][0][None], axis=2).min(axis=1)
+    np.testing.assert_allclose(projected(patches, model.banks[0][0], 1)[0], brute, atol=1e-5)
 
 
 def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: models.Model) -> None:
@@ -164,6 +170,6 @@ def test_too_few_images_are_refused_in_one_line() -> None:
 def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_POOL", 500)
     store = store_of(raw_features(20, 1)[0])
-    bank = models._bank(store, 0, np.arange(60), 100)
+    bank = models._selection(store, 0, np.arange(60), 100)
     assert bank.shape == (100, CHANNELS[0])
     assert len({each.tobytes() for each in bank}) == 100
