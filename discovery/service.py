@@ -337,7 +337,7 @@ class DiscoveryService:
                 ]
                 for future in sent:
                     future.get(timeout=PUBLISH_TIMEOUT_S)
-            except KafkaError as error:
+            except (KafkaError, FlawlineError) as error:
                 log.warning("%d class events wait for the broker (%s)", len(waiting), error)
                 return
             self.store.mark_published(row for row, _ in waiting)
