@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
-# Below WARNING this logger writes every frame's bytes into the log.
-logging.getLogger("kafka").setLevel(logging.WARNING)
+# Below WARNING this logger writes every frame's bytes into the log. A command that wants less has said so before.
+if logging.getLogger("kafka").level < logging.WARNING:
+    logging.getLogger("kafka").setLevel(logging.WARNING)
 
 
 def require_fast_checksum() -> None:

@@ -198,15 +198,20 @@ def demo(
 ) -> None:
     """Run the whole line on this machine, end to end, and measure it against known truth."""
     from flawline import terminal
+    from flawline.demo import page, summary
     from flawline.demo.run import Options, run_demo
 
     target = _json_target(json)
     given: dict[str, Any] = {"frames": frames, "rate_hz": rate, "actors": actors, "seed": seed}
     chosen = {name: value for name, value in given.items() if value is not None}
-    options = Options(out=out, data=data, open_page=not no_open, **chosen)
+    options = Options(out=out, data=data, **chosen)
     result = run_demo(_settings(config), options)
     if target:
         terminal.emit(result, target)
+    if target != JSON_STDOUT:
+        summary.show(result)
+    if not no_open:
+        page.open_in_browser(Path(result["artefacts"]["page"]))
 
 
 @app.command()
@@ -220,7 +225,7 @@ def ledger(
     """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps."""
     from flawline import ledger_view
 
-    settings = _settings(config, "ledger")
+    settings = _settings(config, "ledger" if watch else "")
     if watch:
         _until_stopped(lambda stop: ledger_view.watch(settings, stop, interval))
         return
@@ -331,7 +336,7 @@ def _run(arguments: list[str]) -> int:
             raise
         text = " ".join(str(error).split())
         return _failed(
-            f"unexpected {type(error).__name__}: {text}: run it again with --debug and report what it says", 1
+            f"unexpected {type(error).__name__}: {text}: run it with --debug and report what it says", 1
         )
 
 

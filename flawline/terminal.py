@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,13 +41,14 @@ def fail(message: str) -> None:
 
 def configure_logging(level: str, role: str = "") -> None:
     """Logs go to stderr, one line each, with UTC stamps."""
-    logging.Formatter.converter = __import__("time").gmtime
+    logging.Formatter.converter = time.gmtime
     name = f" {role}" if role else ""
     logging.basicConfig(
         level=level, stream=sys.stderr, force=True, format=f"%(asctime)sZ{name} %(levelname)s %(name)s: %(message)s"
     )
-    # Below WARNING the client's loggers write every frame's bytes.
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    # Below WARNING the client's loggers write every frame's bytes. A command that is no role says in one line of its
+    # own that the broker is away, so the client's many are left out.
+    logging.getLogger("kafka").setLevel(logging.WARNING if role else logging.CRITICAL)
 
 
 @contextmanager

@@ -1,0 +1,194 @@
+"""The command line as a user meets it: one line for what is wrong, its exit code, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from flawline import cli, terminal
+from flawline.cli import with_json_target
+from flawline.errors import FlawlineError, UsageError
+from tests.support.brokers import free_port
+
+
+def flawline(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FLAWLINE_")}
+    command = [sys.executable, "-m", "flawline", *arguments]
+    return subprocess.run(command, cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=120)
+
+
+def is_one_line(text: str) -> bool:
+    return text.count("\n") == 1 and text.startswith("error: ") and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], ["nonsense", "flawline --help"]),
+        (["ledger", "--nonsense"], ["--nonsense"]),
+        (["fit"], ["data"]),
+        (["ledger", "--config", "nowhere.toml"], ["nowhere.toml", "no such config file"]),
+        (["doctor", "--json", "no/such/folder/x.json"], ["no/such/folder/x.json", "folder that exists"]),
+        (["replay", "--reason", "boredom"], ["boredom", "undecodable"]),
+        (["replay", "--older-than", "soon"], ["--older-than soon", "12h"]),
+        (["publish", "nowhere"], ["nowhere", "flawline fit"]),
+        (["publish", ".", "--role", "star"], ["--role star", "active"]),
+        (["produce", "--camera", "nobody"], ["nobody"]),
+        (["fit", "nowhere", "--out", "model"], ["nowhere", "no such folder"]),
+        (["evaluate", "nowhere", "nowhere"], ["nowhere"]),
+        (["demo", "--data", "nowhere", "--no-open"], ["nowhere", "no such folder"]),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = flawline(tmp_path, *arguments)
+    assert done.returncode == 2 and is_one_line(done.stderr) and not done.stdout, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_key_in_the_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text("[worker]\nactros = 2\n")
+    done = flawline(tmp_path, "ledger")
+    assert done.returncode == 2 and is_one_line(done.stderr) and "worker.actros" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["ledger"], ["replay"], ["topics", "create"]])
+def test_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path, command: list[str]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    done = flawline(tmp_path, *command, FLAWLINE_KAFKA__BOOTSTRAP_SERVERS=address)
+    assert done.returncode == 1 and is_one_line(done.stderr), done.stderr
+    assert address in done.stderr and "kafka.bootstrap_servers" in done.stderr
+
+
+def test_port_in_use_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = flawline(tmp_path, "broker", FLAWLINE_EMBEDDED__PORT=port)
+    assert done.returncode == 1 and is_one_line(done.stderr) and port in done.stderr
+
+
+def test_metrics_port_in_use_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = flawline(tmp_path, "ledger", "--watch", FLAWLINE_METRICS__LEDGER_PORT=port)
+    assert done.returncode == 1 and is_one_line(done.stderr) and port in done.stderr
+
+
+def test_help_is_quick_and_names_every_role(tmp_path: Path) -> None:
+    fastest = min(_seconds_of_help(tmp_path) for _ in range(3))
+    text = flawline(tmp_path, "--help").stdout
+    for command in ("demo", "up", "broker", "produce", "work", "discover", "fit", "evaluate", "publish", "ledger"):
+        assert command in text
+    for command in ("replay", "dashboards", "classes", "topics", "doctor"):
+        assert command in text
+    assert fastest < 5.0  # 0.3 s on a quiet machine; importing torch or Ray would take longer than this
+
+
+def _seconds_of_help(folder: Path) -> float:
+    started = time.monotonic()
+    assert flawline(folder, "--help").returncode == 0
+    return time.monotonic() - started
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; import flawline.cli; "
+        "print([m for m in ('kafka', 'numpy', 'torch', 'ray', 'pydantic', 'sqlalchemy', 'cv2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(tmp_path: Path) -> None:
+    done = flawline(tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip().count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("no such thing: mend it"), 2, "error: no such thing: mend it"),
+        (FlawlineError("it broke:\nmend it"), 1, "error: it broke: mend it"),
+        (KeyboardInterrupt(), 130, ""),
+        (typer.Abort(), 130, ""),
+        (ZeroDivisionError("oh"), 1, "error: unexpected ZeroDivisionError: oh: run it with --debug"),
+    ],
+)
+def test_every_exception_has_its_exit_code_and_at_most_one_line(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+    monkeypatch.setattr(cli, "_settings", fail)
+    assert cli._run(["ledger"]) == code
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(said) and stderr.count("\n") == (1 if said else 0)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    for done in (
+        flawline(tmp_path, "ledger", "--config", "nowhere.toml", "--debug"),
+        flawline(tmp_path, "--debug", "ledger", "--config", "nowhere.toml"),
+        flawline(tmp_path, "ledger", "--config", "nowhere.toml", FLAWLINE_DEBUG="1"),
+    ):
+        assert done.returncode == 1 and "Traceback" in done.stderr and "no such config file" in done.stderr
+
+
+def test_interrupted_command_exits_130(tmp_path: Path) -> None:
+    environment = dict(os.environ) | {"FLAWLINE_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
+    command = [sys.executable, "-m", "flawline", "ledger", "--watch"]
+    environment |= {"FLAWLINE_METRICS__LEDGER_PORT": "0", "FLAWLINE_LOG_LEVEL": "INFO"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and process.stderr.readline()  # it has begun to look for its broker
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130 and "Traceback" not in rest
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["ledger", "--json"], ["ledger", "--json=-"]),
+        (["ledger", "--json", "--camera", "c"], ["ledger", "--json=-", "--camera", "c"]),
+        (["ledger", "--json", "out.json"], ["ledger", "--json=out.json"]),
+        (["ledger", "--json", "-"], ["ledger", "--json=-"]),
+        (["demo", "--json", "result"], ["demo", "--json=result"]),
+        (["demo", "--json=result"], ["demo", "--json=result"]),
+        (["fit", "--json", "DATA", "--out", "m"], ["fit", "--json=-", "DATA", "--out", "m"]),
+        (["fit", "DATA", "--out", "m", "--json"], ["fit", "DATA", "--out", "m", "--json=-"]),
+        (["evaluate", "--json", "f", "DATA", "DATA"], ["evaluate", "--json=f", "DATA", "DATA"]),
+        (["classes", "show", "--json", "c-1"], ["classes", "show", "--json=-", "c-1"]),
+        (["classes", "list", "--json", "c.json"], ["classes", "list", "--json=c.json"]),
+    ],
+)
+def test_json_takes_a_file_when_one_is_named(
+    given: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "DATA").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert with_json_target(given) == expected
+
+
+def test_json_is_written_whole_and_without_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    payload = {"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")}
+    terminal.emit(payload, str(tmp_path / "x.json"))
+    terminal.emit(payload, terminal.STDOUT)
+    expected = {"a": None, "b": [None, 1.5], "c": "x"}
+    assert json.loads((tmp_path / "x.json").read_text()) == json.loads(capsys.readouterr().out) == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
