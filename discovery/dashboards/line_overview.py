@@ -240,14 +240,15 @@ def _losses(board: dashboard.Dashboard) -> None:
         ),
         lines(
             "Dead letters by reason",
-            "Frames that reached the workers and have no verdict, since the workers started.",
-            promql(f"sum by (reason) (flawline_dead_letters_total{{{CAMERA}}})", "{{reason}}"),
+            "Records that reached the workers and have no verdict, since the workers started. Those that name no "
+            "camera count for every choice of cameras.",
+            promql('sum by (reason) (flawline_dead_letters_total{camera=~"$camera|unknown"})', "{{reason}}"),
             unit="short",
             steps=True,
         ),
         lines(
-            "Ledger",
-            "Captures by what became of them, counted from the topics themselves.",
+            "Outcomes of captures",
+            "What became of every capture, counted from the topics themselves.",
             promql(f"sum by (outcome, reason) (flawline_ledger_frames{{{CAMERA}}}) > 0", "{{outcome}} {{reason}}"),
             unit="short",
             steps=True,

@@ -46,7 +46,9 @@ def test_panels_have_ids_of_their_own_and_lie_inside_the_grid_without_overlap(bo
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_every_panel_has_a_title_an_explanation_and_queries_with_letters_of_their_own(board):
+def test_every_panel_has_a_title_of_its_own_an_explanation_and_queries_with_letters_of_their_own(board):
+    titles = [panel["title"] for panel in board["panels"]]
+    assert len(set(titles)) == len(titles)
     for panel in board["panels"]:
         assert panel["title"]
         if panel["type"] == "row":
