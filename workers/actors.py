@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
-from flawline import clock
+from flawline import clock, terminal
 from flawline.config import Settings
 from flawline.errors import FlawlineError
-from workers.inspector import Health, Inspector, Load
+from workers.inspector import Health, Inspector, Load, member_name
 from workers.models import ModelRef
 
 log = logging.getLogger(__name__)
@@ -17,14 +18,37 @@ HEALTH_INTERVAL_S = 1.0
 THREADS = 8  # `run`, and room for questions while it runs
 
 
+class Seldom(logging.Filter):
+    """Lets one record of each logger below `name` pass in a while: a client whose broker is away logs without end."""
+
+    def __init__(self, name: str, interval_s: float = 30.0, now: clock.Monotonic = clock.monotonic) -> None:
+        super().__init__(name)
+        self._interval_s = interval_s
+        self._now = now
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what comes too soon after its like."""
+        if not super().filter(record):
+            return True  # of another logger
+        now = self._now()
+        if now - self._last.get(record.name, -math.inf) < self._interval_s:
+            return False
+        self._last[record.name] = now
+        return True
+
+
 class InspectorActor(Inspector):
     """What Ray starts."""
 
-    def __init__(self, settings: Settings, slot: int, model: ModelRef, load: Load) -> None:
-        logging.basicConfig(level=settings.log_level, format=f"actor {slot}: %(levelname)s %(name)s: %(message)s")
-        # It warns of every moment in which the CPU was busy with something else.
+    def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
+        terminal.configure_logging(settings.log_level, f"actor-{slot}")
+        # The first warns of every moment in which the CPU was busy with something else, the second tells of its search.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
-        super().__init__(settings, slot, model, load)
+        logging.getLogger("faiss").setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(Seldom("kafka"))
+        super().__init__(settings, member, model, load)
 
 
 class Actor:
@@ -50,7 +74,7 @@ class Actor:
         self._first_model = model
         self._worker = worker
         self._now = now
-        self._handle = actor_class.remote(settings, slot, model, load)
+        self._handle = actor_class.remote(settings, slot, member_name(settings, slot), model, load)
         self._run = self._handle.run.remote()
         self._ready: Any = self._handle.ready.remote(worker.start_timeout_s)
         self._health_reply: Any = None

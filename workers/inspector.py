@@ -21,7 +21,7 @@ import numpy as np
 from flawline import broker, clock, telemetry, topics
 from flawline.config import Settings
 from flawline.errors import FlawlineError
-from flawline.messages import DeadLetterReason, Frame, Timings
+from flawline.messages import DeadLetterReason, Decision, Frame, Timings
 from flawline.objects import ObjectStore
 from workers import metrics, scoring, verdicts
 from workers.batching import Batcher, BatchPolicy
@@ -60,7 +60,7 @@ def load_detector(path: Path, settings: WorkerSettings) -> Detector:
 
 
 def member_name(settings: Settings, slot: int) -> str:
-    """The static member of an actor's slot: the same after a restart, so that its cameras stay with it."""
+    """The static member for a slot of this machine's supervisor: a restarted actor gets its cameras back by it."""
     return f"{settings.line}.{socket.gethostname()}.{slot}"
 
 
@@ -87,10 +87,10 @@ class _Opened:
 class Inspector:
     """One actor's work, from joining the group to leaving it. `run` does all of it and returns after `stop`."""
 
-    def __init__(self, settings: Settings, slot: int, model: ModelRef, load: Load = load_detector) -> None:
+    def __init__(self, settings: Settings, member: str, model: ModelRef, load: Load = load_detector) -> None:
         self._settings = settings
         self._worker = settings.worker
-        self._slot = slot
+        self._member = member
         self._load = load
         self._first = self._wanted = model
         self._running: tuple[ModelRef, Detector] | None = None
@@ -172,7 +172,7 @@ class Inspector:
         consumer = broker.consumer(
             self._settings,
             group=GROUP,
-            group_instance_id=member_name(self._settings, self._slot),
+            group_instance_id=self._member,
             session_timeout_ms=int(self._worker.session_timeout_s * 1000),
             heartbeat_interval_ms=HEARTBEAT_MS,
         )
@@ -216,7 +216,7 @@ class Inspector:
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended.is_set():
             self._error = error
-            log.error("actor %d stops: %s", self._slot, _line(error))
+            log.error("%s stops: %s", self._member, _line(error))
         if self._intake:
             self._intake.abort.set()
         self._stop.set()
@@ -318,7 +318,8 @@ class Inspector:
         frame = opened.frame
         regions = verdicts.find_regions(opened.pixels, scores, detector)
         result = verdicts.verdict(frame, scores, regions, detector.version, timings, clock.utc_ns())
-        found = verdicts.defect(frame, scores, regions, detector) if regions else None
+        accepted = scores.decision is Decision.ACCEPT
+        found = None if accepted else verdicts.defect(frame, scores, regions, detector)
         outcome = verdicts.outcome(
             opened.job.record,
             result,

@@ -71,6 +71,7 @@ class _Pending:
         self._job = job
         self._outcome = outcome
         self._left = len(outcome.records)
+        self._given_up = False
         self._sent_at = publisher._now_ns()
         self._lock = threading.Lock()
 
@@ -85,6 +86,11 @@ class _Pending:
 
     def failed(self, error: Exception, size_bytes: int) -> None:
         self._publisher._unacknowledged.remove(size_bytes)
+        with self._lock:
+            again, self._given_up = self._given_up, True
+        if again:  # a frame's verdict and defect fail together
+            return
+        self._job.lane.abandon(self._job)
         if isinstance(error, RetriableError):
             self._publisher._on_lost(self._job.lane)
         else:

@@ -263,7 +263,7 @@ class Supervisor:
             return
         for actor in actors:
             actor.stop()
-        patience_s = 2 * self._worker.stop_timeout_s + 10
+        patience_s = 2 * self._worker.stop_timeout_s + 5  # `run` drains for one such time, then closes within another
         ray.wait([actor.run for actor in actors], num_returns=len(actors), timeout=patience_s)
         for actor in actors:
             actor.kill()

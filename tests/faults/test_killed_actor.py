@@ -11,7 +11,8 @@ import pytest
 
 from flawline.embedded import EmbeddedBroker
 from flawline.messages import DeadLetter, Defect, Verdict
-from tests.workers.conftest import ray_here
+from tests.support.brokers import RunningBroker
+from tests.workers.conftest import either_broker, ray_here
 from tests.workers.line import (
     FULL,
     POISON,
@@ -27,7 +28,7 @@ from tests.workers.line import (
 )
 from tests.workers.ray_session import supervising
 
-__all__ = ["ray_here"]
+__all__ = ["either_broker", "ray_here"]
 
 CAMERAS = 4
 SEQUENCES = 250
@@ -86,9 +87,9 @@ def _committed_frames(settings) -> int:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_dead_actor_is_noticed_and_replaced_in_its_place(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+def test_a_dead_actor_is_noticed_and_replaced_in_its_place(either_broker: RunningBroker, tmp_path: Path) -> None:
     # The session outlasts the test: only a replacement in the same place can have the cameras.
-    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, session_timeout_s=200.0)
+    settings = line_settings(either_broker.bootstrap, tmp_path, actors=2, session_timeout_s=200.0)
     with feeding(settings) as feeder, supervising(settings) as supervisor:
         wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
         before = {slot: (each.pid, each.partitions) for slot, each in supervisor.health().items()}

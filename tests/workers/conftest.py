@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.brokers import RunningBroker
 from tests.workers.ray_session import running_ray
 
 
@@ -14,3 +15,9 @@ def ray_here() -> Iterator[None]:
     """Ray on this machine with room for four test actors."""
     with running_ray():
         yield
+
+
+@pytest.fixture(params=["embedded_broker", "apache_kafka"])
+def either_broker(request: pytest.FixtureRequest) -> RunningBroker:
+    """The embedded broker, then Apache Kafka where KAFKA_HOME is set: group membership is where brokers differ."""
+    return request.getfixturevalue(request.param)

@@ -18,7 +18,7 @@ from flawline.config import KafkaSettings, Settings
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, Decision, Frame
 from tests.support.brokers import unique
-from workers.inspector import Inspector
+from workers.inspector import Inspector, member_name
 from workers.models import ModelRef
 from workers.settings import WorkerSettings
 
@@ -169,7 +169,7 @@ def inspecting(
     """An inspector at work in this process; leaving the block stops it and raises what it failed with."""
     assert settings.worker.model
     load = load_plain if detector is None else lambda path, worker: detector
-    inspector = Inspector(settings, slot, ModelRef(settings.worker.model), load)
+    inspector = Inspector(settings, member_name(settings, slot), ModelRef(settings.worker.model), load)
     errors: list[Exception] = []
 
     def run() -> None:

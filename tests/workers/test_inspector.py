@@ -15,6 +15,7 @@ from flawline import broker, messages
 from flawline.embedded import EmbeddedBroker
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
+from tests.support.brokers import RunningBroker
 from tests.workers.line import (
     FULL,
     NOT_FINITE,
@@ -37,9 +38,9 @@ from workers.models import ModelRef
 
 
 def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+    either_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    settings = line_settings(either_broker.bootstrap, tmp_path)
     cameras = [f"cam-{i}" for i in range(6)]  # more cameras than partitions
     with feeding(settings) as feeder:
         for sequence in range(30):
@@ -136,9 +137,9 @@ def test_each_bad_record_becomes_a_dead_letter_with_its_reason_and_its_neighbour
 
 
 def test_a_second_member_takes_partitions_and_gives_them_back_without_loss_or_disorder(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+    either_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path, commit_interval_s=0.05)
+    settings = line_settings(either_broker.bootstrap, tmp_path, commit_interval_s=0.05)
     cameras = [f"cam-{i}" for i in range(4)]
     feeding_ends = threading.Event()
     sent = 0
@@ -280,9 +281,9 @@ def test_a_broker_that_dies_and_comes_back_costs_time_only(fresh_broker: Embedde
 
 
 def test_a_second_process_in_the_same_place_ends_the_first_with_a_clear_error(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+    either_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    settings = line_settings(either_broker.bootstrap, tmp_path)
     sequence = 0
     with (
         feeding(settings) as feeder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
+from kafka.future import Future
 from kafka.structs import TopicPartition
 
 from flawline import imaging, messages
@@ -19,10 +22,12 @@ from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Def
 from flawline.objects import ObjectStore
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
 from workers import metrics, scoring, verdicts
+from workers.actors import Seldom
 from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
-from workers.lane import Job, Lane, Outcome
+from workers.lane import Job, Lane, Outcome, Outgoing
 from workers.models import ModelRef, local_folder, pointer_of
+from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
 
 PARTITION = TopicPartition("frames", 0)
@@ -124,6 +129,72 @@ def test_an_abandoned_frame_is_neither_sent_nor_committed(sender: RecordingSende
     lane.abandon(job)
     assert lane.idle
     assert (lane.committable, lane.resume_offset, gate.held_bytes) == (None, 0, 0)
+
+
+# Publishing
+
+
+class ManualProducer:
+    """Keeps the futures of what it is given, for the test to resolve."""
+
+    def __init__(self, refuses: Exception | None = None) -> None:
+        self.futures: list[Future] = []
+        self._refuses = refuses
+
+    def send(self, topic: str, **record: Any) -> Future:
+        if self._refuses:
+            raise self._refuses
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+class Publishing:
+    """A lane with one begun job whose outcome, a verdict and a defect, is sent."""
+
+    def __init__(self, producer: ManualProducer) -> None:
+        self.gate, self.unacknowledged = ByteGate(1 << 20), ByteGate(1 << 20)
+        self.lost: list[Lane] = []
+        self.fatal: list[Exception] = []
+        self.publisher = Publisher(producer, self.unacknowledged, self.lost.append, self.fatal.append)
+        self.lane = Lane(PARTITION, self.gate, self.publisher.send)
+        self.job = self.lane.admit(record(0), 0)
+        self.lane.begin(self.job)
+        both = tuple(Outgoing(topic, 0, b"cam-0", b"value", []) for topic in ("verdicts", "defects"))
+        self.lane.complete(self.job, Outcome(both, "cam-0", 0, decision=Decision.REJECT))
+
+
+def test_a_frame_is_finished_when_the_last_of_its_records_is_acknowledged() -> None:
+    producer = ManualProducer()
+    case = Publishing(producer)
+    assert case.unacknowledged.held_bytes == 10
+    producer.futures[1].success(None)
+    assert case.lane.committable is None
+    producer.futures[0].success(None)
+    assert case.lane.committable == 1
+    assert (case.gate.held_bytes, case.unacknowledged.held_bytes, case.lane.idle) == (0, 0, True)
+
+
+def test_a_record_that_times_out_makes_its_partition_be_read_again_once() -> None:
+    producer = ManualProducer()
+    case = Publishing(producer)
+    for future in producer.futures:
+        future.failure(KafkaTimeoutError("no answer"))
+    assert case.lost == [case.lane]
+    assert case.fatal == []
+    assert case.lane.resume_offset == 0
+    assert (case.gate.held_bytes, case.unacknowledged.held_bytes, case.lane.idle) == (0, 0, True)
+
+
+def test_a_record_that_the_broker_refuses_for_good_ends_the_worker() -> None:
+    for producer in (ManualProducer(), ManualProducer(refuses=TopicAuthorizationFailedError({"verdicts"}))):
+        case = Publishing(producer)
+        for future in producer.futures:
+            future.failure(TopicAuthorizationFailedError({"verdicts"}))
+        assert "the broker refuses a record for verdicts" in str(case.fatal[0])
+        assert len(case.fatal) == 1
+        assert case.lost == []
+        assert (case.gate.held_bytes, case.unacknowledged.held_bytes) == (0, 0)
+        assert case.lane.committable is None
 
 
 # Scoring
@@ -355,3 +426,16 @@ def test_decoding_refuses_an_image_larger_than_it_announces() -> None:
     big = imaging.encode(np.zeros((400, 400, 3), np.uint8), Codec.PNG)
     lying = replace(frame("cam-0", 1), data=big, size_bytes=len(big), checksum=messages.checksum(big))
     assert rejection(reader(), messages.encode(lying)).reason is DeadLetterReason.UNDECODABLE
+
+
+def test_a_chatty_logger_is_heard_once_in_a_while_and_others_always() -> None:
+    now = 0.0
+    seldom = Seldom("kafka", 30, lambda: now)
+
+    def passes(name: str) -> bool:
+        return seldom.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None))
+
+    assert [passes("kafka.net"), passes("kafka.net"), passes("kafka.cluster")] == [True, False, True]
+    assert [passes("workers.intake"), passes("workers.intake")] == [True, True]
+    now = 30.0
+    assert passes("kafka.net")

@@ -16,7 +16,7 @@ from flawline.config import Settings
 from flawline.embedded import EmbeddedBroker
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import ModelPointer, Verdict
-from tests.support.brokers import free_port
+from tests.support.brokers import RunningBroker, free_port
 from tests.workers.line import (
     committed,
     feeding,
@@ -45,10 +45,8 @@ def without_model(settings: Settings) -> Settings:
     return settings.model_copy(update={"worker": settings.worker.model_copy(update={"model": None})})
 
 
-def test_actors_share_the_cameras_scale_down_at_once_and_up_again(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
-) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, session_timeout_s=60.0)
+def test_actors_share_the_cameras_scale_down_at_once_and_up_again(either_broker: RunningBroker, tmp_path: Path) -> None:
+    settings = line_settings(either_broker.bootstrap, tmp_path, actors=2, session_timeout_s=60.0)
     with feeding(settings) as feeder, supervising(settings) as supervisor:
         wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
         assert len(set(supervisor.actor_pids().values()) | {os.getpid()}) == 3
