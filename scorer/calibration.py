@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -90,6 +89,8 @@ def threshold(scores: Floats, rate: float) -> Threshold:
 
     Conformal when n >= 1 / rate: `score > value` exactly when its conformal p-value is at most `rate`.
     """
+    from scipy.special import betaincinv  # here: scoring needs no scipy, which takes a second to import
+
     n = len(scores)
     if n >= 1 / rate:
         allowed = math.floor(rate * (n + 1) + 1e-9) - 1  # calibration scores that an alarm may leave above itself
@@ -97,7 +98,7 @@ def threshold(scores: Floats, rate: float) -> Threshold:
     else:
         value, method = fit_tail(scores).quantile(rate), "generalised-pareto"
     above = int((scores > value).sum())
-    bound = float(stats.beta.ppf(0.95, above + 1, n - above))
+    bound = float(betaincinv(above + 1, n - above, 0.95))
     return Threshold(value, rate, "conformal" if method == "conformal" else "generalised-pareto", bound)
 
 
