@@ -67,6 +67,7 @@ class LiveLine:
                 "discovery": [f"127.0.0.1:{metrics.discovery_port}"],
                 "ledger": [f"127.0.0.1:{metrics.ledger_port}"],
             },
+            rules=[ROOT / "deploy/prometheus/alerts.yml"],
         )
         self._wait("a verdict", lambda: self._sum("flawline_verdicts_total") > 0)
         self._send_rubbish()

@@ -26,13 +26,17 @@ def free_port() -> int:
 
 
 class PrometheusServer:
-    """Scrapes `targets` ({job: [host:port]}) every second until `stop`."""
+    """Scrapes `targets` ({job: [host:port]}) every second until `stop`, and evaluates the rules of files `rules`."""
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], rules: Sequence[Path] = ()) -> None:
         if BINARY is None:
             raise RuntimeError("prometheus is not installed")
         jobs = [{"job_name": job, "static_configs": [{"targets": list(hosts)}]} for job, hosts in targets.items()]
-        config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(path) for path in rules],
+            "scrape_configs": jobs,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "prometheus.yml").write_text(json.dumps(config))
         self.url = f"http://127.0.0.1:{free_port()}"
