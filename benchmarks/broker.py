@@ -190,7 +190,7 @@ def latency(scale: float) -> Figures:
 def storm(scale: float) -> Figures:
     """Kill the broker twice under two idempotent producers and a group of two; count what log and group miss."""
     topic, partitions, calm_s = "storm", 4, max(5 * scale, 2)
-    stop = threading.Event()
+    stop, complete = threading.Event(), threading.Event()
     acknowledged: set[bytes] = set()
     consumed: Counter[bytes] = Counter()
     restarts: list[float] = []
@@ -214,7 +214,7 @@ def storm(scale: float) -> Figures:
 
         def consume() -> None:
             consumer = joined(broker.bootstrap, "storm", topic, 10_000)
-            while not stop.is_set() or not acknowledged <= consumed.keys():
+            while not complete.is_set() or not acknowledged <= consumed.keys():
                 for records in consumer.poll(timeout_ms=200).values():
                     consumed.update(record.value[:12] for record in records)
                 try:
@@ -223,9 +223,9 @@ def storm(scale: float) -> Figures:
                     continue  # the broker is away or a rebalance is on: the next commit holds these offsets too
             consumer.close()
 
-        threads = [threading.Thread(target=produce, args=(name,)) for name in range(2)]
-        threads += [threading.Thread(target=consume) for _ in range(2)]
-        for thread in threads:
+        producers = [threading.Thread(target=produce, args=(name,)) for name in range(2)]
+        readers = [threading.Thread(target=consume) for _ in range(2)]
+        for thread in producers + readers:
             thread.start()
         for _ in range(2):
             time.sleep(calm_s)
@@ -235,7 +235,10 @@ def storm(scale: float) -> Figures:
             restarts.append(time.perf_counter() - started)
         time.sleep(calm_s)
         stop.set()
-        for thread in threads:
+        for thread in producers:
+            thread.join(120)
+        complete.set()  # only now is it known what there is to read
+        for thread in readers:
             thread.join(120)
         log = read_log(broker, topic, partitions)
     return {

@@ -219,6 +219,8 @@ class _KafkaPythonConsumer(Consumer):
             raise Refused(ErrorCode.ILLEGAL_GENERATION, str(error)) from error
         except kafka.errors.BrokerResponseError as error:
             raise Refused(error.errno, str(error)) from error
+        except kafka.errors.KafkaError as error:  # the broker is away: kafka-python does not try again by itself
+            raise Refused(ErrorCode.COORDINATOR_NOT_AVAILABLE, str(error)) from error
 
     def committed(self, topic, partition):
         return self.client.committed(kafka.TopicPartition(topic, partition))

@@ -63,7 +63,9 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
     partitions = 2
     kills = 2 if isinstance(mortal, EmbeddedBroker) else 1  # Apache Kafka takes 20 s to come back from each
     client.create_topic(topic, partitions=partitions)
-    stop, acknowledged, consumed = threading.Event(), set(), set()
+    stop, complete = threading.Event(), threading.Event()
+    acknowledged: set[bytes] = set()
+    consumed: set[bytes | None] = set()
     enough = threading.Semaphore(0)
 
     def produce(partition: int) -> None:
@@ -79,7 +81,7 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
     def consume() -> None:
         with client.consumer(group=group, session_ms=10_000) as consumer:
             consumer.subscribe(topic)
-            while not stop.is_set() or not acknowledged <= consumed:
+            while not complete.is_set() or not acknowledged <= consumed:
                 try:
                     records = consumer.poll(0.2)
                     consumed.update(one.value for one in records)
@@ -89,9 +91,9 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
                 except Refused:
                     continue  # the broker is away, or a rebalance is on: committed again with the next records
 
-    threads = [threading.Thread(target=produce, args=(index,), daemon=True) for index in range(partitions)]
-    threads.append(threading.Thread(target=consume, daemon=True))
-    for thread in threads:
+    producers = [threading.Thread(target=produce, args=(index,), daemon=True) for index in range(partitions)]
+    reader = threading.Thread(target=consume, daemon=True)
+    for thread in (*producers, reader):
         thread.start()
     for _ in range(kills):
         for _ in range(200):
@@ -101,8 +103,10 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
     for _ in range(200):
         assert enough.acquire(timeout=60), "no record acknowledged for 60 s"
     stop.set()
-    for thread in threads:
+    for thread in producers:
         thread.join(60)
+    complete.set()  # only now is it known what there is to read
+    reader.join(60)
     assert acknowledged <= consumed
 
     log: list[bytes | None] = []

@@ -110,6 +110,9 @@ class ApacheKafka:
             "message.max.bytes": 16 << 20,
             "log.retention.check.interval.ms": 500,
             "log.cleaner.backoff.ms": 300,
+            # A killed node may register again only when its old session is over.
+            "broker.session.timeout.ms": 2000,
+            "broker.heartbeat.interval.ms": 500,
             "log.flush.start.offset.checkpoint.interval.ms": 100,
             "log.initial.task.delay.ms": 500,
             "log.segment.delete.delay.ms": 0,
