@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawline import __version__
+from flawline.classes_cli import app as classes_app
+from flawline.cli_options import JSON_STDOUT, Config, Json, json_target, settings_of, until_stopped, with_json_target
 from flawline.errors import FlawlineError, UsageError
 
 if TYPE_CHECKING:
@@ -27,19 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 dashboards_app = typer.Typer(help="Grafana dashboards as code.", no_args_is_help=True)
-classes_app = typer.Typer(help="Defect classes: look at them and say what they are.", no_args_is_help=True)
 topics_app = typer.Typer(help="The line's Kafka topics.", no_args_is_help=True)
 
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default line.toml, when it exists.")
-]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE."),
-]
-
 DEBUG_VARIABLE = "FLAWLINE_DEBUG"
-JSON_STDOUT = "-"
 
 
 @app.callback()
@@ -61,8 +53,8 @@ def up(config: Config = None) -> None:
     """Run every role of line.toml on this machine, and the embedded broker when no other is configured."""
     from flawline import up as supervisor
 
-    settings = _settings(config, "up")
-    _until_stopped(lambda stop: supervisor.run(settings, stop, config))
+    settings = settings_of(config, "up")
+    until_stopped(lambda stop: supervisor.run(settings, stop, config))
 
 
 @app.command()
@@ -70,7 +62,7 @@ def broker(config: Config = None) -> None:
     """Run the embedded broker alone, in the foreground."""
     from flawline.embedded import __main__ as embedded
 
-    settings = _settings(config, "broker")
+    settings = settings_of(config, "broker")
     own = settings.embedded
     arguments = ["--data", str(settings.data_dir / "broker"), "--host", own.host, "--port", str(own.port)]
     code = embedded.main([*arguments, "--fsync", own.fsync, "--no-auto-create"])
@@ -84,7 +76,7 @@ def produce(
     config: Config = None,
 ) -> None:
     """Publish the frames of the configured cameras."""
-    settings = _settings(config, "produce")
+    settings = settings_of(config, "produce")
     _known_cameras(settings, camera)
     if not settings.cameras:
         raise UsageError("no cameras are configured: add a [[cameras]] section to line.toml")
@@ -95,13 +87,13 @@ def produce(
         _ensure_topics(settings)
         service.run(settings, stop, cameras=camera or None)
 
-    _until_stopped(run)
+    until_stopped(run)
 
 
 @app.command()
 def work(config: Config = None) -> None:
     """Score frames: Ray actors that are members of one consumer group."""
-    settings = _settings(config, "work")
+    settings = settings_of(config, "work")
 
     def run(stop: Any) -> None:
         from workers import supervisor
@@ -109,13 +101,13 @@ def work(config: Config = None) -> None:
         _ensure_topics(settings)
         supervisor.run(settings, stop)
 
-    _until_stopped(run)
+    until_stopped(run)
 
 
 @app.command()
 def discover(config: Config = None) -> None:
     """Group defects into classes, and keep them in the store."""
-    settings = _settings(config, "discover")
+    settings = settings_of(config, "discover")
 
     def run(stop: Any) -> None:
         from discovery import service
@@ -123,7 +115,7 @@ def discover(config: Config = None) -> None:
         _ensure_topics(settings)
         service.run(settings, stop)
 
-    _until_stopped(run)
+    until_stopped(run)
 
 
 # Models
@@ -139,7 +131,7 @@ def fit(
     """Fit a model on good parts. Product folders are used for reporting only."""
     from flawline import models
 
-    models.fit(_settings(config), data, out, _json_target(json))
+    models.fit(settings_of(config), data, out, json_target(json))
 
 
 @app.command()
@@ -153,7 +145,7 @@ def evaluate(
     """Score test images with a model and say how good it is."""
     from flawline import models
 
-    models.evaluate(_settings(config), model, data, scores, _json_target(json))
+    models.evaluate(settings_of(config), model, data, scores, json_target(json))
 
 
 @app.command()
@@ -171,8 +163,8 @@ def publish(
 
     if role not in ("active", "shadow"):
         raise UsageError(f"--role {role}: a model is active or shadow")
-    target = _json_target(json)
-    pointer = publish_model(_settings(config), model, role, copy=copy, uri=uri)
+    target = json_target(json)
+    pointer = publish_model(settings_of(config), model, role, copy=copy, uri=uri)
     if target:
         terminal.emit({"role": pointer.role, "version": pointer.version, "uri": pointer.uri}, target)
     else:
@@ -201,11 +193,11 @@ def demo(
     from flawline.demo import page, summary
     from flawline.demo.run import Options, run_demo
 
-    target = _json_target(json)
+    target = json_target(json)
     given: dict[str, Any] = {"frames": frames, "rate_hz": rate, "actors": actors, "seed": seed}
     chosen = {name: value for name, value in given.items() if value is not None}
     options = Options(out=out, data=data, **chosen)
-    result = run_demo(_settings(config), options)
+    result = run_demo(settings_of(config), options)
     if target:
         terminal.emit(result, target)
     if target != JSON_STDOUT:
@@ -225,11 +217,11 @@ def ledger(
     """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps."""
     from flawline import ledger_view
 
-    settings = _settings(config, "ledger" if watch else "")
+    settings = settings_of(config, "ledger" if watch else "")
     if watch:
-        _until_stopped(lambda stop: ledger_view.watch(settings, stop, interval))
+        until_stopped(lambda stop: ledger_view.watch(settings, stop, interval))
         return
-    report = ledger_view.show(settings, camera or [], _json_target(json))
+    report = ledger_view.show(settings, camera or [], json_target(json))
     if not report.balanced or report.total.gaps:
         raise typer.Exit(1)
 
@@ -247,8 +239,8 @@ def replay(
     """List dead letters, and with --send give their frames to the workers again."""
     from flawline import replay_view
 
-    settings = _settings(config)
-    replay_view.run(settings, _letters(reason, camera, older_than, newer_than), send, _json_target(json))
+    settings = settings_of(config)
+    replay_view.run(settings, _letters(reason, camera, older_than, newer_than), send, json_target(json))
 
 
 @app.command()
@@ -256,7 +248,7 @@ def doctor(json: Json = None, config: Config = None) -> None:
     """Print the effective settings, secrets masked, and check everything the line needs. Exit 1 when a check fails."""
     from flawline import doctor as checks
 
-    if not checks.run(_settings(config), _json_target(json)):
+    if not checks.run(settings_of(config), json_target(json)):
         raise typer.Exit(1)
 
 
@@ -268,7 +260,7 @@ def topics_create(config: Config = None) -> None:
     """Create the topics that are missing."""
     from flawline import terminal, topics
 
-    settings = _settings(config)
+    settings = settings_of(config)
     _ensure_topics(settings)
     for name, topic in topics.named(settings.kafka.topic_prefix):
         terminal.out().print(f"{name}: written by {topic.writers}, read by {topic.readers}", highlight=False)
@@ -280,7 +272,7 @@ def dashboards_push(config: Config = None) -> None:
     from discovery import grafana
     from flawline import terminal
 
-    for line in grafana.push(_settings(config)):
+    for line in grafana.push(settings_of(config)):
         terminal.out().print(line, highlight=False, markup=False)
 
 
@@ -335,9 +327,7 @@ def _run(arguments: list[str]) -> int:
         if debug:
             raise
         text = " ".join(str(error).split())
-        return _failed(
-            f"unexpected {type(error).__name__}: {text}: run it with --debug and report what it says", 1
-        )
+        return _failed(f"unexpected {type(error).__name__}: {text}: run it with --debug and report what it says", 1)
 
 
 def _failed(message: str, code: int) -> int:
@@ -351,63 +341,10 @@ def _on_sigterm(*_: object) -> None:
     raise SystemExit(143)  # so that every `finally` runs
 
 
-def with_json_target(arguments: list[str]) -> list[str]:
-    """`--json [FILE]` as the parser needs it: always with a value, `-` for stdout.
-
-    The next argument is the file unless it is an option, or an existing folder (DATA, MODEL), or a word of `classes`.
-    """
-    result: list[str] = []
-    rest = iter(range(len(arguments)))
-    for index in rest:
-        argument = arguments[index]
-        following = arguments[index + 1] if index + 1 < len(arguments) else None
-        if argument != "--json":
-            result.append(argument)
-        elif following is None or not _is_file_name(following, "classes" in arguments[:1]):
-            result.append(f"--json={JSON_STDOUT}")
-        else:
-            result.append(f"--json={following}")
-            next(rest)
-    return result
-
-
-def _is_file_name(argument: str, only_json: bool) -> bool:
-    if argument.startswith("-") and argument != JSON_STDOUT:
-        return False
-    return argument.endswith(".json") if only_json else not Path(argument).is_dir()
-
-
-def _json_target(target: str | None) -> str | None:
-    from flawline import terminal
-
-    terminal.check_json_target(target)
-    return target
-
-
-def _settings(config: Path | None, role: str = "") -> Settings:
-    from flawline import terminal
-    from flawline.config import load
-
-    if config is not None:
-        os.environ["FLAWLINE_CONFIG"] = str(config.absolute())  # for the roles that a command starts
-    settings = load(config)
-    terminal.configure_logging(settings.log_level if role else "WARNING", role)
-    return settings
-
-
 def _ensure_topics(settings: Settings) -> None:
     from flawline import broker as clients
 
     clients.ensure_topics(settings)
-
-
-def _until_stopped(work: Any) -> None:
-    from flawline.stopping import stop_on_signals
-
-    with stop_on_signals() as stop:
-        work(stop)
-    if stop.exit_code:
-        raise typer.Exit(stop.exit_code)
 
 
 def _known_cameras(settings: Settings, names: Iterable[str] | None) -> None:

@@ -20,6 +20,8 @@ from rich.text import Text
 
 from flawline.errors import FlawlineError, UsageError
 
+LINE_INTERVAL_S = 5.0
+
 STDOUT = "-"
 """Target of `--json` without a file."""
 
@@ -53,7 +55,14 @@ def configure_logging(level: str, role: str = "") -> None:
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[..., None]]:
-    """A bar with an ETA on stderr. The callback takes what is done and how much there is, and maybe a stage's name."""
+    """A bar with an ETA on stderr, or a line now and then where stderr is no terminal.
+
+    The callback takes what is done and how much there is, and maybe the name of the stage.
+    """
+    console = err()
+    if not console.is_terminal:
+        yield _lines(description)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,7 +70,7 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(done: float, total: float, stage: str = description) -> None:
@@ -70,6 +79,19 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
             bar.update(tasks[stage], completed=done, total=max(total, done))
 
         yield advance
+
+
+def _lines(description: str) -> Callable[..., None]:
+    """Progress for a log file: silent for what is quick, then a line every few seconds."""
+    said_at = time.monotonic()
+
+    def advance(done: float, total: float, stage: str = description) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= LINE_INTERVAL_S:
+            said_at = time.monotonic()
+            print(f"{stage}: {done:.0f} of {max(total, done):.0f}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def check_json_target(target: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import typer
 
 from flawline import cli, terminal
-from flawline.cli import with_json_target
+from flawline.cli_options import with_json_target
 from flawline.errors import FlawlineError, UsageError
 from tests.support.brokers import free_port
 
@@ -61,10 +60,9 @@ def test_wrong_key_in_the_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and is_one_line(done.stderr) and "worker.actros" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["ledger"], ["replay"], ["topics", "create"]])
-def test_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path, command: list[str]) -> None:
+def test_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
-    done = flawline(tmp_path, *command, FLAWLINE_KAFKA__BOOTSTRAP_SERVERS=address)
+    done = flawline(tmp_path, "ledger", FLAWLINE_KAFKA__BOOTSTRAP_SERVERS=address)
     assert done.returncode == 1 and is_one_line(done.stderr), done.stderr
     assert address in done.stderr and "kafka.bootstrap_servers" in done.stderr
 
@@ -134,7 +132,7 @@ def test_every_exception_has_its_exit_code_and_at_most_one_line(
         raise error
 
     monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
-    monkeypatch.setattr(cli, "_settings", fail)
+    monkeypatch.setattr(cli, "settings_of", fail)
     assert cli._run(["ledger"]) == code
     stderr = capsys.readouterr().err
     assert stderr.startswith(said) and stderr.count("\n") == (1 if said else 0)
@@ -147,18 +145,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         flawline(tmp_path, "ledger", "--config", "nowhere.toml", FLAWLINE_DEBUG="1"),
     ):
         assert done.returncode == 1 and "Traceback" in done.stderr and "no such config file" in done.stderr
-
-
-def test_interrupted_command_exits_130(tmp_path: Path) -> None:
-    environment = dict(os.environ) | {"FLAWLINE_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
-    command = [sys.executable, "-m", "flawline", "ledger", "--watch"]
-    environment |= {"FLAWLINE_METRICS__LEDGER_PORT": "0", "FLAWLINE_LOG_LEVEL": "INFO"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None and process.stderr.readline()  # it has begun to look for its broker
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130 and "Traceback" not in rest
-    process.stderr.close()
 
 
 @pytest.mark.parametrize(
