@@ -55,7 +55,7 @@ def load_detector(path: Path, settings: WorkerSettings) -> Detector:
         runtime=settings.runtime,
         precision=settings.precision,
         device="cuda" if settings.num_gpus > 0 else "cpu",
-        threads=max(1, int(settings.num_cpus)),
+        threads=settings.threads,
     )
 
 
@@ -106,7 +106,7 @@ class Inspector:
         self._unacknowledged = ByteGate(self._worker.in_flight_limit_bytes)
         self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._batcher: Batcher[_Opened] = Batcher(
-            BatchPolicy(self._worker.batch_limit, self._worker.latency_cap_ms / 1000),
+            BatchPolicy(self._worker.active_batch_limit, self._worker.latency_cap_ms / 1000),
             self._worker.in_flight_limit_bytes,
         )
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)

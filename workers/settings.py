@@ -19,7 +19,9 @@ class WorkerSettings(BaseModel):
     ray_address: str | None = Field(None, description="Ray cluster; none starts Ray on this machine.")
     runtime: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    batch_limit: int = Field(16, ge=1, le=1024)
+    batch_limit: int | None = Field(
+        None, ge=1, le=1024, description="Most frames scored together; none: 16 with a GPU, 4 per CPU without."
+    )
     latency_cap_ms: float = Field(20.0, ge=0, description="Longest wait for a batch to fill.")
     in_flight_limit_bytes: int = Field(
         64 << 20, ge=1 << 20, description="Bytes held per actor; beyond, partitions pause."
@@ -37,6 +39,16 @@ class WorkerSettings(BaseModel):
     hang_timeout_s: float = Field(60.0, ge=5, description="An actor that does not answer for so long is replaced.")
     restart_limit: int = Field(5, ge=0, description="Restarts of one actor within restart_window_s before giving up.")
     restart_window_s: float = Field(60.0, gt=0)
+
+    @property
+    def threads(self) -> int:
+        """Images that one actor scores at a time on CPUs."""
+        return max(1, int(self.num_cpus))
+
+    @property
+    def active_batch_limit(self) -> int:
+        """The batch limit in use. On CPUs images are scored one by one, so that in a large batch they only wait."""
+        return self.batch_limit or (16 if self.num_gpus > 0 else 4 * self.threads)
 
     @model_validator(mode="after")
     def _revocation_ends_within_the_session(self) -> Self:
