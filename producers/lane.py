@@ -27,13 +27,13 @@ from typing import Any
 
 from flawline import messages, telemetry
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
-from flawline.errors import FlawlineError
 from flawline.messages import DropReason, Frame, LedgerEntry
+from producers.accounts import Accounts
 from producers.camera import Capture
 from producers.delivery import fate
 from producers.flow import ByteBudget, RateLimit
 from producers.framing import to_frame
-from producers.journal import Journal, left_behind
+from producers.journal import Journal
 from producers.records import Record
 from producers.settings import CameraBase, ProducerSettings, WhenFull
 from producers.spool import DamagedRecord, Spool, SpoolFull
@@ -111,26 +111,17 @@ class Lane:
         self._refusals: Counter[tuple[int, int]] = Counter()
         self._not_before = 0.0
         self._troubled = False
+        self._said_away = False
         self._unauthorised = False
         self._finished = False
         self._stopped = False
         self._oldest_spooled_ns: int | None = None
-        self._journals = self._old_journals()
-        # An epoch must never be used twice, whatever the clock does between two starts.
-        self.epoch = max(epoch, max(self._journals, default=0) + 1)
-        self._journal: Journal | None = None
+        self._accounts = Accounts(spool.folder, camera.name, epoch, spool.last_sequence)
+        self.epoch = self._accounts.epoch
         self._thread = threading.Thread(target=self._run, name=f"lane-{camera.name}", daemon=True)
         if spool.frames:
             log.info("camera %s: %d frames of earlier runs wait on disk", camera.name, spool.frames)
             self._oldest_spooled_ns = min(spool.outstanding, default=self.epoch) * 1_000_000
-
-    def _old_journals(self) -> dict[int, Journal]:
-        folder, name = self._spool.folder, self.camera.name
-        journals = {epoch: Journal(folder, name, epoch) for epoch in left_behind(folder)}
-        for epoch, last in self._spool.last_sequence.items():  # its journal could not be written, or was deleted
-            if epoch not in journals:
-                journals[epoch] = Journal(folder, name, epoch, captured=last + 1)
-        return journals
 
     def start(self) -> None:
         """Begin to send."""
@@ -143,15 +134,11 @@ class Lane:
         with self._capturing:
             if self._finished:
                 return None
-            if self._journal is None:
-                self._journal = Journal(self._spool.folder, self.camera.name, self.epoch)
-                with self._changed:
-                    self._journals[self.epoch] = self._journal
-            sequence = self._journal.capture()
+            sequence = self._accounts.capture()
             telemetry.CAPTURED.labels(self.camera.name).inc()
             try:
                 frame = to_frame(capture, self.camera, self.epoch, sequence)
-            except (FlawlineError, ValueError) as error:
+            except Exception as error:  # whatever an encoder says of it: the capture is accounted for, the line goes on
                 source = f" ({capture.replay_key})" if capture.replay_key else ""
                 log.warning("camera %s: capture %d%s is dropped: %s", self.camera.name, sequence, source, error)
                 self._drop(self.epoch, sequence, DropReason.ENCODING_FAILED)
@@ -226,7 +213,7 @@ class Lane:
 
     def _drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
         telemetry.DROPPED.labels(self.camera.name, reason).inc()
-        self._journals[epoch].drop(sequence, reason)
+        self._accounts.drop(epoch, sequence, reason)
 
     # -- the lane's own thread -----------------------------------------------------------------------------------
 
@@ -334,7 +321,7 @@ class Lane:
             if self._in_flight.pop(entry.key, None) is None:
                 return
             self._settle(entry)
-            self._troubled = False
+            self._troubled = self._said_away = False
             if self._unauthorised:
                 self._unauthorised = False
                 telemetry.CAMERA_UP.labels(name).set(1)
@@ -401,28 +388,25 @@ class Lane:
     def owes_entries(self) -> bool:
         """Whether the topic `ledger` does not say yet what is known here."""
         with self._changed:
-            return any(journal.owes(closed=self._has_ended(epoch)) for epoch, journal in self._journals.items())
+            return self._accounts.owes(self._has_ended)
+
+    def ledger_entries(self) -> list[tuple[Journal, LedgerEntry]]:
+        """What the topic `ledger` must be told now; each is answered by its journal's `confirmed` or `failed`."""
+        with self._changed:
+            return self._accounts.due(self._now_ns(), self._has_ended)
 
     def _has_ended(self, epoch: int) -> bool:
         # A capture that is being encoded is counted already, and waits nowhere yet.
         over = epoch != self.epoch or (self._finished and not self._capturing.locked())
         return over and self._waiting(epoch) == 0
 
-    def ledger_entries(self) -> list[tuple[Journal, LedgerEntry]]:
-        """What is to be published now; each is answered by its journal's `confirmed` or `failed`."""
-        with self._changed:
-            for epoch in [epoch for epoch, one in self._journals.items() if one.is_closed and epoch != self.epoch]:
-                self._journals.pop(epoch).close()
-            due = []
-            for epoch, journal in sorted(self._journals.items()):
-                entry = journal.entry(self._now_ns(), closed=self._has_ended(epoch))
-                if entry is not None:
-                    due.append((journal, entry))
-            return due
-
     def observe(self) -> None:
-        """Set the spool's metrics, and sync it to the disk."""
+        """Set the spool's metrics, sync it to the disk, and say once when the broker does not answer."""
         with self._changed:
+            if self._is_away() and not self._said_away:
+                self._said_away = True
+                log.warning("camera %s: the broker acknowledges nothing since %.0f s", self.camera.name,
+                            self._settings.away_after_s)  # fmt: skip
             frames, size_bytes, oldest_ns = self._spool.frames, self._spool.size_bytes, self._oldest_spooled_ns
         name = self.camera.name
         telemetry.SPOOL_FRAMES.labels(name).set(frames)
@@ -470,6 +454,5 @@ class Lane:
     def close(self) -> None:
         """Let the files go."""
         with self._changed:
-            for journal in self._journals.values():
-                journal.close()
+            self._accounts.close()
             self._spool.close()

@@ -67,7 +67,7 @@ class Link:
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._failure: UsageError | None = None
-        self._tried = False
+        self._tried = self._connected = False
         self._thread = threading.Thread(target=self._run, name="broker-link", daemon=True)
 
     def start(self) -> None:
@@ -120,6 +120,9 @@ class Link:
             try:
                 client = self._make()
             except UsageError as error:
+                if self._connected:  # what worked once was no mistake in the configuration
+                    self._closed.wait(self._backoff.next_s())
+                    continue
                 with self._changed:
                     self._failure, self._tried = error, True
                     self._changed.notify_all()
@@ -133,6 +136,7 @@ class Link:
                 self._closed.wait(delay_s)
                 continue
             self._backoff.reset()
+            self._connected = True
             with self._changed:
                 if not self._closed.is_set():
                     self._client, self._tried, client = client, True, None
