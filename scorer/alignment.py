@@ -15,5 +15,9 @@ Floats = NDArray[np.float64]
 
 
 def normal_level(log_scores: Floats, neighbours: NDArray[np.int64]) -> Floats:
-    """The log score that is normal for images: the median of their neighbours' (rows of indices) log scores (n,)."""
-    return np.asarray(np.median(log_scores[neighbours], axis=-1), dtype=np.float64)
+    """The log score that is normal for images: the median of their neighbours' log scores (n,).
+
+    `neighbours` (..., k) are indices, -1 where an image has fewer than k; every image has one at least.
+    """
+    values = np.where(neighbours < 0, np.nan, log_scores[neighbours])
+    return np.asarray(np.nanmedian(values, axis=-1), dtype=np.float64)

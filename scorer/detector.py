@@ -19,6 +19,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import artefact, backbone, calibration, hierarchy, maps
 from scorer import model as models
+from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import projected, unit
 from scorer.features import OnUnreadable, Progress, checked, extract
@@ -144,7 +145,7 @@ class HierarchicalCoreset:
             known.append(nearest.reshape(height, width, channels))
         ratios = maps.combined(distances, model.units[group])
         log_score = maps.log_score(ratios)
-        level = float(np.median(model.log_scores[look.neighbours]))
+        level = float(normal_level(model.log_scores, look.neighbours))
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
         decision = self._decide(look, standardised)

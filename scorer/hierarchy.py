@@ -147,6 +147,7 @@ class Gallery:
     def __init__(self, embeddings: Vectors, groups: Labels) -> None:
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.groups = groups
+        self._sizes = np.bincount(groups)
         self._index = faiss.IndexFlatIP(self.embeddings.shape[1])
         self._index.add(self.embeddings)
 
@@ -159,10 +160,18 @@ class Gallery:
         winners = np.flatnonzero(votes == votes.max())
         # A tie goes to the group of the most similar image among the tied ones.
         group = next(int(g) for g in self.groups[indices] if g in winners)
-        return Look(group, indices[:neighbours], float(np.sqrt(max(0.0, 2 - 2 * similarity[0]))))
+        own = min(neighbours, self._most_neighbours(group))
+        return Look(group, indices[:own], float(np.sqrt(max(0.0, 2 - 2 * similarity[0]))))
+
+    def _most_neighbours(self, group: int) -> int:
+        """More neighbours than the group has other members would be of another look."""
+        return max(1, int(self._sizes[group]) - 1)
 
     def neighbours_of_members(self, neighbours: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For every good image its most similar other good images (n, k), and its distance (n,) to the first."""
+        """For every good image its most similar other good images (n, k), and its distance (n,) to the first.
+
+        Where the image's group has fewer than k others, the rest of its row is -1.
+        """
         n = len(self.groups)
         count = min(neighbours, n - 1)
         similarity, indices = self._index.search(self.embeddings, count + 1)
@@ -171,6 +180,8 @@ class Gallery:
         own[~own.any(axis=1), -1] = True
         kept = indices[~own].reshape(n, count)
         nearest = similarity[~own].reshape(n, count)[:, 0]
+        most = np.asarray([self._most_neighbours(k) for k in range(len(self._sizes))])[self.groups]
+        kept = np.where(np.arange(count) < most[:, None], kept, -1)
         return kept, np.sqrt(np.maximum(0, 2 - 2 * nearest))
 
 

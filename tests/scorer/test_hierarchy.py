@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scorer import hierarchy
+from scorer.alignment import normal_level
 from scorer.coreset import unit
 from scorer.hierarchy import Gallery
 
@@ -69,6 +70,19 @@ def test_good_image_is_never_its_own_neighbour_even_among_duplicates() -> None:
     assert neighbours.shape == (40, 3)
     assert not (neighbours == np.arange(40)[:, None]).any()
     assert distance[0] < 1e-3 < distance[20]
+
+
+def test_image_of_a_small_group_has_no_neighbours_of_another_look() -> None:
+    embeddings, labels = blobs([60, 10])
+    gallery = Gallery(embeddings, labels)
+    neighbours, _ = gallery.neighbours_of_members(25)
+    assert (neighbours[:60] >= 0).all()
+    assert {tuple(sorted(set(row) - {-1})) for row in neighbours[60:].tolist()} == {
+        tuple(each for each in range(60, 70) if each != own) for own in range(60, 70)
+    }
+    assert set(gallery.look(embeddings[65], 25).neighbours.tolist()) <= set(range(60, 70))
+    log_scores = np.where(labels == 1, 5.0, 0.0)
+    np.testing.assert_array_equal(normal_level(log_scores, neighbours), log_scores)
 
 
 def test_gate_lets_the_groups_own_in_and_keeps_another_product_out() -> None:
