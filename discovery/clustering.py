@@ -28,11 +28,13 @@ REGIONS_PER_CLUSTER = 15
 # Stability falls as clusters get smaller, also when they are real; this much of it is forgiven per unit of log k.
 DETAIL_BONUS = 0.1
 KEPT_BONUS = 0.05
+NEIGHBOURHOOD = 3
 # Any elongated cloud splits stably in two, so 2 also needs clusters that are apart; below the floor there is one kind.
 TWO_SILHOUETTE = 0.25
 STABILITY_FLOOR = 0.5
 BETTER_START = 0.01
 DENSE_MEMBERS = 5
+DENSE_SHARE = 0.5
 RADIUS_SHARE = 0.95
 LOOSE_FACTOR = 1.2
 
@@ -95,28 +97,28 @@ def estimate_count(
     """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
 
     Stability is the adjusted Rand index between the clusters of the sample and those of 80 % of it, mean over eight
-    draws; the previous number has a bonus, so that it changes for a reason only.
+    draws. With a previous number, only its neighbourhood and the proposals are tried, and it has a bonus, so that it
+    changes for a reason only.
     """
     sample = points[_sample(points, seed)]
     ceiling = max(2, min(limit, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
     counts = range(2, ceiling + 1)
     whole = {k: _small_kmeans(sample, k, np.random.default_rng((seed, k))) for k in counts}
-    stability = _stability(sample, whole, seed)
     distances = np.clip(1 - sample @ sample.T, 0, None)
     np.fill_diagonal(distances, 0)
     silhouettes = {k: _silhouette(distances, whole[k]) for k in counts}
+    proposals = {"silhouette": max(counts, key=lambda k: silhouettes[k]), "density": max(1, _dense_count(sample))}
+    tried = set(counts) if previous is None else set(proposals.values())
+    tried |= {k for k in counts if previous is not None and abs(k - previous) <= NEIGHBOURHOOD} or set(counts)
+    stability = _stability(sample, {k: whole[k] for k in sorted(tried) if k in whole}, seed)
+    proposals["stability"] = max(stability, key=lambda k: stability[k])
     apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
-    allowed = [k for k in counts if k > 2 or apart or ceiling == 2]
+    allowed = [k for k in stability if k > 2 or apart or ceiling == 2]
 
     def merit(k: int) -> float:
         return stability[k] + DETAIL_BONUS * float(np.log(k)) + (KEPT_BONUS if k == previous else 0.0)
 
     best = max(allowed, key=merit)
-    proposals = {
-        "stability": max(counts, key=lambda k: stability[k]),
-        "silhouette": max(counts, key=lambda k: silhouettes[k]),
-        "density": max(1, _dense_count(sample)),
-    }
     if stability[best] < STABILITY_FLOOR:
         return 1, 1.0, proposals
     return best, stability[best], proposals
@@ -242,7 +244,7 @@ def _adapted(start: np.ndarray, cold: np.ndarray) -> np.ndarray:
 def _with_dense_groups(
     labels: np.ndarray, vectors: np.ndarray, points: np.ndarray, known: np.ndarray, radii: np.ndarray
 ) -> np.ndarray:
-    """Give groups that lie outside of every known class, and are as compact as one, clusters of their own."""
+    """Give groups outside of every known class that are compact for their distance to it a cluster of their own."""
     index, distance, _ = nearest(vectors, known)
     loose = np.flatnonzero(distance > LOOSE_FACTOR * radii[index])
     if len(loose) < DENSE_MEMBERS:
@@ -250,12 +252,11 @@ def _with_dense_groups(
     groups = HDBSCAN(min_cluster_size=DENSE_MEMBERS, min_samples=3, allow_single_cluster=True, copy=True).fit_predict(
         points[loose]
     )
-    compact = float(np.median(radii))
     result = labels.copy()
     for group in range(int(groups.max()) + 1):
         members = loose[groups == group]
         inside = vectors[members]
-        if radius_of(inside, unit(inside.mean(axis=0))) > compact:
+        if radius_of(inside, unit(inside.mean(axis=0))) > DENSE_SHARE * float(np.median(distance[members])):
             continue
         own = np.bincount(labels[members]).argmax()
         if (labels[members] == own).sum() < 0.5 * (labels == own).sum():  # not a cluster already

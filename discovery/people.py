@@ -1,4 +1,4 @@
-"""What people say about classes: name, merge, split, dismiss, severity. It is audited, published, and binds later rounds.
+"""What people say about classes: name, merge, split, dismiss, severity. It is audited, published and binding.
 
 Every function is one transaction over the store, so that the command line and the console may use them while discovery
 runs; it notices through the registry's revision. Raises UsageError in one line, and nothing has changed then.

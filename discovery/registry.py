@@ -110,8 +110,8 @@ def write_round(
 
 
 def save_classes(connection: Connection, classes: Iterable[DefectClass], next_number: int) -> None:
-    """Write classes, new and known; survivors before those that point at them."""
-    for one in sorted(classes, key=lambda one: (one.merged_into is not None, one.number)):
+    """Write classes, new and known; a name is given up before another class takes it."""
+    for one in sorted(classes, key=lambda one: (one.name is not None, one.number)):
         row = _row_of(one)
         statement = insert(connection, schema.classes).values(row)
         connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
