@@ -12,7 +12,7 @@ from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
 from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
 from tests.dashboards.grafana_double import TOKEN, GrafanaDouble
-from tests.support.prometheus import free_port
+from tests.support.brokers import free_port
 
 STORE = "postgresql+psycopg://reader:a%40b@store.plant:5433/line?sslmode=require"
 
