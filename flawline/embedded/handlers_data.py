@@ -69,13 +69,20 @@ def _append(partition: PartitionLog | None, records: bytes | None, name: str) ->
     if partition is None:
         return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1, f"partition {name} does not exist"
     try:
-        return ErrorCode.NONE, partition.append(memoryview(records or b"")), None
+        offset = partition.append(memoryview(records or b""))
     except BatchError as error:
         log.warning("%s: batch refused, %s: %s", name, error.code.name, error.message)
         return error.code, -1, error.message
     except OSError as error:
-        log.error("%s: records not written: %s", name, error)
+        # Producers come back ten times a second: say it once, and once when it is over.
+        if not partition.refused_by_disk:
+            log.error("%s: records not written, producers are told to retry: %s", name, error)
+        partition.refused_by_disk = True
         return ErrorCode.KAFKA_STORAGE_ERROR, -1, f"records not written: {error.strerror}"
+    if partition.refused_by_disk:
+        log.warning("%s: records are written again", name)
+        partition.refused_by_disk = False
+    return ErrorCode.NONE, offset, None
 
 
 async def fetch(broker: Broker, request: Request) -> list[Any]:

@@ -49,6 +49,7 @@ class PartitionLog:
         self.config = config
         self.producers = ProducerStates()
         self.unsynced: set[Segment] = set()
+        self.refused_by_disk = False  # for those who report it: the last append failed on the disk
         self._clock_ms = clock_ms
         self._waiters: set[Callable[[], None]] = set()
         folder.mkdir(parents=True, exist_ok=True)

@@ -178,8 +178,8 @@ class Topics:
         if partition is None:
             raise TopicError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"partition {name[:80]}-{index} does not exist")
         log_start = partition.delete_before(partition.next_offset if offset == -1 else offset)
+        partition.retain()  # first, as on a full disk the line below needs the room
         self._store.put_log_start(self._topics[name].row.id, index, log_start)
-        partition.retain()
         return log_start
 
     def close(self) -> None:
