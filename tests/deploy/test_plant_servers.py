@@ -27,7 +27,7 @@ KAFKA_PORTS = ("9091", "9092", "9093", "9094")
 
 @pytest.fixture(scope="module")
 def plant_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
-    """Apache Kafka, set up by the image's own wrapper from compose's environment; {listener's port in compose: here}."""
+    """Apache Kafka, set up by the image's own wrapper from compose's environment; {compose's port: the port here}."""
     home = kafka_home()
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")
