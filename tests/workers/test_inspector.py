@@ -280,7 +280,7 @@ def test_a_broker_that_dies_and_comes_back_costs_time_only(fresh_broker: Embedde
     assert_in_order(verdicts)
 
 
-def test_a_second_process_in_the_same_place_ends_the_first_with_a_clear_error(
+def test_of_two_processes_in_one_place_one_ends_with_a_clear_error_and_no_frame_is_lost(
     either_broker: RunningBroker, tmp_path: Path
 ) -> None:
     settings = line_settings(either_broker.bootstrap, tmp_path)
@@ -289,9 +289,10 @@ def test_a_second_process_in_the_same_place_ends_the_first_with_a_clear_error(
         feeding(settings) as feeder,
         pytest.raises(FlawlineError, match="another process took this worker's place"),
         inspecting(settings) as old,
-        inspecting(settings),
+        inspecting(settings) as new,
     ):
-        while not old._stop.wait(0.05):
+        # The old one, usually. On a busy machine it may have to join again, and is then the newer of the two.
+        while not (old._stop.wait(0.05) or new._stop.is_set()):
             feeder.send(frame("cam-0", sequence))
             sequence += 1
             assert sequence < 600
