@@ -296,7 +296,7 @@ def test_of_two_processes_in_one_place_one_ends_with_a_clear_error_and_no_frame_
             feeder.send(frame("cam-0", sequence))
             sequence += 1
             assert sequence < 600
-    verdicts = read(settings, "verdicts", Verdict, sequence)
+        verdicts = read(settings, "verdicts", Verdict, sequence)
     assert len({(verdict.frame_id, verdict.score) for verdict in verdicts}) == sequence
 
 
