@@ -14,7 +14,7 @@ from kafka import errors
 from kafka.future import Future
 
 from flawline.messages import DropReason, Frame
-from producers import lane as lane_module
+from producers import backlog
 from producers.camera import Capture
 from producers.flow import ByteBudget
 from producers.lane import Lane
@@ -112,7 +112,7 @@ class Rig:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "RETRY_PAUSE_S", 0.02)
+    monkeypatch.setattr(backlog, "RETRY_PAUSE_S", 0.02)
 
 
 @pytest.fixture

@@ -145,14 +145,14 @@ def test_some_cameras_or_ones_of_ones_own_can_be_run(
 def test_stop_ends_an_endless_camera_after_its_frames_are_delivered(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
 ) -> None:
-    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images, loop=True, rate_hz=100))
+    settings = line(embedded_broker.bootstrap, tmp_path, folder("endless", images, loop=True, rate_hz=100))
     running = produce(settings)
-    until(lambda: telemetry.CAPTURED.labels("cam")._value.get() > 20)
+    until(lambda: telemetry.CAPTURED.labels("endless")._value.get() > 20)
     running.stop.set()
     captured = running.join(15)
     ((count, dropped, closed),) = topics.accounts(settings).values()
     assert (count, closed) == (captured, True)
-    assert sorted([*(sequence for _, sequence in topics.ids(settings, "cam")), *dropped]) == list(range(captured))
+    assert sorted([*(sequence for _, sequence in topics.ids(settings, "endless")), *dropped]) == list(range(captured))
 
 
 def test_large_frames_go_by_claim_check(embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path) -> None:
