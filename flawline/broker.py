@@ -134,10 +134,12 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
             }
     client = admin(settings)
     try:
-        missing = {name: spec for name, spec in wanted.items() if name not in set(client.list_topics())}
+        there = set(client.list_topics())
+        missing = {name: spec for name, spec in wanted.items() if name not in there}
         for name, spec in missing.items():
             try:
-                client.create_topics({name: spec})
+                # Apache Kafka acknowledges a topic before every broker lists it.
+                client.create_topics({name: spec}, wait_for_metadata=True)
             except TopicAlreadyExistsError:  # another role was faster
                 log.debug("topic %s was created by someone else", name)
     except KafkaError as error:
