@@ -128,7 +128,10 @@ class ProducerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     in_flight_limit_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Unacknowledged bytes in memory; beyond, each camera's `when_full` decides."
+        64 << 20,
+        ge=1 << 20,
+        description="Unacknowledged bytes in memory, of which the Kafka client holds a second copy; beyond, each "
+        "camera's `when_full` decides.",
     )
     spool_dir: Path | None = Field(
         None, description="Where frames wait while the broker is away; default <data_dir>/spool."

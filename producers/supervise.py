@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 10.0
 
+MOST_HANGING_READERS = 3
+"""A device that hangs at every attempt must not take a thread each time, for days: so many are left waiting for it."""
+
 
 class CameraState(StrEnum):
     """Where a camera is; UP is the metric's 1."""
@@ -80,6 +83,7 @@ class CameraRunner:
         self._period_s = 1.0 / settings.rate_hz if settings.rate_hz > 0 else None
         self._open_timeout_s = getattr(settings, "open_timeout_s", OPEN_TIMEOUT_S)
         self._reader: _Reader | None = None
+        self._given_up: list[_Reader] = []
         self._due = 0.0
         telemetry.CAMERA_UP.labels(self.name).set(0)
         telemetry.CAMERA_RECONNECTS.labels(self.name)  # shows as 0 until it counts
@@ -94,7 +98,8 @@ class CameraRunner:
         if self.state is CameraState.IDLE:
             self._start()
         elif self.state is CameraState.AWAY:
-            if self._clock() >= self._due:
+            self._given_up = [reader for reader in self._given_up if not reader.done]
+            if self._clock() >= self._due and len(self._given_up) < MOST_HANGING_READERS:
                 telemetry.CAMERA_RECONNECTS.labels(self.name).inc()
                 self._start()
         elif not self.over and self._reader is not None:
@@ -128,6 +133,7 @@ class CameraRunner:
         """Give the reader up, and wait before the next attempt."""
         if self._reader is not None:
             self._reader.given_up.set()
+            self._given_up.append(self._reader)
             if self._reader.frames:  # it worked meanwhile
                 self._backoff.reset()
         delay_s = self._backoff.next_s()

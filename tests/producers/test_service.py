@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from kafka.errors import TopicAuthorizationFailedError
 
@@ -131,6 +133,30 @@ def test_folders_are_published_and_accounted_for_and_the_run_ends(
     for (captured, dropped, closed), name in zip(topics.accounts(settings).values(), ("cam-1", "cam-2"), strict=True):
         assert (captured, dropped, closed) == (31, {30: DropReason.ENCODING_FAILED}, True), name
     assert list((settings.data_dir / "spool").rglob("*.journal")) == []
+
+
+def test_simulated_and_video_cameras_reach_the_topic_as_decodable_frames(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    path = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for level in range(6):
+        writer.write(np.full((48, 64, 3), level * 40, np.uint8))
+    writer.release()
+    settings = line(
+        embedded_broker.bootstrap, tmp_path,
+        {"kind": "simulated", "name": "sim", "frames": 5, "height": 96, "width": 80, "codec": "png"},
+        {"kind": "video", "name": "film", "path": path, "codec": "raw"},
+    )  # fmt: skip
+    assert service.run(settings, threading.Event()) == 11
+    shapes = {"sim": (96, 80, 3), "film": (48, 64, 3)}
+    found = topics.frames(settings)
+    assert len(found) == 11
+    for frame in found:
+        shape = (frame.height, frame.width, frame.channels)
+        assert shape == shapes[frame.camera]
+        assert imaging.decode(frame.data, frame.codec, shape=shape).shape == shape
+    assert all(closed and not dropped for _, dropped, closed in topics.accounts(settings).values())
 
 
 def test_some_cameras_or_ones_of_ones_own_can_be_run(

@@ -123,6 +123,16 @@ def test_camera_that_never_answers_is_given_up_at_its_limit_and_does_not_block(r
     assert line.runner.state is CameraState.AWAY
 
 
+def test_device_that_hangs_at_every_attempt_takes_no_more_than_three_threads(rig: Callable[..., Rig]) -> None:
+    line = rig((5, "hang-in-open"))
+    for _ in range(20):
+        line.runner.tick()
+        line.clock.advance(10.1)
+    assert len(line.cameras) == 3
+    line.release.set()  # it comes back
+    line.tick_until(lambda: len(line.cameras) > 3)
+
+
 def test_finite_source_ends_and_a_failing_one_says_why(rig: Callable[..., Rig]) -> None:
     replay = CameraBase(name="cam")
     line = rig((3, "end"), settings=replay)
