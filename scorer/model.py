@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from scorer.settings import LayerSettings, ScorerSettings
 
 # Vectors that one greedy selection may run over; larger pools are selected in parts, which are then merged.
 _POOL = 400_000
+# Good images that are scored as if they were of another group, to see how hot a strong defect is.
+_FOREIGN_IMAGES = 32
+# Extent of the heat map's range, in natural-log units: at least, and where there is nothing foreign to look at.
+_LEAST_SPAN = 0.5
+_USUAL_SPAN = 1.25
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
     widths = calibration.group_widths(aligned, groups)
     standardised = np.sort(aligned / widths[groups])
     peaks = np.log([float(each.max()) for each in ratios]) - levels
+    review, reject = _cut_offs(standardised, settings)
+    foreign = _foreign_heat(store, settings, groups, banks, units, log_scores)
     return Model(
         layers=layers,
         banks=banks,
@@ -98,17 +106,58 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
         gates=hierarchy.gates(gallery, within),
         widths=widths,
         calibration=standardised,
-        review=calibration.threshold(standardised, settings.alarm_rate),
-        reject=calibration.threshold(standardised, settings.active_reject_rate),
-        heatmap_range=_heatmap_range(peaks),
+        review=review,
+        reject=reject,
+        heatmap_range=_heatmap_range(peaks, foreign),
         look_alikes=settings.look_alikes,
         alarm_rate=settings.alarm_rate,
     )
 
 
-def _heatmap_range(peaks: NDArray[np.float64]) -> tuple[float, float]:
+def _cut_offs(scores: NDArray[np.float64], settings: ScorerSettings) -> tuple[Threshold, Threshold]:
+    """The cut-offs of review and of reject, the second never below the first.
+
+    They may come from different estimators, one a rank and one a tail, which can cross.
+    """
+    review = calibration.threshold(scores, settings.alarm_rate)
+    reject = calibration.threshold(scores, settings.active_reject_rate)
+    if reject.value < review.value:
+        reject = dataclasses.replace(reject, value=review.value, upper_bound=review.upper_bound)
+    return review, reject
+
+
+def _heatmap_range(peaks: NDArray[np.float64], foreign: float | None) -> tuple[float, float]:
+    """The heat map values from the peak that one good image in a hundred reaches to what foreign patches have."""
     low = float(np.quantile(peaks, 0.99))
-    return low, low + max(1.0, float(np.quantile(peaks, 0.999)) - low)
+    return low, max(low + _LEAST_SPAN, low + _USUAL_SPAN if foreign is None else foreign)
+
+
+def _foreign_heat(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    groups: NDArray[np.int64],
+    banks: Sequence[Sequence[Vectors]],
+    units: Sequence[Sequence[LayerUnit]],
+    log_scores: NDArray[np.float64],
+) -> float | None:
+    """The usual heat of patches of one product scored as another's: as strong a defect as there is, without any.
+
+    None when there is one group only.
+    """
+    layers = settings.active_layers
+    if not groups.any():
+        return None
+    rng = np.random.default_rng(settings.seed)
+    heats = []
+    for image in rng.permutation(len(groups))[:_FOREIGN_IMAGES]:
+        group = int(rng.choice(np.setdiff1d(np.unique(groups), groups[image])))
+        distances = [
+            projected(store.pool(i, np.asarray([image])), banks[group][i], layer.neighbours)[0].reshape(grid, grid)
+            for i, (layer, grid) in enumerate(zip(layers, store.grids, strict=True))
+        ]
+        level = float(np.median(log_scores[groups == group]))
+        heats.append(float(np.median(np.log(maps.combined(distances, units[group])))) - level)
+    return float(np.median(heats))
 
 
 def _cross_fit(

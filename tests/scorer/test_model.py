@@ -111,6 +111,23 @@ def test_alarm_rate_on_unseen_good_parts_is_at_most_twice_the_target() -> None:
     assert max(alarms[groups == k].mean() for k in range(3)) <= 0.1
 
 
+def test_reject_is_never_easier_than_review_though_their_estimators_differ() -> None:
+    # One outlier far above the rest: the rank lands on it, the tail of the rarer rate stays below.
+    scores = np.sort(np.append(np.random.default_rng(0).normal(size=300), 9.0))
+    settings = SETTINGS.model_copy(update={"alarm_rate": 0.005})
+    review, reject = models._cut_offs(scores, settings)
+    assert (review.method, reject.method) == ("conformal", "generalised-pareto")
+    assert reject.value >= review.value == 9.0
+
+
+def test_heat_map_range_reaches_from_good_peaks_to_foreign_patches(model: models.Model) -> None:
+    low, high = model.heatmap_range
+    alone = models.fit(store_of([each[:60] for each in raw_features(60, 1)[0]]), SETTINGS)
+    assert 0 < low < high
+    assert alone.groups.max() == 0
+    assert alone.heatmap_range[1] == alone.heatmap_range[0] + 1.25
+
+
 def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_below(model: models.Model) -> None:
     train = store_of(raw_features(60, 1)[0])
     fresh = scores(model, store_of(raw_features(60, 6)[0]))[0]
