@@ -35,8 +35,12 @@ def require_fast_checksum() -> None:
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Address and security, for every client."""
+    """Address and security, for every client. Raises UsageError for a certificate file that is not there."""
     kafka = settings.kafka
+    for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        # The client would try again until its time-out, and then say that the broker is away.
+        if (file := getattr(kafka, key)) is not None and not file.is_file():
+            raise UsageError(f"kafka.{key} {file}: no such file: correct the path or leave it out")
     password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
     options = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
@@ -62,7 +66,7 @@ def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
             f"broker {settings.bootstrap_servers} cannot be used ({reason}): start it with `flawline broker`, "
             "or correct kafka.bootstrap_servers and its security settings"
         ) from error
-    except (OSError, AssertionError) as error:  # unreadable certificates, contradicting security options
+    except (OSError, AssertionError, ValueError) as error:  # contradicting security options, an address that is none
         raise UsageError(f"kafka settings: {error}") from error
 
 

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -18,7 +19,6 @@ from flawline import broker, ledger, ledger_view, telemetry
 from flawline.accounting import Account
 from flawline.config import Settings
 from flawline.embedded import EmbeddedBroker
-from flawline.errors import FlawlineError
 from flawline.ledger import LedgerReader
 from flawline.messages import DeadLetterReason, DroppedRange, DropReason
 from tests.flawline.talking_line import TalkingLine
@@ -250,9 +250,21 @@ def test_command_prints_the_contract_and_exits_1_for_a_gap(
     assert unknown.returncode == 2 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
 
 
-def test_broker_that_is_away_is_one_line(line_settings: Settings) -> None:
-    away = line_settings.model_copy(
-        update={"kafka": line_settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{free_port()}"})}
+def test_ledger_reads_apache_kafka_the_same(apache_kafka: Any, line_settings: Settings) -> None:
+    settings = line_settings.model_copy(
+        update={"kafka": line_settings.kafka.model_copy(update={"bootstrap_servers": apache_kafka.bootstrap})}
     )
-    with pytest.raises(FlawlineError, match="flawline broker"):
-        ledger.read(away)
+    assert ledger.read(settings).total == Account()
+    broker.ensure_topics(settings)
+    line = TalkingLine(settings)
+    try:
+        for sequence in range(3):
+            line.frame(sequence)
+        line.captured(5, dropped=(DroppedRange(4, 4, DropReason.OVERSIZE),), closed=True)
+        line.scored(0)
+        line.committed(1)
+        account = account_of(line)
+    finally:
+        line.close()
+    assert (account.scored, account.in_flight, account.gaps, account.dropped) == (1, 2, 1, {"oversize": 1})
+    assert account.balanced
