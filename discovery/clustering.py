@@ -255,6 +255,9 @@ def _with_dense_groups(
     result = labels.copy()
     for group in range(int(groups.max()) + 1):
         members = loose[groups == group]
+        centre = unit(vectors[members].mean(axis=0))
+        # What density left over belongs to the group when it is nearer to it than to what is known.
+        members = loose[(groups == group) | ((groups < 0) & (1 - vectors[loose] @ centre < distance[loose]))]
         inside = vectors[members]
         if radius_of(inside, unit(inside.mean(axis=0))) > DENSE_SHARE * float(np.median(distance[members])):
             continue

@@ -22,7 +22,7 @@ def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]
     with store.transaction() as connection:
         known = registry.load(connection)
         query = select(table.c.class_id, func.count()).where(table.c.class_id.is_not(None)).group_by(table.c.class_id)
-        frames: dict[str | None, int] = dict(connection.execute(query).tuples().all())
+        frames = {row[0]: row[1] for row in connection.execute(query)}
     hidden = () if everything else ("merged", "dismissed")
     shown = [one for one in known.classes if one.state not in hidden]
     return [_plain(one, frames.get(one.id, 0)) for one in sorted(shown, key=lambda one: (-one.members, one.number))]

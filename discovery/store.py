@@ -212,13 +212,15 @@ def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None
 
 def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[tuple[Defect, ...], int]:
     table = schema.defects
-    fresh = {item.defect.frame_id: item for item in reversed(taken)}  # the first of several wins
+    fresh: dict[str, TakenDefect] = {}
+    for item in taken:
+        fresh.setdefault(item.defect.frame_id, item)
     for part in parts(list(fresh)):
         for known in connection.scalars(select(table.c.frame_id).where(table.c.frame_id.in_(part))).all():
             del fresh[known]
     survivors = _survivors(connection, {name for item in fresh.values() for name in item.classes if name})
     added, count = [], 0
-    for item in reversed(fresh.values()):
+    for item in fresh.values():
         defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
         areas = [region.area_px for region in defect.regions]
         frame = region_rules.frame_class(classes, areas, defect.height, defect.width)
@@ -241,11 +243,8 @@ def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[
 def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
     """Each class, or the class that it has been merged into since it was read."""
     table = schema.classes
-    merged = dict(
-        connection.execute(select(table.c.id, table.c.merged_into).where(table.c.merged_into.is_not(None)))
-        .tuples()
-        .all()
-    )
+    query = select(table.c.id, table.c.merged_into).where(table.c.merged_into.is_not(None))
+    merged = {row.id: row.merged_into for row in connection.execute(query)}
     result = {}
     for name in names:
         survivor = name

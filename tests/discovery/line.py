@@ -1,0 +1,102 @@
+"""A line as discovery sees it: topics on a broker that are filled by hand, and processes that may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from flawline import broker, config, messages, topics
+from flawline.config import Settings
+from flawline.messages import ClassEvent, Defect, Verdict
+
+_PROCESS = """
+import json, signal, sys, threading
+from pathlib import Path
+from flawline import config
+from discovery import service
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+service.run(config.load(Path(sys.argv[1])), stop)
+"""
+
+
+def settings_for(folder: Path, bootstrap: str, prefix: str, **discovery: object) -> Settings:
+    """Settings of a line of its own on a shared broker, also written to a file for child processes."""
+    values = {"round_regions": 40, "window_regions": 300, "class_limit": 10} | discovery
+    text = "\n".join(
+        [
+            f"data_dir = {json.dumps(str(folder))}",
+            "[kafka]",
+            f'bootstrap_servers = "{bootstrap}"',
+            f'topic_prefix = "{prefix}-"',
+            "camera_partitions = 2",
+            "[metrics]",
+            "discovery_port = 0",
+            "[discovery]",
+            *(f"{name} = {value}" for name, value in values.items()),
+        ]
+    )
+    file = folder / "line.toml"
+    file.write_text(text)
+    settings = config.load(file)
+    broker.ensure_topics(settings, only=[topics.VERDICTS.name, topics.DEFECTS.name, topics.CLASSES.name])
+    return settings
+
+
+def publish(settings: Settings, sent: Iterable[Verdict | Defect | tuple[str, bytes | None]]) -> None:
+    """Send verdicts, defects and raw (topic, value) pairs, each camera to its own partition."""
+    client = broker.producer(settings)
+    try:
+        futures = []
+        for message in sent:
+            if isinstance(message, tuple):
+                futures.append(client.send(settings.topic(message[0]), key=b"cam-1", value=message[1], partition=0))
+                continue
+            name = topics.VERDICTS.name if isinstance(message, Verdict) else topics.DEFECTS.name
+            futures.append(
+                client.send(
+                    settings.topic(name),
+                    key=message.camera.encode(),
+                    value=messages.encode(message),
+                    headers=messages.headers(message),
+                    partition=int(message.camera[-1]) % 2,
+                )
+            )
+        for future in futures:
+            future.get(timeout=30)
+    finally:
+        client.close()
+
+
+def published_events(settings: Settings) -> list[ClassEvent]:
+    """Everything on the topic `classes`, in order."""
+    client = broker.consumer(settings)
+    try:
+        from kafka import TopicPartition
+
+        place = TopicPartition(settings.topic(topics.CLASSES.name), 0)
+        client.assign([place])
+        client.seek_to_beginning(place)
+        end = client.end_offsets([place])[place]
+        events = []
+        while client.position(place) < end:
+            for record in client.poll(timeout_ms=500).get(place, []):
+                assert record.key == messages.decode(ClassEvent, record.value).class_id.encode()
+                events.append(messages.decode(ClassEvent, record.value))
+        return events
+    finally:
+        client.close()
+
+
+def start_process(folder: Path) -> subprocess.Popen[bytes]:
+    """`discovery.service.run` in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = (folder / "discovery.log").open("ab")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(folder / "line.toml")], stdout=log, stderr=log, env=environment
+        )

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from discovery.clustering import cluster, estimate_count, nearest, radius_of, unit
+from tests.discovery.factories import directions, near
+
+
+def drawn(counts, spread=0.5, seed=1, dimension=24):
+    rng = np.random.default_rng(seed)
+    kinds = np.repeat(np.arange(len(counts)), counts)
+    middle = directions(len(counts), dimension)
+    return np.stack([near(middle[kind], rng, spread) for kind in kinds]), kinds
+
+
+def same_partition(a, b):
+    return len(set(zip(a, b, strict=True))) == len(set(a)) == len(set(b))
+
+
+@pytest.mark.parametrize("counts", [[40, 40, 40], [60, 30, 20, 15, 40], [25] * 8])
+def test_planted_kinds_are_found_with_their_number(counts):
+    vectors, kinds = drawn(counts)
+    found = cluster(vectors)
+    assert found.count == len(counts)
+    assert same_partition(found.labels.tolist(), kinds.tolist())
+    assert found.stability > 0.9
+    assert np.linalg.norm(found.centroids, axis=1) == pytest.approx(np.ones(len(counts)), abs=1e-5)
+
+
+def test_two_well_separated_kinds_are_two():
+    vectors, kinds = drawn([50, 50], spread=0.3)
+    assert same_partition(cluster(vectors).labels.tolist(), kinds.tolist())
+
+
+def test_one_cloud_is_one_kind():
+    vectors, _ = drawn([150], spread=1.0, dimension=64)
+    assert cluster(vectors).count == 1
+
+
+def test_same_data_and_seed_give_the_same_clusters():
+    vectors, _ = drawn([30, 40, 50], spread=0.9)
+    first, second = cluster(vectors, seed=4), cluster(vectors, seed=4)
+    assert np.array_equal(first.labels, second.labels)
+    assert np.array_equal(first.centroids, second.centroids)
+
+
+def test_fewer_than_thirty_regions_are_no_classes():
+    assert cluster(drawn([10, 19])[0]) is None
+    assert cluster(np.zeros((0, 8), np.float32)) is None
+
+
+def test_identical_vectors_are_one_kind():
+    assert cluster(np.tile(directions(1), (60, 1))).count == 1
+
+
+def test_known_centroids_keep_their_clusters_and_a_dense_stranger_gets_its_own():
+    vectors, kinds = drawn([80, 80, 80, 6], spread=0.4)
+    middle = directions(4)
+    known = middle[:3]
+    radii = np.array([radius_of(vectors[kinds == k], known[k]) for k in range(3)])
+    found = cluster(vectors, known, radii)
+    assert same_partition(found.labels.tolist(), kinds.tolist())
+
+
+def test_stability_reports_what_every_criterion_proposed():
+    vectors, _ = drawn([40, 40, 40])
+    count, stability, proposals = estimate_count(vectors, previous=3)
+    assert (count, set(proposals)) == (3, {"stability", "silhouette", "density"})
+    assert 0 <= stability <= 1
+
+
+def test_nearest_gives_the_two_smallest_distances():
+    middle = directions(3)
+    index, first, second = nearest(middle[[2]], middle)
+    assert index.tolist() == [2]
+    assert first[0] == pytest.approx(0, abs=1e-6)
+    assert second[0] == pytest.approx(1, abs=1e-6)
+    assert nearest(middle[[0]], middle[:1])[2][0] == np.inf
+
+
+def test_zero_rows_stay_zero():
+    assert not unit(np.zeros((2, 3))).any()

@@ -1,0 +1,139 @@
+"""The life of classes over many rounds, from the arrival of regions to the rows of the store."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from discovery import registry, rounds, schema
+from discovery.lineage import Registry
+from discovery.settings import DiscoverySettings
+from discovery.store import Store
+from flawline.messages import ClassState
+from tests.discovery.factories import DIMENSION, VERSION, directions
+from tests.discovery.stream import Stream
+
+SETTINGS = DiscoverySettings(window_regions=200, pool_regions=200, exemplars=30, dormant_rounds=4, class_limit=12)
+
+
+@pytest.fixture
+def stream(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    yield Stream(store, SETTINGS, directions(6), spread=0.5)
+    store.close()
+
+
+def states(stream):
+    return {one.id: one.state for one in stream.registry().classes}
+
+
+def test_ids_stay_while_a_class_enters_one_dies_and_one_drifts(stream):
+    births, first_ids, confirmed_at = [], {}, {}
+    goal = directions(7)[6]
+    entered = 0
+    for number in range(1, 21):
+        kinds = [0, 1, 2, 3] + ([4] if number > 6 else [])
+        if number > 12:
+            kinds.remove(1)
+        stream.directions[2] = drifted(stream.directions[2], goal)
+        arriving = stream.rng.choice(kinds, 40).tolist()
+        entered += arriving.count(4)
+        stream.feed(arriving)
+        outcome = stream.round()
+        births += [event.class_id for event in outcome.events if event.transition == "born"]
+        now = stream.class_of_kind()
+        for kind, name in now.items():
+            if states(stream)[name] is ClassState.CONFIRMED:
+                confirmed_at.setdefault(kind, number)
+                first_ids.setdefault(kind, name)
+        # What has been confirmed never changes its id.
+        assert {kind: now[kind] for kind in first_ids} == first_ids
+        if entered >= 10 and 4 not in confirmed_at:
+            assert number <= 10, "the new class was not confirmed within three rounds of its tenth member"
+    assert len(set(first_ids.values())) == 5
+    assert states(stream)[first_ids[1]] is ClassState.DORMANT
+    assert len(births) <= 5 + 1
+    assert outcome.figures.churn < 0.05
+
+
+def drifted(direction, goal):
+    moved = direction + 0.02 * goal
+    return (moved / np.linalg.norm(moved)).astype(np.float32)
+
+
+def test_members_are_counted_as_the_regions_say(stream):
+    for _ in range(4):
+        stream.feed(stream.rng.choice(5, 40).tolist())
+        stream.round()
+        with stream.store.reading() as connection:
+            table = schema.regions
+            rows = connection.execute(
+                schema.classes.select().with_only_columns(
+                    schema.classes.c.id,
+                    schema.classes.c.members,
+                    schema.classes.select()
+                    .with_only_columns(schema.regions.c.id)
+                    .where(table.c.class_id == schema.classes.c.id)
+                    .exists()
+                    .label("used"),
+                )
+            ).all()
+            counts = {}
+            for name in connection.scalars(table.select().with_only_columns(table.c.class_id)):
+                counts[name] = counts.get(name, 0) + 1
+        assert {row.id: row.members for row in rows if row.members} == {k: v for k, v in counts.items() if k}
+
+
+def test_round_sees_no_more_than_its_bounds_whatever_the_history(stream):
+    for _ in range(12):
+        stream.feed(stream.rng.choice(4, 60).tolist())
+        outcome = stream.round()
+    bound = SETTINGS.window_regions + SETTINGS.pool_regions + SETTINGS.exemplars * len(stream.registry().classes)
+    assert outcome.figures.regions <= bound
+    assert outcome.figures.regions < 720
+
+
+def test_round_is_deterministic(stream):
+    stream.feed(stream.rng.choice(4, 80).tolist())
+    with stream.store.reading() as connection:
+        regions = registry.regions_of_round(connection, SETTINGS, VERSION)
+    first, second = (rounds.run_round(regions, Registry(), SETTINGS, VERSION, 0, 5) for _ in range(2))
+    assert first.assigned == second.assigned
+    assert first.events == second.events
+
+
+def test_too_few_regions_make_no_class(stream):
+    stream.feed([0] * 15 + [1] * 14)
+    assert stream.round() is None
+    assert stream.registry().classes == ()
+
+
+def test_region_far_from_all_classes_is_assigned_to_none(stream):
+    stream.feed(stream.rng.choice(3, 60).tolist())
+    stream.round()
+    assigner = rounds.Assigner(stream.registry(), VERSION)
+    known = directions(6)
+    given = assigner.assign(np.stack([known[0], known[5], (known[0] + known[1]) / np.sqrt(2)]))
+    assert given[0] == stream.class_of_kind()[0]
+    assert given[1:] == [None, None]
+    assert rounds.Assigner(stream.registry(), "another version").assign(known) == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        (np.zeros(DIMENSION), "zero"),
+        (np.full(DIMENSION, np.nan), "NaN"),
+        (np.full(DIMENSION, np.inf), "NaN or infinity"),
+        (np.ones(3), "3 dimensions, others of its version have 24"),
+        (np.ones((2, 12)), "no vector"),
+        (np.ones(0), "no vector"),
+    ],
+)
+def test_embedding_that_cannot_be_used_is_named(vector, says):
+    assert says in rounds.problem_of(vector, DIMENSION)
+
+
+def test_usable_embedding_has_no_problem():
+    assert rounds.problem_of(np.ones(DIMENSION), DIMENSION) is None
+    assert rounds.problem_of(np.ones(5), None) is None

@@ -1,0 +1,243 @@
+"""The discovery process against a real broker: what is delivered twice, damaged, or interrupted by a kill."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from discovery import people, registry, schema, service
+from discovery.service import DiscoveryService
+from discovery.store import Store
+from flawline import messages
+from flawline.errors import FlawlineError
+from flawline.messages import Decision, Tensor, Transition
+from tests.discovery import line
+from tests.discovery.factories import DIMENSION, defect, directions, near, region, verdict
+from tests.support.brokers import unique
+
+KINDS = directions(4)
+
+
+@pytest.fixture
+def settings(embedded_broker, tmp_path):
+    return line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"))
+
+
+def day(frames: int, start: int = 0, seed: int = 0, cameras: int = 2):
+    """Verdicts of a stretch of production, every second one with a defect of one of three kinds; and the kinds."""
+    rng = np.random.default_rng((seed, start))
+    sent, kinds = [], {}
+    for sequence in range(start, start + frames):
+        camera = f"cam-{sequence % cameras}"
+        if sequence % 2:
+            sent.append(verdict(sequence, camera=camera))
+            continue
+        kind = int(rng.integers(3))
+        found = defect(sequence, near(KINDS[kind], rng, 0.4), camera=camera)
+        kinds[found.frame_id] = kind
+        sent += [verdict(sequence, camera=camera, decision=Decision.REJECT), found]
+    return sent, kinds
+
+
+def pairs(assignments, kinds):
+    return {(kinds[frame], name) for frame, name in assignments.items()}
+
+
+def counts(store):
+    with store.reading() as connection:
+        return (
+            connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))),
+            connection.scalar(select(func.count()).select_from(schema.defects)),
+            connection.scalar(select(func.count()).select_from(schema.regions)),
+        )
+
+
+def test_finite_stream_ends_in_classes_one_for_each_kind(settings):
+    sent, kinds = day(200)
+    line.publish(settings, sent)
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+    assert (summary.verdicts, summary.defects) == (200, 100)
+    assert summary.assignments.keys() == kinds.keys()
+    assert len(pairs(summary.assignments, kinds)) == len(summary.members) == 3
+    assert sum(summary.members.values()) == 100
+
+
+def test_classes_are_published_with_every_transition_and_only_once(settings):
+    sent, _ = day(200)
+    line.publish(settings, sent)
+    for _ in range(2):
+        with DiscoveryService(settings) as running:
+            summary = running.drain()
+    events = line.published_events(settings)
+    assert len({event.event_id for event in events}) == len(events)
+    assert {event.class_id for event in events if event.transition is Transition.BORN} >= summary.members.keys()
+    assert {event.class_id for event in events if event.transition is Transition.CONFIRMED} == summary.members.keys()
+
+
+def test_records_that_come_again_change_nothing(settings):
+    sent, _ = day(160)
+    line.publish(settings, sent)
+    with DiscoveryService(settings) as running:
+        first = running.drain()
+    line.publish(settings, sent + sent[::-1])
+    with DiscoveryService(settings) as running:
+        assert running.drain() == first
+
+
+def test_damaged_records_are_counted_and_the_rest_goes_on(settings):
+    sent, _ = day(20)
+    vector = KINDS[0]
+    bad = [
+        defect(900, np.full(DIMENSION, np.nan)),
+        defect(901, np.zeros(DIMENSION)),
+        defect(902, vector[:7]),
+        defect(903, vector, captured_at=1 << 63),
+        verdict(904, score=float("nan")),
+        verdict(905, group=1 << 40),
+        verdict(906, model_version="zero\x00byte"),
+    ]
+    raw = [("defects", b"\xc1"), ("defects", None), ("verdicts", messages.encode(bad[0])), ("verdicts", b"")]
+    line.publish(settings, [*sent[:10], *bad, *raw, *sent[10:]])
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+        rejected = running.store.rejections()
+    assert (summary.verdicts, summary.defects) == (20, 10)
+    assert rejected == {"bad-embedding": 3, "out-of-range": 3, "not-finite": 1, "undecodable": 3, "wrong-schema": 1}
+
+
+def test_embeddings_of_an_unknown_version_are_kept_without_a_class(settings):
+    sent, kinds = day(200)
+    line.publish(
+        settings, [*sent, defect(800, KINDS[0], version="another"), defect(801, KINDS[0][:5], version="third")]
+    )
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+    assert summary.defects == 102
+    assert summary.assignments.keys() == kinds.keys()
+
+
+def test_what_a_person_says_meanwhile_is_published_and_binds(settings):
+    sent, kinds = day(200)
+    line.publish(settings, sent)
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+        first, second = sorted(summary.members)[:2]
+        people.merge(running.store, second, first, who="ana")
+        more, more_kinds = day(100, start=200)
+        line.publish(settings, more)
+        summary = running.drain()
+    assert len(pairs(summary.assignments, kinds | more_kinds)) == 3
+    assert set(summary.members) == {first, *sorted(summary.members)[1:]}
+    assert second not in summary.members
+    merged = [event for event in line.published_events(settings) if event.class_id == second]
+    assert (merged[-1].transition, merged[-1].merged_into, merged[-1].who) == (Transition.MERGED, first, "ana")
+
+
+def test_round_that_a_person_overtakes_is_run_again(settings, monkeypatch):
+    line.publish(settings, day(200)[0])
+    with DiscoveryService(settings) as running:
+        name = min(running.drain().members)
+        line.publish(settings, day(100, start=200)[0])
+        write, said = registry.write_round, []
+
+        def write_after_a_person(*arguments):
+            if not said:
+                said.append(people.name(running.store, name, "scratch"))
+            return write(*arguments)
+
+        monkeypatch.setattr(registry, "write_round", write_after_a_person)
+        running.drain()
+        assert people.find(registry.read(running.store), "scratch").id == name
+
+
+def test_second_process_stands_by_until_the_first_has_gone(settings):
+    sent, _ = day(60)
+    line.publish(settings, sent)
+    with DiscoveryService(settings) as first:
+        first.drain()
+        with pytest.raises(FlawlineError, match="another discovery process"), DiscoveryService(settings) as second:
+            second.drain(timeout_s=1.5)
+    with DiscoveryService(settings) as second:
+        assert second.drain().verdicts == 60
+
+
+def test_run_takes_in_what_arrives_and_stops_when_told(settings):
+    stop = threading.Event()
+    thread = threading.Thread(target=service.run, args=(settings, stop), daemon=True)
+    thread.start()
+    line.publish(settings, day(120)[0])
+    store = Store(settings.store_url)
+    wait_for(lambda: counts(store) == (120, 60, 60))
+    wait_for(lambda: registry.read(store).round >= 1)
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert store.outbox() == []
+    store.close()
+
+
+def wait_for(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_kill_at_any_point_loses_no_id_and_counts_nothing_twice(settings, tmp_path):
+    chance = random.Random(11)
+    store = Store(settings.store_url)
+    sent, kinds, seen = [], {}, {}
+    for number in range(8):
+        more, more_kinds = day(60, start=60 * number)
+        kinds |= more_kinds
+        sent += more
+        line.publish(settings, more)
+        read_before = sum(store.positions().values())
+        process = line.start_process(tmp_path)
+        try:
+            # Killed somewhere between its first batch and well after its round.
+            wait_for(lambda before=read_before: sum(store.positions().values()) > before or process.poll() is not None)
+            assert process.poll() is None, (tmp_path / "discovery.log").read_text()
+            time.sleep(chance.uniform(0, 1.2))
+        finally:
+            process.kill()
+            process.wait()
+        known = {one.id: one.number for one in registry.read(store).classes}
+        assert seen.items() <= known.items()
+        assert len(set(known.values())) == len(known)
+        seen = known
+        with store.reading() as connection:
+            used = set(connection.scalars(select(schema.regions.c.class_id))) - {None}
+            assert used <= known.keys()
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+    assert counts(store) == (480, 240, 240)
+    assert summary.assignments.keys() <= kinds.keys()
+    assert len(pairs(summary.assignments, kinds)) == 3
+    # Every event of the history has been published, whenever the process died; a copy is the same event.
+    with store.reading() as connection:
+        history = set(connection.scalars(select(schema.class_events.c.event_id)))
+    events = line.published_events(settings)
+    assert {event.event_id for event in events} == history
+    assert len({event.event_id: event for event in events}) == len(set(events))
+    store.close()
+
+
+def test_defect_of_a_region_with_another_type_of_floats_is_taken(settings):
+    wide = defect(0, KINDS[0])
+    object.__setattr__(wide, "regions", (region(KINDS[0]).__class__(*_as_float32(wide.regions[0])),))
+    line.publish(settings, [wide])
+    with DiscoveryService(settings) as running:
+        assert running.drain().defects == 1
+
+
+def _as_float32(found):
+    values = list(vars(found).values())
+    values[-1] = Tensor.of(found.embedding.array(), "float32")
+    return values

@@ -1,0 +1,270 @@
+"""The store on SQLite and on a real PostgreSQL: what comes twice counts once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, select, text
+
+from discovery import registry, schema
+from discovery.database import nanoseconds, stamp
+from discovery.lineage import DefectClass
+from discovery.store import Batch, Store, TakenDefect, add_event
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import ClassEvent, ClassState, Decision, Transition
+from tests.discovery.factories import DIMENSION, MINUTE_NS, START_NS, VERSION, defect, directions, verdict
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path):
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        url = request.getfixturevalue("postgres_server").new_database()
+    opened = Store(url, utc_ns=lambda: START_NS)
+    yield opened
+    opened.close()
+
+
+def taken(sequence, *classes, **options):
+    found = defect(sequence, *directions(max(len(classes), 1))[: len(classes)], **options)
+    return TakenDefect(found, classes)
+
+
+def with_classes(store, *numbers):
+    with store.transaction() as connection:
+        classes = [
+            DefectClass(
+                id=f"D-{number:04d}",
+                number=number,
+                state=ClassState.CONFIRMED,
+                members=0,
+                born_at=START_NS,
+                born_round=1,
+                last_seen_at=START_NS,
+                centroid=directions(8)[number],
+                radius=0.1,
+                embedding_version=VERSION,
+            )
+            for number in numbers
+        ]
+        registry.save_classes(connection, classes, max(numbers) + 1)
+
+
+def minutes(store):
+    table = schema.verdict_minutes
+    with store.reading() as connection:
+        rows = connection.execute(select(table).order_by(table.c.minute, table.c.camera, table.c.decision)).all()
+    return [(nanoseconds(row.minute), row.camera, row.group_id, row.decision, row.frames) for row in rows]
+
+
+def test_verdicts_are_counted_by_minute_camera_group_and_decision(store):
+    batch = [
+        verdict(0),
+        verdict(1),
+        verdict(2, decision=Decision.REJECT),
+        verdict(61),
+        verdict(3, group=2),
+        verdict(0, camera="cam-2"),
+    ]
+    assert store.ingest(Batch(verdicts=batch)).verdicts == 6
+    assert sorted(minutes(store)) == [
+        (START_NS, "cam-1", 0, "accept", 2),
+        (START_NS, "cam-1", 0, "reject", 1),
+        (START_NS, "cam-1", 2, "accept", 1),
+        (START_NS, "cam-2", 0, "accept", 1),
+        (START_NS + MINUTE_NS, "cam-1", 0, "accept", 1),
+    ]
+
+
+def test_verdict_that_comes_again_changes_nothing(store):
+    store.ingest(Batch(verdicts=[verdict(i) for i in range(5)]))
+    before = minutes(store)
+    assert store.ingest(Batch(verdicts=[verdict(3), verdict(3), verdict(4, score=9.0)])).verdicts == 0
+    assert minutes(store) == before
+
+
+def test_frame_scored_again_by_another_model_counts_once(store):
+    store.ingest(Batch(verdicts=[verdict(7)]))
+    assert store.ingest(Batch(verdicts=[verdict(7, model_version="m2", decision=Decision.REJECT)])).verdicts == 0
+
+
+def test_late_frame_is_counted_although_later_ones_have_come(store):
+    store.ingest(Batch(verdicts=[verdict(i) for i in (5, 6, 9)]))
+    assert store.ingest(Batch(verdicts=[verdict(i) for i in (2, 6, 7)])).verdicts == 2
+    with store.reading() as connection:
+        table = schema.sequences_seen
+        ranges = connection.execute(select(table.c.first, table.c.last).order_by(table.c.first)).all()
+    assert [tuple(row) for row in ranges] == [(2, 2), (5, 7), (9, 9)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 25), max_size=12), max_size=8))
+def test_any_order_and_repetition_counts_every_frame_once(batches):
+    store = Store("sqlite://")
+    for batch in batches:
+        store.ingest(Batch(verdicts=[verdict(sequence) for sequence in batch]))
+    assert sum(row[-1] for row in minutes(store)) == len({sequence for batch in batches for sequence in batch})
+    store.close()
+
+
+def test_clock_that_runs_backwards_is_counted_in_the_minute_it_says(store):
+    store.ingest(Batch(verdicts=[verdict(0), verdict(1, captured_at=START_NS - 5 * MINUTE_NS)]))
+    assert [row[0] for row in minutes(store)] == [START_NS - 5 * MINUTE_NS, START_NS]
+
+
+def test_defect_is_kept_with_its_regions_and_comes_once(store):
+    with_classes(store, 1, 2)
+    first = store.ingest(Batch(defects=[taken(0, "D-0001", "D-0002"), taken(1, None), taken(0, "D-0002")]))
+    assert (len(first.defects), first.regions) == (2, 3)
+    assert store.ingest(Batch(defects=[taken(0, "D-0002"), taken(1, None)])).defects == ()
+    with store.reading() as connection:
+        rows = connection.execute(select(schema.regions).order_by(schema.regions.c.id)).all()
+        members = connection.execute(select(schema.classes.c.id, schema.classes.c.members)).all()
+    assert [row.class_id for row in rows] == ["D-0001", "D-0002", None]
+    assert np.frombuffer(rows[0].embedding, "<f2").shape == (DIMENSION,)
+    assert sorted((row.id, row.members) for row in members) == [("D-0001", 1), ("D-0002", 1)]
+
+
+def test_region_of_a_class_that_was_merged_meanwhile_goes_to_the_survivor(store):
+    with_classes(store, 1, 2)
+    with store.transaction() as connection:
+        connection.execute(
+            schema.classes.update().where(schema.classes.c.id == "D-0001").values(merged_into="D-0002", state="merged")
+        )
+    store.ingest(Batch(defects=[taken(0, "D-0001")]))
+    assert store.assignments() == {"cam-1:1:0": "D-0002"}
+
+
+def test_frame_has_the_class_of_its_largest_region(store):
+    with_classes(store, 1, 2)
+    found = defect(4, *directions(2), areas=(20, 3000))
+    store.ingest(Batch(defects=[TakenDefect(found, ("D-0001", "D-0002"))]))
+    assert store.assignments() == {"cam-1:1:4": "D-0002"}
+
+
+def test_defect_without_regions_is_kept_without_a_class(store):
+    assert len(store.ingest(Batch(defects=[taken(0)])).defects) == 1
+    assert store.assignments() == {}
+
+
+def test_positions_move_with_what_was_read_or_not_at_all(store):
+    store.ingest(Batch(verdicts=[verdict(0)], positions={("verdicts", 0): 1}))
+    impossible = defect(1, directions(1)[0])
+    object.__setattr__(impossible, "decision", None)
+    object.__setattr__(impossible, "model_version", None)
+    with pytest.raises(FlawlineError, match="store"):
+        store.ingest(
+            Batch(
+                verdicts=[verdict(1)],
+                defects=[TakenDefect(impossible, (None,))],
+                positions={("verdicts", 0): 2, ("defects", 0): 9},
+            )
+        )
+    assert store.positions() == {("verdicts", 0): 1}
+    assert sum(row[-1] for row in minutes(store)) == 1
+    assert store.ingest(Batch(verdicts=[verdict(1)], positions={("verdicts", 0): 2})).verdicts == 1
+
+
+def test_rejections_are_counted_by_reason(store):
+    store.ingest(Batch(rejections=[("bad-embedding", "one"), ("bad-embedding", "two"), ("undecodable", "three")]))
+    assert store.rejections() == {"bad-embedding": 2, "undecodable": 1}
+
+
+def event(name, number, transition=Transition.BORN):
+    return ClassEvent(f"{name}:{number}:{transition}", name, transition, START_NS, number, ClassState.CANDIDATE, 5)
+
+
+def test_events_wait_in_the_outbox_until_they_are_published_and_are_told_once(store):
+    with_classes(store, 1)
+    told = [event("D-0001", 1), event("D-0001", 2, Transition.CONFIRMED)]
+    with store.transaction() as connection:
+        for message in (*told, told[0]):
+            add_event(connection, message)
+    waiting = store.outbox()
+    assert [message for _, message in waiting] == told
+    store.mark_published([waiting[0][0]])
+    assert [message for _, message in store.outbox()] == told[1:]
+    with store.transaction() as connection:
+        add_event(connection, told[0])
+    assert [message for _, message in store.outbox()] == told[1:]
+
+
+def test_class_that_is_found_later_is_found_in_the_past(store):
+    store.ingest(Batch(defects=[taken(0, None), taken(1, None), taken(70, None)]))
+    with_classes(store, 3)
+    with store.transaction() as connection:
+        connection.execute(schema.defects.update().where(schema.defects.c.sequence < 2).values(class_id="D-0003"))
+        connection.execute(schema.classes.update().values(name="scratch", severity="major"))
+        rows = connection.execute(
+            text(
+                "SELECT minute, camera, class_id, class_name, severity, frames FROM defect_minutes ORDER BY frames DESC"
+            )
+        ).all()
+    assert [tuple(row[1:]) for row in rows] == [
+        ("cam-1", "D-0003", "scratch", "major", 2),
+        ("cam-1", None, None, None, 1),
+    ]
+
+
+def test_one_process_at_a_time_has_the_store(store):
+    first = store.try_lock()
+    assert first is not None
+    second = Store(store.url.render_as_string(hide_password=False))
+    assert second.try_lock() is None
+    first.close()
+    again = second.try_lock()
+    assert again is not None
+    again.close()
+    second.close()
+
+
+def test_store_that_is_opened_again_holds_what_it_held(store):
+    store.ingest(Batch(verdicts=[verdict(0)], positions={("verdicts", 3): 8}))
+    again = Store(store.url.render_as_string(hide_password=False))
+    assert again.positions() == {("verdicts", 3): 8}
+    again.close()
+
+
+def test_store_of_another_schema_is_refused_and_not_touched(store):
+    with store.transaction() as connection:
+        registry.set_fact(connection, "schema", "99")
+    with pytest.raises(FlawlineError, match="schema 99"):
+        Store(store.url.render_as_string(hide_password=False))
+
+
+def test_stamps_are_exact_to_the_microsecond():
+    at = 1_763_814_000_123_456_000
+    assert stamp(at) == datetime(2025, 11, 22, 12, 20, 0, 123456, tzinfo=UTC)
+    assert nanoseconds(stamp(at)) == at
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://host/x", "oracle://x", "sqlite+nothing:///x"])
+def test_store_url_of_another_kind_is_bad_usage(url):
+    with pytest.raises(UsageError, match=r"store\.url"):
+        Store(url)
+
+
+def test_database_that_cannot_be_reached_is_named_without_its_password():
+    with pytest.raises(FlawlineError) as raised:
+        Store("postgresql://line:secret@127.0.0.1:1/line")
+    assert "127.0.0.1" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_folder_of_the_store_is_made_and_a_file_in_its_place_is_named(tmp_path):
+    Store(f"sqlite:///{tmp_path / 'new' / 'store.db'}").close()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlawlineError, match="file"):
+        Store(f"sqlite:///{tmp_path / 'file' / 'store.db'}")
+
+
+def test_counts_survive_an_empty_batch(store):
+    store.ingest(Batch())
+    with store.reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(schema.defects)) == 0
