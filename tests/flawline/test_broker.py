@@ -96,13 +96,19 @@ def test_broker_that_is_away_names_its_address_and_the_mend(line_settings: Setti
     "values",
     [
         {"security_protocol": "SSL", "ssl_cafile": Path("/no/such/ca.pem")},
-        {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"},
         {"bootstrap_servers": "127.0.0.1:not-a-port"},
     ],
 )
 def test_contradicting_security_settings_are_one_line(line_settings: Settings, values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="kafka") as caught:
         broker.producer(with_kafka(line_settings, **values))
+    assert "\n" not in str(caught.value)
+
+
+def test_broker_without_security_asked_for_it_is_one_line(line_settings: Settings) -> None:
+    values: dict[str, Any] = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "u"}
+    with pytest.raises(FlawlineError, match="security settings") as caught:
+        broker.producer(with_kafka(line_settings, **values, sasl_password=SecretStr("p")))
     assert "\n" not in str(caught.value)
 
 
