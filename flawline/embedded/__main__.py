@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from flawline.embedded import READY_PREFIX
@@ -15,14 +16,30 @@ from flawline.embedded.store import FsyncPolicy
 from flawline.errors import FlawlineError
 
 
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """Return a parser of numbers within bounds."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} does not lie between {low:g} and {high:g}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it in its message
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flawline.embedded",
         description="A single-node broker that speaks the Kafka protocol, for demo, tests and one-box lines.",
     )
     defaults = BrokerOptions(Path())
+    seconds = _number(float, 0.01, 86_400)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where everything is kept")
-    parser.add_argument("--port", type=int, default=defaults.port, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_number(int, 0, 65535), default=defaults.port, help="0 takes a free one (default: %(default)s)"
+    )
     parser.add_argument("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--advertised-host", metavar="HOST", help="what clients are told to connect to")
     parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any security")
@@ -34,13 +51,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="|".join(policy.value for policy in FsyncPolicy),
         help="when data is forced to the disk (default: interval)",
     )
-    parser.add_argument("--fsync-interval", type=float, default=defaults.fsync_interval_s, metavar="SECONDS")
+    parser.add_argument("--fsync-interval", type=seconds, default=defaults.fsync_interval_s, metavar="SECONDS")
     parser.add_argument(
-        "--housekeeping-interval", type=float, default=defaults.housekeeping_interval_s, metavar="SECONDS"
+        "--housekeeping-interval", type=seconds, default=defaults.housekeeping_interval_s, metavar="SECONDS"
     )
-    parser.add_argument("--partitions", type=int, default=defaults.default_partitions, help="of a topic made by itself")
+    parser.add_argument(
+        "--partitions",
+        type=_number(int, 1, 1000),
+        default=defaults.default_partitions,
+        help="of a topic made by itself",
+    )
     parser.add_argument("--no-auto-create", action="store_true", help="do not create topics on first use")
-    parser.add_argument("--group-initial-delay", type=float, default=defaults.group_initial_delay_s, metavar="SECONDS")
+    parser.add_argument(
+        "--group-initial-delay", type=_number(float, 0, 60), default=defaults.group_initial_delay_s, metavar="SECONDS"
+    )
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on, not only what went wrong")
     return parser

@@ -126,13 +126,11 @@ class Broker:
         loop = asyncio.get_running_loop()
         for partition in partitions:
             for segment in tuple(partition.unsynced):
-                # Taken out before: what is appended while the disk works makes the segment dirty anew.
-                partition.unsynced.discard(segment)
-                try:
-                    await loop.run_in_executor(self._workers, segment.sync)
-                except OSError:
-                    partition.unsynced.add(segment)
-                    raise
+                size_bytes = segment.size_bytes
+                await loop.run_in_executor(self._workers, segment.sync)
+                if segment.size_bytes == size_bytes:  # else something was appended while the disk worked
+                    partition.unsynced.discard(segment)
+            partition.save_indexes()
 
     async def housekeeping(self) -> None:
         """Run retention and compaction for ever."""
@@ -140,6 +138,9 @@ class Broker:
             await asyncio.sleep(self.options.housekeeping_interval_s)
             for partition in tuple(self.partitions()):
                 try:
+                    if self.options.fsync is FsyncPolicy.NEVER:
+                        partition.unsynced.clear()  # as safe as it ever will be
+                        partition.save_indexes()
                     partition.retain()
                     if partition.config.compacted:
                         await self._compact(partition)

@@ -81,6 +81,7 @@ def install(partition: PartitionLog, plan: Plan, results: list[Rewritten]) -> No
             if result.new is not None:
                 result.new.path.unlink()
             continue
+        producers = result.old[-1].producers_at_end()
         # An index of the old content must not be found beside the new one.
         for segment in result.old:
             segment.index_path.unlink(missing_ok=True)
@@ -88,14 +89,13 @@ def install(partition: PartitionLog, plan: Plan, results: list[Rewritten]) -> No
             final = Path(str(result.new.path).removesuffix(_NEW_SUFFIX))
             result.new.path.replace(final)
             result.new.path = final
+            result.new.sealed = producers
         for segment in result.old:
             if result.new is None or segment.path != result.new.path:
                 segment.delete()
         partition.replace_closed(list(result.old), [result.new] if result.new is not None else [])
     partition.cleaned_to = plan.segments[-1].next_offset
-    # One snapshot in front of the active segment is enough for a restart to know the producers.
-    if len(partition.segments) > 1 and results:
-        partition.segments[-1].save_index(partition.producers.dump())
+    partition.save_indexes()
 
 
 def _latest_offsets(segments: tuple[Segment, ...]) -> dict[bytes, int]:

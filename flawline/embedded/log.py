@@ -74,11 +74,7 @@ class PartitionLog:
                 segment.delete()
                 segment.close()
                 continue
-            snapshot, scanned = segment.recover()
-            if snapshot:
-                self.producers.restore(snapshot)
-            for header in scanned:
-                self.producers.appended(header, header.base_offset, max(header.max_timestamp, 0))
+            segment.recover(self.producers)
             segments.append(segment)
         return segments or [self._new_segment(0)]
 
@@ -131,10 +127,7 @@ class PartitionLog:
     def roll(self) -> Segment:
         """Close the active segment and start the next one."""
         new = self._new_segment(self.next_offset)
-        try:
-            self.segments[-1].save_index(self.producers.dump())
-        except OSError as error:
-            log.warning("%s: index not saved, the next start scans it: %s", self.segments[-1].path, error)
+        self.segments[-1].sealed = self.producers.dump()
         self.segments.append(new)
         return new
 
@@ -254,14 +247,26 @@ class PartitionLog:
             segment.sync()
             self.unsynced.discard(segment)
 
+    def save_indexes(self) -> None:
+        """Save the indexes of closed segments whose data is safe, so that no later start has to scan them."""
+        for segment in self.segments[:-1]:
+            if segment.sealed is not None and segment not in self.unsynced:
+                segment.save_index(segment.sealed)
+                segment.sealed = None
+
     def close(self) -> None:
-        """Save the index of the active segment and close the files."""
+        """Save the indexes and close the files."""
+        self.unsynced.clear()
+        self.save_indexes()
         self.segments[-1].save_index(self.producers.dump())
         for segment in self.segments:
             segment.close()
 
     def abandon(self) -> None:
         """Wake the readers of a log whose topic is being deleted; the files go with their folder."""
+        self.unsynced.clear()
+        for segment in self.segments:
+            segment.sealed = None
         for wake in tuple(self._waiters):
             wake()
 

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from flawline.embedded.batch import HEADER_BYTES, BatchHeader, crc_matches, parse_header, placed_prefix, plausible
+from flawline.embedded.idempotence import ProducerStates
 
 log = logging.getLogger(__name__)
 
 INDEX_INTERVAL_BYTES: Final = 4096
+_SCAN_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 2 * INDEX_INTERVAL_BYTES
 
 
@@ -63,6 +65,8 @@ class Segment:
         self.size_bytes = 0
         self.max_timestamp = -1
         self.first_append_ms = created_ms
+        # The producer states at the end of a closed segment, while its index is not saved yet.
+        self.sealed: list[list[int]] | None = None
         self._offsets = array("q")
         self._positions = array("q")
         # The highest time stamp of all batches before the entry: non-decreasing, so it can be bisected.
@@ -166,7 +170,10 @@ class Segment:
         self._file.close()
 
     def save_index(self, producers: list[list[int]]) -> None:
-        """Write the index and the state of the idempotent producers at the end of this segment beside it."""
+        """Write the index and the state of the idempotent producers at the end of this segment beside it.
+
+        A start trusts it without a look at the data, so the data must be on the disk as safely as it ever will be.
+        """
         content = json.dumps(
             {
                 "covered_bytes": self.size_bytes,
@@ -197,35 +204,48 @@ class Segment:
         columns = [array("q", numbers[start : start + size]) for start in (0, size, 2 * size)]
         return _IndexFile(**head, offsets=columns[0], positions=columns[1], timestamps=columns[2])
 
-    def recover(self, *, read_index: bool = True) -> tuple[list[list[int]], list[BatchHeader]]:
+    def recover(self, producers: ProducerStates) -> None:
         """Bring a file from an earlier run back: check what no index vouches for, and cut a torn tail off.
 
-        Returns the producer states that the index held and the headers of the batches after it, in order.
+        `producers`, as they were at the start of this segment, are brought to its end.
         """
         on_disk = os.fstat(self.fd).st_size
-        index = self._load_index() if read_index else None
-        producers: list[list[int]] = []
+        index = self._load_index()
         if index is not None and index.covered_bytes <= on_disk:
             self.size_bytes, self.next_offset = index.covered_bytes, index.next_offset
             self.max_timestamp, self.first_append_ms = index.max_timestamp, index.first_append_ms
             self._offsets, self._positions, self._timestamps = index.offsets, index.positions, index.timestamps
-            producers = index.producers
-        scanned = self._scan(on_disk)
+            producers.restore(index.producers)
+        for header in self._scan(on_disk):
+            producers.appended(header, header.base_offset, max(header.max_timestamp, 0))
         if self.size_bytes < on_disk:
             log.warning("%s: %d bytes of a torn write cut off", self.path, on_disk - self.size_bytes)
             os.ftruncate(self.fd, self.size_bytes)
-        return producers, scanned
 
-    def _scan(self, on_disk: int) -> list[BatchHeader]:
-        found: list[BatchHeader] = []
+    def _scan(self, on_disk: int) -> Iterator[BatchHeader]:
+        """Take in the intact batches behind what is known already, one by one."""
+        window_bytes = _SCAN_BYTES
         while self.size_bytes + HEADER_BYTES <= on_disk:
-            header = parse_header(os.pread(self.fd, HEADER_BYTES, self.size_bytes))
-            if not plausible(header) or header.base_offset < self.next_offset:
-                break
-            if self.size_bytes + header.size_bytes > on_disk:
-                break
-            if not crc_matches(memoryview(self.read_batch(self.size_bytes, header)), header):
-                break
-            self._account(header)
-            found.append(header)
-        return found
+            window = memoryview(os.pread(self.fd, min(window_bytes, on_disk - self.size_bytes), self.size_bytes))
+            used = 0
+            while used + HEADER_BYTES <= len(window):
+                header = parse_header(window, used)
+                whole = plausible(header) and self.size_bytes + header.size_bytes <= on_disk
+                if not whole or header.base_offset < self.next_offset:
+                    return
+                batch = window[used : used + header.size_bytes]
+                if len(batch) < header.size_bytes:  # read on from its start, far enough to hold it
+                    window_bytes = max(_SCAN_BYTES, header.size_bytes)
+                    break
+                if not crc_matches(batch, header):
+                    return
+                self._account(header)
+                used += header.size_bytes
+                yield header
+
+    def producers_at_end(self) -> list[list[int]] | None:
+        """Return the producer states at the end of this closed segment, None when they are not on record."""
+        if self.sealed is not None:
+            return self.sealed
+        index = self._load_index()
+        return index.producers if index is not None else None

@@ -258,6 +258,11 @@ class Server:
 
 def _require_loopback(options: BrokerOptions) -> None:
     if options.allow_remote:
+        if options.host in ("", "0.0.0.0") and not options.advertised_host:
+            raise UsageError(
+                f"clients cannot connect to {options.host or 'every address'}: name the host that they see with "
+                "--advertised-host"
+            )
         return
     try:
         addresses = {item[4][0] for item in socket.getaddrinfo(options.host, None, socket.AF_INET)}

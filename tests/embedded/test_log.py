@@ -79,14 +79,28 @@ def test_every_record_is_read_back_once_from_any_offset_with_any_limit(
 
 
 @settings(max_examples=40, deadline=None)
-@given(batches=batches, segment_bytes=st.integers(200, 3000), cut=st.integers(1, 400), clean=st.booleans())
+@given(
+    batches=batches,
+    segment_bytes=st.integers(200, 3000),
+    cut=st.integers(1, 400),
+    clean=st.booleans(),
+    synced_after=st.integers(0, 25),
+)
 def test_after_a_crash_all_whole_batches_are_there_and_the_torn_one_is_not(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[bytes]], segment_bytes: int, cut: int, clean: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[list[bytes]],
+    segment_bytes: int,
+    cut: int,
+    clean: bool,
+    synced_after: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("log")
     log = opened(folder, segment_bytes=segment_bytes)
-    for values in batches:
+    for count, values in enumerate(batches):
         append(log, *values)
+        if count == synced_after:  # some segments come back from their index, the later ones from a scan
+            log.sync()
+            log.save_indexes()
     whole = content(log)
     if clean:
         log.close()

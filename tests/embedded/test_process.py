@@ -78,6 +78,26 @@ def test_remote_clients_need_the_explicit_option(tmp_path: Path) -> None:
         client.close()
 
 
+def test_remote_clients_must_be_told_an_address(tmp_path: Path) -> None:
+    code, line = refused("--data", str(tmp_path), "--port", "0", "--host", "0.0.0.0", "--allow-remote")
+    assert code == 2
+    assert "--advertised-host" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--port", "70000"), ("--port", "x"), ("--fsync", "sometimes"), ("--fsync-interval", "0"), ("--partitions", "0")],
+    ids=" ".join,
+)
+def test_options_out_of_range_are_bad_usage(tmp_path: Path, arguments: tuple[str, str]) -> None:
+    done = subprocess.run([*COMMAND, "--data", str(tmp_path), *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert arguments[0] in last
+    assert arguments[1] in last
+
+
 def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "--data", str(tmp_path), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
