@@ -22,8 +22,7 @@ from flawline import broker, imaging, messages
 from flawline.config import KafkaSettings, Settings
 from flawline.embedded import EmbeddedBroker
 from flawline.messages import Codec, Decision, Frame, Verdict
-from producers.simulation.line import SimulatedLine
-from producers.simulation.settings import LineSettings
+from producers.simulation import LineSettings, SimulatedLine
 from scorer import detector
 from scorer.settings import ScorerSettings
 from workers.settings import WorkerSettings

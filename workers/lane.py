@@ -14,6 +14,9 @@ from workers.budget import ByteGate
 from workers.offsets import ContiguousOffsets
 from workers.ordering import InOrder
 
+RECORD_BYTES = 4096
+"""What a record counts besides its value, so that the byte bound also bounds how many small ones are held."""
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -77,7 +80,7 @@ class Lane:
 
     def admit(self, record: Any, fetched_at: int) -> Job:
         """Take a fetched record in. Its bytes count as in flight until it is finished or dropped."""
-        job = Job(self, record, len(record.value or b"") + len(record.key or b""), fetched_at)
+        job = Job(self, record, len(record.value or b"") + RECORD_BYTES, fetched_at)
         with self._state:
             self._offsets.register(record.offset)
             self._order.register(record.offset)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flawline.config import Settings
 from tests.workers.line import load_plain, wait_until
+from workers.inspector import Load
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor, start_ray, stop_ray
 
@@ -21,9 +22,9 @@ def running_ray() -> Iterator[None]:
 
 
 @contextmanager
-def supervising(settings: Settings) -> Iterator[Supervisor]:
+def supervising(settings: Settings, load: Load = load_plain) -> Iterator[Supervisor]:
     """A supervisor whose actors are ready and have answered."""
-    supervisor = Supervisor(settings, load=load_plain)
+    supervisor = Supervisor(settings, load=load)
     try:
         assert supervisor.start()
         wait_until(lambda: len(supervisor.actor_pids()) == settings.worker.actors)

@@ -34,6 +34,7 @@ from tests.workers.line import (
     write_model,
 )
 from workers.inspector import GROUP, member_name
+from workers.lane import RECORD_BYTES
 from workers.models import ModelRef
 
 
@@ -213,7 +214,7 @@ def test_frames_beyond_the_byte_bound_wait_at_the_broker(embedded_broker: Embedd
     assert len(verdicts) == 120
     assert_in_order(verdicts)
     assert any(paused)
-    assert max(held) <= limit + 16 * (size + 1000)
+    assert max(held) <= limit + 16 * (size + 1000 + RECORD_BYTES)
     assert max(detector.batches) <= 2
 
 

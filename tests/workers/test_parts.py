@@ -25,10 +25,12 @@ from workers import metrics, scoring, verdicts
 from workers.actors import Seldom
 from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
-from workers.lane import Job, Lane, Outcome, Outgoing
+from workers.inspector import load_detector
+from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
 from workers.models import ModelRef, local_folder, pointer_of
 from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
+from workers.settings import WorkerSettings
 
 PARTITION = TopicPartition("frames", 0)
 DONE = Outcome((), "cam-0", 0)
@@ -64,7 +66,7 @@ def test_a_lane_sends_in_log_order_commits_contiguously_and_gives_all_bytes_back
     gate, sent = ByteGate(1 << 20), RecordingSender()
     lane = Lane(PARTITION, gate, sent)
     jobs = [lane.admit(record(offset), 0) for offset in range(20)]
-    assert gate.held_bytes == 200
+    assert gate.held_bytes == 20 * (10 + RECORD_BYTES)
     assert all(lane.begin(job) for job in jobs)
     for offset in completions:
         lane.complete(jobs[offset], DONE)
@@ -377,6 +379,27 @@ def test_a_large_heat_map_is_made_coarse_and_fits_half_floats() -> None:
 
 
 # Models and metrics
+
+
+def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scorer import detector
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(detector, "load", lambda path, **options: asked.append({"path": path, **options}))
+    load_detector(tmp_path, WorkerSettings(num_gpus=0.5, runtime="torch"))
+    load_detector(tmp_path, WorkerSettings(num_cpus=3.5, precision="f32"))
+    assert asked == [
+        {"path": tmp_path, "runtime": "torch", "precision": "auto", "device": "cuda", "threads": 1},
+        {"path": tmp_path, "runtime": "auto", "precision": "f32", "device": "cpu", "threads": 3},
+    ]
+    assert WorkerSettings(num_gpus=0.5).active_batch_limit == 16
+    assert WorkerSettings(num_cpus=3.5).active_batch_limit == 12
+    assert WorkerSettings(num_gpus=1, batch_limit=64).active_batch_limit == 64
+
+
+def test_a_revocation_must_end_within_the_session() -> None:
+    with pytest.raises(ValueError, match=r"revoke_timeout_s 8\.0 is not below session_timeout_s 7.0"):
+        WorkerSettings(revoke_timeout_s=8, session_timeout_s=7)
 
 
 def test_a_model_url_is_a_folder_and_a_remote_one_is_copied_once(tmp_path: Any) -> None:

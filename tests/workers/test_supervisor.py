@@ -9,13 +9,17 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flawline import broker, messages
+from flawline import broker, imaging, messages
 from flawline.config import Settings
 from flawline.embedded import EmbeddedBroker
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import ModelPointer, Verdict
+from flawline.messages import Codec, Decision, Defect, ModelPointer, Verdict
+from producers.simulation import PRODUCTS, LineSettings, SimulatedLine
+from scorer import detector
+from scorer.settings import ScorerSettings
 from tests.support.brokers import RunningBroker, free_port
 from tests.workers.line import (
     committed,
@@ -29,6 +33,7 @@ from tests.workers.line import (
 )
 from tests.workers.ray_session import supervising
 from workers import supervisor as supervisors
+from workers.inspector import load_detector
 from workers.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -65,6 +70,39 @@ def test_actors_share_the_cameras_scale_down_at_once_and_up_again(either_broker:
             supervisor.scale(4000)
     assert len(verdicts) == 160
     assert sum(committed(settings, i) or 0 for i in range(4)) == 160
+
+
+def test_scores_of_a_real_model_are_the_same_through_two_actors_as_without_any(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    side = 128
+    line = SimulatedLine(LineSettings(products=PRODUCTS[:2], defect_rate=0.4, height=side, width=side))
+    fitted = detector.fit([part.image for part in line.good_parts(40)], ScorerSettings())
+    fitted.save(tmp_path / "real")
+    images = [line.render("cam", i).image for i in range(48)]
+    alone = detector.load(tmp_path / "real", device="cpu", threads=2)
+    expected = alone.score(images)
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, model=str(tmp_path / "real"))
+    with feeding(settings) as feeder, supervising(settings, load_detector) as supervisor:
+        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        for i, image in enumerate(images):
+            data = imaging.encode(image, Codec.PNG)
+            size = {"height": side, "width": side, "size_bytes": len(data)}
+            feeder.send(frame(f"cam-{i % 4}", i // 4, data=data, checksum=messages.checksum(data), **size))
+        feeder.flush()
+        verdicts = {v.frame_id: v for v in read(settings, "verdicts", Verdict, 48)}
+        odd = sum(each.decision is not Decision.ACCEPT for each in expected)
+        assert odd > 5
+        defects = read(settings, "defects", Defect, odd)
+    for i, scores in enumerate(expected):
+        verdict = verdicts[frame(f"cam-{i % 4}", i // 4).frame_id]
+        assert verdict.score == pytest.approx(scores.aligned, rel=1e-4)
+        assert (verdict.decision, verdict.group) == (scores.decision, scores.group)
+        assert verdict.model_version == alone.version
+    for defect in defects:
+        assert defect.embedding_version.startswith(alone.embedding_version)
+        assert all(np.isfinite(region.embedding.array()).all() for region in defect.regions)
+        assert len(defect.regions) == len(verdicts[defect.frame_id].regions) > 0
 
 
 def test_a_published_model_is_picked_up_without_a_stop_and_a_broken_one_does_no_harm(
