@@ -201,6 +201,22 @@ def test_twenty_images_are_enough(settings: ScorerSettings) -> None:
     assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
 
 
+def test_second_pass_at_another_size_joins_the_map(settings: ScorerSettings, tmp_path: Path) -> None:
+    layers = (
+        LayerSettings(size=2 * SIDE, stride=16, rows=200, rows_per_image=20, neighbours=5),
+        LayerSettings(size=SIDE, stride=8, rows=200, rows_per_image=20),
+    )
+    model = detector.fit(good_images(), settings.model_copy(update={"layers": layers}))
+    version = model.save(tmp_path / "model")
+    loaded = detector.load(tmp_path / "model")
+    assert loaded.version == version
+    good, bad = loaded.score(good_images(5, first=400)), loaded.score(DEFECTS)
+    assert max(each.aligned for each in good) < min(each.aligned for each in bad)
+    np.testing.assert_array_equal(values(bad), values(model.score(DEFECTS)))
+    assert bad[0].patches is not None
+    assert bad[0].patches.shape == (8, 8, 40)
+
+
 def test_unknown_backbone_and_missing_weights_are_one_line(settings: ScorerSettings, tmp_path: Path) -> None:
     with pytest.raises(FlawlineError, match=r"'no_such_net' cannot be made"):
         detector.fit(good_images(), settings.model_copy(update={"backbone": "no_such_net"}))
