@@ -9,7 +9,8 @@ is a check and no definition. Rules:
   as scored, and is shown as `recovered`.
 - Everything else that is told two outcomes is a conflict, and so is an outcome behind the end of a closed epoch.
 - A capture without an outcome is in flight when it is in the log behind the workers' committed offset, or when nothing
-  behind it has left the producer yet and the producer still reports. Otherwise it is a gap.
+  behind it has left the producer yet and its epoch is alive: not closed, and heard of lately. Otherwise it is a gap.
+  A producer closes an epoch, maybe one of an earlier process, when nothing of it waits in memory or spool any more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Identity = tuple[str, int, int]
 """Camera, epoch and sequence."""
 
 SILENT_AFTER_NS = 60 * 1_000_000_000
-"""A producer that has not reported for this long holds nothing any more: what it never published is lost."""
+"""An epoch without a report or a verdict for this long is taken for over: what was never published counts as lost, until
+it comes after all."""
 
 SHOWN_RANGES = 20
 
@@ -137,7 +139,7 @@ class _Epoch:
 
     watermark: int = 0
     closed: bool = False
-    reported_at: int = 0
+    heard_at: int = 0  # UTC ns of the newest report or verdict
     # The first sequence that is accounted for; those before it are older than the oldest verdict that is still kept.
     low: int | None = None
     scored: IntervalSet = field(default_factory=IntervalSet)
@@ -159,17 +161,19 @@ class Ledger:
         epoch = self._epoch(entry.camera, entry.epoch)
         epoch.watermark = max(epoch.watermark, entry.captured)
         epoch.closed |= entry.closed
-        epoch.reported_at = max(epoch.reported_at, entry.at)
+        epoch.heard_at = max(epoch.heard_at, entry.at)
         if epoch.low != 0 and entry.at >= self._horizon_ns:
             # Captured after this entry means captured after the horizon: from here on every verdict is still kept.
             epoch.low = entry.captured if epoch.low is None else min(epoch.low, entry.captured)
         for dropped in entry.dropped:
             epoch.dropped[dropped.reason].add(dropped.first, dropped.last)
 
-    def record_scored(self, identity: Identity) -> None:
-        """A verdict."""
-        camera, epoch, sequence = identity
-        self._epoch(camera, epoch).scored.add(sequence)
+    def record_scored(self, identity: Identity, at: int = 0) -> None:
+        """A verdict that was published at `at` (UTC ns)."""
+        camera, number, sequence = identity
+        epoch = self._epoch(camera, number)
+        epoch.scored.add(sequence)
+        epoch.heard_at = max(epoch.heard_at, at)
 
     def record_dead_letter(self, identity: Identity, reason: str) -> None:
         """A dead letter of a known frame; a later one replaces an earlier one."""
@@ -196,14 +200,10 @@ class Ledger:
         for camera, epoch, sequence in in_log:
             waiting[camera, epoch].add(sequence)
             self._epoch(camera, epoch)
-        newest: dict[str, int] = {}
-        for camera, epoch in self._epochs:
-            newest[camera] = max(epoch, newest.get(camera, 0))
         cameras: dict[str, Account] = {}
         for (camera, epoch), known in sorted(self._epochs.items()):
-            silent = now_ns - known.reported_at > SILENT_AFTER_NS
-            reporting = not (known.closed or silent) and epoch == newest[camera]
-            account = _account(epoch, known, waiting[camera, epoch], reporting=reporting)
+            alive = not known.closed and now_ns - known.heard_at <= SILENT_AFTER_NS
+            account = _account(epoch, known, waiting[camera, epoch], alive=alive)
             cameras[camera] = cameras.get(camera, Account()) + account
         return Report(cameras, _count(self._unidentified.values()), tuple(unreadable))
 
@@ -216,8 +216,8 @@ class Ledger:
         return known
 
 
-def _account(number: int, epoch: _Epoch, in_log: IntervalSet, *, reporting: bool) -> Account:
-    """The account of one epoch; `reporting` says that its producer is there and may still hold captures."""
+def _account(number: int, epoch: _Epoch, in_log: IntervalSet, *, alive: bool) -> Account:
+    """The account of one epoch; `alive` says that a producer may still hold captures of it."""
     dead_all = union(epoch.dead.values())
     dropped_all = union(epoch.dropped.values())
     left_producer = union((epoch.scored, dead_all, in_log))
@@ -234,7 +234,7 @@ def _account(number: int, epoch: _Epoch, in_log: IntervalSet, *, reporting: bool
     dead = {reason: (sequences & captures) - scored for reason, sequences in epoch.dead.items()}
     unsettled = captures - union((scored, *dropped.values(), *dead.values()))
     in_flight = unsettled & in_log
-    if reporting:
+    if alive:
         at_producer = left_producer.last + 1 if left_producer else 0
         if at_producer < captured:
             in_flight = in_flight | (unsettled & IntervalSet([(at_producer, captured - 1)]))

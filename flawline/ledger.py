@@ -140,7 +140,7 @@ class LedgerReader:
         if identity is None:
             self._note_unreadable(record, "no header frame-id names a capture")
         else:
-            self.ledger.record_scored(identity)
+            self.ledger.record_scored(identity, 1_000_000 * record.timestamp)
 
     def _take_dead_letter(self, record: Record, listener: Callable[[Record, DeadLetter], None] | None) -> None:
         try:
