@@ -27,8 +27,8 @@ Identity = tuple[str, int, int]
 """Camera, epoch and sequence."""
 
 SILENT_AFTER_NS = 60 * 1_000_000_000
-"""An epoch without a report or a verdict for this long is taken for over: what was never published counts as lost, until
-it comes after all."""
+"""An epoch without a report or a verdict for this long is taken for over: what was never published counts as lost,
+until it comes after all."""
 
 SHOWN_RANGES = 20
 
