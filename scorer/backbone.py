@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -152,9 +153,9 @@ def _convert(weights: weight_files.Weights, identity: str, size: int, strides: t
     """Write the OpenVINO graph (uint8 NHWC in, float32 NHWC maps out, normalisation inside) into `folder`."""
     import warnings
 
-    import openvino
     import torch
 
+    openvino = _openvino()
     module = torch_module(weights, size, strides)
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     with torch.inference_mode(), warnings.catch_warnings():
@@ -173,6 +174,14 @@ def _convert(weights: weight_files.Weights, identity: str, size: int, strides: t
     # Half-precision weights would halve the artefact, but move scores by up to 2 % from PyTorch's.
     openvino.save_model(model, folder / f"{graph.stem}.xml", compress_to_fp16=False)
     return graph
+
+
+def _openvino() -> Any:
+    """The package openvino, kept from reporting its use over the network, which it does at import by default."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: "there is no such module"
+    import openvino
+
+    return openvino
 
 
 def torch_module(weights: weight_files.Weights, size: int, strides: Sequence[int]) -> Any:
@@ -226,9 +235,7 @@ class OpenVinoBackbone:
     runtime = "openvino"
 
     def __init__(self, graphs: Sequence[tuple[Graph, Path]], precision: str = "f32", threads: int | None = None):
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino().Core()
         self.threads = threads or cpu_count()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise FlawlineError(
