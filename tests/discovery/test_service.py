@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from flawline import messages
 from flawline.errors import FlawlineError
 from flawline.messages import Decision, Tensor, Transition
 from tests.discovery import line
-from tests.discovery.factories import DIMENSION, defect, directions, near, region, verdict
+from tests.discovery.factories import DIMENSION, defect, directions, near, verdict
 from tests.support.brokers import unique
 
 KINDS = directions(4)
@@ -69,9 +70,8 @@ def test_finite_stream_ends_in_classes_one_for_each_kind(settings):
 
 
 def test_classes_are_published_with_every_transition_and_only_once(settings):
-    sent, _ = day(200)
-    line.publish(settings, sent)
-    for _ in range(2):
+    for start in (0, 100, 200):
+        line.publish(settings, day(100, start=start)[0] if start < 200 else [])
         with DiscoveryService(settings) as running:
             summary = running.drain()
     events = line.published_events(settings)
@@ -189,20 +189,23 @@ def wait_for(condition, timeout_s=60.0):
         time.sleep(0.05)
 
 
+def reads_on(store, before, process):
+    return sum(store.positions().values()) > before or process.poll() is not None
+
+
 def test_kill_at_any_point_loses_no_id_and_counts_nothing_twice(settings, tmp_path):
     chance = random.Random(11)
     store = Store(settings.store_url)
-    sent, kinds, seen = [], {}, {}
+    kinds, seen = {}, {}
     for number in range(8):
         more, more_kinds = day(60, start=60 * number)
         kinds |= more_kinds
-        sent += more
         line.publish(settings, more)
         read_before = sum(store.positions().values())
         process = line.start_process(tmp_path)
         try:
             # Killed somewhere between its first batch and well after its round.
-            wait_for(lambda before=read_before: sum(store.positions().values()) > before or process.poll() is not None)
+            wait_for(lambda before=read_before, child=process: reads_on(store, before, child))
             assert process.poll() is None, (tmp_path / "discovery.log").read_text()
             time.sleep(chance.uniform(0, 1.2))
         finally:
@@ -229,15 +232,9 @@ def test_kill_at_any_point_loses_no_id_and_counts_nothing_twice(settings, tmp_pa
     store.close()
 
 
-def test_defect_of_a_region_with_another_type_of_floats_is_taken(settings):
-    wide = defect(0, KINDS[0])
-    object.__setattr__(wide, "regions", (region(KINDS[0]).__class__(*_as_float32(wide.regions[0])),))
-    line.publish(settings, [wide])
+def test_embedding_in_wider_floats_is_taken(settings):
+    narrow = defect(0, KINDS[0])
+    wide = replace(narrow.regions[0], embedding=Tensor.of(KINDS[0], "float32"))
+    line.publish(settings, [replace(narrow, regions=(wide,))])
     with DiscoveryService(settings) as running:
         assert running.drain().defects == 1
-
-
-def _as_float32(found):
-    values = list(vars(found).values())
-    values[-1] = Tensor.of(found.embedding.array(), "float32")
-    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -154,9 +155,7 @@ def test_defect_without_regions_is_kept_without_a_class(store):
 
 def test_positions_move_with_what_was_read_or_not_at_all(store):
     store.ingest(Batch(verdicts=[verdict(0)], positions={("verdicts", 0): 1}))
-    impossible = defect(1, directions(1)[0])
-    object.__setattr__(impossible, "decision", None)
-    object.__setattr__(impossible, "model_version", None)
+    impossible = replace(defect(1, directions(1)[0]), model_version=None)
     with pytest.raises(FlawlineError, match="store"):
         store.ingest(
             Batch(
