@@ -77,7 +77,7 @@ class Topics:
 
     def _topic_folder(self, row: TopicRow) -> Path:
         # With the id, so that a topic created again after a crash in its deletion does not inherit old records.
-        return self._folder / f"{row.name}~{row.id[:8]}"
+        return self._folder / f"{row.name[:200]}~{row.id[:8]}"  # a file name ends at 255 bytes
 
     def _open(self, row: TopicRow) -> Topic:
         topic = Topic(row, topic_config.resolve(row.configs, self.defaults))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 
 import pytest
 
@@ -22,6 +23,13 @@ def test_a_created_topic_has_its_partitions_and_settings(client: Client) -> None
     assert configs["retention.ms"] == "3600000"
     assert configs["max.message.bytes"] == "2000000"
     assert configs["cleanup.policy"] == "delete"
+
+
+def test_many_topics_short_and_long_are_all_listed(client: Client) -> None:
+    wanted = {f"{index}{uuid.uuid4().hex[:4]}": 1 for index in range(12)} | {uuid.uuid4().hex + "x" * 217: 2}
+    for topic, partitions in wanted.items():
+        client.create_topic(topic, partitions)
+    assert wanted.items() <= client.topics().items()
 
 
 @pytest.mark.parametrize(
