@@ -19,6 +19,9 @@ from flawline.messages import DroppedRange, DropReason, LedgerEntry
 log = logging.getLogger(__name__)
 
 _COUNT_BYTES = 21  # 20 decimal digits and the line's end
+HEARTBEAT_NS = 20 * 1_000_000_000
+"""The ledger takes an open epoch that it hears nothing of for a minute for dead, and its waiting frames for lost."""
+
 RANGES_PER_ENTRY = 10_000
 """An entry stays far below its topic's size limit; what is left goes with the next."""
 
@@ -38,6 +41,7 @@ class Journal:
         self._entry: LedgerEntry | None = None  # under way
         self._taken = 0  # of the dropped, how many that entry takes
         self._published: tuple[int, bool] | None = None  # captured and closed of the last confirmed entry
+        self._published_at = 0
         self._lock = threading.Lock()
         self._file: int | None = None
         try:
@@ -95,7 +99,7 @@ class Journal:
             return self.captured > 0 and (bool(self._dropped) or self._published != (self.captured, closed))
 
     def entry(self, at: int, *, closed: bool) -> LedgerEntry | None:
-        """The entry to publish now; None while one is under way, or when nothing changed since the last.
+        """The entry to publish now; None while one is under way, or when nothing changed since the last, lately.
 
         To be followed by `confirmed` or `failed`. `closed` is left out while more drops wait than one entry takes.
         """
@@ -103,7 +107,10 @@ class Journal:
             dropped = self._dropped[:RANGES_PER_ENTRY]
             closed = closed and len(dropped) == len(self._dropped)
             state = (self.captured, closed)
-            if self._entry is not None or self.captured == 0 or (not dropped and state == self._published):
+            if self._entry is not None or self.captured == 0:
+                return None
+            unchanged = not dropped and state == self._published
+            if unchanged and (closed or at - self._published_at < HEARTBEAT_NS):
                 return None
             self._entry = LedgerEntry(self.camera, self.epoch, self.captured, merged(dropped), at, closed)
             self._taken = len(dropped)
@@ -115,7 +122,7 @@ class Journal:
             entry, self._entry = self._entry, None
             if entry is None:
                 return
-            self._published = (entry.captured, entry.closed)
+            self._published, self._published_at = (entry.captured, entry.closed), entry.at
             if self._taken:
                 del self._dropped[: self._taken]
                 self._append({"confirmed": self._taken})

@@ -23,6 +23,11 @@ NO_DELIVERY_TIMEOUT_MS = 2**31 - 1
 RECONNECT_BACKOFF_MAX_MS = 1_000
 
 
+# While a broker is away these print six lines at every attempt, each second; the lane says it once, in one line.
+for _name in ("kafka.net", "kafka.cluster"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
 def connect(settings: Settings) -> Any:
     """A client for frames and ledger entries, the topics being there. Raises FlawlineError."""
     broker.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name])

@@ -57,6 +57,21 @@ def test_unchanged_account_is_not_published_again(tmp_path: Path) -> None:
     assert journal.is_closed and not journal.owes(closed=True)
 
 
+def test_open_account_is_heard_of_again_before_the_ledger_takes_it_for_dead(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "cam", 5)
+    journal.capture()
+    for at, closed, due in [
+        (0, False, True),
+        (1, False, False),
+        (25, False, True),
+        (30, True, True),
+        (90, True, False),
+    ]:
+        entry = journal.entry(at * 1_000_000_000, closed=closed)
+        assert (entry is not None) == due, at
+        journal.confirmed()
+
+
 def test_closed_account_leaves_no_file_and_an_open_one_stays(tmp_path: Path) -> None:
     for epoch, closed in ((5, True), (6, False)):
         journal = Journal(tmp_path, "cam", epoch)

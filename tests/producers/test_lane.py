@@ -57,9 +57,12 @@ class AnsweringClient:
         return frame.sequence
 
     def answer_all(self) -> None:
-        with self.lock:
-            self.at_once = lambda _: None
-        while self.held:
+        """Acknowledge what is held, in order, and from then on everything at once."""
+        while True:
+            with self.lock:
+                if not self.held:
+                    self.at_once = lambda _: None
+                    return
             self.answer()
 
     def _settle(self, frame: Frame, future: Future, error: BaseException | None) -> None:
@@ -244,9 +247,8 @@ def test_frames_that_fail_only_with_the_error_of_another_are_sent_again(rig: Cal
     line.client.answer(error=error)
     line.client.is_news = False  # the client broke with the first one, and fails all it holds
     line.client.answer(error=error)
-    with line.client.lock:
-        line.client.at_once = lambda _: None
     line.client.answer(error=error)
+    line.client.answer_all()
     line.wait_idle()
     assert line.client.delivered == [1, 2]
     assert line.dropped() == {0: DropReason.OVERSIZE}
@@ -277,8 +279,8 @@ def test_failed_frame_is_sent_again_before_the_next_and_a_delivered_one_is_not(r
     until(lambda: len(line.client.held) == 3)
     line.client.answer(error=errors.OutOfOrderSequenceNumberError("the broker lost its log"))  # 0
     line.client.answer()  # 1
-    line.client.at_once = lambda _: None
     line.client.answer(error=errors.OutOfOrderSequenceNumberError("the broker lost its log"))  # 2
+    line.client.answer_all()
     line.capture(1)
     line.wait_idle()
     assert line.client.delivered == [1, 0, 2, 3]
