@@ -22,13 +22,16 @@ from flawline.errors import FlawlineError, UsageError
 
 LINE_INTERVAL_S = 5.0
 
+FILE_WIDTH = 120
+
 STDOUT = "-"
 """Target of `--json` without a file."""
 
 
 def out() -> Console:
     """The console for results."""
-    return Console(soft_wrap=not sys.stdout.isatty())
+    # A file or a pipe has no width: without one a table would be squeezed into 80 columns.
+    return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=FILE_WIDTH)
 
 
 def err() -> Console:
@@ -48,6 +51,7 @@ def configure_logging(level: str, role: str = "") -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, force=True, format=f"%(asctime)sZ{name} %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # tells which of its libraries it tried
     # Below WARNING the client's loggers write every frame's bytes. A command that is no role says in one line of its
     # own that the broker is away, so the client's many are left out.
     logging.getLogger("kafka").setLevel(logging.WARNING if role else logging.CRITICAL)

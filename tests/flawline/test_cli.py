@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from flawline import cli, terminal
 from flawline.cli_options import with_json_target
@@ -178,3 +179,33 @@ def test_json_is_written_whole_and_without_nan(tmp_path: Path, capsys: pytest.Ca
     expected = {"a": None, "b": [None, 1.5], "c": "x"}
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(capsys.readouterr().out) == expected
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_classes_of_a_new_line_are_none_and_an_unknown_one_is_named(tmp_path: Path) -> None:
+    listed = flawline(tmp_path, "classes", "list", "--json")
+    assert listed.returncode == 0 and json.loads(listed.stdout) == {"classes": []}
+    for arguments in (["show", "C7"], ["name", "C7", "scratch"], ["merge", "C7", "C8"], ["dismiss", "C7"]):
+        done = flawline(tmp_path, "classes", *arguments)
+        assert done.returncode in (1, 2) and is_one_line(done.stderr) and "C7" in done.stderr, done.stderr
+    wrong = flawline(tmp_path, "classes", "severity", "C7", "terrible")
+    assert wrong.returncode == 2 and is_one_line(wrong.stderr) and "terrible" in wrong.stderr
+
+
+def test_dashboards_are_written_and_not_pushed_without_a_token(tmp_path: Path) -> None:
+    written = flawline(tmp_path, "dashboards", "write", "out")
+    assert written.returncode == 0 and list((tmp_path / "out").rglob("*.json"))
+    pushed = flawline(tmp_path, "dashboards", "push")
+    assert pushed.returncode == 2 and is_one_line(pushed.stderr) and "grafana.token" in pushed.stderr
+
+
+@pytest.mark.parametrize(("on_terminal", "seen"), [(False, "frames: 3 of 9"), (True, "frames")])
+def test_progress_is_shown_on_stderr_on_a_terminal_or_not(
+    on_terminal: bool, seen: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(stderr=True, force_terminal=on_terminal)
+    monkeypatch.setattr(terminal, "err", lambda: console)
+    monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
+    with terminal.progress("frames") as advance:
+        advance(3, 9)
+    said = capsys.readouterr()
+    assert seen in said.err and not said.out
