@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MIN_SESSION_TIMEOUT_MS: Final = 1_000
 MAX_SESSION_TIMEOUT_MS: Final = 1_800_000
+_STALL_S: Final = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -327,8 +328,13 @@ class Group:
     def _expire(self, member: Member) -> None:
         if self.members.get(member.member_id) is not member:
             return
+        loop = asyncio.get_running_loop()
+        late_s = loop.time() - member.expiry.when() if member.expiry is not None else 0.0
         if member.waiting:
             self.touch(member)
+        elif late_s > _STALL_S:
+            # The broker itself was held up (a suspended machine, a busy one): the signs of life may lie in its sockets.
+            member.expiry = loop.call_later(_STALL_S, self._expire, member)
         else:
             log.info("group %s: member %s was silent for its session timeout", self.group_id, member.member_id)
             self._remove(member)

@@ -10,7 +10,7 @@ from typing import Any
 from flawline.embedded.batch import BatchError
 from flawline.embedded.broker import NODE_ID, Broker
 from flawline.embedded.log import OffsetOutOfRange, PartitionLog
-from flawline.embedded.protocol import RESPONSES, ErrorCode, FetchedPartition, Request, encode_fetch
+from flawline.embedded.protocol import RESPONSES, CloseConnection, ErrorCode, FetchedPartition, Request, encode_fetch
 from flawline.embedded.topics import TopicError
 from flawline.embedded.unsupported import needs_apache_kafka
 
@@ -62,7 +62,13 @@ async def produce(broker: Broker, request: Request) -> Any:
             for result in response.partition_responses:
                 if result.error_code == ErrorCode.NONE:
                     result.error_code, result.error_message = ErrorCode.KAFKA_STORAGE_ERROR, str(failure)
-    return None if body.acks == 0 else schema(responses=topics, throttle_time_ms=0)
+    if body.acks != 0:
+        return schema(responses=topics, throttle_time_ms=0)
+    failed = [result for topic in topics for result in topic.partition_responses if result.error_code]
+    if failed:
+        # The one thing that a producer without acknowledgements notices, and what Apache Kafka does.
+        raise CloseConnection(f"records sent with acks=0 were not stored ({failed[0].error_message})")
+    return None
 
 
 def _append(partition: PartitionLog | None, records: bytes | None, name: str) -> tuple[ErrorCode, int, str | None]:

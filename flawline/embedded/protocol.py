@@ -129,8 +129,12 @@ _MAX_CLIENT_ID_BYTES: Final = 1024
 _ENDLESS_VARINT: Final = re.compile(rb"[\x80-\xff]{1024}")
 
 
-class MalformedRequest(Exception):
-    """The bytes are no request: nothing sensible can be answered, so the connection is closed."""
+class CloseConnection(Exception):
+    """The connection must be closed, because nothing can be answered."""
+
+
+class MalformedRequest(CloseConnection):
+    """The bytes are no request that this broker knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from flawline.embedded.protocol import (
     API_VERSIONS,
     FETCH,
     PRODUCE,
+    CloseConnection,
     MalformedRequest,
     Request,
     api_versions_response,
@@ -164,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
                 if not self._transport.is_reading():
                     self._transport.resume_reading()
                 await self._answer(memoryview(frame))
-        except MalformedRequest as error:
+        except CloseConnection as error:
             log.warning("%s: %s, connection closed", self._peer, error)
         except (OSError, sqlite3.Error) as error:
             log.error("%s: request failed on the disk (%s), connection closed", self._peer, error)

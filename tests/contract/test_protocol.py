@@ -111,17 +111,27 @@ def test_a_broken_batch_is_refused_and_leaves_no_trace(wire: Wire, broker: Runni
         assert second.produce(topic, good) == (0, 0)
 
 
-def _produce_frame(topic: str, records: bytes) -> bytes:
+def _produce_frame(topic: str, records: bytes, acks: int = -1) -> bytes:
     data = ProduceRequest.TopicProduceData
     part = data.PartitionProduceData(index=0, records=records)
     body = ProduceRequest(
-        transactional_id=None, acks=-1, timeout_ms=1000, topic_data=[data(name=topic, partition_data=[part])]
+        transactional_id=None, acks=acks, timeout_ms=1000, topic_data=[data(name=topic, partition_data=[part])]
     )
     return frame_of(body, 8)
 
 
 def _produce_error(answer: bytes, topic: str) -> int:
     return ProduceResponse.decode(answer[4:], version=8).responses[0].partition_responses[0].error_code
+
+
+def test_without_acknowledgement_nothing_is_answered_and_a_failure_closes_the_connection(
+    wire: Wire, topic: str
+) -> None:
+    good = record_batch([b"value"], timestamp=now_ms())
+    wire.send(_produce_frame(topic, good, acks=0))
+    assert wire.produce(topic, good) == (0, 1)  # the first answer is this one's, and the other was stored before it
+    wire.send(_produce_frame(topic, _flipped(good, 70), acks=0))
+    assert wire.receive_frame() is None
 
 
 def test_acks_that_do_not_exist_are_refused(wire: Wire, topic: str) -> None:

@@ -134,6 +134,21 @@ def test_a_silent_member_goes_after_its_session_timeout_and_not_before() -> None
     on_skipped_time(scenario)
 
 
+def test_a_broker_that_was_held_up_hears_its_members_before_it_judges_them() -> None:
+    async def scenario() -> None:
+        group = new_group()
+        member = await group.join(call())
+        await stable(group, member)
+        asyncio.get_running_loop()._selector.now += 60  # type: ignore[attr-defined]
+        await asyncio.sleep(0.1)
+        assert group.heartbeat(member.member_id, None, 1) is ErrorCode.NONE
+        asyncio.get_running_loop()._selector.now += 60  # type: ignore[attr-defined]
+        await asyncio.sleep(1)
+        assert group.heartbeat(member.member_id, None, 1) is ErrorCode.UNKNOWN_MEMBER_ID
+
+    on_skipped_time(scenario)
+
+
 def test_one_whose_connection_breaks_while_it_joins_does_not_hold_the_group_up() -> None:
     async def scenario() -> None:
         group = new_group()
