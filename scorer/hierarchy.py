@@ -17,14 +17,17 @@ from scorer.coreset import Vectors, unit
 
 Labels = NDArray[np.int64]
 
-# Groups smaller than this join their nearest neighbour: their calibration would rest on too few scores.
-_SMALLEST_GROUP = 20
+# Groups smaller than this join their nearest neighbour: their calibration would rest on too few scores. A split product
+# costs some calibration images, but products that were thrown together have no common scale.
+_SMALLEST_GROUP = 10
 # The same where the number of groups was given: what cross-fitting needs at least.
 _SMALLEST_GIVEN = 8
 _MOST_GROUPS = 64
 # Below this silhouette the images do not fall into groups.
 _SMALLEST_SILHOUETTE = 0.1
 _RESTARTS = 5
+# The search for the number of groups ends when this many more have brought nothing better.
+_PATIENCE = 16
 # Images that the number of groups is chosen on; all images are assigned afterwards.
 _SAMPLE = 1500
 _ROUTE_BY = 10
@@ -62,6 +65,8 @@ def _best_centres(embeddings: Vectors, most: int, rng: np.random.Generator) -> V
     best, best_value = unit(embeddings.mean(axis=0, keepdims=True)), _SMALLEST_SILHOUETTE
     distance = 1 - embeddings @ embeddings.T
     for k in range(2, most + 1):
+        if k > len(best) + _PATIENCE:
+            break
         centres = _k_means(embeddings, k, rng)
         value = _silhouette(distance, (embeddings @ centres.T).argmax(axis=1))
         if value >= best_value:  # ties go to more groups: a split product costs only calibration images
@@ -80,10 +85,9 @@ def _k_means(embeddings: Vectors, k: int, rng: np.random.Generator) -> Vectors:
             previous, labels = labels, similarity.argmax(axis=1)
             if (labels == previous).all():
                 break
-            sums = np.zeros_like(centres)
-            np.add.at(sums, labels, embeddings)
+            members = np.eye(k, dtype=np.float32)[:, labels]
             # A centre that lost all its images stays where it is.
-            centres = np.where((np.bincount(labels, minlength=k) > 0)[:, None], unit(sums), centres)
+            centres = np.where(members.any(axis=1)[:, None], unit(members @ embeddings), centres)
         value = float(similarity.max(axis=1).sum())
         if value > best_value:
             best, best_value = centres, value
