@@ -80,6 +80,13 @@ def cluster(
     return Clustering(labels, centroids_of(vectors, labels), proposals, stability)
 
 
+def reduced(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors (n, 32 at most) on the principal axes of the data, which is where it is clustered."""
+    vectors = unit(vectors)
+    mean, axes = _principal_axes(vectors)
+    return unit((vectors - mean) @ axes)
+
+
 def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
     data = np.ascontiguousarray(points)
