@@ -84,7 +84,7 @@ def produce(
     def run(stop: Any) -> None:
         from producers import service
 
-        _ensure_topics(settings)
+        # It makes the topics itself, in the background: captures do not wait for a broker that is not up yet.
         service.run(settings, stop, cameras=camera or None)
 
     until_stopped(run)
