@@ -29,7 +29,8 @@ from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
 from workers.intake import Intake
 from workers.lane import Job
-from workers.models import ModelRef, local_folder
+from workers.model_slot import ModelSlot, one_line
+from workers.models import ModelRef
 from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
 from workers.settings import WorkerSettings
@@ -91,11 +92,7 @@ class Inspector:
         self._settings = settings
         self._worker = settings.worker
         self._member = member
-        self._load = load
-        self._first = self._wanted = model
-        self._running: tuple[ModelRef, Detector] | None = None
-        self._next: tuple[ModelRef, Detector] | None = None
-        self._swap = threading.Lock()
+        self._model = ModelSlot(model, lambda path: load(path, settings.worker), settings.data_dir / "models")
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: Exception | None = None
@@ -129,7 +126,7 @@ class Inspector:
 
     def health(self) -> Health:
         """A snapshot; answering at all is part of it."""
-        running, since, intake = self._running, self._scoring_since, self._intake
+        running, since, intake = self._model.running, self._scoring_since, self._intake
         now = clock.monotonic()
         return Health(
             pid=os.getpid(),
@@ -149,15 +146,13 @@ class Inspector:
 
     def change_model(self, model: ModelRef) -> None:
         """Load another model in the background; it takes over between two batches, if it can be loaded."""
-        self._wanted = model
-        threading.Thread(target=self._prepare, args=(model,), name="model-load", daemon=True).start()
+        self._model.change(model)
 
     # The life of an actor
 
     def run(self) -> None:
         """Load and warm the model, join the group, inspect until `stop`. Raises FlawlineError when it must end."""
-        self._running = self._first, self._loaded(self._first)
-        _show_version(None, self._running[1].version)
+        self._model.load_first()
         if self._stop.is_set():
             return
         publisher = Publisher(broker.producer(self._settings), self._unacknowledged, self._reread, self._fail)
@@ -166,7 +161,7 @@ class Inspector:
         finally:
             publisher.close(self._worker.stop_timeout_s)
         if self._error:
-            raise self._error if isinstance(self._error, FlawlineError) else FlawlineError(_line(self._error))
+            raise self._error if isinstance(self._error, FlawlineError) else FlawlineError(one_line(self._error))
 
     def _inspect(self, publisher: Publisher) -> None:
         consumer = broker.consumer(
@@ -216,7 +211,7 @@ class Inspector:
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended.is_set():
             self._error = error
-            log.error("%s stops: %s", self._member, _line(error))
+            log.error("%s stops: %s", self._member, one_line(error))
         if self._intake:
             self._intake.abort.set()
         self._stop.set()
@@ -224,39 +219,6 @@ class Inspector:
     def _reread(self, lane: Any) -> None:
         if self._intake:
             self._intake.reread(lane)
-
-    # Models
-
-    def _loaded(self, model: ModelRef) -> Detector:
-        folder = local_folder(model.uri, self._settings.data_dir / "models")
-        detector = self._load(folder, self._worker)
-        if model.version is not None and detector.version != model.version:
-            raise FlawlineError(
-                f"model {model.uri} is version {detector.version}, announced was {model.version}: publish it again"
-            )
-        detector.score([scoring.canary()])  # compiles and allocates now rather than under the first frame
-        return detector
-
-    def _prepare(self, model: ModelRef) -> None:
-        try:
-            detector = self._loaded(model)
-        except Exception as error:  # whatever is wrong with the new model, the old one must go on
-            telemetry.MODEL_LOAD_FAILURES.inc()
-            log.error("model %s cannot be used, the running one stays: %s", model, _line(error))
-            return
-        with self._swap:
-            if self._wanted == model:  # a still newer one may have been asked for meanwhile
-                self._next = model, detector
-
-    def _current_detector(self) -> Detector:
-        with self._swap:
-            following, self._next = self._next, None
-        assert self._running is not None
-        if following:
-            _show_version(self._running[1].version, following[1].version)
-            log.info("model %s is in use", following[0])
-            self._running = following
-        return self._running[1]
 
     # Frames
 
@@ -275,14 +237,14 @@ class Inspector:
                 job.lane.abandon(job)
                 continue
             except Exception as error:  # a decoder that fails in a new way must not stop the line
-                self._reject(job, DeadLetterReason.UNDECODABLE, _line(error), None)
+                self._reject(job, DeadLetterReason.UNDECODABLE, one_line(error), None)
                 continue
             if not self._batcher.put(_Opened(job, frame, pixels, clock.monotonic() - started), pixels.nbytes):
                 job.lane.abandon(job)
 
     def _score_all(self) -> None:
         while batch := self._batcher.take():
-            detector = self._current_detector()
+            detector = self._model.current()
             # What is sent and not acknowledged is acknowledged or lost in bounded time, whatever happens here.
             while not self._unacknowledged.wait_open(1.0):
                 log.warning("%d bytes wait for the broker's acknowledgement", self._unacknowledged.held_bytes)
@@ -306,13 +268,13 @@ class Inspector:
         score_s = clock.monotonic() - started
         for opened, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, _line(result), opened.frame)
+                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(result), opened.frame)
                 continue
             timings = _timings(opened, started_ns, score_s)
             try:
                 self._decide(detector, opened, result, timings)
             except ValueError as error:  # scores that no region can be made of
-                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, _line(error), opened.frame)
+                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error), opened.frame)
 
     def _decide(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
         frame = opened.frame
@@ -358,15 +320,3 @@ def _timings(opened: _Opened, scoring_started_ns: int, score_s: float) -> Timing
         wait_s=max(0.0, (scoring_started_ns - job.fetched_at) * NS - opened.decode_s),
         score_s=score_s,
     )
-
-
-def _show_version(before: str | None, now: str) -> None:
-    if before is not None and before != now:
-        telemetry.MODEL_INFO.remove(before, "active")
-    telemetry.MODEL_INFO.labels(now, "active").set(1)
-
-
-def _line(error: Exception) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FlawlineError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

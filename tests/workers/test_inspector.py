@@ -237,7 +237,7 @@ def test_a_new_model_takes_over_between_batches_and_a_broken_one_leaves_the_old_
         feeder.send(frame("cam-0", 1))
         read(settings, "verdicts", Verdict, 2)
         inspector.change_model(ModelRef(str(tmp_path / "second"), "plain-2"))
-        wait_until(lambda: inspector._next is not None)
+        wait_until(lambda: inspector._model.waits)
         feeder.send(frame("cam-0", 2))
         verdicts = read(settings, "verdicts", Verdict, 3)
         text = inspector.metrics()
