@@ -28,6 +28,9 @@ def topic(broker: RunningBroker) -> str:
     name = unique("wire")
     client = CLIENTS["kafka-python"](broker.bootstrap)
     client.create_topic(name, partitions=2)
+    with client.consumer() as consumer:  # retries until both partitions have a leader that answers
+        for partition in range(2):
+            consumer.bounds(name, partition)
     client.close()
     return name
 
