@@ -23,7 +23,7 @@ from flawline.messages import DropReason, Frame, LedgerEntry
 from producers.accounts import Accounts
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
-from producers.delivery import fate
+from producers.delivery import fate, said
 from producers.flow import ByteBudget
 from producers.framing import to_frame
 from producers.journal import Journal
@@ -200,9 +200,8 @@ class Lane:
             if reason is None:
                 self._backlog.give_back(entry)
                 if not self._troubled:
-                    log.warning("camera %s: frames cannot be delivered now: %s: %s",
-                                self.camera.name, type(error).__name__, error)  # fmt: skip
-                self._troubled = True
+                    log.warning("camera %s: frames cannot be delivered now: %s", self.camera.name, said(error))
+                self._troubled = self._said_away = True
             else:
                 self._say_dropped(entry, reason, error)
                 self._settle(entry)

@@ -18,7 +18,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Frame, LedgerEntry
 from flawline.objects import ObjectStore
 from producers.camera import Capture
-from producers.delivery import NotConnected
+from producers.delivery import NotConnected, said
 from producers.flow import ByteBudget
 from producers.journal import Journal, left_behind
 from producers.lane import Lane
@@ -109,7 +109,8 @@ class Publisher:
         """
         self._link.start()
         if not self._link.wait(wait_s) and self._link.failure is None:
-            log.warning("no connection to %s yet, going on without", self._settings.bootstrap_servers)
+            log.warning("no connection to the broker %s yet, captures wait for it: start it, or correct "
+                        "kafka.bootstrap_servers", self._settings.bootstrap_servers)  # fmt: skip
         self.check()
         for lane in self.lanes.values():
             lane.observe()
@@ -209,7 +210,7 @@ class Publisher:
             # A broken client fails its entries along with the frames; whoever reports it first has it replaced.
             if away or self._link.renew(client):
                 self._entries_from = self._clock() + ENTRIES_PAUSE_S
-                log.warning("a ledger entry of camera %s waits: %s: %s", entry.camera, type(error).__name__, error)
+                log.warning("a ledger entry of camera %s waits: %s", entry.camera, said(error))
 
         try:
             future = client.send(
