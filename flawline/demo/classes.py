@@ -32,12 +32,12 @@ def found_classes(store: Store) -> list[ClassView]:
     classes, defects, regions = schema.classes.c, schema.defects.c, schema.regions.c
     frames: dict[str, list[str]] = defaultdict(list)
     with store.reading() as connection:
-        for row in connection.execute(
+        for member in connection.execute(
             select(defects.class_id, defects.frame_id)
             .where(defects.class_id.is_not(None))
             .order_by(defects.captured_ns, defects.id)
         ):
-            frames[row.class_id].append(row.frame_id)
+            frames[member.class_id].append(member.frame_id)
         views = []
         for row in connection.execute(
             select(classes.id, classes.name, classes.state).where(classes.state.in_(LIVING)).order_by(classes.number)
