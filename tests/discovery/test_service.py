@@ -16,7 +16,7 @@ from discovery.service import DiscoveryService
 from discovery.store import Store
 from flawline import messages
 from flawline.errors import FlawlineError
-from flawline.messages import Decision, Tensor, Transition
+from flawline.messages import Decision, Defect, Tensor, Transition
 from tests.discovery import line
 from tests.discovery.factories import DIMENSION, defect, directions, near, verdict
 from tests.support.brokers import unique
@@ -120,6 +120,30 @@ def test_embeddings_of_an_unknown_version_are_kept_without_a_class(settings):
         summary = running.drain()
     assert summary.defects == 102
     assert summary.assignments.keys() == kinds.keys()
+
+
+def test_change_of_embedding_version_finds_classes_anew_and_keeps_the_old_ones(settings):
+    line.publish(settings, day(200)[0])
+    with DiscoveryService(settings) as running:
+        before = running.drain()
+    changed = [
+        replace(sent, embedding_version="next", regions=tuple(replace(r, embedding=turned(r)) for r in sent.regions))
+        if isinstance(sent, Defect)
+        else sent
+        for sent in day(200, start=200)[0]
+    ]
+    line.publish(settings, changed)
+    with DiscoveryService(settings) as running:
+        after = running.drain()
+        known = {one.id: one.embedding_version for one in registry.read(running.store).classes}
+    assert before.assignments.items() <= after.assignments.items()
+    new = {name for name, version in known.items() if version == "next"}
+    assert len(new) == 3
+    assert not new & before.members.keys()
+
+
+def turned(found):
+    return Tensor.of(found.embedding.array()[::-1], "float16")
 
 
 def test_what_a_person_says_meanwhile_is_published_and_binds(settings):
