@@ -6,15 +6,18 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse
 from kafka.protocol.producer import InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse
 
 from flawline.embedded.protocol import ErrorCode
-from tests.contract.clients import CLIENTS
+from tests.contract.clients import CLIENTS, wait_until
 from tests.support.brokers import RunningBroker, unique
 from tests.support.wire import Wire, frame_of, record_batch
+
+COORDINATOR_LOAD_IN_PROGRESS = 14  # of an Apache Kafka that has just started
 
 
 @pytest.fixture
@@ -41,9 +44,13 @@ def now_ms() -> int:
 
 def new_producer_id(wire: Wire) -> int:
     request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
-    answer = wire.ask(request, InitProducerIdResponse, 1)
-    assert answer.error_code == 0
-    return answer.producer_id
+
+    def given() -> Any:
+        answer = wire.ask(request, InitProducerIdResponse, 1)
+        assert answer.error_code in (0, COORDINATOR_LOAD_IN_PROGRESS)
+        return answer if answer.error_code == 0 else None
+
+    return wait_until(given, "a producer id").producer_id
 
 
 def batch(producer_id: int, epoch: int, sequence: int, count: int = 1) -> bytes:
