@@ -24,7 +24,9 @@ service.run(config.load(Path(sys.argv[1])), stop)
 """
 
 
-def settings_for(folder: Path, bootstrap: str, prefix: str, **discovery: object) -> Settings:
+def settings_for(
+    folder: Path, bootstrap: str, prefix: str, store_url: str | None = None, **discovery: object
+) -> Settings:
     """Settings of a line of its own on a shared broker, also written to a file for child processes."""
     values = {"round_regions": 40, "window_regions": 300, "class_limit": 10} | discovery
     text = "\n".join(
@@ -34,6 +36,7 @@ def settings_for(folder: Path, bootstrap: str, prefix: str, **discovery: object)
             f'bootstrap_servers = "{bootstrap}"',
             f'topic_prefix = "{prefix}-"',
             "camera_partitions = 2",
+            *(["[store]", f'url = "{store_url}"'] if store_url else []),
             "[metrics]",
             "discovery_port = 0",
             "[discovery]",

@@ -90,6 +90,25 @@ def test_records_that_come_again_change_nothing(settings):
         assert running.drain() == first
 
 
+def test_stream_into_postgresql_is_counted_once_across_processes(embedded_broker, postgres_server, tmp_path):
+    url = postgres_server.new_database()
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), store_url=url)
+    sent, kinds = day(160)
+    store = Store(url)
+    for part in (sent[:120], sent[60:]):
+        before = sum(store.positions().values())
+        line.publish(settings, part)
+        process = line.start_process(tmp_path)
+        wait_for(lambda known=before, child=process: reads_on(store, known, child))
+        process.kill()
+        process.wait()
+    with DiscoveryService(settings) as running:
+        summary = running.drain()
+    assert counts(store) == (160, 80, 80)
+    assert len(pairs(summary.assignments, kinds)) == 3
+    store.close()
+
+
 def test_damaged_records_are_counted_and_the_rest_goes_on(settings):
     sent, _ = day(20)
     vector = KINDS[0]
