@@ -323,7 +323,8 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         # What the command line parser raises knows its exit code; anything else is a mistake of ours.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _failed(f"{error.format_message()} (see flawline --help)", 2)
+            said = error.format_message()
+            return _failed(f"{said} (see flawline --help)", 2) if said else 2  # without a command: the help was shown
         if debug:
             raise
         text = " ".join(str(error).split())

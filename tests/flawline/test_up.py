@@ -19,6 +19,7 @@ import pytest
 
 from flawline import config, up
 from flawline.config import Settings
+from flawline.embedded import EmbeddedBroker
 from flawline.errors import FlawlineError, UsageError
 from flawline.up import Child, RestartPolicy, Role
 from tests.support.brokers import free_port
@@ -146,11 +147,12 @@ def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_signals_end_a_role_cleanly(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signals_end_a_role_cleanly(
+    tmp_path: Path, embedded_broker: EmbeddedBroker, number: signal.Signals, code: int
+) -> None:
     port = free_port()
     file = tmp_path / "line.toml"
-    bootstrap = f"127.0.0.1:{free_port()}"  # nothing listens: a role that waits for its broker can be stopped too
-    file.write_text(f'[kafka]\nbootstrap_servers = "{bootstrap}"\n[metrics]\nledger_port = {port}\n')
+    file.write_text(f'[kafka]\nbootstrap_servers = "{embedded_broker.bootstrap}"\n[metrics]\nledger_port = {port}\n')
     command = [sys.executable, "-m", "flawline", "ledger", "--watch", "--config", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
