@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flawline.embedded import READY_PREFIX
+from flawline.embedded import READY_PREFIX, UNSUPPORTED
 from flawline.embedded.broker import BrokerOptions
 from flawline.embedded.server import serve
 from flawline.embedded.store import FsyncPolicy
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flawline.embedded",
         description="A single-node broker that speaks the Kafka protocol, for demo, tests and one-box lines.",
+        epilog=f"Left to Apache Kafka: {'; '.join(UNSUPPORTED.values())}.",
     )
     defaults = BrokerOptions(Path())
     seconds = _number(float, 0.01, 86_400)
