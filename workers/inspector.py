@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUP = "workers"
 NS = 1e-9
 HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
 
@@ -166,7 +165,7 @@ class Inspector:
     def _inspect(self, publisher: Publisher) -> None:
         consumer = broker.consumer(
             self._settings,
-            group=GROUP,
+            group=topics.WORKERS_GROUP,
             group_instance_id=self._member,
             session_timeout_ms=int(self._worker.session_timeout_s * 1000),
             heartbeat_interval_ms=HEARTBEAT_MS,

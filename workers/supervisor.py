@@ -13,12 +13,12 @@ from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from flawline import broker, clock, telemetry
+from flawline import broker, clock, telemetry, topics
 from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
 from workers.actors import Actor
 from workers.cluster import check_room, start_ray, stop_ray
-from workers.inspector import GROUP, Health, Load, load_detector, member_name
+from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
 from workers.models import ModelRef, ModelWatch
 from workers.restarts import RestartBudget
@@ -275,7 +275,7 @@ class Supervisor:
         client = broker.admin(self._settings)
         try:
             client.remove_group_members(
-                f"{self._settings.kafka.topic_prefix}{GROUP}",
+                f"{self._settings.kafka.topic_prefix}{topics.WORKERS_GROUP}",
                 [MemberToRemove(group_instance_id=member_name(self._settings, slot)) for slot in slots],
             )
         except KafkaError as error:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discovery.service import DiscoveryService
-
-from flawline import broker, imaging, terminal
+from flawline import broker, imaging, terminal, topics
 from flawline.accounting import Report
 from flawline.config import Settings
 from flawline.demo import figures, page, stage, truth, verdict_log
@@ -30,7 +29,6 @@ FIT_PARTS = 336
 
 PROGRESS_INTERVAL_S = 0.5
 READY_INTERVAL_S = 0.1
-WORKERS_GROUP = "workers"
 
 NO_PROGRESS_S = 120.0
 """Without a new outcome for this long the run is taken for stuck, and says so instead of waiting for ever."""
@@ -46,7 +44,6 @@ class Options:
     rate_hz: float = 6.0
     seed: int = 7
     actors: int = 2
-    open_page: bool = True
 
 
 def run_demo(base: Settings, options: Options) -> dict[str, Any]:
@@ -151,7 +148,7 @@ def _fit(settings: Settings, options: Options) -> HierarchicalCoreset:
 
 def _wait_for_workers(settings: Settings, actors: int, roles: list[Role]) -> None:
     """Until every actor has its model loaded and is a member of the group, so that no frame waits for a start-up."""
-    group = settings.kafka.topic_prefix + WORKERS_GROUP
+    group = settings.kafka.topic_prefix + topics.WORKERS_GROUP
     client = broker.admin(settings)
     try:
         deadline = time.monotonic() + NO_PROGRESS_S

@@ -15,6 +15,7 @@ from flawline import broker, messages
 from flawline.embedded import EmbeddedBroker
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
+from flawline.topics import WORKERS_GROUP
 from tests.support.brokers import RunningBroker
 from tests.workers.line import (
     FULL,
@@ -33,7 +34,7 @@ from tests.workers.line import (
     wait_until,
     write_model,
 )
-from workers.inspector import GROUP, member_name
+from workers.inspector import member_name
 from workers.lane import RECORD_BYTES
 from workers.models import ModelRef
 
@@ -175,7 +176,7 @@ def test_a_second_member_takes_partitions_and_gives_them_back_without_loss_or_di
 def _remove_member(settings: object, slot: int) -> None:
     client = broker.admin(settings)
     client.remove_group_members(
-        settings.kafka.topic_prefix + GROUP, [MemberToRemove(group_instance_id=member_name(settings, slot))]
+        settings.kafka.topic_prefix + WORKERS_GROUP, [MemberToRemove(group_instance_id=member_name(settings, slot))]
     )
     client.close()
 
