@@ -23,8 +23,9 @@ _SMALLEST_GROUP = 10
 # The same where the number of groups was given: what cross-fitting needs at least.
 _SMALLEST_GIVEN = 8
 _MOST_GROUPS = 64
-# Below this silhouette the images do not fall into groups.
-_SMALLEST_SILHOUETTE = 0.1
+# Below this silhouette the images do not fall into groups. Good images of one product reach 0.2 to 0.5 when they are
+# split (and then each half has half the images for its bank), those of different products 0.75 to 0.95.
+_SMALLEST_SILHOUETTE = 0.5
 _RESTARTS = 5
 # The search for the number of groups ends when this many more have brought nothing better.
 _PATIENCE = 16

@@ -31,6 +31,14 @@ def test_images_of_one_look_are_one_group() -> None:
     assert hierarchy.group(unit(rng.standard_normal((100, 24))), None, seed=0).max() == 0
 
 
+def test_one_product_whose_light_and_pose_vary_is_not_split() -> None:
+    rng = np.random.default_rng(0)
+    base, light, pose = rng.standard_normal((3, 24))
+    variation = rng.normal(0, 0.3, (150, 2)) @ np.stack([light, pose])
+    embeddings = unit(base + variation + 0.2 * rng.standard_normal((150, 24)))
+    assert hierarchy.group(embeddings, None, seed=0).max() == 0
+
+
 def test_identical_images_are_one_group() -> None:
     assert hierarchy.group(np.repeat(blobs([1])[0], 50, axis=0), None, seed=0).max() == 0
 
