@@ -88,7 +88,7 @@ def _k_means(embeddings: Vectors, k: int, rng: np.random.Generator) -> Vectors:
                 break
             members = np.eye(k, dtype=np.float32)[:, labels]
             # A centre that lost all its images stays where it is.
-            centres = np.where(members.any(axis=1)[:, None], unit(members @ embeddings), centres)
+            centres = np.where(members.any(axis=1, keepdims=True), unit(members @ embeddings), centres)
         value = float(similarity.max(axis=1).sum())
         if value > best_value:
             best, best_value = centres, value
