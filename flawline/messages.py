@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -139,7 +139,7 @@ class Frame:
     height: int
     width: int
     channels: int
-    data: bytes
+    data: bytes = field(repr=False)  # a log line must not hold a picture
     checksum: int
     size_bytes: int
     object_key: str | None = None
@@ -419,7 +419,7 @@ def decode(cls: type[M], data: bytes) -> M:
 
 def _to_plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {field.name: _to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {each.name: _to_plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, tuple):
         return [_to_plain(item) for item in value]
     return str(value) if isinstance(value, StrEnum) else value
@@ -428,12 +428,12 @@ def _to_plain(value: Any) -> Any:
 @cache
 def _field_types(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    return {each.name: hints[each.name] for each in fields(cls)}
 
 
 @cache
 def _required(cls: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(cls) if field.default is MISSING)
+    return frozenset(each.name for each in fields(cls) if each.default is MISSING)
 
 
 def _from_plain(expected: Any, value: Any, where: str) -> Any:

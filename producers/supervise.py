@@ -143,7 +143,10 @@ class CameraRunner:
 
     def _set(self, state: CameraState) -> None:
         self.state = state
-        telemetry.CAMERA_UP.labels(self.name).set(state is CameraState.UP)
+        if state is CameraState.ENDED:
+            telemetry.CAMERA_UP.remove(self.name)  # a replay that has come to its end is not away
+        else:
+            telemetry.CAMERA_UP.labels(self.name).set(state is CameraState.UP)
 
     def _start(self) -> None:
         self._set(CameraState.OPENING)
@@ -160,7 +163,8 @@ class CameraRunner:
         reader.given_up.set()
         if reader.thread is not None:
             reader.thread.join(timeout_s)
-        telemetry.CAMERA_UP.labels(self.name).set(0)
+        if self.state is not CameraState.ENDED:
+            telemetry.CAMERA_UP.labels(self.name).set(0)
 
     # -- the reader's thread -------------------------------------------------------------------------------------
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from producers.simulated import line_settings
-
 from flawline.config import Settings
 from flawline.demo.figures import Truth
 from flawline.errors import FlawlineError
 from flawline.messages import Verdict
 from producers.folder import playlist
 from producers.settings import FolderCamera, SimulatedCamera
+from producers.simulated import line_settings
 from producers.simulation import SimulatedLine
 
 TruthOf = Callable[[Verdict], Truth]
