@@ -32,6 +32,8 @@ _PATIENCE = 16
 # Images that the number of groups is chosen on; all images are assigned afterwards.
 _SAMPLE = 1500
 _ROUTE_BY = 10
+# An image this many times as far from its group as the farthest good one may still belong to it.
+_MARGIN = 1.25
 
 
 def embed(means: Sequence[NDArray[np.floating]]) -> Vectors:
@@ -193,20 +195,20 @@ class Gallery:
 def gates(gallery: Gallery, within: NDArray[np.float32]) -> NDArray[np.float32]:
     """For each group, the distance to its nearest good image from which on an image is of an unknown product.
 
-    Halfway (geometrically) between the distances that the group's own images keep and those that images of other
-    groups keep to it, but never within 1.25 times the farthest of its own; with one group, twice the farthest.
+    Halfway (geometrically) between the distances that the group's own images keep and those that images of the nearest
+    other product keep to it, but never within 1.25 times the farthest of its own. A group that lies within that margin
+    is no other product but a variant; where there is none but variants, the gate is at twice the farthest.
     `within` (n,): each good image's distance to the nearest other one.
     """
-    count = int(gallery.groups.max()) + 1
-    result = np.empty(count, dtype=np.float32)
-    for k in range(count):
+    result = np.empty(len(np.bincount(gallery.groups)), dtype=np.float32)
+    for k in range(len(result)):
         inside = gallery.groups == k
-        own = float(np.quantile(within[inside], 0.99))
+        own = max(float(np.quantile(within[inside], 0.99)), 1e-3)
         farthest = max(float(within[inside].max()), 1e-3)
-        if inside.all():
-            result[k] = 2 * farthest
-            continue
+        others = gallery.groups[~inside]
         similarity = (gallery.embeddings[~inside] @ gallery.embeddings[inside].T).max(axis=1)
-        foreign = float(np.quantile(np.sqrt(np.maximum(0, 2 - 2 * similarity)), 0.05))
-        result[k] = max(1.25 * farthest, float(np.sqrt(max(own, 1e-3) * foreign)))
+        distance = np.sqrt(np.maximum(0, 2 - 2 * similarity))
+        foreign = [float(np.quantile(distance[others == j], 0.05)) for j in np.unique(others)]
+        products = [each for each in foreign if each > _MARGIN * farthest]
+        result[k] = max(_MARGIN * farthest, float(np.sqrt(own * min(products)))) if products else 2 * farthest
     return result

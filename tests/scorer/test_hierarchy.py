@@ -101,3 +101,11 @@ def test_gate_lets_the_groups_own_in_and_keeps_another_product_out() -> None:
     stranger = gallery.look(blobs([1], seed=99)[0][0], 10)
     assert all(look.distance <= gates[look.group] for look in own)
     assert stranger.distance > gates[stranger.group]
+
+
+def test_gate_of_two_variants_of_one_product_is_as_wide_as_without_the_other() -> None:
+    embeddings, _ = blobs([120], spread=0.4)
+    halves = (embeddings[:, 0] > np.median(embeddings[:, 0])).astype(np.int64)
+    split, whole = Gallery(embeddings, halves), Gallery(embeddings, np.zeros(120, dtype=np.int64))
+    within = whole.neighbours_of_members(1)[1]
+    assert hierarchy.gates(split, within).max() == pytest.approx(hierarchy.gates(whole, within)[0])
