@@ -405,9 +405,10 @@ def decode(cls: type[M], data: bytes) -> M:
         raise SchemaError(DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes has no message type and version")
     kind, version = plain.pop("t"), plain.pop("v")
     if (kind, version) != (type_name(cls), cls.SCHEMA):
+        found = ascii(f"{kind}/{version}")[1:-1][:80]  # a foreign value must not break the line of the error
         raise SchemaError(
             DeadLetterReason.WRONG_SCHEMA,
-            f"schema {kind}/{version} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
+            f"schema {found} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
         )
     try:
         return from_plain(cls, plain, type_name(cls))
