@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from kafka import TopicPartition
+
 from flawline import broker, config, messages, topics
 from flawline.config import Settings
 from flawline.messages import ClassEvent, Defect, Verdict
@@ -79,8 +81,6 @@ def published_events(settings: Settings) -> list[ClassEvent]:
     """Everything on the topic `classes`, in order."""
     client = broker.consumer(settings)
     try:
-        from kafka import TopicPartition
-
         place = TopicPartition(settings.topic(topics.CLASSES.name), 0)
         client.assign([place])
         client.seek_to_beginning(place)
