@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-# Candidates that one round of the selection looks at: more means fewer passes over all vectors, a larger Gram matrix.
-_CANDIDATES = 1024
+# Candidates that one round of the selection looks at, as a share of all vectors and at most: more means fewer passes
+# over all vectors, but a Gram matrix of the candidates that costs more than the passes.
+_SHARE_OF_CANDIDATES = 1 / 12
+_MOST_CANDIDATES = 1024
 # Rows of a product: with a bank of 5,000 vectors, 128 rows of similarities stay within the second-level cache.
 _ROWS = 128
 # Two unit vectors this close are the same vector: selecting the second would add nothing.
@@ -45,10 +47,10 @@ def greedy_k_centre(vectors: Vectors, count: int) -> NDArray[np.intp]:
     count = min(count, n)
     if count == 0:
         return np.empty(0, dtype=np.intp)
+    width = min(n, max(64, min(_MOST_CANDIDATES, int(n * _SHARE_OF_CANDIDATES))))
     chosen = [int(np.argmax(vectors @ vectors.mean(axis=0)))]
     nearest = vectors @ vectors[chosen[0]]  # similarity to the nearest chosen vector
     while len(chosen) < count:
-        width = min(_CANDIDATES, n)
         candidates = np.argpartition(nearest, width - 1)[:width]
         bound = nearest[candidates].max() if width < n else np.inf
         picked = _pick(vectors[candidates], nearest[candidates], float(bound), count - len(chosen))

@@ -24,11 +24,14 @@ def greedy_by_definition(points: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
-@pytest.mark.parametrize("candidates", [1, 7, 64, 5000])
-def test_lazy_selection_is_the_greedy_one_whatever_the_batch(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreset, "_CANDIDATES", candidates)
-    points = vectors(600)
-    assert greedy_k_centre(points, 120).tolist() == greedy_by_definition(points, 120)
+@pytest.mark.parametrize("share", [0.002, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("n", [30, 600])
+def test_lazy_selection_is_the_greedy_one_whatever_the_batch(
+    share: float, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coreset, "_SHARE_OF_CANDIDATES", share)
+    points = vectors(n)
+    assert greedy_k_centre(points, n // 5).tolist() == greedy_by_definition(points, n // 5)
 
 
 def test_selection_stops_when_only_duplicates_are_left() -> None:
