@@ -188,7 +188,7 @@ def test_constant_training_images_give_a_model_that_finds_anything_else(settings
     model = detector.fit([np.full((SIDE, SIDE, 3), 90, np.uint8)] * 25, settings)
     same, other = model.score([np.full((SIDE, SIDE, 3), 90, np.uint8), draw("board", 1)])
     assert np.isfinite([same.aligned, other.aligned]).all()
-    assert same.aligned <= 1e-6 < other.aligned
+    assert same.aligned < 0.05 < 1 < other.aligned  # half precision in the bank leaves a trace of itself
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 19])
