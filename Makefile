@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV) (2 to 5 minutes, 6 GB; torch is most of it) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test]'
+	@echo "Converting the default backbone once ..."
+	$(BIN)/python -c 'from scorer import backbone, settings; backbone.prepare(settings.ScorerSettings())'
 	@touch $(STAMP)
 
 clean:

@@ -26,7 +26,9 @@ def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, t
     from scorer import commands
 
     worker = settings.worker
-    report = commands.evaluate(model, data, scores=scores, runtime=worker.runtime, precision=worker.precision)
+    report = commands.evaluate(
+        model, data, scores=scores, runtime=worker.runtime, precision=worker.precision, weights=worker.weights
+    )
     _show(report, target, f"model {model} on {data}")
 
 

@@ -52,13 +52,14 @@ def evaluate(
     precision: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the model in folder `model` on the test images under `data`; gives the report.
 
     `scores` names a file (.csv or .json) for the scores of each image.
     """
     samples = test_samples(Path(data))
-    loaded = detector.load(model, runtime=runtime, precision=precision, device=device, threads=threads)
+    loaded = detector.load(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
     metrics, rows = _evaluate(loaded, samples)
     if scores is not None:
         evaluation.write_scores(rows, Path(scores))

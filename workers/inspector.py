@@ -56,6 +56,7 @@ def load_detector(path: Path, settings: WorkerSettings) -> Detector:
         precision=settings.precision,
         device="cuda" if settings.num_gpus > 0 else "cpu",
         threads=settings.threads,
+        weights=settings.weights,
     )
 
 

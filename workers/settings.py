@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,7 @@ class WorkerSettings(BaseModel):
     ray_address: str | None = Field(None, description="Ray cluster; none starts Ray on this machine.")
     runtime: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
+    weights: Path | None = Field(None, description="Local backbone weights, for a model fitted on such, on PyTorch.")
     batch_limit: int | None = Field(
         None, ge=1, le=1024, description="Most frames scored together; none: 16 with a GPU, 4 per CPU without."
     )

@@ -387,10 +387,10 @@ def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, mon
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(detector, "load", lambda path, **options: asked.append({"path": path, **options}))
     load_detector(tmp_path, WorkerSettings(num_gpus=0.5, runtime="torch"))
-    load_detector(tmp_path, WorkerSettings(num_cpus=3.5, precision="f32"))
+    load_detector(tmp_path, WorkerSettings(num_cpus=3.5, precision="f32", weights=tmp_path))
     assert asked == [
-        {"path": tmp_path, "runtime": "torch", "precision": "auto", "device": "cuda", "threads": 1},
-        {"path": tmp_path, "runtime": "auto", "precision": "f32", "device": "cpu", "threads": 3},
+        {"path": tmp_path, "runtime": "torch", "precision": "auto", "device": "cuda", "threads": 1, "weights": None},
+        {"path": tmp_path, "runtime": "auto", "precision": "f32", "device": "cpu", "threads": 3, "weights": tmp_path},
     ]
     assert WorkerSettings(num_gpus=0.5).active_batch_limit == 16
     assert WorkerSettings(num_cpus=3.5).active_batch_limit == 12
