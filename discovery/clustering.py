@@ -1,14 +1,15 @@
 """How many kinds of defects there are in a set of region embeddings, and which region is of which.
 
 The number is estimated, never given. Silhouette alone says 2 or the largest number tried on nearly every product, so
-several criteria propose, and what decides is stability: how well subsamples of the data agree with the whole.
+several criteria propose, and what decides is stability: how well subsamples of the data agree with each other.
 Deterministic given the data and the seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import faiss
 import numpy as np
@@ -22,12 +23,13 @@ SAMPLE_LIMIT = 600
 SUBSAMPLES = 8
 SUBSAMPLE_SHARE = 0.8
 RESTARTS = 4
+SEED_CANDIDATES = 4
 REFINE_STEPS = 8
 KMEANS_STEPS = 20
 LEAST_CEILING = 5
 REGIONS_PER_CLUSTER = 15
 # Stability falls as clusters get smaller, also when they are real; this much of it is forgiven per unit of log k.
-DETAIL_BONUS = 0.05
+DETAIL_BONUS = 0.1
 KEPT_BONUS = 0.05
 NEIGHBOURHOOD = 3
 # Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
@@ -93,11 +95,14 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
     data = np.ascontiguousarray(points)
-    cold = _trained(data, count, None, seed)
+    # faiss starts from random points; k-means++ on a sample, with restarts, finds clearly better clusters.
+    sample = data[_sample(data, seed)]
+    rough = np.unique(_whole(sample, count, seed), return_inverse=True)[1]
+    cold = _trained(data, centroids_of(sample, rough), seed)
     labels, quality = _labelled(data, cold)
     if start is None or not len(start):
         return labels
-    warm_labels, warm_quality = _labelled(data, _trained(data, count, _adapted(start, cold), seed))
+    warm_labels, warm_quality = _labelled(data, _trained(data, _adapted(start, cold), seed))
     return labels if quality > warm_quality + BETTER_START else warm_labels
 
 
@@ -106,21 +111,21 @@ def estimate_count(
 ) -> tuple[int, float, dict[str, int]]:
     """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
 
-    Stability is the adjusted Rand index between the clusters of the sample and those of 80 % of it, mean over eight
-    draws. With a previous number, only its neighbourhood and the proposals are tried, and it has a bonus, so that it
-    changes for a reason only.
+    Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of eight.
+    With a previous number, only its neighbourhood and the proposals are tried, and it has a bonus, so that it changes
+    for a reason only.
     """
     sample = points[_sample(points, seed)]
     ceiling = max(2, min(limit, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
     counts = range(2, ceiling + 1)
-    whole = {k: _small_kmeans(sample, k, np.random.default_rng((seed, k)), 2 * RESTARTS) for k in counts}
+    whole = {k: _whole(sample, k, seed) for k in counts}
     distances = np.clip(1 - sample @ sample.T, 0, None)
     np.fill_diagonal(distances, 0)
     silhouettes = {k: _silhouette(distances, whole[k]) for k in counts}
     proposals = {"silhouette": max(counts, key=lambda k: silhouettes[k]), "density": max(1, _dense_count(sample))}
     tried = set(counts) if previous is None else set(proposals.values())
     tried |= {k for k in counts if previous is not None and abs(k - previous) <= NEIGHBOURHOOD} or set(counts)
-    stability = _stability(sample, {k: whole[k] for k in sorted(tried) if k in whole}, seed)
+    stability = _stability(sample, sorted(tried & set(counts)), seed)
     proposals["stability"] = max(stability, key=lambda k: stability[k])
     apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
     allowed = [k for k in stability if k > 2 or apart or ceiling == 2]
@@ -178,6 +183,11 @@ def _sample(points: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE_LIMIT, replace=False))
 
 
+def _whole(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The best clusters of a sample that are looked for."""
+    return _small_kmeans(sample, count, np.random.default_rng((seed, count)), 2 * RESTARTS)
+
+
 def _small_kmeans(points: np.ndarray, count: int, rng: np.random.Generator, restarts: int = RESTARTS) -> np.ndarray:
     """Labels of the best of a few spherical k-means (k-means++ starts); for small sets quicker than through faiss."""
     best, best_quality = np.zeros(len(points), int), -np.inf
@@ -195,26 +205,37 @@ def _small_kmeans(points: np.ndarray, count: int, rng: np.random.Generator, rest
 
 
 def _spread_out(points: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Rows drawn by their squared distance to those drawn before (k-means++, Arthur and Vassilvitskii 2007)."""
+    """Rows drawn by their squared distance to those drawn before, the best of a few each time (greedy k-means++)."""
     chosen = [int(rng.integers(len(points)))]
+    # Of unit vectors, 1 - cosine is half the squared distance.
     distance = np.clip(1 - points @ points[chosen[0]], 0, None)
     while len(chosen) < count:
-        total = float(distance.sum())  # of unit vectors, 1 - cosine is half the squared distance
-        draw = rng.random() * total
-        chosen.append(min(int(np.searchsorted(np.cumsum(distance), draw)), len(points) - 1))
-        distance = np.minimum(distance, np.clip(1 - points @ points[chosen[-1]], 0, None))
+        draws = rng.random(SEED_CANDIDATES) * float(distance.sum())
+        rows = np.minimum(np.searchsorted(np.cumsum(distance), draws), len(points) - 1)
+        left = np.minimum(distance, np.clip(1 - points[rows] @ points.T, 0, None))
+        best = int(left.sum(axis=1).argmin())
+        chosen.append(int(rows[best]))
+        distance = left[best]
     return chosen
 
 
-def _stability(points: np.ndarray, whole: Mapping[int, np.ndarray], seed: int) -> dict[int, float]:
+def _stability(points: np.ndarray, counts: Iterable[int], seed: int) -> dict[int, float]:
+    """Mean agreement of the clusters of every two subsamples, on the points that both have."""
     rng = np.random.default_rng(seed)
-    agreement: dict[int, list[float]] = {k: [] for k in whole}
-    for _ in range(SUBSAMPLES):
-        rows = np.sort(rng.choice(len(points), int(SUBSAMPLE_SHARE * len(points)), replace=False))
-        part = points[rows]
-        for k, labels in whole.items():
-            agreement[k].append(adjusted_rand_score(labels[rows], _small_kmeans(part, k, rng)))
-    return {k: float(np.mean(values)) for k, values in agreement.items()}
+    parts = [
+        np.sort(rng.choice(len(points), int(SUBSAMPLE_SHARE * len(points)), replace=False)) for _ in range(SUBSAMPLES)
+    ]
+    result = {}
+    for k in counts:
+        labels = np.full((SUBSAMPLES, len(points)), -1)
+        for row, part in enumerate(parts):
+            labels[row, part] = _small_kmeans(points[part], k, rng)
+        agreement = []
+        for one, other in combinations(labels, 2):
+            both = (one >= 0) & (other >= 0)
+            agreement.append(adjusted_rand_score(one[both], other[both]))
+        result[k] = float(np.mean(agreement))
+    return result
 
 
 def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
@@ -228,19 +249,18 @@ def _dense_count(points: np.ndarray) -> int:
     return int(HDBSCAN(min_cluster_size=size, min_samples=3, copy=True).fit_predict(points).max()) + 1
 
 
-def _trained(points: np.ndarray, count: int, start: np.ndarray | None, seed: int) -> np.ndarray:
-    """Centroids of spherical k-means by faiss, from given ones or the best of several random starts."""
+def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
+    """Centroids of spherical k-means by faiss from given ones."""
     kmeans = faiss.Kmeans(
         points.shape[1],
-        count,
+        len(start),
         niter=KMEANS_STEPS,
-        nredo=1 if start is not None else RESTARTS,
         spherical=True,
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=len(points),
     )
-    kmeans.train(points, init_centroids=None if start is None else np.ascontiguousarray(start))
+    kmeans.train(points, init_centroids=np.ascontiguousarray(start))
     return np.asarray(kmeans.centroids)
 
 
