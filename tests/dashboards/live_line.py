@@ -35,7 +35,7 @@ TIMEOUT_S = 150.0
 
 
 class LiveLine:
-    """Two cameras that loop over parts with two kinds of defect, and a third whose only picture is over the limit."""
+    """Two cameras that loop over parts with two kinds of defect, one whose only picture is too large, one away."""
 
     def __init__(self, folder: Path, store_url: str) -> None:
         self.folder = folder
@@ -100,6 +100,7 @@ class LiveLine:
                 {"name": "camera-1", "shard": 0} | parts,
                 {"name": "camera-2", "shard": 1} | parts,
                 {"name": "camera-3", "kind": "folder", "path": str(self.folder / "oversize")},
+                {"name": "camera-4", "kind": "usb", "device": str(self.folder / "unplugged")},
             ],
         }
         file = self.folder / "line.toml"

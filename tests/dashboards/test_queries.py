@@ -89,7 +89,7 @@ def test_postgresql_answers_with_rows(line, query, chosen):
 
 def test_of_the_plants_alerts_those_sound_that_the_run_gave_reason_for(line):
     alerts = {alert["labels"]["alertname"] for alert in line.prometheus.get("alerts")["alerts"]}
-    # camera-3 has one picture, which is too large, and ends; one record is rubbish.
+    # The only picture of camera-3 is too large, camera-4 is away, and one record is rubbish.
     assert alerts >= {"FlawlineDropping", "FlawlineDeadLetters", "FlawlineCameraAway"}
     # The rest may be pending for a moment on a machine that is busy.
     assert not alerts & {"FlawlineGaps", "FlawlineLedgerNotBalanced", "FlawlineModelNotLoaded"}
