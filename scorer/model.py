@@ -61,8 +61,11 @@ def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
 
 
 def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
-    """Which layers describe a defect: the two deepest of the first pass."""
-    return embedding_layers(layers)[-2:]
+    """Which layers describe a defect: the two finest of the first pass.
+
+    Deeper ones see more of the product around a defect than of the defect, and group defects by product.
+    """
+    return embedding_layers(layers)[:2]
 
 
 def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progress: Progress | None = None) -> Model:
