@@ -62,7 +62,7 @@ def write(
             _cards(result),
             "<h2>Scores by product</h2>"
             "<p class=soft>One scale for all products: the natural-log ratio of a part's score "
-            "to that of good parts that look like it. The line is the alarm threshold.</p>",
+            "to that of good parts that look like it. The dashed line is the highest score that was accepted.</p>",
             f"<div class=wide>{_chart(verdicts, truths)}</div>",
             "<h2>Defect classes</h2><p class=soft>They formed without labels; the kinds in brackets are the truth, "
             "which only this page knows.</p>",
