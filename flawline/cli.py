@@ -118,6 +118,19 @@ def discover(config: Config = None) -> None:
     until_stopped(run)
 
 
+@app.command()
+def console(config: Config = None) -> None:
+    """Serve the station in the browser: the ledger, the classes, the frames that were not accepted."""
+    settings = settings_of(config, "console")
+
+    def run(stop: Any) -> None:
+        from console import service
+
+        service.run(settings, stop)
+
+    until_stopped(run)
+
+
 # Models
 
 

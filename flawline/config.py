@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from console.settings import ConsoleSettings
 from discovery.settings import DiscoverySettings
 from flawline.errors import UsageError
 from producers.settings import FolderCamera, ProducerSettings, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     discovery: DiscoverySettings = DiscoverySettings()
     store: StoreSettings = StoreSettings()
     metrics: MetricsSettings = MetricsSettings()
+    console: ConsoleSettings = ConsoleSettings()
     grafana: GrafanaSettings = GrafanaSettings()
 
     @classmethod

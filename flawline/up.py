@@ -127,7 +127,8 @@ class Child:
 def roles(settings: Settings) -> list[Role]:
     """The roles of a line, in the order in which they stop: what makes work first, what others need last."""
     result = [Role("produce", ("produce",), may_end=True)] if settings.cameras else []
-    return [*result, Role("work", ("work",)), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
+    result += [Role("work", ("work",)), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
+    return [*result, Role("console", ("console",))] if settings.console.port else result
 
 
 def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:

@@ -94,6 +94,7 @@ class LiveLine:
             "frames": {"limit_bytes": FRAME_LIMIT_BYTES},
             "store": {"url": self.store_url},
             "metrics": ports,
+            "console": {"port": free_port()},
             "worker": {"model": str(self.folder / "model"), "actors": 1},
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
             "cameras": [
