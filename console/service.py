@@ -50,8 +50,11 @@ def _serve(settings: Settings, store: Store, listener: socket.socket, stop: thre
     log.info("the console is on http://%s:%d", settings.console.host, settings.console.port)
     try:
         while not stop.wait(CHECK_S):
-            if not serving.is_alive():
-                raise FlawlineError("the console's server has ended by itself: see what it says above")
+            for thread in (serving, ledger):
+                if not thread.is_alive():
+                    raise FlawlineError(
+                        f"the console's {thread.name} thread has ended by itself: see what it says above"
+                    )
     finally:
         over.set()
         server.should_exit = True

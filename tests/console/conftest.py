@@ -32,10 +32,9 @@ def settings(tmp_path: Path) -> Settings:
     return config.load(nothing, data_dir=str(tmp_path), kafka={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
 
 
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
+def filled(url: str) -> Store:
     """Two classes of 28 frames each, and verdicts of two cameras within two minutes."""
-    opened = Store(settings.store_url, utc_ns=lambda: NOW_NS)
+    opened = Store(url, utc_ns=lambda: NOW_NS)
     stream = Stream(opened, DiscoverySettings(window_regions=200, class_limit=10), factories.directions(5), spread=0.4)
     for _ in range(2):
         stream.feed([0, 1] * 14)
@@ -43,6 +42,12 @@ def store(settings: Settings) -> Iterator[Store]:
     accepted = [factories.verdict(n) for n in range(80)]
     rejected = [factories.verdict(n, "cam-2", Decision.REJECT) for n in range(5)]
     opened.ingest(Batch(verdicts=[*accepted, *rejected, *(factories.verdict(n, "cam-2") for n in range(5, 20))]))
+    return opened
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    opened = filled(settings.store_url)
     yield opened
     opened.close()
 
@@ -54,11 +59,15 @@ def watch(settings: Settings) -> Iterator[LedgerWatch]:
     following.close()
 
 
-@pytest.fixture
-def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
+def browser(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
     """A browser; what the console does wrong is a response of its own, not an exception here."""
     app = create(settings, store, watch)
     return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
+    return browser(settings, store, watch)
 
 
 def token(client: TestClient, class_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,8 +16,11 @@ from console.queries import MinuteCount
 from discovery import commands
 from discovery.store import Store
 from flawline import imaging
+from flawline.config import Settings
 from flawline.messages import Codec
+from tests.console.conftest import browser, filled
 from tests.discovery import factories
+from tests.support.postgres import PostgresServer
 
 FRAME = "cam-1:1:55"
 
@@ -142,3 +146,15 @@ def test_store_that_goes_away_is_one_line_of_503(client: TestClient, store: Stor
     answer = client.get("/")
     assert answer.status_code == 503 and "no such table: verdict_minutes" in answer.text
     assert client.get("/classes").status_code == 200
+
+
+def test_pages_are_the_same_on_postgresql(
+    client: TestClient, settings: Settings, watch: LedgerWatch, postgres_server: PostgresServer
+) -> None:
+    one = client.get("/api/classes").json()["classes"][0]["id"]
+    with closing(filled(postgres_server.new_database())) as other:
+        there = browser(settings, other, watch)
+        for path in ("/", "/classes", "/api/classes", "/defects", "/defects?before=9", f"/defects/{FRAME}", "/healthz"):
+            assert there.get(path).text == client.get(path).text, path
+        page = there.get(f"/classes/{one}?before=40")
+        assert page.status_code == 200 and page.text.count('href="/defects/') > 1
