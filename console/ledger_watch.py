@@ -43,7 +43,10 @@ class LedgerWatch:
         """Read what is new. Not for two threads at once."""
         try:
             self._reader = self._reader or LedgerReader(self._settings)
-            self._state = LedgerState(self._reader.poll(), self._utc_ns())
+            report = self._reader.poll()
+            if self._state.problem is not None:
+                log.info("the ledger can be read again")
+            self._state = LedgerState(report, self._utc_ns())
         except FlawlineError as error:
             if self._state.problem is None:
                 log.warning("%s; trying again", error)
