@@ -87,7 +87,7 @@ def test_help_is_quick_and_names_every_role(tmp_path: Path) -> None:
     text = flawline(tmp_path, "--help").stdout
     for command in ("demo", "up", "broker", "produce", "work", "discover", "fit", "evaluate", "publish", "ledger"):
         assert command in text
-    for command in ("replay", "dashboards", "classes", "topics", "doctor"):
+    for command in ("replay", "dashboards", "classes", "topics", "doctor", "console"):
         assert command in text
     assert fastest < 5.0  # 0.3 s on a quiet machine; importing torch or Ray would take longer than this
 
