@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kafka.errors import CoordinatorNotAvailableError, GroupIdNotFoundError
+
 from discovery.service import DiscoveryService
 from flawline import broker, imaging, terminal, topics
 from flawline.accounting import Report
@@ -154,9 +156,12 @@ def _wait_for_workers(settings: Settings, actors: int, roles: list[Role]) -> Non
         deadline = time.monotonic() + NO_PROGRESS_S
         while time.monotonic() < deadline:
             stage.require_running(roles)
-            described = client.describe_groups([group])[group]
-            if described["group_state"] == "Stable" and len(described["members"]) >= actors:
-                return
+            try:
+                described = client.describe_groups([group])[group]
+                if described["group_state"] == "Stable" and len(described["members"]) >= actors:
+                    return
+            except (CoordinatorNotAvailableError, GroupIdNotFoundError):
+                pass  # Apache Kafka knows no group before its first member
             time.sleep(READY_INTERVAL_S)
     finally:
         client.close()
