@@ -22,7 +22,6 @@ from flawline.errors import FlawlineError, UsageError
 log = logging.getLogger(__name__)
 
 BOOTSTRAP_TIMEOUT_MS = 10_000
-METADATA_AGE_MS = 10_000
 
 # Below WARNING this logger writes every frame's bytes into the log. A command that wants less has said so before.
 if logging.getLogger("kafka").level < logging.WARNING:
@@ -104,18 +103,12 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
         "session_timeout_ms": 10_000,
         "heartbeat_interval_ms": 3_000,
         "max_poll_interval_ms": 60_000,
-        # kafka-python can divide a group's partitions before it knows a topic's, and looks again only when its metadata
-        # are old: at the default of 5 minutes cameras would stand unserved for that long.
-        "metadata_max_age_ms": METADATA_AGE_MS,
     }
     if group is None:
         del options["partition_assignment_strategy"]
     client = _connect(KafkaConsumer, settings, options | overrides)
-    topic_names = [settings.topic(name) for name in names]
-    for name in topic_names:
-        client.partitions_for_topic(name)  # asks for metadata now, before a group can be joined without
-    if topic_names and group:
-        client.subscribe(topic_names)
+    if names and group:
+        client.subscribe([settings.topic(name) for name in names])
     return client
 
 

@@ -66,7 +66,6 @@ class Intake:
         self.joined = threading.Event()
         self.abort = threading.Event()
         self.last_poll = now()
-        consumer.partitions_for_topic(topic)  # metadata first: a leader without them gives nobody anything
         consumer.subscribe([topic], listener=_Listener(self))
 
     # Called from other threads

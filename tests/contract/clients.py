@@ -187,7 +187,7 @@ class _KafkaPythonConsumer(Consumer):
         self.client = client
 
     def subscribe(self, topic):
-        self.client.partitions_for_topic(topic)  # as flawline.broker does: a leader without metadata assigns nothing
+        self.client.partitions_for_topic(topic)  # a leader without metadata assigns nothing
         self.client.subscribe([topic])
 
     def assign(self, topic, partitions, offset=None):

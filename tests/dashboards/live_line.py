@@ -76,6 +76,7 @@ class LiveLine:
         self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
         self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
         self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
+        self._wait("a dead letter that is still counted", self._counts_dead_letters)
         return self
 
     def _write_oversize_picture(self) -> None:
@@ -117,6 +118,12 @@ class LiveLine:
                 producer.send(topic, key=b"camera-1", value=b"no message", partition=0).get(timeout=30)
         finally:
             producer.close(5)
+
+    def _counts_dead_letters(self) -> bool:
+        """Whether the counter has been there for two seconds; an actor that was replaced meanwhile starts it anew."""
+        if self._sum("flawline_dead_letters_total") == 0:
+            self._send_rubbish()
+        return self._sum("flawline_dead_letters_total offset 2s") > 0
 
     def _sum(self, selector: str) -> float:
         assert self.prometheus is not None
