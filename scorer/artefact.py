@@ -28,7 +28,7 @@ from scorer.model import Model
 from scorer.settings import LayerSettings
 from scorer.weights import sha256_of
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _ARRAYS = "model.safetensors"
 
@@ -100,7 +100,7 @@ def _write(
         "log_scores": model.log_scores,
         "gates": model.gates,
         "widths": model.widths,
-        "calibration": model.calibration,
+        "standardised": model.standardised,
     }
     arrays |= {f"means.{i}": each for i, each in enumerate(model.means)}
     for k, banks in enumerate(model.banks):
@@ -187,7 +187,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         log_scores=arrays["log_scores"],
         gates=arrays["gates"],
         widths=arrays["widths"],
-        calibration=arrays["calibration"],
+        standardised=arrays["standardised"],
         review=Threshold(**manifest["review"]),
         reject=Threshold(**manifest["reject"]),
         heatmap_range=(float(low), float(high)),

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +34,8 @@ class Model:
     """Everything that scoring needs besides the backbone; K groups, L layers, n good images.
 
     `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `means[l]` (K, c) mean features of each group;
-    `embeddings` (n, d), `groups` (n,), `log_scores` (n,) of the good images, cross-fitted; `gates` and `widths` (K,);
-    `calibration` (n,) the sorted standardised scores; `review` and `reject` cut-offs on them; `heatmap_range` for
-    binarising.
+    `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and `standardised` (n,) of the good images, cross-fitted;
+    `gates` and `widths` (K,); `review` and `reject` cut-offs on standardised scores; `heatmap_range` for binarising.
     """
 
     layers: tuple[LayerSettings, ...]
@@ -47,12 +47,17 @@ class Model:
     log_scores: NDArray[np.float64]
     gates: NDArray[np.float32]
     widths: NDArray[np.float64]
-    calibration: NDArray[np.float64]
+    standardised: NDArray[np.float64]
     review: Threshold
     reject: Threshold
     heatmap_range: tuple[float, float]
     look_alikes: int
     alarm_rate: float
+
+    @cached_property
+    def calibration(self) -> NDArray[np.float64]:
+        """The good images' standardised scores (n,) in rising order, which p-values are ranks among."""
+        return np.sort(self.standardised)
 
 
 def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
@@ -68,9 +73,19 @@ def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
     return embedding_layers(layers)[:2]
 
 
-def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progress: Progress | None = None) -> Model:
+def fit(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    threads: int = 1,
+    progress: Progress | None = None,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    sources: NDArray[np.int64] | None = None,
+) -> Model:
     """A model from the features of good images; the same features and seed give the same model, bit for bit.
 
+    `labels` (n,), from 0 without a gap, give the groups where they are known, which a line never needs. `sources` (n,)
+    say which whole image each one was cut from, when it is a tile: images are cross-fitted whole.
     Raises FlawlineError when there are fewer images than `minimum_images`.
     """
     layers = settings.active_layers
@@ -81,9 +96,10 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
     # The artefact keeps half precision, so the fit works with what will be loaded again.
     embeddings = hierarchy.embed([store.means[i] for i in embedding_layers(layers)])
     embeddings = embeddings.astype(np.float16).astype(np.float32)
-    groups = hierarchy.group(embeddings, settings.groups, settings.seed)
+    groups = hierarchy.group(embeddings, settings.groups, settings.seed) if labels is None else labels
     members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
-    banks, distances = _cross_fit(store, settings, members, threads, progress)
+    sources = np.arange(len(store)) if sources is None else sources
+    banks, distances = _cross_fit(store, settings, members, sources, threads, progress)
 
     units = [[LayerUnit.of(distances[i][own]) for i in range(len(layers))] for own in members]
     ratios = _ratio_maps(distances, store.grids, groups, units, threads)
@@ -94,9 +110,9 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
     levels = normal_level(log_scores, look_alikes)
     aligned = log_scores - levels
     widths = calibration.group_widths(aligned, groups)
-    standardised = np.sort(aligned / widths[groups])
+    standardised = aligned / widths[groups]
     peaks = np.log([float(each.max()) for each in ratios]) - levels
-    review, reject = _cut_offs(standardised, settings)
+    review, reject = cut_offs(np.sort(standardised), settings.alarm_rate, settings.active_reject_rate)
     foreign = _foreign_heat(store, settings, groups, banks, units, log_scores)
     return Model(
         layers=layers,
@@ -108,7 +124,7 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
         log_scores=log_scores,
         gates=hierarchy.gates(gallery, within),
         widths=widths,
-        calibration=standardised,
+        standardised=standardised,
         review=review,
         reject=reject,
         heatmap_range=_heatmap_range(peaks, foreign),
@@ -117,13 +133,13 @@ def fit(store: FeatureStore, settings: ScorerSettings, threads: int = 1, progres
     )
 
 
-def _cut_offs(scores: NDArray[np.float64], settings: ScorerSettings) -> tuple[Threshold, Threshold]:
-    """The cut-offs of review and of reject, the second never below the first.
+def cut_offs(scores: NDArray[np.float64], alarm_rate: float, reject_rate: float) -> tuple[Threshold, Threshold]:
+    """The cut-offs of review and of reject on sorted standardised scores, the second never below the first.
 
     They may come from different estimators, one a rank and one a tail, which can cross.
     """
-    review = calibration.threshold(scores, settings.alarm_rate)
-    reject = calibration.threshold(scores, settings.active_reject_rate)
+    review = calibration.threshold(scores, alarm_rate)
+    reject = calibration.threshold(scores, reject_rate)
     if reject.value < review.value:
         reject = dataclasses.replace(reject, value=review.value, upper_bound=review.upper_bound)
     return review, reject
@@ -167,6 +183,7 @@ def _cross_fit(
     store: FeatureStore,
     settings: ScorerSettings,
     members: Sequence[NDArray[np.intp]],
+    sources: NDArray[np.int64],
     threads: int,
     progress: Progress | None,
 ) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
@@ -179,7 +196,7 @@ def _cross_fit(
     layers = settings.active_layers
     distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
     rng = np.random.default_rng(settings.seed)
-    folds = [_folds(own, settings.folds, rng) for own in members]
+    folds = [_folds(own, sources[own], settings.folds, rng) for own in members]
     cells = [(k, i) for k in range(len(members)) for i in range(len(layers))]
     rows = {(k, i): int(min(layers[i].rows, max(16, layers[i].rows_per_image * len(members[k])))) for k, i in cells}
     select = [(k, i, fold) for k, i in cells for fold in range(len(folds[k]))]
@@ -213,9 +230,15 @@ def _cross_fit(
     return banks, distances
 
 
-def _folds(members: NDArray[np.intp], folds: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
-    """The images of a group in random parts of nearly equal size."""
-    place = rng.permutation(len(members)) % min(folds, len(members))
+def _folds(
+    members: NDArray[np.intp], sources: NDArray[np.int64], folds: int, rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """The images of a group in random parts of nearly equal size; what has one source stays in one part."""
+    kinds, source = np.unique(sources, return_inverse=True)
+    if len(kinds) < 2:  # nothing whole could be left out
+        source = np.arange(len(members))
+    count = int(source.max()) + 1
+    place = (rng.permutation(count) % min(folds, count))[source]
     return [members[place == fold] for fold in range(int(place.max()) + 1)]
 
 

@@ -115,7 +115,7 @@ def test_reject_is_never_easier_than_review_though_their_estimators_differ() -> 
     # One outlier far above the rest: the rank lands on it, the tail of the rarer rate stays below.
     scores = np.sort(np.append(np.random.default_rng(0).normal(size=300), 9.0))
     settings = SETTINGS.model_copy(update={"alarm_rate": 0.005})
-    review, reject = models._cut_offs(scores, settings)
+    review, reject = models.cut_offs(scores, settings.alarm_rate, settings.active_reject_rate)
     assert (review.method, reject.method) == ("conformal", "generalised-pareto")
     assert reject.value >= review.value == 9.0
 
@@ -139,7 +139,7 @@ def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_bel
 def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
     store = store_of(raw_features(20, 1)[0])
     members = [np.arange(len(store))]
-    _, distances = models._cross_fit(store, SETTINGS, members, 1, None)
+    _, distances = models._cross_fit(store, SETTINGS, members, np.arange(len(store)), 1, None)
     assert min(float(each.min()) for each in distances) > 1e-3
 
 
@@ -147,7 +147,7 @@ def test_one_group_is_a_flat_memory_bank() -> None:
     store = store_of(raw_features(20, 1)[0])
     settings = SETTINGS.model_copy(update={"groups": 1})
     model = models.fit(store, settings)
-    folds = models._folds(np.arange(60), settings.folds, np.random.default_rng(settings.seed))
+    folds = models._folds(np.arange(60), np.arange(60), settings.folds, np.random.default_rng(settings.seed))
     for i, rows in enumerate((400, 200)):
         pools = [store.pool(i, fold) for fold in folds]
         flat = merged([pool[greedy_k_centre(pool, rows // 2)] for pool in pools], rows)
