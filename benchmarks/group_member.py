@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from kafka import KafkaConsumer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from flawline.assignors import PatientCooperativeSticky
 
 
 def joined(bootstrap: str, group: str, topic: str, session_ms: int) -> KafkaConsumer:
@@ -17,7 +18,7 @@ def joined(bootstrap: str, group: str, topic: str, session_ms: int) -> KafkaCons
         heartbeat_interval_ms=500,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        partition_assignment_strategy=[CooperativeStickyAssignor()],
+        partition_assignment_strategy=[PatientCooperativeSticky()],
     )
     consumer.subscribe([topic])
     return consumer

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.record import util as record_util
 
 from flawline import topics
+from flawline.assignors import PatientCooperativeSticky
 from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
 
@@ -94,7 +94,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
         "group_id": f"{settings.kafka.topic_prefix}{group}" if group else None,
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
-        "partition_assignment_strategy": [CooperativeStickyAssignor()],
+        "partition_assignment_strategy": [PatientCooperativeSticky()],
         "fetch_max_wait_ms": 100,
         "fetch_max_bytes": max(32 << 20, limit),
         "max_partition_fetch_bytes": max(8 << 20, limit // 2),

@@ -13,9 +13,9 @@ import confluent_kafka.admin
 import kafka
 import kafka.admin
 import kafka.errors
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
+from flawline.assignors import PatientCooperativeSticky, require_metadata
 from flawline.embedded.protocol import ErrorCode
 
 Headers = list[tuple[str, bytes]]
@@ -161,6 +161,12 @@ class Client(ABC):
     def close(self) -> None: ...
 
 
+class _PatientRange(RangePartitionAssignor):
+    def assign(self, cluster, members):
+        require_metadata(cluster, members)
+        return super().assign(cluster, members)
+
+
 class _KafkaPythonProducer(Producer):
     def __init__(self, client: kafka.KafkaProducer) -> None:
         self.client = client
@@ -187,7 +193,6 @@ class _KafkaPythonConsumer(Consumer):
         self.client = client
 
     def subscribe(self, topic):
-        self.client.partitions_for_topic(topic)  # a leader without metadata assigns nothing
         self.client.subscribe([topic])
 
     def assign(self, topic, partitions, offset=None):
@@ -326,7 +331,7 @@ class KafkaPython(Client):
             "metadata_max_age_ms": 500 if group is None else 5_000,
         }
         if group is not None:
-            assignor = CooperativeStickyAssignor() if options.get("cooperative") else RangePartitionAssignor()
+            assignor = PatientCooperativeSticky() if options.get("cooperative") else _PatientRange()
             session_ms = options.get("session_ms", 6_000)
             settings |= {
                 "session_timeout_ms": session_ms,

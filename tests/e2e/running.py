@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 DEADLINE_S = 280.0
 
 
-def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`flawline demo` with its run, JSON and output in `folder`."""
+def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`flawline demo` with its run, JSON and output in `folder`; `environment` is added to this process's own."""
     command = [sys.executable, "-m", "flawline", "demo", "--no-open", "--out", str(folder / "run")]
     command += ["--json", str(folder / "result.json"), *arguments]
     with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, text=True)
+        return subprocess.Popen(command, stdout=out, stderr=err, text=True, env=os.environ | environment)
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.running import DEADLINE_S, finish, start_demo, verdict_rows
+from tests.support.brokers import ApacheKafka
 
 FRAMES = 320
 
@@ -100,6 +101,16 @@ def test_killing_an_actor_changes_no_verdict(undisturbed: dict[str, Any], tmp_pa
     for identity, (score, decision) in before.items():
         assert after[identity][0] == pytest.approx(score, rel=1e-6, abs=1e-6), identity
         assert after[identity][1] == decision
+
+
+@pytest.mark.timeout(320)
+def test_demo_on_apache_kafka_embeds_nothing(apache_kafka: ApacheKafka, tmp_path: Path) -> None:
+    frames = FRAMES // 2
+    process = start_demo(tmp_path, "--frames", str(frames), FLAWLINE_KAFKA__BOOTSTRAP_SERVERS=apache_kafka.bootstrap)
+    result = finish(process, tmp_path)
+    assert result["ledger"]["balanced"] and result["ledger"]["gaps"] == 0
+    assert result["ledger"]["scored"] == frames
+    assert not (tmp_path / "run" / "broker").exists()
 
 
 def test_an_existing_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
