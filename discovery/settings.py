@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -19,4 +22,26 @@ class DiscoverySettings(BaseModel):
     min_members: int = Field(10, ge=2, description="Members a class needs before it is confirmed.")
     confirm_rounds: int = Field(2, ge=1, description="Rounds in a row that must find a class before it is confirmed.")
     dormant_rounds: int = Field(20, ge=1, description="Rounds without a new member after which a class is dormant.")
+    mode: Literal["centroids", "learned"] = Field(
+        "centroids", description="learned: rounds train on the crops (AnomalyNCD); needs minutes, or a GPU."
+    )
+    embedding: Literal["worker", "crop"] = Field(
+        "worker", description="crop: discovery describes each region itself, by its crop and mask."
+    )
+    crop_backbone: str = Field("tf_efficientnet_lite0", description="Any timm model; describes crops, and is trained.")
+    crop_weights: Path | None = Field(None, description="Local file; default: packaged weights, else timm's own.")
+    learning_epochs: int = Field(10, ge=1)
+    learning_regions: int = Field(1_000, ge=30, description="Most crops that a learning round trains on.")
+    learning_timeout_s: float = Field(3_600.0, gt=0, description="A learning round that takes longer is given up.")
+    learning_runner: Literal["auto", "process", "ray"] = Field(
+        "auto", description="auto: a Ray task where worker.ray_address names a cluster, else a process."
+    )
+    learning_gpus: float = Field(0.0, ge=0, description="GPUs that the Ray task asks for.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of the crop backbone.")
+    keep_images_days: float | None = Field(
+        None, gt=0, description="Crops, masks and heat maps are kept so long; exemplars keep theirs."
+    )
+    keep_defects_days: float | None = Field(
+        None, gt=0, description="Defects are kept one by one so long, then only counted."
+    )
     seed: int = 0
