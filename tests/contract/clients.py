@@ -201,7 +201,10 @@ class _KafkaPythonConsumer(Consumer):
             self.client.seek(kafka.TopicPartition(topic, index), offset)
 
     def poll(self, timeout_s=0.1):
-        polled = self.client.poll(timeout_ms=int(timeout_s * 1000))
+        try:
+            polled = self.client.poll(timeout_ms=int(timeout_s * 1000))
+        except kafka.errors.RetriableError as error:
+            raise Refused(getattr(error, "errno", -1), str(error)) from error
         return [
             Record(one.partition, one.offset, one.timestamp, one.key, one.value, list(one.headers))
             for records in polled.values()
