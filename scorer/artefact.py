@@ -25,7 +25,7 @@ from scorer.backbone import Graph
 from scorer.calibration import Threshold
 from scorer.maps import LayerUnit
 from scorer.model import Model
-from scorer.settings import LayerSettings
+from scorer.settings import LayerSettings, ScorerSettings
 from scorer.weights import sha256_of
 
 FORMAT = 2
@@ -43,6 +43,13 @@ class Artefact:
     precision: str
     version: str
     report: dict[str, Any]
+
+    def settings(self) -> ScorerSettings:
+        """What the model was fitted with. Raises FlawlineError for a model that does not say."""
+        try:
+            return ScorerSettings(**self.report["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FlawlineError(f"model {self.version}: does not say how it was fitted: fit it again") from error
 
 
 def save(
