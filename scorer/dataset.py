@@ -7,6 +7,7 @@ understood too.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,17 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index):
         return read_image(self.paths[index])
+
+    def identities(self) -> list[tuple[str, int, int]]:
+        """What tells these files from others, and from what they were before a change: path, bytes, time of change."""
+        found = []
+        for path in self.paths:
+            size, changed_ns = -1, -1  # of a file that is gone: reading it will say so
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                size, changed_ns = stat.st_size, stat.st_mtime_ns
+            found.append((str(path.resolve()), size, changed_ns))
+        return found
 
 
 def train_samples(root: Path) -> list[Sample]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import artefact, backbone, calibration, hierarchy, maps
@@ -23,7 +24,12 @@ from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import projected, unit
 from scorer.features import OnUnreadable, Progress, checked, extract
+from scorer.regions_of_interest import Mask, cooled, without_ignored
 from scorer.settings import ScorerSettings
+from scorer.workfolder import WorkFolder
+
+# Part of the key by which a killed fit is known again: raise it whenever features or banks change their meaning.
+_WORK_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Detector(Protocol):
     def embedding_version(self) -> str: ...
     @property
     def groups(self) -> int: ...
-    def score(self, images: Sequence[Image]) -> list[Scores]: ...
+    def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]: ...
 
 
 class HierarchicalCoreset:
@@ -118,24 +124,31 @@ class HierarchicalCoreset:
         """What the backbone runs on, with its precision."""
         return f"{self._backbone.runtime}-{self._backbone.precision}"
 
-    def score(self, images: Sequence[Image]) -> list[Scores]:
+    def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         """Scores of uint8 RGB images (height, width, 3) of any size, in their order.
 
-        Raises FlawlineError for an array that is no such image.
+        `masks` hold for each image None or bool (height, width), False where nothing is to be inspected: there nothing
+        scores and the heat map is cool. Raises FlawlineError for an array that is no such image, or a mask of another
+        size.
         """
-        for image in images:
+        masks = [None] * len(images) if masks is None else masks
+        for image, mask in zip(images, masks, strict=True):
             checked(image)
-        return list(self._pool.map(self._score_one, images))
+            if mask is not None and mask.shape != image.shape[:2]:
+                raise FlawlineError(f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it anew")
+        return list(self._pool.map(self._score_one, images, masks))
 
-    def _score_one(self, image: Image) -> Scores:
-        return self.score_features(self._backbone.features(image))
+    def _score_one(self, image: Image, mask: Mask | None) -> Scores:
+        return self.score_features(self._backbone.features(image), mask=mask)
 
-    def score_features(self, features: Maps) -> Scores:
-        """Scores of one image from its feature maps (h, w, c), one per layer."""
+    def score_features(self, features: Maps, group: int | None = None, mask: Mask | None = None) -> Scores:
+        """Scores of one image from its feature maps (h, w, c), one per layer.
+
+        `group` is given where the product is known and the groups are products: the image is then compared with no
+        other. `mask`, as for `score`.
+        """
         model = self.model
-        means = [each.mean(axis=(0, 1)) for each in features]
-        embedding = hierarchy.embed([means[i][None] for i in models.embedding_layers(model.layers)])[0]
-        look = self._gallery.look(embedding, model.look_alikes)
+        look = self._look(features, group)
         group = look.group
         distances, known = [], []
         for layer, each, bank in zip(model.layers, features, model.banks[group], strict=True):
@@ -143,7 +156,11 @@ class HierarchicalCoreset:
             distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
             known.append(nearest.reshape(height, width, channels))
+        if mask is not None:
+            distances = without_ignored(distances, model.units[group], mask)
         ratios = maps.combined(distances, model.units[group])
+        if mask is not None:
+            ratios = cooled(ratios, mask)
         log_score = maps.log_score(ratios)
         level = float(normal_level(model.log_scores, look.neighbours))
         aligned = log_score - level
@@ -162,6 +179,21 @@ class HierarchicalCoreset:
             patches=patches,
             residuals=residuals,
         )
+
+    def standardised(self, scores: Scores) -> float:
+        """The aligned score in units of its group's spread, which the cut-offs are on."""
+        return scores.aligned / float(self.model.widths[scores.group])
+
+    def _look(self, features: Maps, group: int | None) -> hierarchy.Look:
+        model = self.model
+        means = [each.mean(axis=(0, 1)) for each in features]
+        embedding = hierarchy.embed([means[i][None] for i in models.embedding_layers(model.layers)])[0]
+        if group is None:
+            return self._gallery.look(embedding, model.look_alikes)
+        own = np.flatnonzero(model.groups == group)
+        within = hierarchy.Gallery(model.embeddings[own], np.zeros(len(own), dtype=np.int64))
+        look = within.look(embedding, model.look_alikes)
+        return hierarchy.Look(group, own[look.neighbours], look.distance)
 
     def _decide(self, look: hierarchy.Look, standardised: float) -> Decision:
         if look.distance > self.model.gates[look.group]:
@@ -216,17 +248,39 @@ def fit(
         threads=settings.threads,
         weights=settings.weights,
     )
-    store, kept = extract(images, features, progress, on_unreadable)
+    folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(images, settings, graphs, features))
+    finished = False
     try:
+        store, kept = extract(images, features, folder, progress, on_unreadable)
         model = models.fit(store, settings, features.threads, progress)
+        finished = True
     finally:
-        store.close()
+        folder.close(remove=finished)
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
         "images": len(kept),
         "skipped": len(images) - len(kept),
+        "settings": settings.model_dump(mode="json"),
     }
     return HierarchicalCoreset(model, graphs, features, report)
+
+
+def _work_key(
+    images: Sequence[Image], settings: ScorerSettings, graphs: Sequence[tuple[Graph, Path]], features: Backbone
+) -> object | None:
+    """What a killed fit is known again by: images, settings, backbone; None for images that have no names."""
+    identities = getattr(images, "identities", None)
+    if identities is None:
+        return None
+    return [
+        _WORK_FORMAT,
+        __version__,
+        settings.model_dump(mode="json", exclude={"threads"}),
+        [asdict(graph) for graph, _ in graphs],
+        features.runtime,
+        features.precision,
+        identities(),
+    ]
 
 
 def load(

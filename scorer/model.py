@@ -15,13 +15,12 @@ from flawline.errors import FlawlineError
 from scorer import calibration, hierarchy, maps
 from scorer.alignment import normal_level
 from scorer.calibration import Threshold
-from scorer.coreset import Vectors, greedy_k_centre, merged, projected
+from scorer.coreset import Vectors, projected
+from scorer.crossfit import cross_fit
 from scorer.features import FeatureStore, Progress
 from scorer.maps import LayerUnit
 from scorer.settings import LayerSettings, ScorerSettings
 
-# Vectors that one greedy selection may run over; larger pools are selected in parts, which are then merged.
-_POOL = 400_000
 # Good images that are scored as if they were of another group, to see how hot a strong defect is.
 _FOREIGN_IMAGES = 32
 # Extent of the heat map's range, in natural-log units: at least, and where there is nothing foreign to look at.
@@ -99,7 +98,7 @@ def fit(
     groups = hierarchy.group(embeddings, settings.groups, settings.seed) if labels is None else labels
     members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
     sources = np.arange(len(store)) if sources is None else sources
-    banks, distances = _cross_fit(store, settings, members, sources, threads, progress)
+    banks, distances = cross_fit(store, settings, members, sources, threads, progress)
 
     units = [[LayerUnit.of(distances[i][own]) for i in range(len(layers))] for own in members]
     ratios = _ratio_maps(distances, store.grids, groups, units, threads)
@@ -177,79 +176,6 @@ def _foreign_heat(
         level = float(np.median(log_scores[groups == group]))
         heats.append(float(np.median(np.log(maps.combined(distances, units[group])))) - level)
     return float(np.median(heats))
-
-
-def _cross_fit(
-    store: FeatureStore,
-    settings: ScorerSettings,
-    members: Sequence[NDArray[np.intp]],
-    sources: NDArray[np.int64],
-    threads: int,
-    progress: Progress | None,
-) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
-    """Banks of every group and layer, and each good image's patch distances (n, h * w) to banks without that image.
-
-    Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, the
-    bank that scores a fold from those of the others; both have the same size. Whole images are left out, since a
-    patch's best match is its neighbour in the same image.
-    """
-    layers = settings.active_layers
-    distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
-    rng = np.random.default_rng(settings.seed)
-    folds = [_folds(own, sources[own], settings.folds, rng) for own in members]
-    cells = [(k, i) for k in range(len(members)) for i in range(len(layers))]
-    rows = {(k, i): int(min(layers[i].rows, max(16, layers[i].rows_per_image * len(members[k])))) for k, i in cells}
-    select = [(k, i, fold) for k, i in cells for fold in range(len(folds[k]))]
-    merge = [(k, i, fold) for k, i in cells for fold in range(-1, len(folds[k]))]
-
-    def select_from(job: tuple[int, int, int]) -> Vectors:
-        k, i, fold = job
-        # Twice what a merged bank needs from each of its parts.
-        return _selection(store, i, folds[k][fold], -(-2 * rows[k, i] // (len(folds[k]) - 1)))
-
-    def merge_without(job: tuple[int, int, int]) -> Vectors:
-        k, i, fold = job
-        bank = merged([parts[k, i, other] for other in range(len(folds[k])) if other != fold], rows[k, i])
-        for image in folds[k][fold] if fold >= 0 else ():
-            distances[i][image], _ = projected(store.pool(i, np.asarray([image])), bank, layers[i].neighbours)
-        return bank
-
-    total = len(select) + len(merge)
-    with ThreadPoolExecutor(threads) as pool:
-        parts = {}
-        for done, (job, part) in enumerate(zip(select, pool.map(select_from, select), strict=True), start=1):
-            parts[job] = part
-            if progress:
-                progress("banks", done, total)
-        banks: list[list[Vectors]] = [[] for _ in members]
-        for done, (job, bank) in enumerate(zip(merge, pool.map(merge_without, merge), strict=True), len(select) + 1):
-            if job[2] < 0:
-                banks[job[0]].append(bank)
-            if progress:
-                progress("banks", done, total)
-    return banks, distances
-
-
-def _folds(
-    members: NDArray[np.intp], sources: NDArray[np.int64], folds: int, rng: np.random.Generator
-) -> list[NDArray[np.intp]]:
-    """The images of a group in random parts of nearly equal size; what has one source stays in one part."""
-    kinds, source = np.unique(sources, return_inverse=True)
-    if len(kinds) < 2:  # nothing whole could be left out
-        source = np.arange(len(members))
-    count = int(source.max()) + 1
-    place = (rng.permutation(count) % min(folds, count))[source]
-    return [members[place == fold] for fold in range(int(place.max()) + 1)]
-
-
-def _selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
-    """Greedy selection from all patches of some images, in parts when they are many."""
-    each = store.patches[layer].shape[1]
-    chosen = []
-    for part in np.array_split(images, -(-len(images) * each // _POOL)):
-        pool = store.pool(layer, part)
-        chosen.append(pool[greedy_k_centre(pool, rows)])
-    return chosen[0] if len(chosen) == 1 else merged(chosen, rows)
 
 
 def _ratio_maps(

@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from flawline.errors import FlawlineError
-from scorer import hierarchy, maps
+from scorer import crossfit, hierarchy, maps
 from scorer import model as models
 from scorer.coreset import greedy_k_centre, merged, projected, unit
+from scorer.crossfit import cross_fit, split
 from scorer.features import FeatureStore
 from scorer.settings import LayerSettings, ScorerSettings
 
@@ -139,7 +140,7 @@ def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_bel
 def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
     store = store_of(raw_features(20, 1)[0])
     members = [np.arange(len(store))]
-    _, distances = models._cross_fit(store, SETTINGS, members, np.arange(len(store)), 1, None)
+    _, distances = cross_fit(store, SETTINGS, members, np.arange(len(store)), 1, None)
     assert min(float(each.min()) for each in distances) > 1e-3
 
 
@@ -147,7 +148,7 @@ def test_one_group_is_a_flat_memory_bank() -> None:
     store = store_of(raw_features(20, 1)[0])
     settings = SETTINGS.model_copy(update={"groups": 1})
     model = models.fit(store, settings)
-    folds = models._folds(np.arange(60), np.arange(60), settings.folds, np.random.default_rng(settings.seed))
+    folds = split(np.arange(60), np.arange(60), settings.folds, np.random.default_rng(settings.seed))
     for i, rows in enumerate((400, 200)):
         pools = [store.pool(i, fold) for fold in folds]
         flat = merged([pool[greedy_k_centre(pool, rows // 2)] for pool in pools], rows)
@@ -185,7 +186,7 @@ def test_too_few_images_are_refused_in_one_line() -> None:
 
 
 def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_POOL", 500)
+    monkeypatch.setattr(crossfit, "_POOL_BYTES", 500 * 4 * 12)
     store = store_of(raw_features(20, 1)[0])
     bank = models._selection(store, 0, np.arange(60), 100)
     assert bank.shape == (100, CHANNELS[0])

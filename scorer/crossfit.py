@@ -1,0 +1,144 @@
+"""Banks of every group and layer, and the distances of good images to banks that hold nothing of them.
+
+The slow part of a fit. It works through cells (one group in one layer), a few at a time, so that memory stays bounded
+whatever the number of groups, and keeps each finished cell in the fit's working folder, if it has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.coreset import Vectors, greedy_k_centre, merged, projected
+from scorer.features import FeatureStore, Progress
+from scorer.settings import LayerSettings, ScorerSettings
+
+# Bytes that one greedy selection may run over; larger pools are selected in parts, which are then merged.
+_POOL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One group's images in one layer: which, in which folds, and how many rows their bank has."""
+
+    group: int
+    layer: int
+    settings: LayerSettings
+    members: NDArray[np.intp]
+    folds: list[NDArray[np.intp]]
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """Changes with everything that its bank depends on besides the features."""
+        digest = hashlib.sha256(f"{self.layer} {self.settings.model_dump_json()} {self.rows}".encode())
+        for fold in self.folds:
+            digest.update(b"|" + fold.astype(np.int64).tobytes())
+        return digest.hexdigest()[:24]
+
+
+def cross_fit(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    members: Sequence[NDArray[np.intp]],
+    sources: NDArray[np.int64],
+    threads: int,
+    progress: Progress | None,
+) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
+    """Banks of every group and layer, and each good image's patch distances (n, h * w) to banks without that image.
+
+    Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, the
+    bank that scores a fold from those of the others; both have the same size. Whole images are left out (those of one
+    of `sources` (n,) together), since a patch's best match is its neighbour in the same image.
+    """
+    layers = settings.active_layers
+    distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
+    rng = np.random.default_rng(settings.seed)
+    folds = [split(own, sources[own], settings.folds, rng) for own in members]
+    # Layer by layer, since cells of one layer take about equally long.
+    cells = [
+        _Cell(k, i, layer, own, folds[k], int(min(layer.rows, max(16, layer.rows_per_image * len(own)))))
+        for i, layer in enumerate(layers)
+        for k, own in enumerate(members)
+    ]
+    banks: list[list[Vectors]] = [[np.empty((0, 0), dtype=np.float32)] * len(layers) for _ in members]
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(cells), threads):
+            batch = cells[start : start + threads]
+            for cell, (bank, found) in zip(batch, _finished(store, batch, pool), strict=True):
+                banks[cell.group][cell.layer] = bank
+                distances[cell.layer][cell.members] = found
+            if progress:
+                progress("banks", start + len(batch), len(cells))
+    return banks, distances
+
+
+def _finished(
+    store: FeatureStore, cells: Sequence[_Cell], pool: ThreadPoolExecutor
+) -> list[tuple[Vectors, NDArray[np.float32]]]:
+    """Bank and own distances (members, h * w) of some cells, worked on together, or as an earlier run kept them."""
+    kept = [store.folder.get(cell.key) if store.folder else None for cell in cells]
+    open_cells = [cell for cell, found in zip(cells, kept, strict=True) if found is None]
+    selections = [(cell, fold) for cell in open_cells for fold in range(len(cell.folds))]
+    selected = pool.map(lambda job: _part(store, *job), selections)
+    parts = {(cell.key, fold): part for (cell, fold), part in zip(selections, selected, strict=True)}
+
+    def merge(job: tuple[_Cell, int]) -> tuple[Vectors, NDArray[np.float32]]:
+        cell, left_out = job
+        others = [parts[cell.key, fold] for fold in range(len(cell.folds)) if fold != left_out]
+        bank = merged(others, cell.rows)
+        images = cell.folds[left_out] if left_out >= 0 else cell.members[:0]
+        return bank, _distances(store, cell, bank, images)
+
+    merges = [(cell, fold) for cell in open_cells for fold in range(-1, len(cell.folds))]
+    fitted = pool.map(merge, merges)
+    results = {(cell.key, fold): result for (cell, fold), result in zip(merges, fitted, strict=True)}
+    finished = []
+    for cell, found in zip(cells, kept, strict=True):
+        if found is None:
+            bank = results[cell.key, -1][0]
+            own = np.empty((len(cell.members), store.patches[cell.layer].shape[1]), dtype=np.float32)
+            for fold, images in enumerate(cell.folds):
+                own[np.searchsorted(cell.members, images)] = results[cell.key, fold][1]
+            found = {"bank": bank.astype(np.float16), "distances": own}
+            if store.folder:
+                store.folder.put(cell.key, **found)
+        finished.append((found["bank"].astype(np.float32), found["distances"]))
+    return finished
+
+
+def split(
+    members: NDArray[np.intp], sources: NDArray[np.int64], folds: int, rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """The images of a group in random parts of nearly equal size; what has one source stays in one part."""
+    kinds, source = np.unique(sources, return_inverse=True)
+    if len(kinds) < 2:  # nothing whole could be left out
+        source = np.arange(len(members))
+    count = int(source.max()) + 1
+    place = (rng.permutation(count) % min(folds, count))[source]
+    return [members[place == fold] for fold in range(int(place.max()) + 1)]
+
+
+def _part(store: FeatureStore, cell: _Cell, fold: int) -> Vectors:
+    """A fold's own selection: twice what a merged bank needs from each of its parts."""
+    rows = -(-2 * cell.rows // (len(cell.folds) - 1))
+    images = cell.folds[fold]
+    _, patches, channels = store.patches[cell.layer].shape
+    chosen = []
+    for some in np.array_split(images, min(len(images), -(-len(images) * patches * channels * 4 // _POOL_BYTES))):
+        pool = store.pool(cell.layer, some)
+        chosen.append(pool[greedy_k_centre(pool, rows)])
+    return chosen[0] if len(chosen) == 1 else merged(chosen, rows)
+
+
+def _distances(store: FeatureStore, cell: _Cell, bank: Vectors, images: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Patch distances (images, h * w) to a bank."""
+    found = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
+    for place, image in enumerate(images):
+        found[place], _ = projected(store.pool(cell.layer, np.asarray([image])), bank, cell.settings.neighbours)
+    return found
