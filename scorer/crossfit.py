@@ -126,12 +126,15 @@ def split(
 
 def _part(store: FeatureStore, cell: _Cell, fold: int) -> Vectors:
     """A fold's own selection: twice what a merged bank needs from each of its parts."""
-    rows = -(-2 * cell.rows // (len(cell.folds) - 1))
-    images = cell.folds[fold]
-    _, patches, channels = store.patches[cell.layer].shape
+    return selection(store, cell.layer, cell.folds[fold], -(-2 * cell.rows // (len(cell.folds) - 1)))
+
+
+def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
+    """Greedy selection of so many rows from all patches of some images, in parts when they are many."""
+    _, patches, channels = store.patches[layer].shape
     chosen = []
-    for some in np.array_split(images, min(len(images), -(-len(images) * patches * channels * 4 // _POOL_BYTES))):
-        pool = store.pool(cell.layer, some)
+    for part in np.array_split(images, min(len(images), -(-len(images) * patches * channels * 4 // _POOL_BYTES))):
+        pool = store.pool(layer, part)
         chosen.append(pool[greedy_k_centre(pool, rows)])
     return chosen[0] if len(chosen) == 1 else merged(chosen, rows)
 

@@ -12,7 +12,7 @@ from flawline.errors import FlawlineError
 from scorer import crossfit, hierarchy, maps
 from scorer import model as models
 from scorer.coreset import greedy_k_centre, merged, projected, unit
-from scorer.crossfit import cross_fit, split
+from scorer.crossfit import cross_fit, selection, split
 from scorer.features import FeatureStore
 from scorer.settings import LayerSettings, ScorerSettings
 
@@ -188,6 +188,6 @@ def test_too_few_images_are_refused_in_one_line() -> None:
 def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossfit, "_POOL_BYTES", 500 * 4 * 12)
     store = store_of(raw_features(20, 1)[0])
-    bank = models._selection(store, 0, np.arange(60), 100)
+    bank = selection(store, 0, np.arange(60), 100)
     assert bank.shape == (100, CHANNELS[0])
     assert len({each.tobytes() for each in bank}) == 100
