@@ -105,8 +105,27 @@ def work(config: Config = None) -> None:
 
 
 @app.command()
-def discover(config: Config = None) -> None:
-    """Group defects into classes, and keep them in the store."""
+def discover(
+    once: Annotated[
+        Path | None, typer.Option("--once", metavar="DATA", help="Only this folder of images: no line, no store.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="With --once: the fitted model that finds the defects.")] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="With --once: another detector's maps (.npy, .png), named like the images.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="With --once: so many classes; default: estimated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --once: folder for report, table and sheet.")] = None,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Group defects into classes, and keep them in the store; with --once, those of a folder of images."""
+    if once is not None:
+        from flawline import discover_view
+
+        discover_view.once(settings_of(config), once, model, maps, k, out, json_target(json))
+        return
+    if any(given is not None for given in (model, maps, k, out, json)):
+        raise UsageError("--model, --maps, --k, --out and --json belong to discover --once DATA: name the folder")
     settings = settings_of(config, "discover")
 
     def run(stop: Any) -> None:
@@ -152,12 +171,24 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
     data: Annotated[Path, typer.Argument(help="Folder with <product>/test/<good|defect>/*.")],
     scores: Annotated[Path | None, typer.Option(help="File for the scores of each image, .csv or .json.")] = None,
+    scenarios: Annotated[
+        bool,
+        typer.Option(
+            "--scenarios",
+            help="Compare product labels known or not, at fit and at test: the model's recipe, fitted anew on DATA.",
+        ),
+    ] = False,
     json: Json = None,
     config: Config = None,
 ) -> None:
     """Score test images with a model and say how good it is."""
     from flawline import models
 
+    if scenarios:
+        if scores is not None:
+            raise UsageError("--scores goes without --scenarios, which has four scores for each image: leave one out")
+        models.compare_scenarios(settings_of(config), model, data, json_target(json))
+        return
     models.evaluate(settings_of(config), model, data, scores, json_target(json))
 
 

@@ -32,6 +32,37 @@ def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, t
     _show(report, target, f"model {model} on {data}")
 
 
+def compare_scenarios(settings: Settings, model: Path, data: Path, target: str | None) -> None:
+    """Compare the four scenarios of HierCore and show the report."""
+    from scorer import commands
+
+    report = commands.compare_scenarios(model, data)
+    if target:
+        terminal.emit(report, target)
+        return
+    table = Table(title=f"labels at fit and at test, by the recipe of {model} on {data}")
+    for name in ("fit", "test", "macro", "pooled", "worst product", "std", "alarm rate", "worst alarm rate", "recall"):
+        table.add_column(name, justify="left" if name in ("fit", "test") else "right")
+    for name, cell in report["scenarios"].items():
+        figures = (
+            cell["macro"]["image_auroc"],
+            cell["pooled"]["image_auroc"],
+            cell["worst_product"],
+            cell["std_over_products"],
+            cell["alarm_rate"]["mean"],
+            cell["alarm_rate"]["worst_product"],
+            cell["recall_at_alarm_rate"],
+        )
+        table.add_row(*name.split("-"), *map(_figure, figures))
+    console = terminal.out()
+    console.print(table)
+    console.print(
+        f"target alarm rate {_figure(report['alarm_rate_target'])}; {report['groups']} groups found without labels, "
+        f"purity {_figure(report['group_purity'])}; image AUROC of {report['images']} images",
+        highlight=False,
+    )
+
+
 def _show(report: Mapping[str, Any], target: str | None, title: str) -> None:
     if target:
         terminal.emit(report, target)

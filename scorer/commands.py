@@ -66,6 +66,25 @@ def evaluate(
     return metrics | _about(loaded, Path(model))
 
 
+def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
+    """The four scenarios of HierCore by the recipe of the model in folder `model`, fitted anew on `data`; see there.
+
+    Raises FlawlineError for a model that does not say how it was fitted.
+    """
+    from scorer import scenarios
+
+    recipe = artefact.load(Path(model)).settings()
+    skipped: list[str] = []
+
+    def on_unreadable(sample: Sample, error: FlawlineError) -> None:
+        skipped.append(str(sample.path))
+        log.warning("skipped: %s", error)
+
+    with _progress() as progress:
+        report = scenarios.compare(train_samples(Path(data)), test_samples(Path(data)), recipe, progress, on_unreadable)
+    return report | {"skipped_images": skipped}
+
+
 def _evaluate(loaded: detector.Detector, samples: list[Sample]) -> tuple[dict[str, Any], list[evaluation.Row]]:
     skipped: list[str] = []
 
