@@ -21,6 +21,10 @@ class WhenFull(StrEnum):
     DROP = "drop"
 
 
+Point = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+Polygon = Annotated[list[Point], Field(min_length=3)]
+
+
 class CameraBase(BaseModel):
     """What every kind of camera has."""
 
@@ -34,6 +38,15 @@ class CameraBase(BaseModel):
     codec: Codec = Field(Codec.JPEG, description="How pixels are encoded when the device gives pixels.")
     jpeg_quality: int = Field(90, ge=30, le=100)
     view: str | None = Field(None, description="Which side of the part it sees; copied into each frame.")
+    inspect: list[Polygon] = Field(
+        [],
+        description="Polygons of points [x, y], in fractions of width and height, inside which frames are inspected; "
+        "none: everywhere.",
+    )
+    ignore: list[Polygon] = Field([], description="Polygons inside which nothing is a defect.")
+    mask: Path | None = Field(
+        None, description="Image file of the frames' size, white where they are inspected, black where not."
+    )
     when_full: WhenFull | None = Field(
         None,
         description="When the broker does not keep up: wait (hold the source back), spool (to disk) or drop (counted "

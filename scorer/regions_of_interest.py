@@ -67,11 +67,18 @@ def read_mask(path: Path) -> Mask:
 
 
 def _filled(polygon: Polygon, height: int, width: int) -> Mask:
-    points = np.asarray(polygon, dtype=np.float64) * (width, height)
-    # Vertices are pixel corners and fillPoly's are pixel centres; it also paints the outline itself.
-    drawn = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(drawn, [np.round((points - 0.5) * 256).astype(np.int32)], 1, shift=8)
-    return np.asarray(drawn, dtype=bool)
+    """The pixels whose centres lie inside a polygon (even-odd rule), row by row; its outline belongs to nobody."""
+    ends = np.asarray(polygon, dtype=np.float64) * (width, height)
+    starts = np.roll(ends, 1, axis=0)
+    centres = np.arange(width) + 0.5
+    filled = np.zeros((height, width), dtype=bool)
+    for row in range(height):
+        y = row + 0.5
+        crossed = (starts[:, 1] <= y) != (ends[:, 1] <= y)
+        (x0, y0), (x1, y1) = starts[crossed].T, ends[crossed].T
+        crossings = np.sort(x0 + (y - y0) / (y1 - y0) * (x1 - x0))
+        filled[row] = np.searchsorted(crossings, centres) % 2 == 1
+    return filled
 
 
 def on_grid(mask: Mask, side: int) -> Mask:

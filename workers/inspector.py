@@ -27,6 +27,7 @@ from workers import metrics, scoring, verdicts
 from workers.batching import Batcher, BatchPolicy
 from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
+from workers.inspected import Inspected
 from workers.intake import Intake
 from workers.lane import Job
 from workers.model_slot import ModelSlot, one_line
@@ -82,6 +83,7 @@ class _Opened:
     job: Job
     frame: Frame
     pixels: np.ndarray
+    mask: np.ndarray | None
     decode_s: float
 
 
@@ -93,6 +95,7 @@ class Inspector:
         self._worker = settings.worker
         self._member = member
         self._model = ModelSlot(model, lambda path: load(path, settings.worker), settings.data_dir / "models")
+        self._inspected = Inspected(settings.cameras)
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: Exception | None = None
@@ -239,7 +242,12 @@ class Inspector:
             except Exception as error:  # a decoder that fails in a new way must not stop the line
                 self._reject(job, DeadLetterReason.UNDECODABLE, one_line(error), None)
                 continue
-            if not self._batcher.put(_Opened(job, frame, pixels, clock.monotonic() - started), pixels.nbytes):
+            try:
+                mask = self._inspected.mask(frame.camera, *pixels.shape[:2])
+            except FlawlineError as error:
+                self._reject(job, DeadLetterReason.SCORING_FAILED, str(error), frame)
+                continue
+            if not self._batcher.put(_Opened(job, frame, pixels, mask, clock.monotonic() - started), pixels.nbytes):
                 job.lane.abandon(job)
 
     def _score_all(self) -> None:
@@ -262,7 +270,9 @@ class Inspector:
         started_ns, started = clock.utc_ns(), clock.monotonic()
         self._scoring_since = started
         try:
-            results = scoring.score_each(detector, [opened.pixels for opened in batch])
+            results = scoring.score_each(
+                detector, [opened.pixels for opened in batch], [opened.mask for opened in batch]
+            )
         finally:
             self._scoring_since = None
         score_s = clock.monotonic() - started

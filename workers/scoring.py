@@ -23,20 +23,25 @@ def canary() -> np.ndarray:
     return np.repeat(np.tile(ramp, (CANARY_SIDE_PX, 1))[:, :, None], 3, axis=2)
 
 
-def score_each(detector: Detector, images: list[np.ndarray]) -> list[Scores | Exception]:
+def score_each(
+    detector: Detector, images: list[np.ndarray], masks: list[np.ndarray | None] | None = None
+) -> list[Scores | Exception]:
     """Scores of each image or, in its place, the exception that only this image causes.
 
-    A failing batch is halved until the bad images stand alone. Raises DetectorBroken when the model fails on the
-    canary as well: then none of the frames may be given up.
+    `masks` say for each image where it is inspected, see the scorer. A failing batch is halved until the bad images
+    stand alone. Raises DetectorBroken when the model fails on the canary as well: then none of the frames may be given
+    up.
     """
     try:
-        scores = list(detector.score(images))
+        masked = masks is not None and any(mask is not None for mask in masks)
+        scores = list(detector.score(images, masks) if masked else detector.score(images))
         if len(scores) != len(images):
             raise ValueError(f"{len(scores)} scores for {len(images)} images")
     except Exception as error:
         if len(images) > 1:
             middle = len(images) // 2
-            return score_each(detector, images[:middle]) + score_each(detector, images[middle:])
+            first, second = (None, None) if masks is None else (masks[:middle], masks[middle:])
+            return score_each(detector, images[:middle], first) + score_each(detector, images[middle:], second)
         _check_canary(detector)
         return [error]
     return [_finite(score) for score in scores]

@@ -18,6 +18,7 @@ from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
 from workers.actors import Actor
 from workers.cluster import check_room, start_ray, stop_ray
+from workers.inspected import Inspected
 from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
 from workers.models import ModelRef, ModelWatch
@@ -62,6 +63,7 @@ class Supervisor:
         Without `worker.model` and without an active model it waits until one is published. Raises FlawlineError.
         """
         stop = stop or threading.Event()
+        Inspected(self._settings.cameras)  # a mask that cannot be used is to be said here, not by every actor
         start_ray(self._settings)
         broker.ensure_topics(self._settings)
         self._check_partitions()
