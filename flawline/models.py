@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from flawline import terminal
@@ -80,8 +81,34 @@ def _show(report: Mapping[str, Any], target: str | None, title: str) -> None:
     fitted = f", fitted in {report['fit_seconds']:.1f} s" if report.get("fit_seconds") is not None else ""
     size = f"{report['model_bytes'] / 1e6:.1f} MB"
     console.print(f"{title}: version {report['version']}, {report['groups']} groups, {size}{fitted}", highlight=False)
+    _show_cut_offs(console, report)
+    if left_out := report.get("left_out"):
+        named = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        console.print(f"{len(left_out)} images look defective and were left out: {named}", highlight=False)
     if skipped := report.get("skipped_images"):
         console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
+
+
+def _show_cut_offs(console: Console, report: Mapping[str, Any]) -> None:
+    """The two cut-offs with what is sure of them, and the finest p-values."""
+    for name, cut in report["thresholds"].items():
+        console.print(
+            f"{name} above {cut['threshold']:.3f}: {cut['rate']:.2%} of good parts ({cut['method']}), "
+            f"below {cut['upper_bound']:.2%} with 95 % confidence",
+            highlight=False,
+        )
+    groups = report["per_group"]
+    few, many = min(groups, key=_size), max(groups, key=_size)
+    console.print(
+        f"finest p-value {report['finest_p_value']:.2g}; by a group's own images {few['finest_p_value']:.2g} "
+        f"(group {few['group']}, {few['good_images']} images) to {many['finest_p_value']:.2g} "
+        f"(group {many['group']}, {many['good_images']})",
+        highlight=False,
+    )
+
+
+def _size(group: Mapping[str, Any]) -> int:
+    return int(group["good_images"])
 
 
 def _metrics(report: Mapping[str, Any], title: str) -> Table:

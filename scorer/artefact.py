@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from flawline.errors import FlawlineError
 from scorer.backbone import Graph
 from scorer.calibration import Threshold
+from scorer.evidence import Evidence
 from scorer.maps import LayerUnit
 from scorer.model import Model
 from scorer.settings import LayerSettings, ScorerSettings
@@ -31,6 +32,7 @@ from scorer.weights import sha256_of
 FORMAT = 2
 _MANIFEST = "manifest.json"
 _ARRAYS = "model.safetensors"
+_EVIDENCE = "evidence.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Artefact:
     precision: str
     version: str
     report: dict[str, Any]
+    folder: Path
+
+    def evidence(self) -> Evidence | None:
+        """Where bank rows came from and pictures of good images; None for a model that was saved without."""
+        file = self.folder / _EVIDENCE
+        if not file.is_file():
+            return None
+        arrays = load_file(file)
+        layers = range(len(self.model.layers))
+        return Evidence(
+            sources=[[arrays[f"source.{k}.{i}"] for i in layers] for k in range(len(self.model.banks))],
+            names=[str(name) for name in self.report.get("names", [])],
+            pictures={int(name[8:]): each.tobytes() for name, each in arrays.items() if name.startswith("picture.")},
+        )
 
     def settings(self) -> ScorerSettings:
         """What the model was fitted with. Raises FlawlineError for a model that does not say."""
@@ -53,7 +69,13 @@ class Artefact:
 
 
 def save(
-    path: Path, model: Model, graphs: Sequence[tuple[Graph, Path]], runtime: str, precision: str, report: dict[str, Any]
+    path: Path,
+    model: Model,
+    graphs: Sequence[tuple[Graph, Path]],
+    runtime: str,
+    precision: str,
+    report: dict[str, Any],
+    evidence: Evidence | None = None,
 ) -> str:
     """Write the model to folder `path` and return its version; an older model there is replaced.
 
@@ -67,6 +89,9 @@ def save(
     except OSError as error:
         raise FlawlineError(f"{path}: cannot be written: {error.strerror}: choose another place") from error
     try:
+        if evidence is not None:
+            _write_evidence(partial, evidence)
+            report = report | {"names": evidence.names}  # no part of the version: a model does not depend on names
         version = _write(partial, model, graphs, runtime, precision, report)
         partial.chmod(0o755)
         _put_in_place(partial, path)
@@ -91,6 +116,14 @@ def _put_in_place(partial: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_evidence(folder: Path, evidence: Evidence) -> None:
+    arrays: dict[str, np.ndarray] = {
+        f"source.{k}.{i}": rows for k, each in enumerate(evidence.sources) for i, rows in enumerate(each)
+    }
+    arrays |= {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in evidence.pictures.items()}
+    save_file(arrays, folder / _EVIDENCE)
 
 
 def _write(
@@ -160,7 +193,7 @@ def load(path: Path) -> Artefact:
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise FlawlineError(f"{path}: is no model of this release ({error!r}): fit it again") from error
     return Artefact(
-        model, graphs, manifest["runtime"], manifest["precision"], manifest["version"], manifest.get("report", {})
+        model, graphs, manifest["runtime"], manifest["precision"], manifest["version"], manifest.get("report", {}), path
     )
 
 

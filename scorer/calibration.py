@@ -89,17 +89,21 @@ def threshold(scores: Floats, rate: float) -> Threshold:
 
     Conformal when n >= 1 / rate: `score > value` exactly when its conformal p-value is at most `rate`.
     """
-    from scipy.special import betaincinv  # here: scoring needs no scipy, which takes a second to import
-
     n = len(scores)
     if n >= 1 / rate:
         allowed = math.floor(rate * (n + 1) + 1e-9) - 1  # calibration scores that an alarm may leave above itself
         value, method = float(scores[n - 1 - max(allowed, 0)]), "conformal"
     else:
         value, method = fit_tail(scores).quantile(rate), "generalised-pareto"
-    above = int((scores > value).sum())
-    bound = float(betaincinv(above + 1, n - above, 0.95))
+    bound = upper_bound(int((scores > value).sum()), n)
     return Threshold(value, rate, "conformal" if method == "conformal" else "generalised-pareto", bound)
+
+
+def upper_bound(above: int, n: int) -> float:
+    """What the true rate is below with 95 % confidence, `above` of `n` having been above (Clopper-Pearson)."""
+    from scipy.special import betaincinv  # here: scoring needs no scipy, which takes a second to import
+
+    return float(betaincinv(above + 1, n - above, 0.95)) if above < n else 1.0
 
 
 def group_widths(scores: Floats, groups: NDArray[np.int64]) -> Floats:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flawline.errors import FlawlineError
-from scorer import artefact, detector, evaluation
+from scorer import artefact, calibration, detector, evaluation
 from scorer.dataset import LazyImages, Sample, test_samples, train_samples
 from scorer.features import Progress
+from scorer.model import Model
 from scorer.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,25 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
         "runtime": fitted.runtime,
         "groups": fitted.groups,
         "good_images": len(model.groups),
+        "left_out": fitted.report.get("left_out", []),
         "thresholds": cuts,
+        "finest_p_value": 1 / (len(model.groups) + 1),
+        "per_group": [_about_group(model, k) for k in range(fitted.groups)],
         "model_bytes": artefact.size_bytes(folder),
         "fit_seconds": fitted.report.get("fit_seconds"),
+    }
+
+
+def _about_group(model: Model, group: int) -> dict[str, Any]:
+    """What a group's own good images can vouch for: their finest p-value, and which alarm rate is sure."""
+    scores = model.standardised[model.groups == group]
+    alarms = int((scores > model.review.value).sum())
+    return {
+        "group": group,
+        "good_images": len(scores),
+        "finest_p_value": 1 / (len(scores) + 1),
+        "alarm_rate": alarms / len(scores),
+        "alarm_rate_upper_bound": calibration.upper_bound(alarms, len(scores)),
     }
 
 

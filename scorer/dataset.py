@@ -61,6 +61,21 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         return found
 
 
+class Chosen(Sequence[NDArray[np.uint8]]):
+    """Some of many images by number, each read when it is asked for."""
+
+    def __init__(self, images: Sequence[NDArray[np.uint8]], indices: Sequence[int]) -> None:
+        self._images = images
+        self._indices = list(indices)
+        self.paths: list[Path] = [images.paths[i] for i in indices] if isinstance(images, LazyImages) else []
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        return self._images[self._indices[index]]
+
+
 def train_samples(root: Path) -> list[Sample]:
     """The good training images under `root`, by product and name.
 

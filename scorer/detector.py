@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,13 @@ from threadpoolctl import threadpool_limits
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import artefact, backbone, calibration, hierarchy, maps
+from scorer import artefact, backbone, calibration, hierarchy, maps, trimming
 from scorer import model as models
 from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import projected, unit
+from scorer.dataset import Chosen, LazyImages
+from scorer.evidence import Evidence, gather
 from scorer.features import OnUnreadable, Progress, checked, extract
 from scorer.regions_of_interest import Mask, cooled, without_ignored
 from scorer.settings import ScorerSettings
@@ -82,15 +85,22 @@ class HierarchicalCoreset:
         features: Backbone,
         report: dict[str, Any] | None = None,
         version: str = "",
+        evidence: Callable[[], Evidence | None] = lambda: None,
     ) -> None:
         self.model = model
         self.report = report or {}
+        self._evidence = evidence
         self._graphs = list(graphs)
         self._backbone = features
         self._version = version
         self._gallery = hierarchy.Gallery(model.embeddings, model.groups)
         _one_thread_per_product()
         self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """Where bank rows came from, and pictures of good images; read when asked for, since no score needs it."""
+        return self._evidence()
 
     @property
     def version(self) -> str:
@@ -216,7 +226,7 @@ class HierarchicalCoreset:
     def save(self, path: Path) -> str:
         """Write the artefact to folder `path`, whole or not at all, and return its version."""
         self._version = artefact.save(
-            path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report
+            path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report, self.evidence
         )
         self._graphs = [(graph, path) for graph, _ in self._graphs]
         return self._version
@@ -253,16 +263,28 @@ def fit(
     try:
         store, kept = extract(images, features, folder, progress, on_unreadable)
         model = models.fit(store, settings, features.threads, progress)
+        left_out = np.zeros(len(kept), dtype=bool)
+        if settings.trim:
+            left_out = trimming.suspects(model.standardised, model.groups)
+            if left_out.any() and len(kept) - left_out.sum() >= settings.minimum_images:
+                store = trimming.only(store, np.flatnonzero(~left_out))
+                model = models.fit(store, settings, features.threads, progress)
+            else:
+                left_out[:] = False
+        names = [str(images.paths[i]) if isinstance(images, LazyImages) else f"image {i}" for i in kept]
+        used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
+        evidence = gather(store, model.banks, model.groups, used)
         finished = True
     finally:
         folder.close(remove=finished)
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
-        "images": len(kept),
+        "images": len(used),
+        "left_out": [name for name, out in zip(names, left_out, strict=True) if out],
         "skipped": len(images) - len(kept),
         "settings": settings.model_dump(mode="json"),
     }
-    return HierarchicalCoreset(model, graphs, features, report)
+    return HierarchicalCoreset(model, graphs, features, report, evidence=lambda: evidence)
 
 
 def _work_key(
@@ -307,7 +329,7 @@ def load(
     features = backbone.load(
         stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
     )
-    return HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version)
+    return HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
 
 
 def _one_thread_per_product() -> None:

@@ -60,6 +60,9 @@ class ScorerSettings(BaseModel):
     )
     minimum_images: int = Field(default=20, ge=8, description="Fewer good images than this are refused.")
     folds: int = Field(default=5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
+    trim: bool = Field(
+        default=True, description="Leave images out of the fit that look like defects among the good ones."
+    )
     look_alikes: int = Field(
         default=25, ge=1, le=1000, description="Similar good images whose scores align an image's own."
     )
