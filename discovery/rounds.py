@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from discovery import clustering, lineage
+from discovery.clustering import Clustering
 from discovery.lineage import Change, DefectClass, Evolution, Registry, Rules
 from discovery.settings import DiscoverySettings
 from flawline.messages import ClassEvent, ClassState, Transition
@@ -76,20 +77,20 @@ def rules_of(settings: DiscoverySettings) -> Rules:
 
 
 def run_round(
-    regions: Regions, registry: Registry, settings: DiscoverySettings, version: str, last_id: int, at: int
+    regions: Regions,
+    registry: Registry,
+    settings: DiscoverySettings,
+    version: str,
+    last_id: int,
+    at: int,
+    found: Clustering | None = None,
 ) -> Outcome | None:
     """Cluster the regions of one embedding version; None while there are too few for any class.
 
-    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC.
+    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. Clusters that
+    were `found` in another way take the place of the clustering.
     """
-    comparable = [one for one in registry.live if one.embedding_version == version]
-    found = clustering.cluster(
-        regions.vectors,
-        np.stack([one.centroid for one in comparable]) if comparable else None,
-        np.array([max(one.radius, RADIUS_MIN) for one in comparable]) if comparable else None,
-        limit=settings.class_limit,
-        seed=settings.seed,
-    )
+    found = found or clustered(regions, registry, settings, version)
     if found is None:
         return None
     evolution = lineage.evolve(
@@ -128,6 +129,18 @@ def run_round(
             stability=found.stability,
             churn=evolution.churn,
         ),
+    )
+
+
+def clustered(regions: Regions, registry: Registry, settings: DiscoverySettings, version: str) -> Clustering | None:
+    """Clusters of regions of one embedding version, from its known classes; None when there are too few."""
+    comparable = [one for one in registry.live if one.embedding_version == version]
+    return clustering.cluster(
+        regions.vectors,
+        np.stack([one.centroid for one in comparable]) if comparable else None,
+        np.array([max(one.radius, RADIUS_MIN) for one in comparable]) if comparable else None,
+        limit=settings.class_limit,
+        seed=settings.seed,
     )
 
 

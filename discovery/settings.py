@@ -32,6 +32,9 @@ class DiscoverySettings(BaseModel):
     crop_weights: Path | None = Field(None, description="Local file; default: packaged weights, else timm's own.")
     learning_epochs: int = Field(10, ge=1)
     learning_regions: int = Field(1_000, ge=30, description="Most crops that a learning round trains on.")
+    learning_correction: bool = Field(
+        False, description="Learn one more kind that takes in what is hardly anomalous, and has no class."
+    )
     learning_timeout_s: float = Field(3_600.0, gt=0, description="A learning round that takes longer is given up.")
     learning_runner: Literal["auto", "process", "ray"] = Field(
         "auto", description="auto: a Ray task where worker.ray_address names a cluster, else a process."
