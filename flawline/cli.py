@@ -193,6 +193,20 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the page, .png, .jpg or .webp.")],
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Show why an image was decided on as it was: its regions beside the good patches that are nearest to them."""
+    from flawline import explain as page
+
+    page.run(settings_of(config), model, image, out, json_target(json))
+
+
+@app.command()
 def publish(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
     role: Annotated[str, typer.Option(help="active or shadow.")] = "active",

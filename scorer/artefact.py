@@ -167,6 +167,8 @@ def _write(
     whole = {"version": version, **content, "report": report}
     whole["checksum"] = _digest(whole)
     (folder / _MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # arrays are written for their owner only, and workers may run as somebody else
     return version
 
 

@@ -119,8 +119,8 @@ class HierarchicalCoreset:
 
     @property
     def embedding_version(self) -> str:
-        """Changes when `patches` and `residuals` of different versions cannot be compared."""
-        wanted = [self.model.layers[i] for i in models.region_layers(self.model.layers)]
+        """Changes when `patches`, `residuals` or close-ups of different versions cannot be compared."""
+        wanted = [self.model.layers[i] for i in models.embedding_layers(self.model.layers)]
         names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
         return sha256("|".join(names + [f"{each.size}/{each.stride}" for each in wanted]).encode()).hexdigest()[:12]
 
@@ -158,7 +158,7 @@ class HierarchicalCoreset:
         other. `mask`, as for `score`.
         """
         model = self.model
-        look = self._look(features, group)
+        look = self.route(features, group)
         group = look.group
         distances, known = [], []
         for layer, each, bank in zip(model.layers, features, model.banks[group], strict=True):
@@ -194,7 +194,17 @@ class HierarchicalCoreset:
         """The aligned score in units of its group's spread, which the cut-offs are on."""
         return scores.aligned / float(self.model.widths[scores.group])
 
-    def _look(self, features: Maps, group: int | None) -> hierarchy.Look:
+    def close_up(self, part: Image) -> Maps:
+        """Feature maps (h, w, c) of an enlarged part of an image in the layers of the first pass, from fine to deep."""
+        features = self._backbone.features(checked(part))
+        return [features[i] for i in models.embedding_layers(self.model.layers)]
+
+    def features(self, image: Image) -> Maps:
+        """Feature maps (h, w, c) of a uint8 RGB image, one per layer."""
+        return self._backbone.features(checked(image))
+
+    def route(self, features: Maps, group: int | None = None) -> hierarchy.Look:
+        """Whom an image with these feature maps resembles, among all good images or those of one group."""
         model = self.model
         means = [each.mean(axis=(0, 1)) for each in features]
         embedding = hierarchy.embed([means[i][None] for i in models.embedding_layers(model.layers)])[0]

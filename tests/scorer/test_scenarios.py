@@ -50,7 +50,7 @@ def test_all_four_cells_come_from_one_command(data: Path, model_path: Path, tmp_
 
 
 def test_groups_given_as_labels_keep_an_image_among_its_own(fitted: detector.HierarchicalCoreset) -> None:
-    features = fitted._backbone.features(draw("board", 5))
+    features = fitted.features(draw("board", 5))
     routed = fitted.score_features(features)
     forced = fitted.score_features(features, group=1 - routed.group)
     same = fitted.score_features(features, group=routed.group)
@@ -64,7 +64,9 @@ def test_pooled_margin_counts_each_products_own_threshold() -> None:
     cell = scenarios.Scored(margin, np.asarray(["a", "a", "b", "b"]), np.asarray([False, True, False, True])).report()
     assert cell["pooled"]["image_auroc"] == 1.0
     assert cell["alarm_rate"] == {"mean": 0.0, "worst_product": 0.0}
-    worse = scenarios.Scored(margin + np.asarray([0, 0, 4, 0]), np.asarray(["a", "a", "b", "b"]), np.asarray([False, True] * 2))
+    worse = scenarios.Scored(
+        margin + np.asarray([0, 0, 4, 0]), np.asarray(["a", "a", "b", "b"]), np.asarray([False, True] * 2)
+    )
     assert worse.report()["per_product"]["b"]["alarm_rate"] == 1.0
     assert worse.report()["worst_product"] == 0.0
 

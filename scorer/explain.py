@@ -1,0 +1,111 @@
+"""Why a place of an image is hot: the good patch that is nearest to it, from which image and place it is, and how far.
+
+The distances are the ones that scoring has used, to the same bank rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.errors import FlawlineError
+from scorer import model as models
+from scorer.backbone import Image
+from scorer.coreset import unit
+from scorer.detector import HierarchicalCoreset
+from scorer.evidence import Evidence
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class GoodPatch:
+    """The good patch nearest to a place: of which image (number and file), where in it, and how far.
+
+    `box` (x, y, width, height) is in fractions of that image's sides, `distance` between unit vectors (0 to 2), `ratio`
+    that distance over the usual one of the group's good patches. `picture` is the whole good image, if it can be shown.
+    """
+
+    image: int
+    name: str
+    box: Box
+    distance: float
+    ratio: float
+    picture: Image | None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What is known of one place: the layer in which it is most unusual, and the nearest good patch there.
+
+    `nearest` is what the score comes from. `shown` is the same, or the nearest one that a picture is kept of.
+    """
+
+    size_px: int
+    stride_px: int
+    box: Box
+    nearest: GoodPatch
+    shown: GoodPatch
+
+
+def reasons(detector: HierarchicalCoreset, image: Image, places: Sequence[tuple[float, float]]) -> list[Reason]:
+    """The reason for each place (x, y), in fractions of the sides of a uint8 RGB image.
+
+    Raises FlawlineError for a model that was saved without evidence.
+    """
+    evidence = detector.evidence
+    if evidence is None:
+        raise FlawlineError(f"model {detector.version}: does not know where its patches are from: fit it again")
+    features = detector.features(image)
+    group = detector.route(features).group
+    return [_reason(detector, evidence, features, group, place) for place in places]
+
+
+def _reason(
+    detector: HierarchicalCoreset,
+    evidence: Evidence,
+    features: Sequence[NDArray[np.float32]],
+    group: int,
+    place: tuple[float, float],
+) -> Reason:
+    model = detector.model
+    best: tuple[float, int, NDArray[np.float32], tuple[int, int]] | None = None
+    for i in models.embedding_layers(model.layers):
+        grid, usual = features[i].shape[0], model.units[group][i]
+        row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
+        distances = _distances(unit(features[i][row, column]), model.banks[group][i])
+        unusual = float(np.log(max(float(distances.min()), 1e-6) / usual.median) / usual.width)
+        if best is None or unusual > best[0]:
+            best = unusual, i, distances, (row, column)
+    assert best is not None
+    _, i, distances, cell = best
+    sources, grid = evidence.sources[group][i], features[i].shape[0]
+    usual_distance = model.units[group][i].median
+
+    def patch(bank_row: int, picture: Image | None) -> GoodPatch:
+        number, where = (int(each) for each in sources[bank_row])
+        name = evidence.names[number] if 0 <= number < len(evidence.names) else f"good image {number}"
+        distance = float(distances[bank_row])
+        return GoodPatch(number, name, _box(divmod(where, grid), grid), distance, distance / usual_distance, picture)
+
+    order = np.argsort(distances, kind="stable")
+    nearest = patch(int(order[0]), evidence.picture(int(sources[order[0], 0])))
+    shown = nearest
+    if nearest.picture is None:
+        kept = next((row for row in order.tolist() if int(sources[row, 0]) in evidence.pictures), None)
+        if kept is not None:
+            shown = patch(kept, evidence.picture(int(sources[kept, 0])))
+    layer = model.layers[i]
+    return Reason(layer.size, layer.stride, _box(cell, grid), nearest, shown)
+
+
+def _distances(vector: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float32]:
+    difference = bank - vector
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", difference, difference)), dtype=np.float32)
+
+
+def _box(cell: tuple[int, int], grid: int) -> Box:
+    return cell[1] / grid, cell[0] / grid, 1 / grid, 1 / grid
