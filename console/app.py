@@ -188,7 +188,7 @@ def create(settings: Settings, store: Store, watch: LedgerWatch) -> FastAPI:
     @app.get("/defects/{frame_id}/heatmap.png")
     def heat_map(frame_id: str) -> Response:
         row = queries.defect(store, frame_id)
-        data = views.heat_png(row.heatmap, row.heatmap_height, row.heatmap_width) if row else None
+        data = views.heat_png(row.heatmap, row.heatmap_height, row.heatmap_width) if row and row.heatmap else None
         return _image(data, "image/png", f"no frame {frame_id} that was not accepted")
 
     return app

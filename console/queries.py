@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from discovery import schema
+from discovery.pruning import frames_by_class
 from discovery.store import Store
 from flawline.messages import ClassState
 
@@ -81,11 +82,10 @@ def latest_minute(store: Store) -> datetime | None:
 
 def classes(store: Store, everything: bool = False) -> list[ClassRow]:
     """The classes, the largest first; merged and dismissed ones only with `everything`."""
-    c, d = schema.classes.c, schema.defects.c
-    counts = select(d.class_id, func.count()).where(d.class_id.is_not(None)).group_by(d.class_id)
+    c = schema.classes.c
     query = select(schema.classes).order_by(c.members.desc(), c.number)
     with store.reading() as connection:
-        frames = {row[0]: int(row[1]) for row in connection.execute(counts)}
+        frames = frames_by_class(connection)
         rows = connection.execute(query if everything else query.where(c.state.not_in(HIDDEN))).all()
     return [
         ClassRow(
@@ -192,7 +192,7 @@ def defect(store: Store, frame_id: str) -> Any:
 
 
 def crop(store: Store, region_id: int) -> bytes | None:
-    """A region's crop (JPEG), None when there is no such region."""
+    """A region's crop (JPEG), None when there is none, or none any more."""
     with store.reading() as connection:
         data: bytes | None = connection.scalar(select(schema.regions.c.crop).where(schema.regions.c.id == region_id))
-    return data
+    return data or None  # emptied when it was too old

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from discovery import people, registry, schema
 from discovery.lineage import DefectClass
 from discovery.people import SEVERITIES
+from discovery.pruning import frames_by_class
 from discovery.store import Store, stamp
 
 __all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "set_severity", "show", "split"]
@@ -18,11 +19,9 @@ HISTORY = 50
 
 def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]:
     """Every class, the largest first; merged and dismissed ones only with `everything`."""
-    table = schema.defects
     with store.transaction() as connection:
         known = registry.load(connection)
-        query = select(table.c.class_id, func.count()).where(table.c.class_id.is_not(None)).group_by(table.c.class_id)
-        frames = {row[0]: row[1] for row in connection.execute(query)}
+        frames = frames_by_class(connection)
     hidden = () if everything else ("merged", "dismissed")
     shown = [one for one in known.classes if one.state not in hidden]
     return [_plain(one, frames.get(one.id, 0)) for one in sorted(shown, key=lambda one: (-one.members, one.number))]
@@ -34,7 +33,7 @@ def show(store: Store, reference: str) -> dict[str, Any]:
     with store.transaction() as connection:
         known = registry.load(connection)
         one = next((one for one in known.classes if one.id == reference.upper()), None) or people.find(known, reference)
-        frames = people.defect_count(connection, one.id)
+        frames = frames_by_class(connection).get(one.id, 0)
         places = connection.execute(
             select(d.c.camera, d.c.group_id, func.count().label("frames"))
             .where(d.c.class_id == one.id)

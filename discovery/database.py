@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, create_engine, event, func, select
+from sqlalchemy import Connection, Table, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -55,6 +55,7 @@ class Database:
         except OSError as error:
             raise FlawlineError(f"{self.sqlite_file}: cannot be created: {error.strerror}") from error
         with self.transaction() as connection:
+            _upgrade(connection)
             schema.metadata.create_all(connection)
             known = fact(connection, "schema", str(schema.SCHEMA_VERSION))
         if known != str(schema.SCHEMA_VERSION):
@@ -113,6 +114,16 @@ class Database:
         return stack
 
 
+def _upgrade(connection: Connection) -> None:
+    """Bring a store of version 1 to 2, which has one table more and counts it in the view. Nothing for a new store."""
+    if not inspect(connection).has_table("facts"):
+        return
+    if known_fact(connection, "schema", "") == "1":
+        if connection.dialect.name == "sqlite":  # PostgreSQL replaces the view, and who may read it, where it stands
+            connection.exec_driver_sql("DROP VIEW IF EXISTS defect_minutes")
+        set_fact(connection, "schema", "2")
+
+
 def fact(connection: Connection, name: str, default: str) -> str:
     """A single remembered value; the default is written when there is none."""
     table = schema.facts
@@ -121,6 +132,12 @@ def fact(connection: Connection, name: str, default: str) -> str:
         set_fact(connection, name, default)
         return default
     return str(value)
+
+
+def known_fact(connection: Connection, name: str, default: str) -> str:
+    """A single remembered value, or the default; nothing is written."""
+    value = connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == name))
+    return default if value is None else str(value)
 
 
 def set_fact(connection: Connection, name: str, value: str) -> None:

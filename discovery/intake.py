@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, Final
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from discovery import rounds
-from flawline.messages import Defect, SchemaError, Verdict, decode
+from discovery import rounds, views
+from flawline.errors import FlawlineError
+from flawline.messages import Defect, SchemaError, Tensor, Verdict, decode
+
+if TYPE_CHECKING:
+    from discovery.crop_backbone import CropBackbone
 
 # What both databases can hold.
 INTEGER_LIMIT: Final = 1 << 31
@@ -29,9 +33,15 @@ def verdict_of(value: bytes | None) -> Verdict:
     return _checked(Verdict, value)
 
 
-def defect_of(value: bytes | None, dimensions: Mapping[str, int]) -> Defect:
-    """The defect in a record; `dimensions` has the embedding size of each known version. Raises Rejected."""
+def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_before: int = 0) -> Defect:
+    """The defect in a record. Raises Rejected.
+
+    `dimensions` has the embedding size of each known version. Captures before `forgotten_before` (ns UTC) are refused:
+    they may have been counted and forgotten.
+    """
     defect = _checked(Defect, value)
+    if defect.captured_at < forgotten_before:
+        raise Rejected("expired", f"{defect.frame_id}: older than discovery.keep_defects_days")
     if len(defect.heatmap.shape) != 2:
         raise Rejected("bad-heatmap", f"{defect.frame_id}: heat map of shape {list(defect.heatmap.shape)}")
     expected = dimensions.get(defect.embedding_version)
@@ -43,6 +53,19 @@ def defect_of(value: bytes | None, dimensions: Mapping[str, int]) -> Defect:
             raise Rejected("bad-embedding", f"{defect.frame_id}: {problem}")
         expected = expected or vector.size
     return defect
+
+
+def described_by_crops(defect: Defect, backbone: CropBackbone) -> Defect:
+    """The defect with embeddings of its regions' crops instead of those that the worker sent. Raises Rejected."""
+    try:
+        vectors = backbone.embed([views.decode(region.crop, region.mask) for region in defect.regions])
+    except FlawlineError as error:
+        raise Rejected("bad-crop", f"{defect.frame_id}: {error}") from error
+    regions = tuple(
+        replace(region, embedding=Tensor.of(vector, "float16"))
+        for region, vector in zip(defect.regions, vectors, strict=True)
+    )
+    return replace(defect, regions=regions, embedding_version=backbone.version)
 
 
 def _checked(kind: Any, value: bytes | None) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
 from discovery import clustering, registry, schema
 from discovery.database import fact, insert, set_fact, stamp
@@ -221,9 +221,3 @@ def _audit(
         "why": why,
     }
     connection.execute(schema.audit.insert().values(row))
-
-
-def defect_count(connection: Connection, class_id: str) -> int:
-    """Frames whose class this is."""
-    table = schema.defects
-    return int(connection.scalar(select(func.count()).where(table.c.class_id == class_id)) or 0)

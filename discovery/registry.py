@@ -120,7 +120,7 @@ def save_classes(connection: Connection, classes: Iterable[DefectClass], next_nu
 
 def move_members(connection: Connection, loser: str, survivor: str) -> None:
     """Give every region and defect of one class to another; its exemplars are chosen anew by the next round."""
-    for table in (schema.regions, schema.defects):
+    for table in (schema.regions, schema.defects, schema.defect_totals):
         connection.execute(update(table).where(table.c.class_id == loser).values(class_id=survivor))
 
 

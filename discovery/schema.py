@@ -8,6 +8,8 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
 - `defect_minutes` (view): `defects` by minute, camera, group, decision and class, with the class's name and severity,
   as they are known now: a class that is found later is found in the past as well.
+- `defect_totals`: defects that are only counted any more, since they are older than `discovery.keep_defects_days`; the
+  view has them too.
 - `regions`: the pieces of a defect with crop, mask and embedding; each has its own class.
 - `classes`: the registry; `state` is candidate, confirmed, dormant, merged or dismissed.
 - `class_parents`: from which classes a class was split.
@@ -48,7 +50,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 # SQLite counts rows in 64 bits under the name INTEGER only.
@@ -151,6 +153,19 @@ defects = Table(
     Column("class_id", Text, ForeignKey("classes.id")),
     Index("defects_minute", "minute"),
     Index("defects_class", "class_id", "captured_at"),
+)
+
+defect_totals = Table(
+    "defect_totals",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("minute", UtcStamp, nullable=False),
+    Column("camera", Text, nullable=False),
+    Column("group_id", Integer, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("class_id", Text, ForeignKey("classes.id")),
+    Column("frames", BigInteger, nullable=False),
+    Index("defect_totals_minute", "minute"),
 )
 
 regions = Table(
@@ -257,8 +272,10 @@ facts = Table(
 
 _DEFECT_MINUTES = """
 SELECT d.minute AS minute, d.camera AS camera, d.group_id AS group_id, d.decision AS decision, d.class_id AS class_id,
-       c.name AS class_name, c.severity AS severity, c.state AS class_state, COUNT(*) AS frames
-FROM defects d LEFT JOIN classes c ON c.id = d.class_id
+       c.name AS class_name, c.severity AS severity, c.state AS class_state, CAST(SUM(d.frames) AS BIGINT) AS frames
+FROM (SELECT minute, camera, group_id, decision, class_id, 1 AS frames FROM defects
+      UNION ALL SELECT minute, camera, group_id, decision, class_id, frames FROM defect_totals) d
+LEFT JOIN classes c ON c.id = d.class_id
 GROUP BY d.minute, d.camera, d.group_id, d.decision, d.class_id, c.name, c.severity, c.state
 """
 event.listen(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,12 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
-from discovery import intake, registry, rounds, schema
-from discovery.clustering import REGIONS_MIN, unit
-from discovery.database import fact, set_fact
+from discovery import intake, pruning, registry, rounds, schema
+from discovery.clustering import unit
+from discovery.database import fact
 from discovery.lineage import Registry
 from discovery.reader import TopicReader
+from discovery.round_runner import RoundRunner
 from discovery.store import Batch, Position, Store, TakenDefect
 from flawline import broker, clock, messages, telemetry, topics
 from flawline.config import Settings
@@ -35,7 +37,9 @@ log = logging.getLogger(__name__)
 GROUP = "discovery"
 LOCK_RETRY_S = 1.0
 HOUSEKEEPING_S = 2.0
+PRUNING_S = 600.0
 PUBLISH_TIMEOUT_S = 30.0
+ROUND_STEP_S = 0.05
 # Splits and merges of confirmed classes need two rounds; a finite stream ends with as many as they ask for.
 CLOSING_ROUNDS = 3
 
@@ -75,12 +79,15 @@ class DiscoveryService:
         self._reader: TopicReader | None = None
         self._producer: KafkaProducer | None = None
         self._names = {settings.topic(topics.VERDICTS.name): Verdict, settings.topic(topics.DEFECTS.name): Defect}
+        self._rounds = RoundRunner(settings, self.store, utc_ns, monotonic)
+        self._stack.callback(self._rounds.close)
         self._registry = Registry()
         self._assigners: dict[str, rounds.Assigner] = {}
         self._dimensions: dict[str, int] = {}
         self._new_regions = 0
         self._round_at = monotonic()
-        self._housekeeping_at = -float("inf")
+        self._housekeeping_at = self._pruned_at = -float("inf")
+        self._forgotten_before = 0
 
     def __enter__(self) -> DiscoveryService:
         return self
@@ -129,6 +136,9 @@ class DiscoveryService:
                     f"the topics were not read to their end within {timeout_s:.0f} s: is the broker well?"
                 )
             self._step()
+        while self._rounds.busy:
+            self._step_round()
+            time.sleep(ROUND_STEP_S)
         for last in range(CLOSING_ROUNDS):
             if (last == 0 and self._new_regions) or self._registry.pending:
                 self._round()
@@ -162,10 +172,13 @@ class DiscoveryService:
             if stop.wait(LOCK_RETRY_S):
                 return False
         self._stack.push(lock)
+        if self.settings.discovery.embedding == "crop":
+            self._rounds.backbone()  # what is wrong with it is said before anything is taken in
         self._reader = TopicReader(self.settings, GROUP, self._names, self.store.positions, self._monotonic)
         self._stack.callback(self._reader.close)
         self._read_registry()
         with self.store.transaction() as connection:
+            self._forgotten_before = pruning.forgotten_before(connection)
             last = int(fact(connection, "last_region", "0"))
             waiting_regions = connection.scalar(
                 select(func.count()).select_from(schema.regions).where(schema.regions.c.id > last)
@@ -180,7 +193,21 @@ class DiscoveryService:
         if any(records.values()):
             self._take_in(records)
         if self._round_is_due():
-            self._round()
+            self._ask_for_round()
+        self._step_round()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Prune a slice now and then, and the next one soon while there is more."""
+        if self._monotonic() - self._pruned_at < PRUNING_S:
+            return
+        pruned = pruning.prune(self.store, self.settings.discovery)
+        if pruned == pruning.Pruned():
+            self._pruned_at = self._monotonic()
+            return
+        log.info("too old: pictures of %d regions and frames, %d defects", pruned.pictures, pruned.defects)
+        with self.store.reading() as connection:
+            self._forgotten_before = pruning.forgotten_before(connection)
 
     def _take_in(self, records: Mapping[TopicPartition, list[Any]]) -> None:
         assert self._reader is not None
@@ -194,7 +221,9 @@ class DiscoveryService:
                     if self._names[place.topic] is Verdict:
                         verdicts.append(intake.verdict_of(record.value))
                     else:
-                        defects.append(self._with_classes(intake.defect_of(record.value, self._dimensions)))
+                        defects.append(
+                            self._with_classes(intake.defect_of(record.value, self._expected(), self._forgotten_before))
+                        )
                 except intake.Rejected as error:
                     log.warning("%s offset %d is left out (%s): %s", place, record.offset, error.reason, error)
                     rejections.append((error.reason, str(error)))
@@ -208,10 +237,16 @@ class DiscoveryService:
         for reason, _ in rejections:
             telemetry.REJECTED_RECORDS.labels(reason).inc()
 
+    def _expected(self) -> Mapping[str, int]:
+        """Dimensions of the embeddings that workers send, by version; of no interest where they are not used."""
+        return self._dimensions if self.settings.discovery.embedding == "worker" else {}
+
     def _with_classes(self, defect: Defect) -> TakenDefect:
-        version = defect.embedding_version
         if not defect.regions:
             return TakenDefect(defect, ())
+        if self.settings.discovery.embedding == "crop":
+            defect = intake.described_by_crops(defect, self._rounds.backbone())
+        version = defect.embedding_version
         if version not in self._dimensions:
             # Checked against the store as well: another message of this version may have come before a restart.
             known = self._stored_dimension(version)
@@ -231,6 +266,8 @@ class DiscoveryService:
         return None if stored is None else len(stored) // 2
 
     def _round_is_due(self) -> bool:
+        if self._rounds.busy:
+            return False
         settings = self.settings.discovery
         waited = self._monotonic() - self._round_at
         return self._new_regions >= settings.round_regions or (
@@ -238,63 +275,21 @@ class DiscoveryService:
         )
 
     def _round(self) -> None:
-        """Run one round and write it; again when a person has changed classes meanwhile."""
+        """Run a round from its beginning to its end."""
+        self._ask_for_round()
+        while self._rounds.busy:
+            self._step_round()
+            if self._rounds.busy:
+                time.sleep(ROUND_STEP_S)
+
+    def _ask_for_round(self) -> None:
         self._round_at, self._new_regions = self._monotonic(), 0
-        while True:
-            try:
-                self._try_round()
-                break
-            except registry.StaleRegistry:
-                log.info("classes were changed by a person during a round: it is run again")
-        self._read_registry()
-        self._publish()
+        self._rounds.ask()
 
-    def _try_round(self) -> None:
-        settings, started, at = self.settings.discovery, self._monotonic(), self._utc_ns()
-        with self.store.transaction() as connection:
-            version = self._active_version(connection)
-            known = registry.load(connection)
-            last = int(fact(connection, "last_region", "0"))
-        if version is None:
-            return
-        with self.store.reading() as connection:
-            regions = registry.regions_of_round(connection, settings, version)
-        if len(regions) < REGIONS_MIN:
-            return
-        outcome = rounds.run_round(regions, known, settings, version, last, at)
-        if outcome is None:
-            return
-        seconds = self._monotonic() - started
-        registry.write_round(self.store, regions, outcome, version, seconds, at)
-        telemetry.ROUNDS.inc()
-        telemetry.ROUND_SECONDS.observe(seconds)
-        telemetry.UNASSIGNED_REGIONS.set(outcome.figures.unassigned)
-        log.info(
-            "round %d: %d regions, %d clusters (criteria said %d to %d), stability %.2f, %.1f s",
-            outcome.registry.round,
-            outcome.figures.regions,
-            outcome.figures.clusters,
-            outcome.figures.clusters_low,
-            outcome.figures.clusters_high,
-            outcome.figures.stability,
-            seconds,
-        )
-
-    def _active_version(self, connection: Any) -> str | None:
-        """The embedding version of most of the newest regions; others are kept, but cannot be compared with them."""
-        table = schema.regions
-        newest = (
-            select(table.c.embedding_version).order_by(table.c.id.desc()).limit(self.settings.discovery.round_regions)
-        )
-        versions = list(connection.scalars(newest))
-        if not versions:
-            return None
-        version = max(sorted(set(versions)), key=versions.count)
-        before = fact(connection, "embedding_version", version)
-        if before != version:
-            log.warning("embeddings changed from version %s to %s: classes are found anew", before, version)
-            set_fact(connection, "embedding_version", version)
-        return str(version)
+    def _step_round(self) -> None:
+        if self._rounds.step():
+            self._read_registry()
+            self._publish()
 
     def _read_registry(self) -> None:
         self._registry = registry.read(self.store)

@@ -234,7 +234,7 @@ def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[
             connection.execute(schema.regions.insert(), rows)
         for name in classes:
             if name is not None:
-                _add_member(connection, name, defect.captured_at)
+                add_members(connection, name, defect.captured_at)
         added.append(defect)
         count += len(rows)
     return tuple(added), count
@@ -254,13 +254,14 @@ def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
     return result
 
 
-def _add_member(connection: Connection, name: str, captured_ns: int) -> None:
+def add_members(connection: Connection, name: str, captured_ns: int, count: int = 1) -> None:
+    """Count regions into a class, the latest captured at `captured_ns`."""
     table = schema.classes
     connection.execute(
         update(table)
         .where(table.c.id == name)
         .values(
-            members=table.c.members + 1,
+            members=table.c.members + count,
             last_seen_at=greatest(connection)(table.c.last_seen_at, literal(stamp(captured_ns), schema.UtcStamp())),
         )
     )
