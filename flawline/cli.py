@@ -157,13 +157,20 @@ def console(config: Config = None) -> None:
 def fit(
     data: Annotated[Path, typer.Argument(help="Folder with <product>/train/good/*.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="Pass the images through what the cameras deliver: jpeg, or png and raw, which lose nothing."
+        ),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=30, max=100, help="Of the cameras' JPEG, with --codec jpeg.")] = 90,
     json: Json = None,
     config: Config = None,
 ) -> None:
     """Fit a model on good parts. Product folders are used for reporting only."""
     from flawline import models
 
-    models.fit(settings_of(config), data, out, json_target(json))
+    models.fit(settings_of(config), data, out, json_target(json), codec, quality)
 
 
 @app.command()

@@ -11,15 +11,23 @@ from rich.table import Table
 
 from flawline import terminal
 from flawline.config import Settings
+from flawline.errors import UsageError
+from flawline.messages import Codec
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
 
 
-def fit(settings: Settings, data: Path, out: Path, target: str | None) -> None:
-    """Fit, evaluate when there are test images, and show the report."""
+def fit(
+    settings: Settings, data: Path, out: Path, target: str | None, codec: str | None = None, quality: int = 90
+) -> None:
+    """Fit, evaluate when there are test images, and show the report; `codec` is that of the line's cameras."""
     from scorer import commands
+    from scorer.dataset import Delivery
 
-    _show(commands.fit(data, out, settings.scorer), target, f"model {out}")
+    if codec is not None and codec not in list(Codec):
+        raise UsageError(f"--codec {codec}: choose from {', '.join(Codec)}")
+    delivery = None if codec is None else Delivery(Codec(codec), quality)
+    _show(commands.fit(data, out, settings.scorer, delivery=delivery), target, f"model {out}")
 
 
 def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, target: str | None) -> None:

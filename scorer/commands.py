@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flawline.errors import FlawlineError
+from flawline.messages import Codec
 from scorer import artefact, calibration, detector, evaluation
-from scorer.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.dataset import Delivery, LazyImages, Sample, test_samples, train_samples
 from scorer.features import Progress
 from scorer.model import Model
 from scorer.settings import ScorerSettings
@@ -18,12 +19,18 @@ from scorer.settings import ScorerSettings
 log = logging.getLogger(__name__)
 
 
-def fit(data: Path, out: Path, settings: ScorerSettings | None = None, report: bool = True) -> dict[str, Any]:
+def fit(
+    data: Path,
+    out: Path,
+    settings: ScorerSettings | None = None,
+    report: bool = True,
+    delivery: Delivery | None = None,
+) -> dict[str, Any]:
     """Fit a model on the good training images under `data` and save it to folder `out`; gives the report.
 
     With `report` the model is then evaluated on the test images under `data`, if there are any, and the report has the
-    keys of `evaluate`. Unreadable images are named in the log, skipped and counted. Nothing is written unless the fit
-    succeeds.
+    keys of `evaluate`. `delivery` passes all images through the codec of the line's cameras. Unreadable images are
+    named in the log, skipped and counted. Nothing is written unless the fit succeeds.
     """
     samples = train_samples(Path(data))
     skipped: list[str] = []
@@ -34,8 +41,13 @@ def fit(data: Path, out: Path, settings: ScorerSettings | None = None, report: b
 
     with _progress() as progress:
         fitted = detector.fit(
-            LazyImages([sample.path for sample in samples]), settings or ScorerSettings(), progress, on_unreadable
+            LazyImages([sample.path for sample in samples], delivery),
+            settings or ScorerSettings(),
+            progress,
+            on_unreadable,
         )
+    if delivery is not None:
+        fitted.report["delivery"] = {"codec": str(delivery.codec), "quality": delivery.quality}
     fitted.save(Path(out))
     result = _about(fitted, Path(out)) | {"skipped_images": skipped}
     if report and any(_has_tests(Path(data))):
@@ -86,7 +98,15 @@ def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
     return report | {"skipped_images": skipped}
 
 
-def _evaluate(loaded: detector.Detector, samples: list[Sample]) -> tuple[dict[str, Any], list[evaluation.Row]]:
+def _delivery(loaded: detector.HierarchicalCoreset) -> Delivery | None:
+    """The codec that the model's good images came through, which others have to come through too."""
+    stored = loaded.report.get("delivery")
+    return None if stored is None else Delivery(Codec(stored["codec"]), int(stored["quality"]))
+
+
+def _evaluate(
+    loaded: detector.HierarchicalCoreset, samples: list[Sample]
+) -> tuple[dict[str, Any], list[evaluation.Row]]:
     skipped: list[str] = []
 
     def on_unreadable(sample: Sample, error: FlawlineError) -> None:
@@ -94,7 +114,7 @@ def _evaluate(loaded: detector.Detector, samples: list[Sample]) -> tuple[dict[st
         log.warning("skipped: %s", error)
 
     with _progress() as progress:
-        metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable)
+        metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable, _delivery(loaded))
     return metrics | {"skipped_images": skipped}, rows
 
 

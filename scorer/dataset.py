@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError, UsageError
-from flawline.imaging import read_image
+from flawline.imaging import decode, encode, read_image
+from flawline.messages import Codec
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
@@ -37,20 +38,43 @@ class Sample:
         return self.label != GOOD
 
 
-class LazyImages(Sequence[NDArray[np.uint8]]):
-    """The images of some files, each read when it is asked for."""
+@dataclass(frozen=True)
+class Delivery:
+    """How cameras deliver their frames, so that files are seen as the line will see the same parts.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    Good parts must be fitted through the codec that the line uses: JPEG artefacts that no good image had are defects.
+    """
+
+    codec: Codec
+    quality: int = 90
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels after encoding and decoding."""
+        if self.codec is not Codec.JPEG:
+            return pixels
+        return np.asarray(decode(encode(pixels, self.codec, quality=self.quality), self.codec), dtype=np.uint8)
+
+
+class LazyImages(Sequence[NDArray[np.uint8]]):
+    """The images of some files, each read when it is asked for, as a camera would deliver it.
+
+    A file that is JPEG already is taken as it is: cameras do not encode it a second time.
+    """
+
+    def __init__(self, paths: Sequence[Path], delivery: Delivery | None = None) -> None:
         self.paths = list(paths)
+        self._delivery = delivery
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index):
-        return read_image(self.paths[index])
+        path = self.paths[index]
+        pixels = read_image(path)
+        return pixels if self._delivery is None or _is_jpeg(path) else self._delivery(pixels)
 
     def identities(self) -> list[tuple[str, int, int]]:
-        """What tells these files from others, and from what they were before a change: path, bytes, time of change."""
+        """What tells these images from others, and from what they were: path, bytes, time of change, and delivery."""
         found = []
         for path in self.paths:
             size, changed_ns = -1, -1  # of a file that is gone: reading it will say so
@@ -58,7 +82,14 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
                 stat = path.stat()
                 size, changed_ns = stat.st_size, stat.st_mtime_ns
             found.append((str(path.resolve()), size, changed_ns))
+        if self._delivery is not None:
+            found.append((str(self._delivery.codec), self._delivery.quality, 0))
         return found
+
+
+def _is_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\xff\xd8"
 
 
 class Chosen(Sequence[NDArray[np.uint8]]):

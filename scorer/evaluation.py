@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer.dataset import LazyImages, Sample, read_mask
+from scorer.dataset import Delivery, LazyImages, Sample, read_mask
 from scorer.detector import Detector
 from scorer.features import Image, Progress
 from scorer.maps import enlarged
@@ -45,17 +45,19 @@ def evaluate(
     samples: Sequence[Sample],
     progress: Progress | None = None,
     on_unreadable: Callable[[Sample, FlawlineError], None] | None = None,
+    delivery: Delivery | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
     """Metrics of the detector on test samples, named as `evaluate --json` prints them, and the scores of each image.
 
     `pooled` takes all images of all products as one list, `macro` is the mean over products. Fractions, None where a
     figure has no meaning. `images_per_second` is of scoring alone, reading excluded.
+    `delivery`: the codec that the images come through.
     """
     readable: list[Sample] = []
     rows: list[Row] = []
     heatmaps: list[NDArray[np.float32]] = []
     seconds = 0.0
-    images = LazyImages([sample.path for sample in samples])
+    images = LazyImages([sample.path for sample in samples], delivery)
     for start in range(0, len(samples), _BATCH):
         batch = _read(samples, images, range(start, min(start + _BATCH, len(samples))), on_unreadable)
         began = time.perf_counter()

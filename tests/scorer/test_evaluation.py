@@ -12,8 +12,10 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
+from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
-from scorer import commands, dataset
+from flawline.messages import Codec
+from scorer import commands, dataset, detector
 from scorer.evaluation import Row, summarise, write_scores
 from scorer.metrics import PixelHistogram
 from scorer.settings import ScorerSettings
@@ -60,6 +62,37 @@ def test_report_has_the_contracts_keys_and_evaluating_again_gives_the_same(
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     assert set(rows[0]) == {"path", "product", "label", "group", "raw", "aligned", "p_value", "decision"}
+
+
+def test_model_fitted_through_the_cameras_codec_does_not_take_it_for_a_defect(
+    data: Path, settings: ScorerSettings, tmp_path: Path
+) -> None:
+    coarse = dataset.Delivery(Codec.JPEG, 30)
+    lossless = commands.fit(data, tmp_path / "lossless", settings, report=False)
+    through = commands.fit(data, tmp_path / "through", settings, delivery=coarse)
+    assert through["version"] != lossless["version"]
+    good = [sample for sample in dataset.test_samples(data) if not sample.is_defect]
+    delivered = list(dataset.LazyImages([sample.path for sample in good], coarse))
+    alarms = {
+        name: sum(each.decision != "accept" for each in detector.load(tmp_path / name).score(delivered))
+        for name in ("lossless", "through")
+    }
+    assert alarms["through"] <= 2 < alarms["lossless"]
+    # evaluate takes the test images through the same codec without being told
+    assert through["alarm_rate"]["mean"] == alarms["through"] / len(good)
+    assert commands.evaluate(tmp_path / "through", data)["pooled"] == through["pooled"]
+
+
+def test_jpeg_files_are_not_encoded_again(tmp_path: Path) -> None:
+    image = draw("cloth", 1)
+    (tmp_path / "a.jpg").write_bytes(imaging.encode(image, Codec.JPEG, quality=60))
+    (tmp_path / "a.png").write_bytes(imaging.encode(image, Codec.PNG))
+    plain = dataset.LazyImages([tmp_path / "a.jpg", tmp_path / "a.png"])
+    coarse = dataset.LazyImages(plain.paths, dataset.Delivery(Codec.JPEG, 30))
+    np.testing.assert_array_equal(coarse[0], plain[0])
+    assert (coarse[1] != plain[1]).any()
+    assert coarse.identities() != plain.identities()
+    np.testing.assert_array_equal(dataset.LazyImages(plain.paths, dataset.Delivery(Codec.PNG))[1], plain[1])
 
 
 def test_product_folder_names_do_not_reach_the_model(data: Path, settings: ScorerSettings, tmp_path: Path) -> None:
