@@ -6,71 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from discovery import carry, crop_backbone, lineage, registry, schema
-from discovery.round_runner import RoundRunner
 from discovery.settings import DiscoverySettings
-from discovery.store import Batch, Store, TakenDefect
-from flawline import config, imaging
-from flawline.messages import Codec, Tensor
-from tests.discovery.factories import START_NS, defect, directions, near
-from tests.discovery.pictures import KINDS, draw
-
-ROUND = {"window_regions": 200, "exemplars": 12, "class_limit": 6, "confirm_rounds": 1}
+from flawline.messages import Tensor
+from tests.discovery.factories import directions, near
+from tests.discovery.pictures import KINDS
+from tests.discovery.round_line import RoundLine
 
 
 @pytest.fixture
 def line(tmp_path, vit_weights):
-    return Line(tmp_path, vit_weights)
-
-
-class Line:
-    """A store with rounds and no broker, fed with defects whose crops and vectors go by their kind."""
-
-    def __init__(self, folder, weights, **discovery):
-        values = ROUND | {"crop_backbone": "test_vit", "crop_weights": weights, "device": "cpu"} | discovery
-        self.settings = config.load(None, data_dir=folder, discovery=values)
-        self.store = Store(self.settings.store_url, utc_ns=lambda: START_NS)
-        self.runner = RoundRunner(self.settings, self.store)
-        self.rng = np.random.default_rng(5)
-        self.kinds, self.sequence = {}, 0
-
-    def feed(self, count, version, seed, kinds=KINDS, crops=True):
-        """`count` defects of each kind; vectors of different versions have nothing in common."""
-        axes = directions(3, seed=seed)
-        taken = []
-        for _ in range(count):
-            for kind in kinds:
-                axis = axes[KINDS.index(kind)]
-                found = defect(self.sequence, near(axis, self.rng, 0.4), version=version)
-                image, mask = draw(kind, self.rng)
-                crop = imaging.encode(image, Codec.JPEG) if crops else b""
-                region = replace(found.regions[0], crop=crop, mask=imaging.encode_mask(mask))
-                taken.append(TakenDefect(replace(found, regions=(region,)), (None,)))
-                self.kinds[found.frame_id] = kind
-                self.sequence += 1
-        self.store.ingest(Batch(defects=taken))
-
-    def round(self):
-        self.runner.ask()
-        steps = 0
-        while self.runner.busy:
-            self.runner.step()
-            steps += 1
-        return steps
-
-    def class_of_kind(self):
-        found = {}
-        for frame, name in self.store.assignments().items():
-            found.setdefault(self.kinds[frame], set()).add(name)
-        return found
-
-    def members(self):
-        r = schema.regions
-        with self.store.reading() as connection:
-            rows = connection.execute(select(r.c.class_id, func.count()).group_by(r.c.class_id))
-            return {row[0]: row[1] for row in rows if row[0]}
+    return RoundLine(tmp_path, vit_weights)
 
 
 def test_change_of_embedding_keeps_every_id(line):
@@ -132,7 +80,7 @@ def test_without_crops_the_classes_are_found_anew_and_the_old_ones_stay(line):
 
 
 def test_without_a_backbone_rounds_go_on(tmp_path, caplog):
-    line = Line(tmp_path, tmp_path / "missing")
+    line = RoundLine(tmp_path, tmp_path / "missing")
     line.feed(14, "old", 5)
     line.round()
     line.feed(18, "new", 6)
@@ -150,7 +98,7 @@ def test_crops_are_described_a_slice_at_a_time(line, monkeypatch):
 
 
 def test_own_embedding_of_another_backbone_is_made_again_for_what_is_kept(tmp_path, vit_weights):
-    line = Line(tmp_path, vit_weights, embedding="crop")
+    line = RoundLine(tmp_path, vit_weights, embedding="crop")
     backbone = crop_backbone.load("test_vit", vit_weights, "cpu")
     line.runner._backbone = backbone
     line.feed(14, "of the workers", 5)
