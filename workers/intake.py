@@ -14,7 +14,7 @@ from typing import Any
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.errors import FencedInstanceIdError, KafkaError
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 
 from flawline import clock, telemetry
 from flawline.errors import FlawlineError
@@ -118,7 +118,7 @@ class Intake:
         telemetry.PAUSED_PARTITIONS.set(len(assigned) if paused else 0)
         records = self._consumer.poll(timeout_ms=int(POLL_S * 1000), max_records=POLL_RECORDS)
         self.last_poll = self._now()
-        if not self.joined.is_set() and self._consumer.group_metadata().generation_id >= 0:
+        if not self.joined.is_set() and self._consumer.group_metadata().state is MemberState.STABLE:
             self.joined.set()
         return records
 
