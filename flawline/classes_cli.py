@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +13,6 @@ import typer
 from flawline.cli_options import Config, Json, json_target, settings_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from discovery.store import Store
 
 app = typer.Typer(help="Defect classes: look at them and say what they are.", no_args_is_help=True)
@@ -114,6 +113,43 @@ def severity(
     from discovery import commands
 
     _tell(config, json, lambda store: commands.set_severity(store, reference, level, who=_user(), why=why))
+
+
+@app.command("dismissed")
+def dismissed(
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="DIR", help="Write the whole frames there, for `flawline extend MODEL DIR`."),
+    ] = None,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """List the frames that show nothing but dismissed classes: candidates for a model's good images."""
+    from discovery import dismissed as room
+    from flawline import terminal
+
+    target = json_target(json)
+    settings = settings_of(config)
+    with _store(config) as store:
+        found = room.frames(store)
+    report: dict[str, Any] = {"frames": [{"frame": each.frame_id, "class": each.class_id} for each in found]}
+    if export is not None:
+        with terminal.progress("frames") as advance:
+            result = room.export(settings, found, export, advance)
+        report |= {"folder": str(export), "exported": list(result.written), "gone": list(result.gone)}
+    if target:
+        terminal.emit(report, target)
+        return
+    console = terminal.out()
+    for each in found:
+        console.print(f"{each.frame_id} {each.class_id}", highlight=False, markup=False)
+    console.print(f"{len(found)} frames show nothing but dismissed classes", highlight=False)
+    if export is not None:
+        console.print(
+            f"{len(report['exported'])} lie in {export}; {len(report['gone'])} are not kept by the line any more",
+            highlight=False,
+            markup=False,
+        )
 
 
 @contextmanager

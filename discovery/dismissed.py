@@ -1,0 +1,165 @@
+"""Frames that people have said show no defect: candidates for the good images of a model (`flawline extend`).
+
+The store has crops only, and a model learns from whole frames. Those are taken from the topic `frames`, or from the
+object store behind it, as long as they are kept there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+from sqlalchemy import select
+
+from discovery import schema
+from discovery.store import Store
+from flawline import broker, imaging, messages, topics
+from flawline.config import Settings
+from flawline.errors import FlawlineError
+from flawline.messages import Codec, Frame, SchemaError
+from flawline.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 1_000
+FRAMES_PER_POLL = 50
+# A producer's clock and the broker's need not agree.
+CLOCK_SLACK_MS = 600_000
+SUFFIXES = {Codec.JPEG: ".jpg", Codec.PNG: ".png", Codec.RAW: ".png"}
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class DismissedFrame:
+    """A frame all of whose regions belong to classes that were dismissed."""
+
+    frame_id: str
+    camera: str
+    captured_ns: int
+    class_id: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Frames that lie in the folder now, and those that the line does not keep any more."""
+
+    written: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def frames(store: Store) -> list[DismissedFrame]:
+    """The frames that were alarms for nothing, in order of capture. One doubtful region keeps a frame out."""
+    d, r, c = schema.defects, schema.regions, schema.classes
+    here = r.c.defect_id == d.c.id
+    dismissed = select(c.c.id).where(c.c.state == "dismissed")
+    other = here & (r.c.class_id.is_(None) | r.c.class_id.not_in(dismissed))
+    query = (
+        select(d.c.frame_id, d.c.camera, d.c.captured_ns, d.c.class_id)
+        .where(d.c.class_id.in_(dismissed), ~select(r.c.id).where(other).exists())
+        .order_by(d.c.captured_ns, d.c.id)
+    )
+    with store.reading() as connection:
+        return [DismissedFrame(*row) for row in connection.execute(query)]
+
+
+def export(
+    settings: Settings, wanted: Sequence[DismissedFrame], folder: Path, progress: Progress | None = None
+) -> Exported:
+    """Write whole frames into a folder, byte for byte as they were captured; frames that lie there stay as they are.
+
+    Raises FlawlineError when broker, object store or folder cannot be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = {path.stem for path in folder.iterdir() if path.suffix in SUFFIXES.values()}
+    except OSError as error:
+        raise FlawlineError(f"--export {folder}: cannot be written: {error.strerror}") from error
+    missing = {each.frame_id: each for each in wanted if _stem(each.frame_id) not in present}
+    found: set[str] = set()
+    if missing:
+        url = settings.frames.objects_url
+        objects = ObjectStore(url) if url else None
+        try:
+            consumer = broker.consumer(settings, max_poll_records=FRAMES_PER_POLL)
+            try:
+                found = _copy(settings, consumer, missing, folder, objects, progress)
+            finally:
+                consumer.close(autocommit=False)
+        except KafkaError as error:
+            raise FlawlineError(f"broker {settings.bootstrap_servers} does not give frames: {error}") from error
+        except OSError as error:
+            raise FlawlineError(f"--export {folder}: {error.strerror or error}") from error
+    lying = [each.frame_id for each in wanted if each.frame_id in found or each.frame_id not in missing]
+    gone = [each.frame_id for each in wanted if each.frame_id in missing and each.frame_id not in found]
+    return Exported(tuple(lying), tuple(gone))
+
+
+def _copy(
+    settings: Settings,
+    consumer: Any,
+    missing: dict[str, DismissedFrame],
+    folder: Path,
+    objects: ObjectStore | None,
+    progress: Progress | None,
+) -> set[str]:
+    name = settings.topic(topics.FRAMES.name)
+    places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+    if not places:
+        return set()
+    consumer.assign(places)
+    ends = consumer.end_offsets(places)
+    since_ms = min(each.captured_ns for each in missing.values()) // 1_000_000 - CLOCK_SLACK_MS
+    starts = consumer.offsets_for_times(dict.fromkeys(places, max(0, since_ms)))
+    for place in places:
+        first = starts.get(place)
+        consumer.seek(place, first.offset if first is not None else ends[place])
+    begun = sum(consumer.position(place) for place in places)
+    total = max(1, sum(ends.values()) - begun)
+    found: set[str] = set()
+    while len(found) < len(missing) and any(consumer.position(place) < ends[place] for place in places):
+        for records in consumer.poll(timeout_ms=POLL_MS).values():
+            for record in records:
+                identity = dict(record.headers).get("frame-id", b"").decode("utf-8", "replace")
+                if identity in missing and identity not in found and _written(record.value, folder, objects):
+                    found.add(identity)
+        if progress:
+            progress(sum(consumer.position(place) for place in places) - begun, total)
+    return found
+
+
+def _written(value: bytes | None, folder: Path, objects: ObjectStore | None) -> bool:
+    """Write the frame in a record; False, with a line in the log, when its bytes cannot be had."""
+    try:
+        frame = messages.decode(Frame, value or b"")
+        data = _bytes_of(frame, objects)
+        if messages.checksum(data) != frame.checksum:
+            raise FlawlineError(f"{frame.frame_id}: its checksum does not fit its bytes")
+        if frame.codec is Codec.RAW:
+            shape = frame.height, frame.width, frame.channels
+            data = imaging.encode(imaging.decode(data, frame.codec, shape=shape), Codec.PNG)
+    except (SchemaError, FlawlineError) as error:
+        log.warning("frame is left out: %s", error)
+        return False
+    target = folder / f"{_stem(frame.frame_id)}{SUFFIXES[frame.codec]}"
+    part = target.with_suffix(".part")
+    part.write_bytes(data)
+    part.rename(target)
+    return True
+
+
+def _bytes_of(frame: Frame, objects: ObjectStore | None) -> bytes:
+    if frame.object_key is None:
+        return frame.data
+    if objects is None:
+        raise FlawlineError(f"{frame.frame_id} is object {frame.object_key} and frames.objects_url is not set")
+    return objects.get(frame.object_key, frame.size_bytes)
+
+
+def _stem(frame_id: str) -> str:
+    return frame_id.replace(":", "-")

@@ -1,0 +1,135 @@
+"""Frames that were alarms for nothing, from a dismissed class to a folder of good images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from discovery import dismissed, people, registry
+from discovery.lineage import DefectClass
+from discovery.store import Batch, Store, TakenDefect
+from flawline import broker, imaging, messages, topics
+from flawline.cli import main
+from flawline.messages import ClassState, Codec, Frame
+from flawline.objects import ObjectStore
+from tests.discovery import line
+from tests.discovery.factories import START_NS, VERSION, defect, directions
+from tests.support.brokers import unique
+
+
+@pytest.fixture
+def settings(embedded_broker, tmp_path):
+    made = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("dismissed"))
+    broker.ensure_topics(made, only=[topics.FRAMES.name])
+    return made
+
+
+@pytest.fixture
+def store(settings):
+    """Frames 0..4: dismissed alone, dismissed twice, dismissed beside another class, beside no class, other class."""
+    opened = Store(settings.store_url, utc_ns=lambda: START_NS)
+    with opened.transaction() as connection:
+        classes = [
+            DefectClass(f"D-{n:04d}", n, ClassState.CONFIRMED, 0, START_NS, 1, START_NS, directions(4)[n], 0.1, VERSION)
+            for n in (1, 2)
+        ]
+        registry.save_classes(connection, classes, 3)
+    nothing, fault = "D-0001", "D-0002"
+    given = [(nothing,), (nothing, nothing), (nothing, fault), (nothing, None), (fault,)]
+    opened.ingest(
+        Batch(
+            defects=[
+                TakenDefect(defect(n, *directions(4)[: len(classes)], areas=(90, 10)[: len(classes)]), classes)
+                for n, classes in enumerate(given)
+            ]
+        )
+    )
+    people.dismiss(opened, nothing, who="ana")
+    yield opened
+    opened.close()
+
+
+def frame(sequence, codec=Codec.JPEG, **changes):
+    pixels = np.full((16, 24, 3), 10 * sequence + 20, np.uint8)
+    data = imaging.encode(pixels, codec)
+    made = Frame(
+        camera="cam-1",
+        epoch=1,
+        sequence=sequence,
+        captured_at=START_NS + sequence * 1_000_000_000,
+        codec=codec,
+        height=16,
+        width=24,
+        channels=3,
+        data=data,
+        checksum=messages.checksum(data),
+        size_bytes=len(data),
+    )
+    return replace(made, **changes), data
+
+
+def send(settings, *frames):
+    client = broker.producer(settings)
+    try:
+        for each in frames:
+            value, headers = messages.encode(each), messages.headers(each)
+            client.send(settings.topic(topics.FRAMES.name), key=b"cam-1", value=value, headers=headers, partition=1)
+        client.flush(timeout=30)
+    finally:
+        client.close()
+
+
+def test_only_frames_without_a_doubtful_region_are_candidates(store):
+    assert [each.frame_id for each in dismissed.frames(store)] == ["cam-1:1:0", "cam-1:1:1"]
+
+
+def test_whole_frames_are_written_as_they_were_captured(settings, store, tmp_path):
+    first, data = frame(0)
+    second, _ = frame(1, Codec.RAW)
+    send(settings, first, frame(2)[0], second, first)
+    wanted, folder = dismissed.frames(store), tmp_path / "good"
+    found = dismissed.export(settings, wanted, folder)
+    assert found == dismissed.Exported(("cam-1:1:0", "cam-1:1:1"), ())
+    assert (folder / "cam-1-1-0.jpg").read_bytes() == data
+    assert (imaging.read_image(folder / "cam-1-1-1.png") == 30).all()
+    assert len(list(folder.iterdir())) == 2
+    (folder / "cam-1-1-0.jpg").write_bytes(b"kept as it lies")
+    assert dismissed.export(settings, wanted, folder) == found
+    assert (folder / "cam-1-1-0.jpg").read_bytes() == b"kept as it lies"
+
+
+def test_frames_behind_a_claim_check_and_damaged_ones(settings, store, tmp_path):
+    first, data = frame(0)
+    url = f"file://{tmp_path / 'objects'}"
+    settings.frames.objects_url = url
+    key = ObjectStore(url).put(data)
+    send(settings, replace(first, data=b"", object_key=key), replace(frame(1)[0], checksum=1))
+    found = dismissed.export(settings, dismissed.frames(store), tmp_path / "good")
+    assert found == dismissed.Exported(("cam-1:1:0",), ("cam-1:1:1",))
+    assert (tmp_path / "good" / "cam-1-1-0.jpg").read_bytes() == data
+
+
+def test_command_exports_what_is_kept_and_counts_what_is_gone(settings, store, tmp_path, capsys):
+    send(settings, frame(1)[0])
+    folder, config = tmp_path / "good", str(tmp_path / "line.toml")
+    with pytest.raises(SystemExit) as ended:
+        main(["classes", "dismissed", "--export", str(folder), "--json", "--config", config])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["exported"], said["gone"]) == (["cam-1:1:1"], ["cam-1:1:0"])
+    assert [each["class"] for each in said["frames"]] == ["D-0001", "D-0001"]
+    with pytest.raises(SystemExit) as ended:
+        main(["classes", "dismissed", "--config", config])
+    assert ended.value.code == 0
+    assert "2 frames show nothing but dismissed classes" in capsys.readouterr().out
+
+
+def test_folder_that_cannot_be_made_is_said_in_one_line(settings, store, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(["classes", "dismissed", "--export", str(tmp_path / "file"), "--config", str(tmp_path / "line.toml")])
+    assert ended.value.code == 1
+    assert "cannot be written" in capsys.readouterr().err
