@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from dataclasses import replace
@@ -234,45 +233,6 @@ def wait_for(condition, timeout_s=60.0):
 
 def reads_on(store, before, process):
     return sum(store.positions().values()) > before or process.poll() is not None
-
-
-def test_kill_at_any_point_loses_no_id_and_counts_nothing_twice(settings, tmp_path):
-    chance = random.Random(11)
-    store = Store(settings.store_url)
-    kinds, seen = {}, {}
-    for number in range(8):
-        more, more_kinds = day(60, start=60 * number)
-        kinds |= more_kinds
-        line.publish(settings, more)
-        read_before = sum(store.positions().values())
-        process = line.start_process(tmp_path)
-        try:
-            # Killed somewhere between its first batch and well after its round.
-            wait_for(lambda before=read_before, child=process: reads_on(store, before, child))
-            assert process.poll() is None, (tmp_path / "discovery.log").read_text()
-            time.sleep(chance.uniform(0, 1.2))
-        finally:
-            process.kill()
-            process.wait()
-        known = {one.id: one.number for one in registry.read(store).classes}
-        assert seen.items() <= known.items()
-        assert len(set(known.values())) == len(known)
-        seen = known
-        with store.reading() as connection:
-            used = set(connection.scalars(select(schema.regions.c.class_id))) - {None}
-            assert used <= known.keys()
-    with DiscoveryService(settings) as running:
-        summary = running.drain()
-    assert counts(store) == (480, 240, 240)
-    assert summary.assignments.keys() <= kinds.keys()
-    assert len(pairs(summary.assignments, kinds)) == 3
-    # Every event of the history has been published, whenever the process died; a copy is the same event.
-    with store.reading() as connection:
-        history = set(connection.scalars(select(schema.class_events.c.event_id)))
-    events = line.published_events(settings)
-    assert {event.event_id for event in events} == history
-    assert len({event.event_id: event for event in events}) == len(set(events))
-    store.close()
 
 
 def test_embedding_in_wider_floats_is_taken(settings):

@@ -1,0 +1,259 @@
+"""kill -9 at random points of rounds: is the registry consistent, no id lost, no region counted twice?
+
+A discovery process works on a broker's topics and a store; it is killed while a round runs, at a point drawn evenly
+over the time that rounds take, and started again, over and over. At the end the stream is read to its end, and what
+the store and the topic `classes` say is compared with what was sent and with what was seen after every kill.
+
+    python -m benchmarks.discovery_faults [--kills 20] [--store-url URL] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import select as wait_select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from sqlalchemy import func, select
+
+from benchmarks.report import Goal, emit
+from discovery import registry, schema
+from discovery.service import DiscoveryService
+from discovery.store import Store
+from flawline.config import Settings
+from flawline.embedded import EmbeddedBroker
+from flawline.messages import ClassState, Decision, Defect, Verdict
+from tests.discovery import line
+from tests.discovery.factories import defect, directions, near, verdict
+
+GOALS: Final[dict[str, Goal]] = {
+    "ids_lost": ("==", 0),
+    "ids_doubled": ("==", 0),
+    "regions_lost": ("==", 0),
+    "regions_counted_twice": ("==", 0),
+    "frames_miscounted": ("==", 0),
+    "inconsistencies": ("==", 0),
+    "events_lost": ("==", 0),
+}
+KINDS: Final = 4
+FRAMES_PER_PART: Final = 80
+START_TIMEOUT_S: Final = 120.0
+# Says on stdout when a round begins and when it has been written.
+_PROCESS: Final = """
+import sys, threading
+from pathlib import Path
+from discovery import service
+from discovery.round_runner import RoundRunner
+from flawline import config
+step = RoundRunner.step
+def told(self):
+    if self._wanted:
+        print("round", flush=True)
+    changed = step(self)
+    if changed:
+        print("written", flush=True)
+    return changed
+RoundRunner.step = told
+service.run(config.load(Path(sys.argv[1])), threading.Event())
+"""
+
+
+@dataclass
+class Findings:
+    """What went wrong, and how often the process was killed where."""
+
+    kills: int = 0
+    kills_in_rounds: int = 0
+    ids_lost: int = 0
+    ids_doubled: int = 0
+    inconsistencies: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def run(kills: int, store_url: str | None = None, seed: int = 0) -> dict[str, float]:
+    """The figures of so many kills."""
+    chance, found = random.Random(seed), Findings()
+    with tempfile.TemporaryDirectory(prefix="flawline-faults-") as name:
+        folder = Path(name)
+        broker = EmbeddedBroker(folder / "broker", port=0)
+        broker.start()
+        try:
+            settings = line.settings_for(folder, broker.bootstrap, "faults", store_url=store_url, confirm_rounds=2)
+            store = Store(settings.store_url)
+            sent = Sent()
+            round_s = 1.0
+            while found.kills < kills:
+                line.publish(settings, sent.more(seed + found.kills))
+                round_s = _kill_in_a_round(folder, chance, round_s, found)
+                check(store, found)
+            with DiscoveryService(settings) as running:
+                running.drain()
+            check(store, found)
+            figures = totals(store, settings, sent, found)
+            store.close()
+        finally:
+            broker.stop()
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    return figures
+
+
+@dataclass
+class Sent:
+    """What was published: frames, defects and regions."""
+
+    frames: int = 0
+    defects: int = 0
+    regions: int = 0
+
+    def more(self, seed: int) -> list[Verdict | Defect]:
+        """A stretch of production with defects of a few kinds, some of two regions; some records come twice."""
+        rng = np.random.default_rng(seed)
+        axes = directions(KINDS)
+        sent: list[Verdict | Defect] = []
+        for sequence in range(self.frames, self.frames + FRAMES_PER_PART):
+            camera = f"cam-{sequence % 2}"
+            if sequence % 4 == 3:
+                sent.append(verdict(sequence, camera=camera))
+                continue
+            vectors = [near(axes[rng.integers(KINDS)], rng, 0.4) for _ in range(int(rng.integers(1, 3)))]
+            sent += [
+                verdict(sequence, camera=camera, decision=Decision.REJECT),
+                defect(sequence, *vectors, camera=camera),
+            ]
+            self.defects += 1
+            self.regions += len(vectors)
+        self.frames += FRAMES_PER_PART
+        return sent + sent[-10:]
+
+
+def _kill_in_a_round(folder: Path, chance: random.Random, round_s: float, found: Findings) -> float:
+    """Start the process, kill it at a random point of its first round; how long a round took, where that was seen."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "discovery.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(folder / "line.toml")],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+        )
+    try:
+        assert process.stdout is not None
+        if not _says(process, b"round", START_TIMEOUT_S):
+            raise RuntimeError((folder / "discovery.log").read_text()[-2000:])
+        begun = time.monotonic()
+        # A fifth over its length, so that the moment behind the last write is met as well.
+        wait_s = chance.uniform(0, 1.2 * round_s)
+        written = _says(process, b"written", wait_s)
+        if written:
+            round_s = time.monotonic() - begun
+            time.sleep(max(0.0, wait_s - round_s))
+        found.kills_in_rounds += not written
+        found.kills += 1
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    return round_s if written else max(round_s, wait_s)
+
+
+def _says(process: subprocess.Popen[bytes], word: bytes, timeout_s: float) -> bool:
+    assert process.stdout is not None
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        ready, _, _ = wait_select.select([process.stdout], [], [], left)
+        if not ready:
+            return False
+        said = os.read(process.stdout.fileno(), 4096)
+        if word in said:
+            return True
+        if not said:
+            return False
+    return False
+
+
+def check(store: Store, found: Findings) -> None:
+    """Compare the registry with what was seen before and with the regions it counts."""
+    known = registry.read(store)
+    now = {one.id: one.number for one in known.classes}
+    found.ids_lost += len(found.seen.keys() - now.keys())
+    found.ids_doubled += len(now) - len(set(now.values()))
+    found.ids_doubled += sum(now.get(name, number) != number for name, number in found.seen.items())
+    found.seen = now
+    r, c = schema.regions, schema.class_events
+    with store.reading() as connection:
+        rows = connection.execute(select(r.c.class_id, func.count()).group_by(r.c.class_id))
+        members = {row[0]: row[1] for row in rows if row[0] is not None}
+        born = set(connection.scalars(select(c.c.class_id).where(c.c.transition == "born")))
+        rounds = connection.scalar(select(func.count()).select_from(schema.rounds))
+    complaints = [
+        f"{one.id} counts {one.members} members and has {members.get(one.id, 0)}"
+        for one in known.classes
+        if one.members != members.get(one.id, 0)
+    ]
+    complaints += [f"regions point at {name}, which is no class" for name in members.keys() - now.keys()]
+    complaints += [
+        f"{one.id} is merged and has members" for one in known.classes if _merged(one.state, members, one.id)
+    ]
+    complaints += [f"{name} was never born" for name in now.keys() - born]
+    if max([*now.values(), 0]) >= known.next_number:
+        complaints.append(f"next number {known.next_number} was given already")
+    if rounds != known.round:
+        complaints.append(f"{rounds} rounds are written and {known.round} are counted")
+    found.inconsistencies += len(complaints)
+    found.notes += complaints
+
+
+def _merged(state: ClassState, members: dict[str, int], name: str) -> bool:
+    return state is ClassState.MERGED and bool(members.get(name))
+
+
+def totals(store: Store, settings: Settings, sent: Sent, found: Findings) -> dict[str, float]:
+    """The figures, once the stream was read to its end."""
+    r, d = schema.regions, schema.defects
+    with store.reading() as connection:
+        frames = int(connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))) or 0)
+        regions = int(connection.scalar(select(func.count()).select_from(r)) or 0)
+        places = select(d.c.frame_id, r.c.position).join_from(r, d, r.c.defect_id == d.c.id).distinct().subquery()
+        distinct = int(connection.scalar(select(func.count()).select_from(places)) or 0)
+        history = set(connection.scalars(select(schema.class_events.c.event_id)))
+        rounds = int(connection.scalar(select(func.count()).select_from(schema.rounds)) or 0)
+    published = {event.event_id for event in line.published_events(settings)}
+    return {
+        "kills": found.kills,
+        "kills_in_rounds": found.kills_in_rounds,
+        "rounds": rounds,
+        "classes": len(found.seen),
+        "regions": regions,
+        "ids_lost": found.ids_lost,
+        "ids_doubled": found.ids_doubled,
+        "regions_lost": max(0, sent.regions - distinct),
+        "regions_counted_twice": (regions - distinct) + max(0, distinct - sent.regions),
+        "frames_miscounted": abs(frames - sent.frames),
+        "inconsistencies": found.inconsistencies,
+        "events_lost": len(history - published),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store-url", help="PostgreSQL instead of a SQLite file; the database must be empty.")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    emit("discovery_faults", run(arguments.kills, arguments.store_url, arguments.seed), GOALS, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
