@@ -1,7 +1,7 @@
 """From the anomaly map of one frame to its defect regions: boxes, masks, square crops and embeddings.
 
 Crops follow AnomalyNCD (arXiv:2410.14379): squares with a margin around each component, joined where they touch. The
-embedding needs no extra forward pass: it pools what the scorer has already computed for the map.
+embedding joins what the scorer has already computed for the map with a closer look at the region.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from discovery import binarize
+from discovery import binarize, closeup
 from flawline import imaging
 from flawline.messages import Codec, DefectRegion, Tensor
 
-EMBEDDING_VERSION = "pooled-1"
+EMBEDDING_VERSION = "pooled-2"
 """Changes whenever the same scores would give another embedding; joined to the detector's own embedding version."""
+CLOSER_VERSION = "closer-1"
+"""The same for what a closer look adds."""
 
 WORK_SIDE_PX = 256
 CROP_SIDE_LIMIT_PX = 256
-REGION_LIMIT = 8
+REGION_LIMIT = 4
 SHARP_SHARE = 0.6
 PEAK_TEMPERATURE = 0.1  # natural-log units of the map
 CROP_QUALITY = 90
@@ -34,9 +36,9 @@ JOIN_GAP = 0.01
 MERGE_TEMPERATURE = 0.12
 
 
-def embedding_version(detector_version: str) -> str:
-    """The version of region embeddings made from a detector's features."""
-    return f"{detector_version}+{EMBEDDING_VERSION}"
+def embedding_version(detector_version: str, closer: bool = False) -> str:
+    """The version of region embeddings made from a detector's features, with or without closer looks."""
+    return "+".join([detector_version, EMBEDDING_VERSION, *([CLOSER_VERSION] if closer else [])])
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def extract(
     lo: float,
     hi: float,
     *,
+    closer: closeup.Closer | None = None,
     limit: int = REGION_LIMIT,
     crop_side_limit_px: int = CROP_SIDE_LIMIT_PX,
 ) -> list[DefectRegion]:
@@ -74,7 +77,9 @@ def extract(
 
     `image` is uint8 (H, W, 3); `heatmap` float (h, w) in aligned units over the whole image; `patches` and
     `residuals` float (h', w', D): features and their difference to the nearest good ones; `lo`, `hi` the detector's
-    range for MEBin. A frame without anything local gives one global region: the whole image, an empty mask and area 0.
+    range for MEBin. `closer` gives the feature maps of an enlarged part of the image; without it embeddings are of the
+    map's patches alone, and of another version. A frame without anything local gives one global region: the whole
+    image, an empty mask and area 0.
     Raises ValueError for arrays that are not finite or do not fit together.
     """
     _check(image, patches, residuals)
@@ -83,11 +88,13 @@ def extract(
     mask = sharp_mask(fine, lo, hi)
     if not mask.any():
         square = Square(0, 0, width, height)
-        embedding = embed(patches, residuals, peak_weights(fine, ~mask, patches.shape[:2]))
+        embedding = _embedding(image, fine, ~mask, patches, residuals, closer)
         return [_region(image, fine, mask, square, square, embedding, crop_side_limit_px)]
     regions = []
     for crop, part in _local(mask, height, width)[:limit]:
-        embedding = embed(patches, residuals, peak_weights(fine, part, patches.shape[:2]))
+        # Another region nearby must not draw the look to itself.
+        own = np.where(mask & ~part, fine.min(), fine)
+        embedding = _embedding(image, own, part, patches, residuals, closer)
         regions.append(_region(image, fine, part, crop, _box(part, height, width), embedding, crop_side_limit_px))
     return regions
 
@@ -138,6 +145,23 @@ def embed(patches: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> np
     features, differences = patches.reshape(flat.size, -1), residuals.reshape(flat.size, -1)
     normal = features.mean(axis=0, dtype=np.float32) - differences.mean(axis=0, dtype=np.float32)
     return np.concatenate([_unit(flat @ features - normal), _unit(flat @ differences)]) * np.float32(np.sqrt(0.5))
+
+
+def _embedding(
+    image: np.ndarray,
+    fine: np.ndarray,
+    mask: np.ndarray,
+    patches: np.ndarray,
+    residuals: np.ndarray,
+    closer: closeup.Closer | None,
+) -> np.ndarray:
+    """The unit vector of a region: its patches and, where there is one, the closer look, with the same length."""
+    pooled = closeup.rooted(embed(patches, residuals, peak_weights(fine, mask, patches.shape[:2])))
+    if closer is None:
+        return pooled
+    # The look is at the hottest place of the region, with the heat around it.
+    centred = np.where(mask, fine, np.minimum(fine, fine[mask].max() - np.float32(1e-3)))
+    return np.concatenate([pooled, closeup.describe(image, centred, closer)]) * np.float32(np.sqrt(0.5))
 
 
 def crop_squares(boxes: list[Square], height: int, width: int) -> list[Square]:

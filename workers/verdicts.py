@@ -26,7 +26,8 @@ def find_regions(pixels: np.ndarray, scores: Scores, detector: Detector) -> list
     if scores.patches is None or scores.residuals is None:
         raise ValueError(f"scores of a frame to {scores.decision} come without patches")
     lo, hi = detector.heatmap_range
-    return defect_regions.extract(pixels, scores.heatmap, scores.patches, scores.residuals, lo, hi)
+    closer = getattr(detector, "close_up", None)
+    return defect_regions.extract(pixels, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=closer)
 
 
 def verdict(
@@ -67,7 +68,9 @@ def defect(frame: Frame, scores: Scores, regions: list[DefectRegion], detector: 
         decision=scores.decision,
         height=frame.height,
         width=frame.width,
-        embedding_version=defect_regions.embedding_version(detector.embedding_version),
+        embedding_version=defect_regions.embedding_version(
+            detector.embedding_version, closer=hasattr(detector, "close_up")
+        ),
         heatmap=Tensor.of(coarse(scores.heatmap), "float16"),
         regions=tuple(regions),
         part=frame.part,
