@@ -23,7 +23,7 @@ from scorer import artefact, backbone, calibration, hierarchy, maps, trimming
 from scorer import model as models
 from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
-from scorer.coreset import projected, unit
+from scorer.coreset import Vectors, projected, unit
 from scorer.dataset import Chosen, LazyImages
 from scorer.evidence import Evidence, gather
 from scorer.features import OnUnreadable, Progress, checked, extract
@@ -202,6 +202,21 @@ class HierarchicalCoreset:
     def features(self, image: Image) -> Maps:
         """Feature maps (h, w, c) of a uint8 RGB image, one per layer."""
         return self._backbone.features(checked(image))
+
+    def embeddings(self, features: Sequence[Maps]) -> Vectors:
+        """Image embeddings (n, d) of images from their feature maps, in the precision that is kept."""
+        layers = models.embedding_layers(self.model.layers)
+        means = [np.stack([each[i].mean(axis=(0, 1)) for each in features]) for i in layers]
+        return np.asarray(hierarchy.embed(means).astype(np.float16), dtype=np.float32)
+
+    @property
+    def threads(self) -> int:
+        """Images that are scored at once."""
+        return self._backbone.threads
+
+    def replaced(self, model: models.Model, evidence: Evidence | None, report: dict[str, Any]) -> HierarchicalCoreset:
+        """Another model on the same backbone."""
+        return HierarchicalCoreset(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
 
     def route(self, features: Maps, group: int | None = None) -> hierarchy.Look:
         """Whom an image with these feature maps resembles, among all good images or those of one group."""

@@ -55,8 +55,11 @@ class Model:
 
     @cached_property
     def calibration(self) -> NDArray[np.float64]:
-        """The good images' standardised scores (n,) in rising order, which p-values are ranks among."""
-        return np.sort(self.standardised)
+        """The good images' standardised scores in rising order, which p-values are ranks among.
+
+        NaN marks images that were added for their high scores: they are good, but no sample of what is to come.
+        """
+        return np.sort(self.standardised[np.isfinite(self.standardised)])
 
 
 def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
