@@ -200,6 +200,25 @@ def evaluate(
 
 
 @app.command()
+def extend(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    images: Annotated[Path, typer.Argument(help="Good parts: an image, a folder of images, or of products.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the extended model; default: MODEL-extended.")
+    ] = None,
+    bound: Annotated[
+        float, typer.Option(min=0, max=1, help="How much the audit may worsen before the extension is refused.")
+    ] = 0.02,
+    json: Json = None,
+    config: Config = None,
+) -> None:
+    """Add confirmed good parts (false alarms, a new product) to a model without fitting it again."""
+    from flawline import models
+
+    models.extend(settings_of(config), model, images, out, bound, json_target(json))
+
+
+@app.command()
 def explain(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
     image: Annotated[Path, typer.Argument(help="Image file.")],

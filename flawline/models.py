@@ -41,6 +41,37 @@ def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, t
     _show(report, target, f"model {model} on {data}")
 
 
+def extend(settings: Settings, model: Path, data: Path, out: Path | None, bound: float, target: str | None) -> None:
+    """Extend a model by good images and show what the audit says."""
+    from scorer import commands
+
+    worker = settings.worker
+    place = out or model.with_name(f"{model.name}-extended")
+    report = commands.extend(
+        model, data, place, bound=bound, runtime=worker.runtime, precision=worker.precision, weights=worker.weights
+    )
+    if target:
+        terminal.emit(report, target)
+        return
+    console = terminal.out()
+    added, accepted, audit = report["added"], report["accepted"], report["audit"]
+    console.print(
+        f"added {added['known_products']} images of known products and {added['new_products']} of new ones "
+        f"({added['new_groups']} new groups); of them accepted: {accepted['before']} before, {accepted['after']} after",
+        highlight=False,
+    )
+    for name, text in (("alarm_rate", "good parts alarmed"), ("found_rate", "pasted defects found")):
+        before, after = audit["before"][name], audit["after"][name]
+        console.print(f"audit: {text}: {before:.2%} before, {after:.2%} after", highlight=False)
+    console.print(
+        f"model {place}: version {report['version']}, {report['groups']} groups, extends {report['extended']}; "
+        f"use it with flawline publish {place}",
+        highlight=False,
+    )
+    if skipped := report["skipped_images"]:
+        console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
+
+
 def compare_scenarios(settings: Settings, model: Path, data: Path, target: str | None) -> None:
     """Compare the four scenarios of HierCore and show the report."""
     from scorer import commands

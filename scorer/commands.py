@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flawline.errors import FlawlineError
+import numpy as np
+
+from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec
 from scorer import artefact, calibration, detector, evaluation
-from scorer.dataset import Delivery, LazyImages, Sample, test_samples, train_samples
+from scorer.dataset import Delivery, LazyImages, Sample, good_images, test_samples, train_samples
 from scorer.features import Progress
 from scorer.model import Model
 from scorer.settings import ScorerSettings
@@ -98,6 +101,47 @@ def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
     return report | {"skipped_images": skipped}
 
 
+def extend(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    bound: float = 0.02,
+    runtime: str = "auto",
+    precision: str = "auto",
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """Add the good images under `data` to the model in folder `model`, saved to folder `out`; gives the report.
+
+    Nothing is written when the audit refuses, see `scorer.extend`.
+    """
+    from scorer.extend import extend as extended
+
+    if Path(out).resolve() == Path(model).resolve():
+        raise UsageError(f"--out {out}: is the model itself: the extended one stands beside it, choose another place")
+    loaded = detector.load(model, runtime=runtime, precision=precision, weights=weights)
+    skipped: list[str] = []
+    images, names = [], []
+    for path in good_images(Path(data)):
+        try:
+            images.append(LazyImages([path], _delivery(loaded))[0])
+            names.append(str(path))
+        except FlawlineError as error:
+            skipped.append(str(path))
+            log.warning("skipped: %s", error)
+    settings = artefact.load(Path(model)).settings()
+    result = extended(loaded, images, names, settings, bound=bound)
+    result.detector.save(Path(out))
+    return {
+        **_about(result.detector, Path(out)),
+        "extended": loaded.version,
+        "added": {"known_products": result.known, "new_products": result.new, "new_groups": result.new_groups},
+        "accepted": {"before": result.accepted_before, "after": result.accepted_after, "images": len(images)},
+        "audit": {"before": asdict(result.before), "after": asdict(result.after), "bound": bound},
+        "skipped_images": skipped,
+    }
+
+
 def _delivery(loaded: detector.HierarchicalCoreset) -> Delivery | None:
     """The codec that the model's good images came through, which others have to come through too."""
     stored = loaded.report.get("delivery")
@@ -131,7 +175,7 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
         "good_images": len(model.groups),
         "left_out": fitted.report.get("left_out", []),
         "thresholds": cuts,
-        "finest_p_value": 1 / (len(model.groups) + 1),
+        "finest_p_value": 1 / (len(model.calibration) + 1),
         "per_group": [_about_group(model, k) for k in range(fitted.groups)],
         "model_bytes": artefact.size_bytes(folder),
         "fit_seconds": fitted.report.get("fit_seconds"),
@@ -140,7 +184,7 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
 
 def _about_group(model: Model, group: int) -> dict[str, Any]:
     """What a group's own good images can vouch for: their finest p-value, and which alarm rate is sure."""
-    scores = model.standardised[model.groups == group]
+    scores = model.standardised[(model.groups == group) & np.isfinite(model.standardised)]
     alarms = int((scores > model.review.value).sum())
     return {
         "group": group,

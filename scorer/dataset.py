@@ -127,6 +127,17 @@ def train_samples(root: Path) -> list[Sample]:
     return samples
 
 
+def good_images(place: Path) -> list[Path]:
+    """Image files to be taken as good: `place` itself, the images in it, or the training images of the products in it.
+
+    Raises UsageError when there are none.
+    """
+    if place.is_file():
+        return [place]
+    loose = _images(place)
+    return loose or [sample.path for sample in train_samples(place)]
+
+
 def test_samples(root: Path) -> list[Sample]:
     """The test images under `root`, by product, label and name, with their masks.
 
