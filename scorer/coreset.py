@@ -1,8 +1,7 @@
-"""Greedy k-centre selection of patch vectors, and exact nearest neighbours among them.
+"""Greedy k-centre selection of patch vectors, and what a bank of them knows near a query.
 
-All vectors have unit length, so an inner product s stands for the distance sqrt(2 - 2 s). Both jobs are matrix
-products: at bank sizes of a few thousand rows a blocked product with a maximum is 2 to 4 times as fast as faiss' flat
-index on one core, and gives the same neighbours.
+All vectors have unit length, so an inner product s stands for the distance sqrt(2 - 2 s), and selection is a matter of
+matrix products. The search is `scorer.search`'s.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from scorer.search import Bank, Vectors
 
 # Candidates that one round of the selection looks at, as a share of all vectors and at most: more means fewer passes
 # over all vectors, but a Gram matrix of the candidates that costs more than the passes.
 _SHARE_OF_CANDIDATES = 1 / 12
 _MOST_CANDIDATES = 1024
-# Rows of a product: with a bank of 5,000 vectors, 128 rows of similarities stay within the second-level cache.
-_ROWS = 128
 # Two unit vectors this close are the same vector: selecting the second would add nothing.
 _SAME = 1.0 - 1e-6
 
@@ -95,42 +92,21 @@ def merged(parts: Sequence[Vectors], count: int) -> Vectors:
     return union[greedy_k_centre(union, count)]
 
 
-def nearest_neighbours(queries: Vectors, bank: Vectors, count: int = 1) -> tuple[Vectors, NDArray[np.intp]]:
+def nearest_neighbours(queries: Vectors, bank: Vectors | Bank, count: int = 1) -> tuple[Vectors, NDArray[np.int32]]:
     """Exact `count` most similar bank rows of each query: similarities (n, count) in falling order, and their rows.
 
-    Queries (n, d) and bank (m, d) hold unit vectors, m >= count.
+    Queries (n, d) and bank (m, d) hold unit vectors, m >= count. Rows that are searched often want to be a `Bank`,
+    which is made once.
     """
-    n = len(queries)
-    similarity = np.empty((n, count), dtype=np.float32)
-    rows = np.empty((n, count), dtype=np.intp)
-    turned = bank.T
-    for start in range(0, n, _ROWS):
-        products = queries[start : start + _ROWS] @ turned
-        each = np.arange(len(products))
-        for k in range(count):
-            best = products.argmax(axis=1)
-            rows[start : start + _ROWS, k] = best
-            similarity[start : start + _ROWS, k] = products[each, best]
-            if k + 1 < count:
-                products[each, best] = -np.inf
-    return similarity, rows
+    return (bank if isinstance(bank, Bank) else Bank(bank)).nearest(queries, count)
 
 
-def projected(queries: Vectors, bank: Vectors, neighbours: int) -> tuple[NDArray[np.float32], Vectors]:
+def projected(queries: Vectors, bank: Vectors | Bank, neighbours: int) -> tuple[NDArray[np.float32], Vectors]:
     """Distances (n,) of the queries to what the bank knows near them, and those known vectors (n, d).
 
     With one neighbour the known vector is the nearest row. With more it is their mean under the weights
     softmax(-3 d^2 / d1^2), d1 the nearest one's distance (soft projection, after ProCon): less jumpy between sparse
     rows. The distance is computed from the difference itself, which loses no digits where it is small.
     """
-    count = min(neighbours, len(bank))
-    similarity, rows = nearest_neighbours(queries, bank, count)
-    if count == 1:
-        known = bank[rows[:, 0]]
-    else:
-        squared = np.maximum(2 - 2 * similarity, 1e-6)
-        weights = np.exp(-3 * (squared / squared[:, :1] - 1))
-        weights /= weights.sum(axis=1, keepdims=True)
-        known = np.einsum("nk,nkd->nd", weights, bank[rows])
-    difference = queries - known
-    return np.sqrt(np.einsum("nd,nd->n", difference, difference)), known
+    searched = bank if isinstance(bank, Bank) else Bank(bank)
+    return searched.project(queries, min(neighbours, len(searched)))

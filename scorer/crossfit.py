@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scorer.coreset import Vectors, greedy_k_centre, merged, projected
 from scorer.features import FeatureStore, Progress
+from scorer.search import Bank
 from scorer.settings import LayerSettings, ScorerSettings
 
 # Bytes that one greedy selection may run over; larger pools are selected in parts, which are then merged.
@@ -142,6 +143,7 @@ def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: i
 def _distances(store: FeatureStore, cell: _Cell, bank: Vectors, images: NDArray[np.intp]) -> NDArray[np.float32]:
     """Patch distances (images, h * w) to a bank."""
     found = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
+    searched = Bank(bank)
     for place, image in enumerate(images):
-        found[place], _ = projected(store.pool(cell.layer, np.asarray([image])), bank, cell.settings.neighbours)
+        found[place], _ = projected(store.pool(cell.layer, np.asarray([image])), searched, cell.settings.neighbours)
     return found

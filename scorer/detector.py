@@ -28,6 +28,7 @@ from scorer.dataset import Chosen, LazyImages
 from scorer.evidence import Evidence, gather
 from scorer.features import OnUnreadable, Progress, checked, extract
 from scorer.regions_of_interest import Mask, cooled, without_ignored
+from scorer.search import Bank
 from scorer.settings import ScorerSettings
 from scorer.workfolder import WorkFolder
 
@@ -94,6 +95,8 @@ class HierarchicalCoreset:
         self._backbone = features
         self._version = version
         self._gallery = hierarchy.Gallery(model.embeddings, model.groups)
+        self._searched: list[list[Bank] | None] = [None] * len(model.banks)
+        self._banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
         _one_thread_per_product()
         self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
@@ -161,7 +164,7 @@ class HierarchicalCoreset:
         look = self.route(features, group)
         group = look.group
         distances, known = [], []
-        for layer, each, bank in zip(model.layers, features, model.banks[group], strict=True):
+        for layer, each, bank in zip(model.layers, features, self._banks(group), strict=True):
             height, width, channels = each.shape
             distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
@@ -229,6 +232,13 @@ class HierarchicalCoreset:
         within = hierarchy.Gallery(model.embeddings[own], np.zeros(len(own), dtype=np.int64))
         look = within.look(embedding, model.look_alikes)
         return hierarchy.Look(group, own[look.neighbours], look.distance)
+
+    def _banks(self, group: int) -> list[Bank]:
+        """The group's banks in the order that the search wants, made when its first image comes."""
+        found = self._searched[group]
+        if found is None:
+            found = self._searched[group] = [Bank(rows) for rows in self.model.banks[group]]
+        return found
 
     def _decide(self, look: hierarchy.Look, standardised: float) -> Decision:
         if look.distance > self.model.gates[look.group]:

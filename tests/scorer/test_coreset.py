@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer import coreset
+from scorer import coreset, kernels
 from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected, unit
+from scorer.search import Bank
 
 
 def vectors(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -94,3 +95,53 @@ def test_selection_has_no_repeats_and_the_asked_size(n: int, count: int, seed: i
 def test_unit_of_a_zero_vector_is_finite() -> None:
     assert np.isfinite(unit(np.zeros((2, 4)))).all()
     np.testing.assert_allclose(np.linalg.norm(unit(np.zeros((2, 4))), axis=1), 1)
+
+
+@pytest.mark.parametrize("kind", kernels.supported(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("half", [True, False])
+def test_search_is_exact_on_every_kind_of_cpu(kind: kernels.Kind, half: bool) -> None:
+    """Clustered vectors, whose nearest rows lie closer together than eight bits can tell apart."""
+    rng = np.random.default_rng(3)
+    for count, n, m, d in ((1, 100, 700, 40), (5, 97, 515, 13), (3, 7, 3, 4), (2, 1, 300, 100), (64, 20, 200, 8)):
+        centres = vectors(12, d, seed=m)
+        bank = unit(centres[rng.integers(12, size=m)] + 0.03 * rng.standard_normal((m, d)).astype(np.float32))
+        queries = unit(centres[rng.integers(12, size=n)] + 0.03 * rng.standard_normal((n, d)).astype(np.float32))
+        bank = bank.astype(np.float16).astype(np.float32) if half else bank
+        similarity, rows = Bank(bank, kind).nearest(queries, min(count, m))
+        every = queries @ bank.T
+        np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(every, rows.astype(int), axis=1), similarity, atol=1e-6)
+        assert all(len(set(each)) == len(each) for each in rows.tolist())
+
+
+def test_one_query_finds_the_same_whatever_it_comes_with() -> None:
+    queries, bank = vectors(333, 40, seed=5), Bank(vectors(2000, 40, seed=6))
+    similarity, rows = bank.nearest(queries, 5)
+    for i in (0, 95, 96, 332):
+        alone, row = bank.nearest(queries[i : i + 1], 5)
+        np.testing.assert_array_equal(alone[0], similarity[i])
+        np.testing.assert_array_equal(row[0], rows[i])
+
+
+@given(st.integers(1, 60), st.integers(1, 90), st.integers(1, 9), st.integers(1, 6), st.integers(0, 1000))
+def test_search_is_exact_on_small_and_repeated_rows(n: int, m: int, d: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Few different values: ties and duplicates in plenty.
+    bank = unit(rng.integers(-1, 2, (m, d)).astype(np.float32))
+    queries = unit(rng.integers(-1, 2, (n, d)).astype(np.float32))
+    similarity, rows = Bank(bank).nearest(queries, min(count, m))
+    every = queries @ bank.T
+    np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(every, rows.astype(int), axis=1), similarity, atol=1e-6)
+
+
+def test_soft_projection_is_that_of_its_definition() -> None:
+    queries, bank = vectors(50, 24, seed=7), vectors(400, 24, seed=8)
+    distance, known = projected(queries, bank, 5)
+    every = queries @ bank.T
+    order = np.argsort(-every, axis=1)[:, :5]
+    squared = 2 - 2 * np.take_along_axis(every, order, axis=1)
+    weights = np.exp(-3 * squared / squared[:, :1])
+    expected = np.einsum("nk,nkd->nd", weights / weights.sum(axis=1, keepdims=True), bank[order])
+    np.testing.assert_allclose(known, expected, atol=1e-5)
+    np.testing.assert_allclose(distance, np.linalg.norm(queries - expected, axis=1), atol=1e-5)

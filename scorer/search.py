@@ -1,0 +1,127 @@
+"""Exact nearest neighbours among the rows of a bank, found by integers and settled in float32.
+
+Rounding a unit vector x to x' = x + e changes an inner product with a unit vector by at most |e|. So with queries
+q' = q + e and rows b' = b + f, whose inner products are cheap, |<q, b> - <q', b'>| <= |e| + (1 + |e|) |f| =: slack.
+The rows are divided into cells of sixteen, and a cell stands for its largest <q', b'>. The k cells with the largest
+values are compared in float32, row by row; with s the k-th similarity found there, a cell with a value below s - slack
+can hold none of the k nearest. The few others are compared as well: nothing is missed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer import kernels
+from scorer.kernels import CELL, Kind
+
+Vectors = NDArray[np.float32]
+
+# What float32 sums of products of unit vectors may be off by, in either way of adding them up.
+_ROUNDING = 4e-6
+
+
+class Bank:
+    """The rows (m, channels) of a bank, unit vectors, in the order that the search wants them in."""
+
+    def __init__(self, rows: Vectors, kind: Kind | None = None) -> None:
+        self.kind = kind or kernels.FASTEST
+        self.rows = np.ascontiguousarray(rows, dtype=np.float32)
+        kind, (count, channels) = self.kind, self.rows.shape
+        self._channels = -(-channels // 4) * 4
+        blocks = -(-count // (CELL * kind.lanes))
+        whole = np.zeros((blocks * CELL * kind.lanes, self._channels), dtype=np.float32)
+        whole[:count, :channels] = self.rows
+        numbers = np.full(len(whole), -1, dtype=np.int32)
+        numbers[:count] = np.arange(count)
+        order = _neighbourly(whole, numbers).reshape(blocks, kind.lanes, CELL)
+        self._numbers = np.ascontiguousarray(numbers[order]).reshape(-1, CELL)
+        blocked = whole[order.transpose(0, 2, 1)]
+
+        stored = blocked.astype(np.float16)
+        half = bool((stored == blocked).all())  # a saved model's rows are; nothing is lost then
+        # Numba knows no half precision: its bits travel as integers.
+        cells = stored.view(np.uint16) if half else blocked
+        self._cells = np.ascontiguousarray(cells.transpose(0, 2, 3, 1))
+        self._pack(blocked)
+
+    def _pack(self, blocked: Vectors) -> None:
+        kind, blocks = self.kind, len(blocked)
+        self._scale, self._error = 1.0, 0.0
+        values: NDArray[Any] = blocked
+        start = np.zeros(blocked.shape[:3], dtype=np.float32 if kind.group == 1 else np.int32)
+        if kind.group > 1:
+            # Sixteen bits take unit vectors as they are: then no sum of products leaves 32 bits.
+            self._scale = max(float(np.abs(blocked).max()), 1e-12) / 127 if kind.group == 4 else 1 / 16384
+            values = np.rint(blocked / self._scale)
+            self._error = float(np.sqrt(((blocked - values * self._scale) ** 2).sum(axis=-1).max()))
+            values = values.astype(np.int8 if kind.group == 4 else np.int16)
+        if kind.group == 4:  # takes the queries' offset back
+            start -= 128 * values.sum(axis=-1, dtype=np.int32)
+        empty = self._numbers.reshape(len(blocked), kind.lanes, CELL).transpose(0, 2, 1) < 0
+        start[empty] = -(2**30)  # what fills the last cells up must never win
+        vectors, steps = kind.vectors, self._channels // kind.group
+        shape = (blocks, CELL // vectors, vectors, kind.lanes, steps, kind.group)
+        self._packed = np.ascontiguousarray(values.reshape(shape).transpose(0, 1, 4, 2, 3, 5))
+        self._start = start.reshape(blocks, CELL // vectors, vectors, kind.lanes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the search takes besides the rows themselves."""
+        return sum(each.nbytes for each in (self._cells, self._numbers, self._packed, self._start))
+
+    def nearest(self, queries: Vectors, count: int = 1) -> tuple[Vectors, NDArray[np.int32]]:
+        """The `count` most similar rows of each unit query (n, channels): similarities (n, count), falling, and rows.
+
+        `count` is at most the number of rows. Exact in float32; a tie may fall either way.
+        """
+        kind, total = self.kind, len(queries)
+        wanted = np.ascontiguousarray(queries, dtype=np.float32)
+        if wanted.shape[1] < self._channels:
+            wanted = np.pad(wanted, ((0, 0), (0, self._channels - wanted.shape[1])))
+        similarity = np.empty((total, count), dtype=np.float32)
+        found = np.empty((total, count), dtype=np.int32)
+        shape = (-(-total // kind.queries), self._channels // kind.group, kind.queries, kind.group)
+        packed = np.zeros(shape, dtype={1: np.float32, 2: np.int16, 4: np.uint8}[kind.group])
+        scales, errors = np.empty(total, dtype=np.float32), np.empty(total, dtype=np.float32)
+        kernels.packed_queries(wanted, kind.queries, kind.group, packed, scales, errors)
+        slack = errors + (1 + errors) * np.float32(self._error) + np.float32(_ROUNDING)
+        scales *= np.float32(self._scale)
+        search = kernels.search_of(kind.name)
+        search(wanted, packed, scales, slack, self._packed, self._start, self._cells, self._numbers, similarity, found)
+        return similarity, found
+
+    def project(self, queries: Vectors, count: int) -> tuple[NDArray[np.float32], Vectors]:
+        """Distances (n,) to, and (n, channels), what the `count` nearest rows know; see `coreset.projected`."""
+        similarity, found = self.nearest(queries, count)
+        known = np.empty(queries.shape, dtype=np.float32)
+        distance = np.empty(len(queries), dtype=np.float32)
+        kernels.known_vectors(queries, self.rows, similarity, found, known, distance)
+        return distance, known
+
+
+def _neighbourly(rows: Vectors, numbers: NDArray[np.int32]) -> NDArray[np.intp]:
+    """An order in which sixteen rows on end, from a multiple of sixteen, are near each other (a k-d tree's leaves).
+
+    What is near one query then lies in few cells, and what is near the next query, often in the same ones.
+    """
+    order = np.arange(len(rows))
+    parts = [order[numbers >= 0]]
+    while max(len(part) for part in parts) > CELL:
+        halves = []
+        for part in parts:
+            if len(part) <= CELL:
+                halves.append(part)
+                continue
+            values = rows[part]
+            axis = int(values.var(axis=0).argmax())
+            middle = max(CELL, round(len(part) / 2 / CELL) * CELL)
+            split = np.argpartition(values[:, axis], middle - 1)
+            halves += [part[split[:middle]], part[split[middle:]]]
+        parts = halves
+    return np.concatenate([*parts, order[numbers < 0]])
