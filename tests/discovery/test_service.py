@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -140,7 +141,9 @@ def test_embeddings_of_an_unknown_version_are_kept_without_a_class(settings):
     assert summary.assignments.keys() == kinds.keys()
 
 
-def test_change_of_embedding_version_finds_classes_anew_and_keeps_the_old_ones(settings):
+def test_change_of_embedding_with_crops_that_say_nothing_finds_classes_anew(embedded_broker, tmp_path, vit_weights):
+    quick = {"crop_backbone": json.dumps("test_vit"), "crop_weights": json.dumps(str(vit_weights))}
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **quick)
     line.publish(settings, day(200)[0])
     with DiscoveryService(settings) as running:
         before = running.drain()
@@ -233,6 +236,29 @@ def wait_for(condition, timeout_s=60.0):
 
 def reads_on(store, before, process):
     return sum(store.positions().values()) > before or process.poll() is not None
+
+
+def test_service_that_describes_crops_itself_takes_no_damaged_ones(embedded_broker, tmp_path, vit_weights):
+    own = {"embedding": '"crop"', "crop_backbone": '"test_vit"', "crop_weights": json.dumps(str(vit_weights))}
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **own)
+    good, bad = defect(0, KINDS[0]), defect(2, KINDS[0])
+    damaged = replace(bad, regions=(replace(bad.regions[0], crop=b"\xff\xd8 no picture"),))
+    # What the workers say of it is not looked at.
+    line.publish(settings, [good, damaged, defect(4, KINDS[0][:3])])
+    with DiscoveryService(settings) as running:
+        assert running.drain().defects == 2
+        assert running.store.rejections() == {"bad-crop": 1}
+        with running.store.reading() as connection:
+            versions = set(connection.scalars(select(schema.regions.c.embedding_version)))
+    assert len(versions) == 1
+    assert next(iter(versions)).endswith("+crop-1")
+
+
+def test_service_without_the_backbone_it_is_to_use_does_not_start(embedded_broker, tmp_path):
+    own = {"embedding": '"crop"', "crop_weights": json.dumps(str(tmp_path / "missing"))}
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **own)
+    with pytest.raises(FlawlineError, match="no such weights file"), DiscoveryService(settings) as running:
+        running.drain()
 
 
 def test_embedding_in_wider_floats_is_taken(settings):
