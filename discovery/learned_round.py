@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -91,16 +92,11 @@ def newest(regions: Regions, limit: int) -> Regions:
 
 def only(regions: Regions, rows: np.ndarray) -> Regions:
     """Some rows of regions, in their order."""
-    return replace(
-        regions,
-        ids=regions.ids[rows],
-        defect_ids=regions.defect_ids[rows],
-        keys=tuple(regions.keys[row] for row in rows),
-        classes=tuple(regions.classes[row] for row in rows),
-        exemplars=regions.exemplars[rows],
-        captured_at=regions.captured_at[rows],
-        vectors=regions.vectors[rows],
-    )
+
+    def taken(column: Any) -> Any:
+        return column[rows] if isinstance(column, np.ndarray) else column and tuple(column[row] for row in rows)
+
+    return Regions(**{each.name: taken(getattr(regions, each.name)) for each in fields(regions)})
 
 
 def job_of(connection: Connection, regions: Regions, known: Registry, settings: Settings, version: str) -> Plan | None:

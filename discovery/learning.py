@@ -3,11 +3,12 @@
 The last block of a frozen, mask-guided backbone and four classifiers are trained so that two random views of a crop
 agree on its kind (SimGCD's self-distillation), with a term that keeps all kinds in use. The classifiers start at the
 current clusters, so that a known kind stays where it is. What the frozen part says of a fixed set of random views is
-computed once. Deterministic on one machine, given the job.
+computed once. Deterministic on a CPU, given the task.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ def _cached(task: Task, backbone: CropBackbone, folder: Path, progress: Progress
             shown = [views.augmented(each, SIZE_PX, rng) if view else views.plain(each, SIZE_PX) for each in crops]
             tokens, cells = backbone.tokens(np.stack([one for one, _ in shown]), np.stack([one for _, one in shown]))
             if cache is None:
+                _check_room(folder, (VIEWS + 1) * count * int(np.prod(tokens.shape[1:])) * 2)
                 cache = Cache(
                     np.lib.format.open_memmap(
                         folder / "tokens.npy", "w+", np.float16, (VIEWS + 1, count, *tokens.shape[1:])
@@ -182,6 +184,16 @@ def _cached(task: Task, backbone: CropBackbone, folder: Path, progress: Progress
                 progress("views", view * count + start + len(crops), (VIEWS + 1) * count)
     assert cache is not None
     return cache
+
+
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    """A file in memory that the disk has no room for ends the process without a word, so it is asked before."""
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise FlawlineError(
+            f"learning needs {needed_bytes / 1e9:.1f} GB in {folder.parent}, which has {free_bytes / 1e9:.1f}: "
+            "set TMPDIR, or lower discovery.learning_regions"
+        )
 
 
 def _prototypes(plain: Tensor, task: Task) -> Tensor:

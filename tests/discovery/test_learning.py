@@ -8,6 +8,7 @@ import torch
 
 from discovery import crop_backbone, learning, metrics
 from discovery.learning import Task
+from flawline.errors import FlawlineError
 from tests.discovery.pictures import KINDS, crops, draw
 
 
@@ -105,3 +106,18 @@ def test_crops_that_are_hardly_anomalous_go_to_nothing(backbone):
     found = learning.learn(task, backbone)
     assert (found.labels[24:] == -1).mean() >= 0.75
     assert (found.labels[:24] == -1).mean() <= 0.1
+
+
+def test_disk_without_room_is_said_before_it_is_filled(backbone, monkeypatch):
+    made, _ = crops(6)
+    monkeypatch.setattr(learning.shutil, "disk_usage", lambda folder: Usage(1000))
+    task = Task(made, np.zeros((6, 1), np.float32), np.arange(6) % 3, np.zeros(6, bool), epochs=1)
+    with pytest.raises(FlawlineError, match=r"learning needs .* GB in .* lower discovery\.learning_regions"):
+        learning.learn(task, backbone)
+
+
+class Usage:
+    """What is left of a disk."""
+
+    def __init__(self, free):
+        self.free = free
