@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import artefact, backbone, calibration, hierarchy, maps, trimming
+from scorer import artefact, backbone, calibration, golden, hierarchy, maps, trimming
 from scorer import model as models
 from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
@@ -258,8 +258,13 @@ class HierarchicalCoreset:
             residuals.append(maps.enlarged(each - lengths * known[i], side))
         return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
 
+    def _raw(self, images: Sequence[Image]) -> list[float]:
+        return [each.raw for each in self.score(images)]
+
     def save(self, path: Path) -> str:
         """Write the artefact to folder `path`, whole or not at all, and return its version."""
+        if self.evidence is not None and "golden" not in self.report:
+            self.report["golden"] = golden.golden(self.evidence, self._raw)
         self._version = artefact.save(
             path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report, self.evidence
         )
@@ -351,7 +356,8 @@ def load(
 ) -> HierarchicalCoreset:
     """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
 
-    In f32 all runtimes give the same scores; the thresholds of a model fitted in bf16 hold in bf16 only.
+    In f32 all runtimes give nearly the same scores, which is checked on pictures in the model where it was calibrated
+    on another one; the thresholds of a model fitted in bf16 hold in bf16 only.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
@@ -364,7 +370,13 @@ def load(
     features = backbone.load(
         stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
     )
-    return HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
+    loaded = HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
+    if features.runtime != stored.runtime:
+        try:
+            golden.check(stored.report.get("golden"), loaded.evidence, loaded._raw, features.runtime, stored.runtime)
+        except FlawlineError as error:
+            raise FlawlineError(f"{path}: {error}") from error
+    return loaded
 
 
 def _one_thread_per_product() -> None:
