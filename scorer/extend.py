@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def extend(
     gates = detector.model.gates
     is_new = np.asarray([look.distance > gates[look.group] for look in looks], dtype=bool)
     groups = np.asarray([look.group for look in looks], dtype=np.int64)
-    known, new = np.flatnonzero(~is_new), np.flatnonzero(is_new)
+    known, new = np.flatnonzero(~is_new).tolist(), np.flatnonzero(is_new).tolist()
     if 0 < len(new) < settings.minimum_images:
         raise FlawlineError(
             f"{names[new[0]]}: is one of {len(new)} images of no known product: at least {settings.minimum_images} of "
@@ -98,7 +99,7 @@ def extend(
     ]
     model = recalibrated(model, np.concatenate(counted))
     first = int(detector.report.get("frozen_images", len(detector.model.groups)))
-    result = detector.replaced(model, evidence, detector.report | {"frozen_images": first})
+    result = detector.replaced(model, evidence, _without_golden(detector.report) | {"frozen_images": first})
     before, after = audit(detector, evidence, first), audit(result, evidence, first)
     baseline = Audit(**detector.report["audit"]) if "audit" in detector.report else before
     result.report["audit"] = dataclasses.asdict(baseline)
@@ -130,6 +131,11 @@ def _refuse_worse(baseline: Audit, after: Audit, bound: float) -> None:
 
 def _accepted(detector: HierarchicalCoreset, features: Sequence[Maps]) -> int:
     return sum(detector.score_features(each).decision is Decision.ACCEPT for each in features)
+
+
+def _without_golden(report: dict[str, Any]) -> dict[str, Any]:
+    """The report for a model whose scores are other ones."""
+    return {key: value for key, value in report.items() if key != "golden"}
 
 
 def _padded(names: Sequence[str], model: Model) -> list[str]:
@@ -176,12 +182,14 @@ def _with_known(
     log_scores = np.empty(len(features))
     for fold in range(int(folds.max()) + 1):
         others = detector.replaced(_grown(model, features, groups, novel, folds != fold), None, {})
-        for i in np.flatnonzero(folds == fold):
+        for i in np.flatnonzero(folds == fold).tolist():
             log_scores[i] = np.log(others.score_features(features[i]).raw)
     first = len(model.groups)
     sources = [
         [
-            np.concatenate([rows, *(_numbered(novel[i][layer], first + i) for i in np.flatnonzero(groups == k))])
+            np.concatenate(
+                [rows, *(_numbered(novel[i][layer], first + i) for i in np.flatnonzero(groups == k).tolist())]
+            )
             for layer, rows in enumerate(each)
         ]
         for k, each in enumerate(evidence.sources)
@@ -226,7 +234,9 @@ def _grown(
     banks = [list(each) for each in model.banks]
     for k in np.unique(groups):
         for layer, settings in enumerate(model.layers):
-            added = [_kept(features[i][layer])[novel[i][layer]] for i in np.flatnonzero(chosen & (groups == k))]
+            added = [
+                _kept(features[i][layer])[novel[i][layer]] for i in np.flatnonzero(chosen & (groups == k)).tolist()
+            ]
             banks[k][layer] = np.concatenate([banks[k][layer], *added])
             if len(banks[k][layer]) > _MOST_GROWTH * settings.rows:
                 raise FlawlineError(

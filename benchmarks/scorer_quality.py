@@ -1,0 +1,265 @@
+"""What the scorer promises beside its ranking, on a data folder: scenarios, alarm rates, unknown products, defects
+among the good images, and the same decision on every runtime.
+
+    python -m benchmarks.scorer_quality [--data FOLDER] [--json FILE] [--profile NAME] [--limit N] [--only PART]
+
+The folder (default: the environment's LINEBENCH) has <product>/train/good and <product>/test. Parts: scenarios, alarms,
+unknown, contamination, decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.report import Goal, emit
+from flawline.errors import FlawlineError
+from flawline.messages import Decision
+from scorer import backbone, calibration, hierarchy, scenarios, trimming
+from scorer import model as models
+from scorer.backbone import Maps
+from scorer.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.detector import HierarchicalCoreset
+from scorer.features import extract
+from scorer.settings import ScorerSettings
+from scorer.workfolder import WorkFolder
+
+PARTS = ("scenarios", "alarms", "unknown", "contamination", "decisions")
+RATES = {"5_percent": 0.05, "1_percent": 0.01}
+SEED = 0
+CONTAMINATION = 0.1
+
+Figures = dict[str, float]
+
+
+class Lab:
+    """The features of all images of a data folder, computed once, and detectors fitted on parts of them."""
+
+    def __init__(self, train: Sequence[Sample], test: Sequence[Sample], settings: ScorerSettings) -> None:
+        self.train, self.test, self.settings = list(train), list(test), settings
+        self.graphs = list(backbone.prepare(settings).values())
+        self.features = backbone.load(
+            self.graphs, runtime=settings.runtime, precision=settings.precision, threads=settings.threads
+        )
+        self.folder = WorkFolder(backbone.cache_dir() / "fits", None)
+        images = LazyImages([sample.path for sample in [*train, *test]])
+        self.store, _ = extract(images, self.features, self.folder)
+        self.products = np.asarray([sample.product for sample in [*train, *test]])
+        self.is_defect = np.asarray([sample.is_defect for sample in [*train, *test]])
+        self.is_train = np.arange(len(images)) < len(train)
+        self._images = images
+
+    def close(self) -> None:
+        """Free the disk."""
+        self.folder.close()
+
+    def fit(self, chosen: NDArray[np.intp], *, trim: bool = False) -> HierarchicalCoreset:
+        """A detector fitted on some images by number."""
+        store = trimming.only(self.store, chosen)
+        model = models.fit(store, self.settings, self.features.threads)
+        if trim and (out := trimming.suspects(model.standardised, model.groups)).any():
+            model = models.fit(trimming.only(self.store, chosen[~out]), self.settings, self.features.threads)
+        return HierarchicalCoreset(model, self.graphs, self.features)
+
+    def maps(self, number: int) -> Maps:
+        """The feature maps of one image."""
+        return self.features.features(self._images[number])
+
+    def scores(self, fitted: HierarchicalCoreset, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Aligned and standardised score (n, 2) of some images by number."""
+
+        def work(number: int) -> tuple[float, float]:
+            scores = fitted.score_features(self.maps(number))
+            return scores.aligned, fitted.standardised(scores)
+
+        with ThreadPoolExecutor(self.features.threads) as pool:
+            return np.asarray(list(pool.map(work, chosen.tolist())), dtype=np.float64).reshape(-1, 2)
+
+
+def compare_scenarios(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
+    """The four scenarios: labels known or not, at fit and at test."""
+    report = scenarios.compare(lab.train, lab.test, lab.settings)
+    figures = {"group_purity": report["group_purity"]}
+    for name, cell in report["scenarios"].items():
+        name = name.replace("-", "_")
+        figures |= {
+            f"{name}_macro": cell["macro"]["image_auroc"],
+            f"{name}_pooled": cell["pooled"]["image_auroc"],
+            f"{name}_worst_product": cell["worst_product"],
+            f"{name}_std": cell["std_over_products"],
+            f"{name}_alarm_rate": cell["alarm_rate"]["mean"],
+            f"{name}_alarm_rate_worst_product": cell["alarm_rate"]["worst_product"],
+            f"{name}_recall": cell["recall_at_alarm_rate"],
+        }
+    return figures, {}
+
+
+def alarms(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
+    """Alarm rates of good training images that took no part in the fit, three in ten of each product."""
+    rng = np.random.default_rng(SEED)
+    good = np.flatnonzero(lab.is_train)
+    held = np.concatenate(
+        [
+            rng.choice(own, round(0.3 * len(own)), replace=False)
+            for own in (good[lab.products[good] == product] for product in np.unique(lab.products[good]))
+        ]
+    )
+    fitted = lab.fit(np.setdiff1d(good, held))
+    standardised = lab.scores(fitted, held)[:, 1]
+    figures: Figures = {}
+    for name, rate in RATES.items():
+        cut = calibration.threshold(fitted.model.calibration, rate).value
+        alarmed = standardised > cut
+        each = [float(alarmed[lab.products[held] == product].mean()) for product in np.unique(lab.products[held])]
+        figures |= {f"alarm_rate_at_{name}": float(alarmed.mean()), f"worst_product_alarm_rate_at_{name}": max(each)}
+    return figures, {f"worst_product_alarm_rate_at_{name}": ("<=", 2 * rate) for name, rate in RATES.items()}
+
+
+def unknown(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
+    """Each product left out of the fit in turn: its good images are unknown, those of all others are not.
+
+    Routing and gates need the embeddings alone, so that no bank is fitted.
+    """
+    layers = models.embedding_layers(lab.settings.active_layers)
+    embeddings = hierarchy.embed([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
+    names = np.unique(lab.products[lab.is_train])
+    flagged, known = [], []
+    for name in names:
+        fitted_on = lab.is_train & (lab.products != name)
+        groups = hierarchy.group(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
+        gallery = hierarchy.Gallery(embeddings[fitted_on], groups)
+        _, within = gallery.neighbours_of_members(lab.settings.look_alikes)
+        gates = hierarchy.gates(gallery, within)
+
+        def is_unknown(chosen: NDArray[np.bool_], gallery: hierarchy.Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
+            looks = [gallery.look(each, 1) for each in embeddings[chosen]]
+            return float(np.mean([look.distance > gates[look.group] for look in looks]))
+
+        good = ~lab.is_train & ~lab.is_defect
+        flagged.append(is_unknown((lab.is_train | good) & (lab.products == name)))
+        known.append(is_unknown(good & (lab.products != name)))
+    figures = {
+        "unknown_product_flagged": float(np.mean(flagged)),
+        "unknown_product_flagged_worst": min(flagged),
+        "known_product_flagged": float(np.mean(known)),
+        "known_product_flagged_worst": max(known),
+    }
+    return figures, {"unknown_product_flagged": (">=", 0.95), "known_product_flagged": ("<=", 0.01)}
+
+
+def contamination(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
+    """Pooled AUROC with defects as one in ten of the training images, trimmed and not; those defects are not tested."""
+    rng = np.random.default_rng(SEED)
+    good = np.flatnonzero(lab.is_train)
+    share = CONTAMINATION / (1 - CONTAMINATION)
+    injected = []
+    for product in np.unique(lab.products[good]):
+        defects = np.flatnonzero(lab.is_defect & (lab.products == product))
+        count = round(share * int((lab.products[good] == product).sum()))
+        injected.append(rng.choice(defects, min(count, len(defects) // 2), replace=False))
+    bad = np.concatenate(injected)
+    tested = np.setdiff1d(np.flatnonzero(~lab.is_train), bad)
+
+    def pooled(fitted: HierarchicalCoreset) -> float:
+        return float(roc_auc_score(lab.is_defect[tested], lab.scores(fitted, tested)[:, 0]))
+
+    clean_fit = lab.fit(good)
+    clean = pooled(clean_fit)
+    dirty = np.concatenate([good, bad])
+    untrimmed = lab.fit(dirty)
+    out = trimming.suspects(untrimmed.model.standardised, untrimmed.model.groups)
+    figures = {
+        "clean_pooled": clean,
+        "clean_images_trimmed": float(trimming.suspects(clean_fit.model.standardised, clean_fit.model.groups).mean()),
+        "contaminated_pooled_untrimmed": pooled(untrimmed),
+        "contaminated_pooled": pooled(lab.fit(dirty[~out])) if out.any() else pooled(untrimmed),
+        "contamination_found": float(out[len(good) :].mean()),
+        "good_images_trimmed": float(out[: len(good)].mean()),
+    }
+    figures["contamination_cost"] = clean - figures["contaminated_pooled"]
+    return figures, {"contamination_cost": ("<=", 0.02), "clean_images_trimmed": ("<=", 0.02)}
+
+
+def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
+    """The share of test images with the same decision on two runtimes or precisions, thresholds calibrated in f32.
+
+    In bf16 the thresholds are calibrated in bf16 as well.
+    """
+    good, tested = np.flatnonzero(lab.is_train), np.flatnonzero(~lab.is_train)
+    fitted = lab.fit(good)
+    taken = _decisions(fitted, lab, tested)
+    figures: Figures = {}
+    others = {"openvino_f32_torch_f32": {"runtime": "torch", "precision": "f32"}}
+    if lab.settings.runtime != "torch":
+        others["openvino_f32_openvino_bf16"] = {"runtime": "openvino", "precision": "bf16"}
+    for name, changes in others.items():
+        try:
+            other = Lab(lab.train, lab.test, lab.settings.model_copy(update=changes))
+        except FlawlineError as error:
+            print(f"{name}: not measured: {error}")
+            continue
+        try:
+            same = HierarchicalCoreset(fitted.model, lab.graphs, other.features)
+            second = other.fit(good) if changes["precision"] == "bf16" else same
+            agreement = float(np.mean(_decisions(second, other, tested) == taken))
+            figures[f"decision_agreement_{name}"] = agreement
+        finally:
+            other.close()
+    return figures, dict.fromkeys(figures, (">=", 0.999))
+
+
+def _decisions(fitted: HierarchicalCoreset, lab: Lab, chosen: NDArray[np.intp]) -> NDArray[np.str_]:
+    def work(number: int) -> Decision:
+        return fitted.score_features(lab.maps(number)).decision
+
+    with ThreadPoolExecutor(lab.features.threads) as pool:
+        return np.asarray([str(each) for each in pool.map(work, chosen.tolist())])
+
+
+def main() -> None:
+    """Measure, and print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))
+    parser.add_argument("--profile", choices=("fast", "accurate"), default="fast")
+    parser.add_argument("--limit", type=int, help="At most so many training and test images of each product and kind.")
+    parser.add_argument("--only", choices=PARTS, action="append")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("--data or LINEBENCH: name a folder with <product>/train/good and <product>/test")
+    train = _limited(train_samples(Path(arguments.data)), arguments.limit)
+    lab = Lab(
+        train,
+        _limited(test_samples(Path(arguments.data)), arguments.limit),
+        ScorerSettings(profile=arguments.profile, runtime="openvino"),
+    )
+    figures: Figures = {}
+    goals: dict[str, Goal] = {}
+    measures = dict(zip(PARTS, (compare_scenarios, alarms, unknown, contamination, decisions), strict=True))
+    try:
+        for part in arguments.only or PARTS:
+            found, wanted = measures[part](lab)
+            figures |= found
+            goals |= wanted
+    finally:
+        lab.close()
+    emit("scorer_quality", figures, goals, arguments.json)
+
+
+def _limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` images of each product and label, evenly over those there are."""
+    kinds: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault((sample.product, sample.label), []).append(sample)
+    return [each for own in kinds.values() for each in own[:: max(1, -(-len(own) // (limit or len(own))))]]
+
+
+if __name__ == "__main__":
+    main()
