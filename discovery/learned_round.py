@@ -116,8 +116,7 @@ def job_of(connection: Connection, regions: Regions, known: Registry, settings: 
     if start.max() < 1:  # one kind: there is nothing to tell apart
         return None
     picked = [images[int(number)] for number in shown.ids]
-    peaks = np.array([peak for _, _, peak in picked])
-    scores = np.clip(peaks / max(float(np.quantile(peaks, HIGHEST_PEAK)), 1e-6), 0, 1)
+    scores = anomaly_scores([peak for _, _, peak in picked])
     job = Job(
         ids=tuple(int(number) for number in shown.ids),
         crops=tuple(crop for crop, _, _ in picked),
@@ -133,6 +132,12 @@ def job_of(connection: Connection, regions: Regions, known: Registry, settings: 
         device=discovery.device,
     )
     return Plan(job, found, version)
+
+
+def anomaly_scores(peaks: Sequence[float]) -> np.ndarray:
+    """How anomalous regions are (n), 0 (ordinary) to 1, by the peaks of their maps on one scale over the set."""
+    values = np.asarray(peaks, np.float64)
+    return np.clip(values / max(float(np.quantile(values, HIGHEST_PEAK)), 1e-6), 0, 1)
 
 
 def starting_labels(

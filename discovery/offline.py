@@ -200,41 +200,37 @@ def classify(
         labels, proposals, stability = found.labels, dict(found.proposals), found.stability
     else:
         labels = clustering.fit(clustering.reduced(vectors), k, seed=settings.seed) if k > 1 else np.zeros(count, int)
-    posteriors = None
     if settings.mode == "learned" and labels.max() > 0:
-        posteriors = _learned(described, labels, settings, backbone, progress)
-        labels = posteriors.argmax(axis=1)
-    return _named(described, labels, posteriors, proposals, stability)
+        labels = _learned(described, labels, settings, backbone, progress)
+    return _named(described, labels, proposals, stability)
 
 
 def _learned(
     described: Described, labels: np.ndarray, settings: DiscoverySettings, backbone: CropBackbone | None, say: Progress
 ) -> np.ndarray:
-    from discovery import learning
+    from discovery import learned_round, learning
 
     assert backbone is not None
     labels = np.unique(labels, return_inverse=True)[1]
+    scores = learned_round.anomaly_scores([each.peak for each in described.regions])
     task = learning.Task(
         crops=[views.decode(each.crop, each.mask) for each in described.regions],
         vectors=clustering.unit(described.vectors),
         start=labels,
         told=np.zeros(len(labels), bool),
+        scores=scores if settings.learning_correction else None,
         epochs=settings.learning_epochs,
         seed=settings.seed,
     )
-    return learning.learn(task, backbone, lambda stage, done, total: say(done, total, stage)).posteriors
+    return learning.learn(task, backbone, lambda stage, done, total: say(done, total, stage)).labels
 
 
-def _named(
-    described: Described,
-    labels: np.ndarray,
-    posteriors: np.ndarray | None,
-    proposals: dict[str, int],
-    stability: float | None,
-) -> Classes:
-    sizes = Counter(labels.tolist())
+def _named(described: Described, labels: np.ndarray, proposals: dict[str, int], stability: float | None) -> Classes:
+    """Names by size, and the class of each picture by AnomalyNCD's area-weighted merge of its regions."""
+    sizes = Counter(labels[labels >= 0].tolist())
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     names = {label: f"D-{number:04d}" for number, label in enumerate(order, start=1)}
+    found = [names.get(int(label)) for label in labels]  # none for what learning calls nothing
     rows: dict[int, list[int]] = {}
     for row, owner in enumerate(described.owners):
         rows.setdefault(owner, []).append(row)
@@ -242,19 +238,8 @@ def _named(
     for number, size in enumerate(described.sizes):
         mine = rows.get(number, [])
         areas = [described.regions[row].area_px for row in mine]
-        if mine and posteriors is not None:
-            merged = frame_posteriors(posteriors[mine][:, order], areas, *size)
-            by_picture.append(names[order[int(merged.argmax())]])
-        else:
-            by_picture.append(regions.frame_class([names[int(labels[row])] for row in mine], areas, *size))
-    return Classes([names[int(label)] for label in labels], by_picture, len(order), proposals, stability)
-
-
-def frame_posteriors(posteriors: np.ndarray, areas_px: Sequence[int], height: int, width: int) -> np.ndarray:
-    """A frame's posterior (k) from those of its regions (n, k): weights softmax(sqrt(area) / (0.12 long side))."""
-    roots = np.sqrt(np.asarray(areas_px, np.float64)) / (regions.MERGE_TEMPERATURE * max(height, width))
-    weights = np.exp(roots - roots.max())
-    return (weights / weights.sum()) @ posteriors
+        by_picture.append(regions.frame_class([found[row] for row in mine], areas, *size))
+    return Classes(found, by_picture, len(order), proposals, stability)
 
 
 def summary(described: Described, classes: Classes, settings: DiscoverySettings, k: int | None) -> dict[str, Any]:
