@@ -1,6 +1,6 @@
 """What learned rounds add to centroids: the same regions of real defects, k given, by product.
 
-    python -m benchmarks.discovery_learned --data FOLDER [--model MODEL] [--epochs 10] [--product NAME ...] [--json FILE]
+    python -m benchmarks.discovery_learned --data FOLDER [--model MODEL] [--epochs 10] [--product NAME] [--json FILE]
 
 FOLDER has <product>/train/good/* and <product>/test/<kind>/*. Without a model one is fitted for all products, at an
 alarm rate at which nearly all defects are seen, as in the published protocol. `[discovery]` names the backbone.
