@@ -1,8 +1,9 @@
 """How many kinds of defects there are in a set of region embeddings, and which region is of which.
 
 The number is estimated, never given. Silhouette alone says 2 or the largest number tried on nearly every product, so
-several criteria propose, and what decides is stability: how well subsamples of the data agree with each other.
-Deterministic given the data and the seed.
+several criteria propose, and what decides is stability: how well subsamples of the data agree with each other. Clusters
+are first merged by Ward's rule and then refined by spherical k-means: kinds are of unlike size and extent, and k-means
+from scattered starts cuts large ones rather than find small ones. Deterministic given the data and the seed.
 """
 
 from __future__ import annotations
@@ -13,27 +14,33 @@ from itertools import combinations
 
 import faiss
 import numpy as np
+from scipy.cluster.hierarchy import cut_tree, ward
 from scipy.linalg import eigh
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 REGIONS_MIN = 30
 PRINCIPAL_AXES = 32
-SAMPLE_LIMIT = 600
+SAMPLE_LIMIT = 1000
 SUBSAMPLES = 8
 SUBSAMPLE_SHARE = 0.8
-RESTARTS = 4
-SEED_CANDIDATES = 4
-REFINE_STEPS = 8
 KMEANS_STEPS = 20
 LEAST_CEILING = 5
-REGIONS_PER_CLUSTER = 15
-# Stability falls as clusters get smaller, also when they are real; this much of it is forgiven per unit of log k.
-DETAIL_BONUS = 0.1
-KEPT_BONUS = 0.05
-NEIGHBOURHOOD = 3
+REGIONS_PER_CLUSTER = 10
+# Products of the public data sets have 1 to 8 kinds of defects. Without a bound, ever smaller groups of near copies
+# look ever more stable.
+KINDS_PER_GROUP = 12
+# A group of fewer regions says nothing of how stable its clusters are.
+GROUP_MIN = 8
+# Measured stability is uncertain by about this much. Among numbers so alike the known one stays, else the smallest is
+# taken: more clusters would only be told apart by chance. Where clusters come back nearly as they are in any subsample,
+# the largest is taken, since they are real however fine; but not over several groups, where ever more of a kind's
+# clusters are single products.
+STABILITY_TOLERANCE = 0.05
+SURE_STABILITY = 0.8
+SURE_TOLERANCE = 0.02
 # Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
-# a cloud without structure stays under 0.12 whatever k, the hardest real products reach 0.55.
+# a cloud without structure stays under it whatever k, the hardest real products reach 0.5.
 TWO_SILHOUETTE = 0.25
 STABILITY_FLOOR = 0.3
 BETTER_START = 0.01
@@ -63,10 +70,14 @@ def cluster(
     known: np.ndarray | None = None,
     radii: np.ndarray | None = None,
     *,
+    groups: np.ndarray | None = None,
     limit: int = 40,
     seed: int = 0,
 ) -> Clustering | None:
     """Clusters of embeddings float (n, D), n >= 30; None when there are fewer.
+
+    `groups` (n) says which look-alike images each region comes from, so that telling products apart is not taken for
+    telling kinds of defects apart.
 
     `known` (m, D) are the centroids of known classes, from which the search starts, and `radii` (m) the cosine
     distances that hold 95 % of their members: a dense group outside of all of them becomes a cluster of its own.
@@ -77,7 +88,7 @@ def cluster(
     mean, axes = _principal_axes(vectors)
     points = unit((vectors - mean) @ axes)
     start = unit((unit(known) - mean) @ axes) if known is not None and len(known) else None
-    count, stability, proposals = estimate_count(points, len(start) if start is not None else None, limit, seed)
+    count, stability, proposals = estimate_count(points, len(start) if start is not None else None, limit, seed, groups)
     labels = fit(points, count, start, seed)
     if known is not None and radii is not None and len(known):
         labels = _with_dense_groups(labels, vectors, points, unit(known), radii)
@@ -95,9 +106,8 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
     data = np.ascontiguousarray(points)
-    # faiss starts from random points; k-means++ on a sample, with restarts, finds clearly better clusters.
     sample = data[_sample(data, seed)]
-    rough = np.unique(_whole(sample, count, seed), return_inverse=True)[1]
+    rough = _merged(sample, [min(count, len(sample))])[0]
     cold = _trained(data, centroids_of(sample, rough), seed)
     labels, quality = _labelled(data, cold)
     if start is None or not len(start):
@@ -107,36 +117,44 @@ def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: i
 
 
 def estimate_count(
-    points: np.ndarray, previous: int | None = None, limit: int = 40, seed: int = 0
+    points: np.ndarray,
+    previous: int | None = None,
+    limit: int = 40,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> tuple[int, float, dict[str, int]]:
     """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
 
     Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of eight.
-    With a previous number, only its neighbourhood and the proposals are tried, and it has a bonus, so that it changes
-    for a reason only.
+    With several `groups` (n), it is the mean of those within each group, 0 where a group is not divided. See
+    `STABILITY_TOLERANCE` for which of the stable numbers is taken; a previous one that still is among them stays.
     """
-    sample = points[_sample(points, seed)]
-    ceiling = max(2, min(limit, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
+    rows = _sample(points, seed)
+    sample = points[rows]
+    strata = _strata(groups[rows] if groups is not None else None, len(sample))
+    most = max(KINDS_PER_GROUP * len(strata), previous or 0)
+    ceiling = max(2, min(limit, most, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
     counts = range(2, ceiling + 1)
-    whole = {k: _whole(sample, k, seed) for k in counts}
+    whole = dict(zip(counts, _merged(sample, counts), strict=True))
     distances = np.clip(1 - sample @ sample.T, 0, None)
     np.fill_diagonal(distances, 0)
     silhouettes = {k: _silhouette(distances, whole[k]) for k in counts}
-    proposals = {"silhouette": max(counts, key=lambda k: silhouettes[k]), "density": max(1, _dense_count(sample))}
-    tried = set(counts) if previous is None else set(proposals.values())
-    tried |= {k for k in counts if previous is not None and abs(k - previous) <= NEIGHBOURHOOD} or set(counts)
-    stability = _stability(sample, sorted(tried & set(counts)), seed)
-    proposals["stability"] = max(stability, key=lambda k: stability[k])
+    stability = _stability(sample, strata, counts, seed)
+    proposals = {
+        "silhouette": max(counts, key=lambda k: silhouettes[k]),
+        "density": max(1, _dense_count(sample)),
+        "stability": max(counts, key=lambda k: stability[k]),
+    }
     apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
-    allowed = [k for k in stability if k > 2 or apart or ceiling == 2]
-
-    def merit(k: int) -> float:
-        return stability[k] + DETAIL_BONUS * float(np.log(k)) + (KEPT_BONUS if k == previous else 0.0)
-
-    best = max(allowed, key=merit)
-    if stability[best] < STABILITY_FLOOR:
+    allowed = [k for k in counts if k > 2 or apart or ceiling == 2]
+    best = max(stability[k] for k in allowed)
+    alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
+    count = previous if previous in alike else alike[0]
+    if count != previous and best >= SURE_STABILITY and len(strata) == 1:
+        count = max(k for k in allowed if stability[k] >= best - SURE_TOLERANCE)
+    if stability[count] < STABILITY_FLOOR:
         return 1, 1.0, proposals
-    return best, stability[best], proposals
+    return count, stability[count], proposals
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,59 +201,42 @@ def _sample(points: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE_LIMIT, replace=False))
 
 
-def _whole(sample: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The best clusters of a sample that are looked for."""
-    return _small_kmeans(sample, count, np.random.default_rng((seed, count)), 2 * RESTARTS)
+def _merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
+    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts."""
+    return np.asarray(cut_tree(ward(sample), list(counts))).T
 
 
-def _small_kmeans(points: np.ndarray, count: int, rng: np.random.Generator, restarts: int = RESTARTS) -> np.ndarray:
-    """Labels of the best of a few spherical k-means (k-means++ starts); for small sets quicker than through faiss."""
-    best, best_quality = np.zeros(len(points), int), -np.inf
-    for _ in range(restarts):
-        centroids = points[_spread_out(points, count, rng)]
-        for _ in range(REFINE_STEPS):
-            members = np.zeros((len(points), count), np.float32)
-            members[np.arange(len(points)), (points @ centroids.T).argmax(axis=1)] = 1
-            sums = members.T @ points
-            centroids = np.where(members.sum(axis=0)[:, None] > 0, unit(sums), centroids)
-        cosines = points @ centroids.T
-        if (quality := float(cosines.max(axis=1).mean())) > best_quality:
-            best, best_quality = cosines.argmax(axis=1), quality
-    return best
+def _strata(groups: np.ndarray | None, size: int) -> list[np.ndarray]:
+    """The rows of each group that is large enough to be judged; all rows where there are not several such groups."""
+    if groups is not None:
+        members = [np.flatnonzero(groups == each) for each in np.unique(groups)]
+        if len(large := [rows for rows in members if len(rows) >= GROUP_MIN]) > 1:
+            return large
+    return [np.arange(size)]
 
 
-def _spread_out(points: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Rows drawn by their squared distance to those drawn before, the best of a few each time (greedy k-means++)."""
-    chosen = [int(rng.integers(len(points)))]
-    # Of unit vectors, 1 - cosine is half the squared distance.
-    distance = np.clip(1 - points @ points[chosen[0]], 0, None)
-    while len(chosen) < count:
-        draws = rng.random(SEED_CANDIDATES) * float(distance.sum())
-        rows = np.minimum(np.searchsorted(np.cumsum(distance), draws), len(points) - 1)
-        left = np.minimum(distance, np.clip(1 - points[rows] @ points.T, 0, None))
-        best = int(left.sum(axis=1).argmin())
-        chosen.append(int(rows[best]))
-        distance = left[best]
-    return chosen
-
-
-def _stability(points: np.ndarray, counts: Iterable[int], seed: int) -> dict[int, float]:
-    """Mean agreement of the clusters of every two subsamples, on the points that both have."""
+def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed: int) -> dict[int, float]:
+    """How well the clusters of any two subsamples agree, for each number of clusters."""
     rng = np.random.default_rng(seed)
-    parts = [
-        np.sort(rng.choice(len(points), int(SUBSAMPLE_SHARE * len(points)), replace=False)) for _ in range(SUBSAMPLES)
-    ]
+    size = int(SUBSAMPLE_SHARE * len(sample))
+    labels = np.full((SUBSAMPLES, len(counts), len(sample)), -1)
+    for each in labels:
+        part = np.sort(rng.choice(len(sample), size, replace=False))
+        each[:, part] = _merged(sample[part], counts)
+    weights = [len(rows) for rows in strata]
     result = {}
-    for k in counts:
-        labels = np.full((SUBSAMPLES, len(points)), -1)
-        for row, part in enumerate(parts):
-            labels[row, part] = _small_kmeans(points[part], k, rng)
-        agreement = []
-        for one, other in combinations(labels, 2):
-            both = (one >= 0) & (other >= 0)
-            agreement.append(adjusted_rand_score(one[both], other[both]))
+    for column, k in enumerate(counts):
+        pairs = combinations(labels[:, column], 2)
+        agreement = [np.average([_agreement(a[rows], b[rows]) for rows in strata], weights=weights) for a, b in pairs]
         result[k] = float(np.mean(agreement))
     return result
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    both = (one >= 0) & (other >= 0)
+    a, b = one[both], other[both]
+    # Two subsamples that divide nothing agree on nothing.
+    return float(adjusted_rand_score(a, b)) if len(set(a.tolist())) > 1 and len(set(b.tolist())) > 1 else 0.0
 
 
 def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:

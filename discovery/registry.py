@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,8 @@ def regions_of_round(connection: Connection, settings: DiscoverySettings, versio
             r.c.embedding,
             d.c.frame_id,
             d.c.captured_ns,
+            d.c.model_version,
+            d.c.group_id,
         )
         .join_from(r, d, r.c.defect_id == d.c.id)
         .where(same, wanted)
@@ -75,7 +77,14 @@ def regions_of_round(connection: Connection, settings: DiscoverySettings, versio
         exemplars=np.array([row.exemplar for row in rows], bool),
         captured_at=np.array([row.captured_ns for row in rows], np.int64),
         vectors=vectors.reshape(len(rows), -1) if rows else vectors.reshape(0, 1),
+        groups=_numbered([(row.model_version, row.group_id) for row in rows]),
     )
+
+
+def _numbered(names: Sequence[tuple[str, int]]) -> np.ndarray:
+    """A number for each distinct name: groups of different models have nothing in common."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def write_round(

@@ -27,7 +27,10 @@ RADIUS_MIN = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions of a round, oldest first: `keys` name them for sampling, `vectors` float32 (n, D)."""
+    """The regions of a round, oldest first: `keys` name them for sampling, `vectors` float32 (n, D).
+
+    `groups` int (n) number the look-alike images that they come from, where that is known.
+    """
 
     ids: np.ndarray
     defect_ids: np.ndarray
@@ -36,6 +39,7 @@ class Regions:
     exemplars: np.ndarray
     captured_at: np.ndarray
     vectors: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,6 +143,7 @@ def clustered(regions: Regions, registry: Registry, settings: DiscoverySettings,
         regions.vectors,
         np.stack([one.centroid for one in comparable]) if comparable else None,
         np.array([max(one.radius, RADIUS_MIN) for one in comparable]) if comparable else None,
+        groups=regions.groups,
         limit=settings.class_limit,
         seed=settings.seed,
     )

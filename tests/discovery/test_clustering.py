@@ -81,3 +81,35 @@ def test_nearest_gives_the_two_smallest_distances():
 
 def test_zero_rows_stay_zero():
     assert not unit(np.zeros((2, 3))).any()
+
+
+def test_kinds_of_two_products_are_found_although_the_products_differ_more():
+    rng = np.random.default_rng(2)
+    middle = directions(8)
+    products, kinds = np.repeat([0, 1], 90), np.tile(np.repeat([2, 3, 4], 30), 2)
+    # The second product's kinds are its own.
+    vectors = np.stack(
+        [near(unit(1.5 * middle[p] + middle[k + 3 * p]), rng, 0.3) for p, k in zip(products, kinds, strict=True)]
+    )
+    found = cluster(vectors, groups=products)
+    assert same_partition(found.labels.tolist(), (10 * products + kinds).tolist())
+
+
+def test_groups_too_small_to_be_judged_change_nothing():
+    vectors, kinds = drawn([40, 40, 40])
+    found = cluster(vectors, groups=np.arange(120))
+    assert same_partition(found.labels.tolist(), kinds.tolist())
+
+
+def test_kind_of_few_members_is_found_beside_a_large_one():
+    vectors, kinds = drawn([200, 40, 12], spread=0.5)
+    assert same_partition(cluster(vectors).labels.tolist(), kinds.tolist())
+
+
+def test_known_number_stays_while_it_is_as_stable_as_the_best():
+    vectors, _ = drawn([40, 40, 40, 40], spread=1.6)
+    points = unit(vectors)
+    fresh, _, _ = estimate_count(points)
+    stable = [k for k in range(3, 9) if estimate_count(points, previous=k)[0] == k]
+    assert fresh in stable
+    assert estimate_count(points, previous=12)[0] != 12
