@@ -25,10 +25,10 @@ def unit(vectors: NDArray[np.floating]) -> Vectors:
     """The vectors (..., d) scaled to unit length, float32; a zero vector becomes the first axis."""
     values = np.asarray(vectors, dtype=np.float32)
     lengths = np.sqrt(np.einsum("...d,...d->...", values, values))[..., None]
-    zero = lengths[..., 0] < 1e-12
+    if lengths.size and lengths.min() >= 1e-12:
+        return np.asarray(values / lengths, dtype=np.float32)
     scaled = values / np.where(lengths < 1e-12, 1, lengths)
-    if zero.any():
-        scaled[zero] = np.eye(1, values.shape[-1], dtype=np.float32)[0]
+    scaled[lengths[..., 0] < 1e-12] = np.eye(1, values.shape[-1], dtype=np.float32)[0]
     return np.asarray(scaled, dtype=np.float32)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.coreset import Vectors, unit
+from scorer.search import Bank
 
 Labels = NDArray[np.int64]
 
@@ -155,20 +156,18 @@ class Gallery:
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.groups = groups
         self._sizes = np.bincount(groups)
-        self._index = faiss.IndexFlatIP(self.embeddings.shape[1])
-        self._index.add(self.embeddings)
+        self._bank = Bank(self.embeddings)
 
     def look(self, embedding: Vectors, neighbours: int) -> Look:
         """What the image with this embedding (d,) resembles; its group is voted by its ten most similar good images."""
         count = min(max(neighbours, _ROUTE_BY), len(self.groups))
-        similarity, indices = self._index.search(embedding[None], count)
-        similarity, indices = similarity[0], indices[0]
+        similarity, indices = (each[0] for each in self._bank.nearest(embedding[None], count))
         votes = np.bincount(self.groups[indices[:_ROUTE_BY]])
         winners = np.flatnonzero(votes == votes.max())
         # A tie goes to the group of the most similar image among the tied ones.
         group = next(int(g) for g in self.groups[indices] if g in winners)
         own = min(neighbours, self._most_neighbours(group))
-        return Look(group, indices[:own], float(np.sqrt(max(0.0, 2 - 2 * similarity[0]))))
+        return Look(group, indices[:own].astype(np.int64), float(np.sqrt(max(0.0, 2 - 2 * similarity[0]))))
 
     def _most_neighbours(self, group: int) -> int:
         """More neighbours than the group has other members would be of another look."""
@@ -181,7 +180,9 @@ class Gallery:
         """
         n = len(self.groups)
         count = min(neighbours, n - 1)
-        similarity, indices = self._index.search(self.embeddings, count + 1)
+        index = faiss.IndexFlatIP(self.embeddings.shape[1])
+        index.add(self.embeddings)
+        similarity, indices = index.search(self.embeddings, count + 1)
         own = indices == np.arange(n)[:, None]
         # Among exact duplicates the image itself may be missing from the list; then the last entry goes.
         own[~own.any(axis=1), -1] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,10 +64,13 @@ def enlarged(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     if height == width == side:
         return values
     down, across = _bilinear(height, side), _bilinear(width, side)
+    if values.ndim == 2:
+        return np.asarray(down @ values @ across.T, dtype=np.float32)
     rows = np.tensordot(down, values, axes=(1, 0))
     return np.ascontiguousarray(np.moveaxis(np.tensordot(across, rows, axes=(1, 1)), 0, 1), dtype=np.float32)
 
 
+@functools.cache
 def _bilinear(old: int, new: int) -> NDArray[np.float32]:
     """Interpolation weights (new, old) from `old` to `new` samples over the same length."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
