@@ -25,7 +25,7 @@ from scorer.backbone import Graph
 from scorer.calibration import Threshold
 from scorer.evidence import Evidence
 from scorer.maps import LayerUnit
-from scorer.model import Model
+from scorer.model import Model, Tiles
 from scorer.settings import LayerSettings, ScorerSettings
 from scorer.weights import sha256_of
 
@@ -143,6 +143,8 @@ def _write(
         "standardised": model.standardised,
     }
     arrays |= {f"means.{i}": each for i, each in enumerate(model.means)}
+    if model.tiles is not None:
+        arrays["tile_sources"] = model.tiles.sources
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
     save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, folder / _ARRAYS)
@@ -157,6 +159,7 @@ def _write(
         "reject": asdict(model.reject),
         "heatmap_range": list(model.heatmap_range),
         "look_alikes": model.look_alikes,
+        "tiles": None if model.tiles is None else [model.tiles.side_px, model.tiles.overlap_px],
         "alarm_rate": model.alarm_rate,
         "backbone": [asdict(graph) for graph, _ in graphs],
         "runtime": runtime,
@@ -235,7 +238,15 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         heatmap_range=(float(low), float(high)),
         look_alikes=int(manifest["look_alikes"]),
         alarm_rate=float(manifest["alarm_rate"]),
+        tiles=_tiles(manifest["tiles"], arrays),
     )
+
+
+def _tiles(stored: list[int] | None, arrays: dict[str, np.ndarray]) -> Tiles | None:
+    if stored is None:
+        return None
+    side_px, overlap_px = stored
+    return Tiles(side_px, overlap_px, arrays["tile_sources"])
 
 
 def size_bytes(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -116,6 +116,11 @@ class HierarchicalCoreset:
         return self.model.alarm_rate
 
     @property
+    def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
+        """The cut-offs of review and of reject."""
+        return self.model.review, self.model.reject
+
+    @property
     def heatmap_range(self) -> tuple[float, float]:
         """Heat map values between which binarising looks for its threshold: from what good parts rarely reach up."""
         return self.model.heatmap_range
@@ -219,7 +224,7 @@ class HierarchicalCoreset:
 
     def replaced(self, model: models.Model, evidence: Evidence | None, report: dict[str, Any]) -> HierarchicalCoreset:
         """Another model on the same backbone."""
-        return HierarchicalCoreset(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
+        return type(self)(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
 
     def route(self, features: Maps, group: int | None = None) -> hierarchy.Look:
         """Whom an image with these feature maps resembles, among all good images or those of one group."""
@@ -288,6 +293,13 @@ def fit(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     started = time.monotonic()
+    sources = None
+    if settings.tile_px is not None:
+        from scorer.tiles import TiledImages
+
+        overlap_px = round(settings.tile_px * settings.tile_overlap)
+        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable)
+        sources = images.sources
     _one_thread_per_product()
     graphs = list(backbone.prepare(settings).values())
     features = backbone.load(
@@ -302,9 +314,12 @@ def fit(
     finished = False
     try:
         store, kept = extract(images, features, folder, progress, on_unreadable)
-        model = models.fit(store, settings, features.threads, progress)
+        sources = None if sources is None else sources[kept]
+        model = models.fit(store, settings, features.threads, progress, sources=sources)
         left_out = np.zeros(len(kept), dtype=bool)
-        if settings.trim:
+        if sources is not None and settings.tile_px is not None:
+            model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
+        elif settings.trim:
             left_out = trimming.suspects(model.standardised, model.groups)
             if left_out.any() and len(kept) - left_out.sum() >= settings.minimum_images:
                 store = trimming.only(store, np.flatnonzero(~left_out))
@@ -319,12 +334,21 @@ def fit(
         folder.close(remove=finished)
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
-        "images": len(used),
+        "images": len(used) if sources is None else len(np.unique(sources)),
         "left_out": [name for name, out in zip(names, left_out, strict=True) if out],
         "skipped": len(images) - len(kept),
         "settings": settings.model_dump(mode="json"),
     }
-    return HierarchicalCoreset(model, graphs, features, report, evidence=lambda: evidence)
+    return _kind(model)(model, graphs, features, report, evidence=lambda: evidence)
+
+
+def _kind(model: models.Model) -> type[HierarchicalCoreset]:
+    """The detector that serves a model: of tiles, or of whole images."""
+    if model.tiles is None:
+        return HierarchicalCoreset
+    from scorer.tiles import TiledCoreset
+
+    return TiledCoreset
 
 
 def _work_key(
@@ -370,7 +394,7 @@ def load(
     features = backbone.load(
         stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
     )
-    loaded = HierarchicalCoreset(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
+    loaded = _kind(stored.model)(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
     if features.runtime != stored.runtime:
         try:
             golden.check(stored.report.get("golden"), loaded.evidence, loaded._raw, features.runtime, stored.runtime)

@@ -29,6 +29,15 @@ _USUAL_SPAN = 1.25
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How images were cut when the model's images are tiles; `sources` (n,) say of which whole image each one is."""
+
+    side_px: int
+    overlap_px: int
+    sources: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Model:
     """Everything that scoring needs besides the backbone; K groups, L layers, n good images.
 
@@ -52,6 +61,7 @@ class Model:
     heatmap_range: tuple[float, float]
     look_alikes: int
     alarm_rate: float
+    tiles: Tiles | None = None
 
     @cached_property
     def calibration(self) -> NDArray[np.float64]:

@@ -63,6 +63,12 @@ class ScorerSettings(BaseModel):
     trim: bool = Field(
         default=True, description="Leave images out of the fit that look like defects among the good ones."
     )
+    tile_px: int | None = Field(
+        default=None, ge=64, le=4096, description="Side of the tiles that large images are cut into; none: no tiles."
+    )
+    tile_overlap: float = Field(
+        default=0.25, ge=0.1, le=0.5, description="Share of a tile that its neighbours cover too."
+    )
     look_alikes: int = Field(
         default=25, ge=1, le=1000, description="Similar good images whose scores align an image's own."
     )
