@@ -166,13 +166,13 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
     model = fitted.model
     cuts = {
         name: {"threshold": cut.value, "rate": cut.rate, "method": cut.method, "upper_bound": cut.upper_bound}
-        for name, cut in (("review", model.review), ("reject", model.reject))
+        for name, cut in zip(("review", "reject"), fitted.cut_offs, strict=True)
     }
     return {
         "version": fitted.version,
         "runtime": fitted.runtime,
         "groups": fitted.groups,
-        "good_images": len(model.groups),
+        "good_images": len(model.groups) if model.tiles is None else len(np.unique(model.tiles.sources)),
         "left_out": fitted.report.get("left_out", []),
         "thresholds": cuts,
         "finest_p_value": 1 / (len(model.calibration) + 1),

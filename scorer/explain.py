@@ -5,6 +5,7 @@ The distances are the ones that scoring has used, to the same bank rows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from scorer.backbone import Image
 from scorer.coreset import unit
 from scorer.detector import HierarchicalCoreset
 from scorer.evidence import Evidence
+from scorer.tiles import TiledCoreset
 
 Box = tuple[float, float, float, float]
 
@@ -59,9 +61,27 @@ def reasons(detector: HierarchicalCoreset, image: Image, places: Sequence[tuple[
     evidence = detector.evidence
     if evidence is None:
         raise FlawlineError(f"model {detector.version}: does not know where its patches are from: fit it again")
+    if isinstance(detector, TiledCoreset):
+        return [_tile_reason(detector, evidence, image, place) for place in places]
     features = detector.features(image)
     group = detector.route(features).group
     return [_reason(detector, evidence, features, group, place) for place in places]
+
+
+def _tile_reason(detector: TiledCoreset, evidence: Evidence, image: Image, place: tuple[float, float]) -> Reason:
+    """The reason for a place of a large image, by the tile whose centre is nearest; good patches are tiles' too."""
+    height, width = image.shape[:2]
+    x, y = place[0] * width, place[1] * height
+    box = min(
+        detector.boxes(image), key=lambda each: (each.x0 + each.x1 - 2 * x) ** 2 + (each.y0 + each.y1 - 2 * y) ** 2
+    )
+    high, wide = box.y1 - box.y0, box.x1 - box.x0
+    features = detector.features(np.ascontiguousarray(box.of(image)))
+    within = (x - box.x0) / wide, (y - box.y0) / high
+    found = _reason(detector, evidence, features, detector.route(features).group, within)
+    left, top, across, down = found.box
+    whole = (box.x0 + left * wide) / width, (box.y0 + top * high) / height, across * wide / width, down * high / height
+    return dataclasses.replace(found, box=whole)
 
 
 def _reason(

@@ -67,6 +67,8 @@ def extend(
     evidence = detector.evidence
     if evidence is None or not evidence.pictures:
         raise FlawlineError(f"model {detector.version}: holds nothing to audit an extension on: fit it again")
+    if detector.model.tiles is not None:
+        raise FlawlineError(f"model {detector.version}: was fitted on tiles, which cannot be extended: fit it again")
     if not len(images):
         raise FlawlineError("no images to add: give good parts")
     features = [detector.features(image) for image in images]

@@ -1,0 +1,240 @@
+"""Images far larger than the model input, tile by tile: small defects stay visible, and the map has no seam.
+
+A tile is an image to the model: it is routed, scored and aligned with good tiles that look like it. The image is as bad
+as its worst tile, and calibrated so: on the worst tiles of the good images, each cross-fitted with its whole image left
+out. Tiles overlap, and their maps are blended with weights that fall to zero towards a tile's edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.errors import FlawlineError
+from flawline.messages import Decision
+from scorer import calibration
+from scorer import model as models
+from scorer.backbone import Image
+from scorer.detector import HierarchicalCoreset, Scores
+from scorer.features import OnUnreadable, checked
+from scorer.model import Tiles
+from scorer.regions_of_interest import Mask
+
+# The longest side of an image's region inputs, in cells: bounds their memory whatever the image.
+_GRID = 96
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tile in image pixels, end exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def of(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """This part of an image or mask."""
+        return pixels[self.y0 : self.y1, self.x0 : self.x1]
+
+
+def boxes(height: int, width: int, side_px: int, overlap_px: int) -> list[Box]:
+    """Square tiles that cover an image evenly with at least that overlap; one for each direction that is no longer."""
+    rows, columns = _starts(height, side_px, overlap_px), _starts(width, side_px, overlap_px)
+    return [Box(x, y, min(x + side_px, width), min(y + side_px, height)) for y in rows for x in columns]
+
+
+def _starts(length: int, side_px: int, overlap_px: int) -> list[int]:
+    count = max(1, -(-(length - overlap_px) // (side_px - overlap_px)))
+    return [round(start) for start in np.linspace(0, max(0, length - side_px), count)]
+
+
+class TiledImages(Sequence[Image]):
+    """The tiles of some images, each cut when it is asked for; `sources` (n,) say which image each is of."""
+
+    def __init__(
+        self, images: Sequence[Image], side_px: int, overlap_px: int, on_unreadable: OnUnreadable | None = None
+    ) -> None:
+        self._images = images
+        self._tiles: list[tuple[int, Box]] = []
+        for number in range(len(images)):
+            try:
+                height, width = checked(images[number]).shape[:2]
+            except FlawlineError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(number, error)
+                continue
+            self._tiles += [(number, box) for box in boxes(height, width, side_px, overlap_px)]
+        self.sources = np.asarray([number for number, _ in self._tiles], dtype=np.int64)
+        self._last: dict[int, Image] = {}  # tiles come in order: an image is read once, not once a tile
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index):
+        number, box = self._tiles[index]
+        with self._lock:
+            if number not in self._last:
+                self._last = {**dict(list(self._last.items())[-1:]), number: self._images[number]}
+            image = self._last[number]
+        return box.of(image)
+
+
+class TiledCoreset(HierarchicalCoreset):
+    """A detector whose model was fitted on tiles."""
+
+    @property
+    def tiles(self) -> Tiles:
+        """How images are cut."""
+        assert self.model.tiles is not None
+        return self.model.tiles
+
+    @cached_property
+    def worst(self) -> NDArray[np.float64]:
+        """The standardised score of each good image's worst tile, in rising order: what images are calibrated on."""
+        known = np.unique(self.tiles.sources)
+        return np.sort([float(self.model.standardised[self.tiles.sources == number].max()) for number in known])
+
+    @property
+    def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
+        """The cut-offs of review and reject for whole images."""
+        return self._cut_offs
+
+    @cached_property
+    def _cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
+        return models.cut_offs(self.worst, self.model.review.rate, self.model.reject.rate)
+
+    def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
+        """Scores of images of any size, one image after the other and its tiles side by side; see the parent."""
+        masks = [None] * len(images) if masks is None else masks
+        return [self._score_whole(checked(image), mask) for image, mask in zip(images, masks, strict=True)]
+
+    def boxes(self, image: Image) -> list[Box]:
+        """The tiles of an image."""
+        height, width = image.shape[:2]
+        return boxes(height, width, self.tiles.side_px, self.tiles.overlap_px)
+
+    def _score_whole(self, image: Image, mask: Mask | None) -> Scores:
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise FlawlineError(f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it anew")
+        cut = [box for box in self.boxes(image) if mask is None or box.of(mask).any()]
+        if not cut:
+            raise FlawlineError("mask leaves nothing of the image to inspect: ignore less")
+        blend = _Blend(image.shape[0], image.shape[1])
+        worst: tuple[float, Scores] | None = None
+        unknown = 0
+        for box, scores in zip(cut, self._scored(image, mask, cut), strict=True):
+            blend.add(box, scores)
+            unknown += scores.decision is Decision.UNKNOWN_PRODUCT
+            standardised = self.standardised(scores)
+            if worst is None or standardised > worst[0]:
+                worst = standardised, scores
+        assert worst is not None
+        decision = self._decide_whole(worst[0], unknown / len(cut))
+        patches, residuals = blend.region_inputs() if decision is not Decision.ACCEPT else (None, None)
+        return Scores(
+            group=worst[1].group,
+            raw=worst[1].raw,
+            aligned=worst[1].aligned,
+            p_value=float(calibration.p_values(np.asarray(worst[0]), self.worst)),
+            decision=decision,
+            heatmap=blend.heatmap(),
+            patches=patches,
+            residuals=residuals,
+        )
+
+    def _scored(self, image: Image, mask: Mask | None, cut: Sequence[Box]) -> Iterator[Scores]:
+        def work(box: Box) -> Scores:
+            part = None if mask is None or box.of(mask).all() else box.of(mask)
+            return self._score_one(np.ascontiguousarray(box.of(image)), part)
+
+        return self._pool.map(work, cut)
+
+    def _decide_whole(self, standardised: float, unknown: float) -> Decision:
+        """The decision on an image; it is of an unknown product when most of it is: a defect fills few tiles."""
+        review, reject = self.cut_offs
+        if unknown > 0.5:
+            return Decision.UNKNOWN_PRODUCT
+        if standardised > reject.value:
+            return Decision.REJECT
+        return Decision.REVIEW if standardised > review.value else Decision.ACCEPT
+
+
+class _Blend:
+    """One map for the whole image from those of its tiles, and its region inputs, as tiles come in."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._size = height, width
+        self._cell: tuple[float, float] | None = None
+        self._heat = self._weight = np.empty((0, 0), np.float32)
+        self._hot: list[tuple[Box, Scores]] = []
+
+    def add(self, box: Box, scores: Scores) -> None:
+        """Add a tile. Its map lies between the whole map's cells, so it is shifted by a part of a cell."""
+        height, width = self._size
+        rows, columns = scores.heatmap.shape
+        if self._cell is None:
+            self._cell = (box.y1 - box.y0) / rows, (box.x1 - box.x0) / columns
+            shape = max(1, round(height / self._cell[0])), max(1, round(width / self._cell[1]))
+            self._heat, self._weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        whole_rows, whole_columns = self._heat.shape
+        scale_y, scale_x = height / whole_rows, width / whole_columns  # pixels of one cell of the whole map
+        # Cells of the whole map whose centres lie in the tile, and where those centres are on the tile's own map.
+        y0, y1 = int(np.ceil(box.y0 / scale_y - 0.5)), int(np.ceil(box.y1 / scale_y - 0.5))
+        x0, x1 = int(np.ceil(box.x0 / scale_x - 0.5)), int(np.ceil(box.x1 / scale_x - 0.5))
+        ys = ((np.arange(y0, y1) + 0.5) * scale_y - box.y0) / (box.y1 - box.y0)
+        xs = ((np.arange(x0, x1) + 0.5) * scale_x - box.x0) / (box.x1 - box.x0)
+        map_y, map_x = np.meshgrid(ys * rows - 0.5, xs * columns - 0.5, indexing="ij")
+        heat = cv2.remap(
+            scores.heatmap,
+            map_x.astype(np.float32),
+            map_y.astype(np.float32),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        weight = np.outer(_taper(ys), _taper(xs)).astype(np.float32)
+        self._heat[y0:y1, x0:x1] += weight * heat
+        self._weight[y0:y1, x0:x1] += weight
+        if scores.patches is not None:
+            self._hot.append((box, scores))
+
+    def heatmap(self) -> NDArray[np.float32]:
+        """The blended map over the whole image; places that no tile covers, being ignored, are as cool as any."""
+        covered = self._weight > 0
+        heat = np.where(covered, self._heat / np.where(covered, self._weight, 1), np.inf)
+        return np.where(covered, heat, heat.min()).astype(np.float32)
+
+    def region_inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Patches and residuals on a grid over the whole image, zero (nothing unusual) where tiles were accepted."""
+        height, width = self._size
+        scale = _GRID / max(height, width)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        depth = self._hot[0][1].patches.shape[2] if self._hot and self._hot[0][1].patches is not None else 1
+        whole = np.zeros((2, rows, columns, depth), np.float32)
+        weight = np.full((rows, columns, 1), 1e-9, np.float32)
+        for box, scores in self._hot:
+            y0, y1 = int(box.y0 * scale), max(int(box.y0 * scale) + 1, min(rows, round(box.y1 * scale)))
+            x0, x1 = int(box.x0 * scale), max(int(box.x0 * scale) + 1, min(columns, round(box.x1 * scale)))
+            ys, xs = (np.arange(y1 - y0) + 0.5) / (y1 - y0), (np.arange(x1 - x0) + 0.5) / (x1 - x0)
+            own = np.outer(_taper(ys), _taper(xs)).astype(np.float32)[:, :, None]
+            for target, values in zip(whole, (scores.patches, scores.residuals), strict=True):
+                assert values is not None
+                high, wide = values.shape[:2]
+                picked = values[(ys * high).astype(int)][:, (xs * wide).astype(int)]
+                target[y0:y1, x0:x1] += own * picked
+            weight[y0:y1, x0:x1] += own
+        return whole[0] / weight, whole[1] / weight
+
+
+def _taper(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights over a tile (0 to 1): a raised cosine that is all but zero at the edges."""
+    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * share) + 1e-4)

@@ -1,0 +1,155 @@
+"""Images far larger than the model input: a small scratch is found, and nothing shows where tiles meet."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flawline.errors import FlawlineError
+from flawline.messages import Decision
+from scorer import artefact, detector
+from scorer.explain import reasons
+from scorer.extend import extend
+from scorer.settings import LayerSettings, ScorerSettings
+from scorer.tiles import TiledCoreset, TiledImages, boxes
+
+SIDE, TILE = 64, 128
+
+
+def sheet(seed: int, height: int = 384, width: int = 384) -> np.ndarray:
+    """Brushed metal, without an end in sight."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    wave = 120 + 20 * np.sin(x / 9 + rng.uniform(0, 6)) + 8 * np.sin(y / 23 + rng.uniform(0, 6))
+    grain = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1.2) * 12
+    image = np.repeat((wave + grain)[:, :, None], 3, axis=2)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def settings() -> ScorerSettings:
+    layers = (
+        LayerSettings(size=SIDE, stride=8, rows=1500, rows_per_image=20),
+        LayerSettings(size=SIDE, stride=16, rows=800, rows_per_image=10, neighbours=5),
+    )
+    return ScorerSettings(
+        layers=layers, threads=2, runtime="openvino", alarm_rate=0.05, tile_px=TILE, tile_overlap=0.25
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(settings: ScorerSettings) -> TiledCoreset:
+    model = detector.fit([sheet(i) for i in range(24)], settings)
+    assert isinstance(model, TiledCoreset)
+    return model
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([64, 128]), st.integers(8, 32))
+def test_tiles_cover_every_pixel_and_overlap_at_least_as_asked(
+    height: int, width: int, side: int, overlap: int
+) -> None:
+    seen = np.zeros((height, width), dtype=int)
+    cut = boxes(height, width, side, overlap)
+    for box in cut:
+        assert box.of(seen).shape == (min(side, height), min(side, width))
+        box.of(seen)[...] += 1
+    assert seen.min() >= 1
+    columns = sorted({box.x0 for box in cut})
+    assert all(left + side - right >= overlap for left, right in itertools.pairwise(columns))
+
+
+def test_scratch_of_twenty_pixels_in_twelve_megapixels_is_found_in_its_place(fitted: TiledCoreset) -> None:
+    good = sheet(900, 3000, 4000)
+    scratched = good.copy()
+    cv2.line(scratched, (2701, 1203), (2715, 1217), (240, 240, 240), 2)
+    tracemalloc.start()
+    clean, found = fitted.score([good, scratched])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300e6
+    assert found.decision is not Decision.ACCEPT
+    assert found.aligned > clean.aligned + 0.3
+    rows, columns = found.heatmap.shape
+    assert (rows, columns) == (188, 250)
+    row, column = np.unravel_index(found.heatmap.argmax(), found.heatmap.shape)
+    assert abs((column + 0.5) / columns * 4000 - 2708) < 40
+    assert abs((row + 0.5) / rows * 3000 - 1210) < 40
+    assert found.patches is not None
+    assert found.residuals is not None
+    assert found.patches.shape == found.residuals.shape
+    assert max(found.patches.shape[:2]) <= 96
+    hot = np.linalg.norm(found.residuals, axis=2)
+    place = np.unravel_index(hot.argmax(), hot.shape)
+    assert abs((place[1] + 0.5) / hot.shape[1] * 4000 - 2708) < 150
+
+
+def test_nothing_shows_where_tiles_meet(fitted: TiledCoreset) -> None:
+    maps = [scores.heatmap for scores in fitted.score([sheet(700 + i, 500, 500) for i in range(12)])]
+    step = np.mean([np.abs(np.diff(each, axis=1)) for each in maps], axis=(0, 1))
+    scale = 500 / maps[0].shape[1]
+    edges = sorted({edge for box in boxes(500, 500, TILE, 32) for edge in (box.x0, box.x1)} - {0, 500})
+    seams = [min(len(step) - 1, round(edge / scale) - 1) for edge in edges]
+    others = np.delete(step, seams)
+    assert step[seams].mean() < 1.25 * others.mean()
+    assert step[seams].max() <= 1.5 * others.max()
+
+
+def test_alarm_rate_holds_for_whole_images_not_for_tiles(fitted: TiledCoreset) -> None:
+    scores = fitted.score([sheet(300 + i) for i in range(30)])
+    assert sum(each.decision is not Decision.ACCEPT for each in scores) <= 6
+    assert len(fitted.worst) == 24
+    assert fitted.cut_offs[0].value >= fitted.model.review.value
+    assert all(each.p_value >= 1 / 25 for each in scores)
+
+
+def test_saved_model_scores_alike_explains_by_tile_and_cannot_be_extended(
+    fitted: TiledCoreset, settings: ScorerSettings, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
+    version = fitted.save(tmp_path / "model")
+    loaded = detector.load(tmp_path / "model")
+    assert loaded.version == version
+    assert isinstance(loaded, TiledCoreset)
+    image = sheet(41, 300, 500)
+    cv2.circle(image, (400, 150), 6, (250, 60, 200), -1)
+    (one,), (two,) = fitted.score([image]), loaded.score([image])
+    np.testing.assert_array_equal(one.heatmap, two.heatmap)
+    (reason,) = reasons(loaded, image, [(0.8, 0.5)])
+    assert abs(reason.box[0] + reason.box[2] / 2 - 0.8) < 0.05
+    assert abs(reason.box[1] + reason.box[3] / 2 - 0.5) < 0.05
+    assert reason.shown.picture is not None
+    with pytest.raises(FlawlineError, match="fitted on tiles"):
+        extend(loaded, [image], ["a"], settings)
+    assert artefact.load(tmp_path / "model").model.tiles is not None
+
+
+def test_ignored_part_of_a_large_image_neither_scores_nor_is_hot(fitted: TiledCoreset) -> None:
+    image = sheet(42, 400, 600)
+    cv2.circle(image, (500, 200), 12, (250, 60, 200), -1)
+    mask = np.ones(image.shape[:2], dtype=bool)
+    mask[:, 380:] = False
+    seen, ignored = fitted.score([image, image], [None, mask])
+    assert seen.decision is Decision.REJECT
+    assert ignored.decision is Decision.ACCEPT
+    assert ignored.heatmap.max() < seen.heatmap.max() - 0.5
+    with pytest.raises(FlawlineError, match="nothing of the image"):
+        fitted.score([image], [np.zeros(image.shape[:2], dtype=bool)])
+    with pytest.raises(FlawlineError, match="mask of shape"):
+        fitted.score([image], [np.ones((3, 3), dtype=bool)])
+
+
+def test_images_no_larger_than_a_tile_are_one_tile_and_unreadable_ones_are_named() -> None:
+    assert len(boxes(100, 128, TILE, 32)) == 1
+    bad: list[int] = []
+    images = [sheet(0), np.zeros((4, 4), np.uint8), sheet(1)]
+    tiles = TiledImages(images, TILE, 32, lambda index, error: bad.append(index))  # type: ignore[arg-type]
+    assert bad == [1]
+    assert set(tiles.sources.tolist()) == {0, 2}
+    np.testing.assert_array_equal(tiles[0], images[0][:TILE, :TILE])
+    with pytest.raises(FlawlineError, match="takes uint8"):
+        TiledImages(images, TILE, 32)  # type: ignore[arg-type]
