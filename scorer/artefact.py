@@ -28,6 +28,7 @@ from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles
 from scorer.settings import LayerSettings, ScorerSettings
 from scorer.weights import sha256_of
+from scorer.whole_image import WholeUnit
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
@@ -155,6 +156,7 @@ def _write(
         "format": FORMAT,
         "layers": [layer.model_dump() for layer in model.layers],
         "units": [[asdict(unit) for unit in units] for units in model.units],
+        "wholes": [asdict(each) for each in model.wholes],
         "review": asdict(model.review),
         "reject": asdict(model.reject),
         "heatmap_range": list(model.heatmap_range),
@@ -226,6 +228,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         layers=layers,
         banks=[[arrays[f"bank.{k}.{i}"].astype(np.float32) for i in range(len(layers))] for k in range(count)],
         units=[[LayerUnit(**each) for each in units] for units in manifest["units"]],
+        wholes=[WholeUnit(**each) for each in manifest["wholes"]],
         means=[arrays[f"means.{i}"] for i in range(len(layers))],
         embeddings=arrays["embeddings"].astype(np.float32),
         groups=groups,

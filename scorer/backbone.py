@@ -8,6 +8,7 @@ once, kept in a cache, and travels inside the model artefact.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import queue
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +44,8 @@ _GRAPH_FORMAT = 2
 class Graph:
     """One backbone at one input size: what is needed to run it, and to know it again.
 
-    `strides` and `channels` describe its outputs, each float32 (1, h, w, channels).
+    `strides` and `channels` describe its outputs, each float32 (1, h, w, channels). Of a stride that is named twice,
+    the first output comes from halfway through the blocks of that stride, the second from the last one.
     """
 
     backbone: str
@@ -100,9 +103,9 @@ def resized(image: Image, size: int) -> Image:
 
 
 def passes(layers: Sequence[LayerSettings]) -> dict[int, tuple[int, ...]]:
-    """The input sizes that a set of layers needs, each with its strides in ascending order."""
+    """The input sizes that a set of layers needs, each with its strides in ascending order, one for each layer."""
     sizes = sorted({layer.size for layer in layers})
-    return {size: tuple(sorted({layer.stride for layer in layers if layer.size == size})) for size in sizes}
+    return {size: tuple(sorted(layer.stride for layer in layers if layer.size == size)) for size in sizes}
 
 
 def prepare(settings: ScorerSettings, cache: Path | None = None) -> dict[int, tuple[Graph, Path]]:
@@ -191,7 +194,10 @@ def torch_module(weights: weight_files.Weights, size: int, strides: Sequence[int
     whole = weight_files.create(weights, size, None)
     info: Any = whole.feature_info
     indices = _indices(list(info.reduction()), strides)
-    body = weight_files.create(weights, size, indices)
+    # What the backbone itself does not give out is caught on its way.
+    caught = [place for place, index in enumerate(indices) if index is None]
+    body = weight_files.create(weights, size, [index for index in indices if index is not None])
+    sources = {place: _halfway(body, size, strides[place]) for place in caught}
     config: dict[str, Any] = getattr(whole, "default_cfg", None) or getattr(whole, "pretrained_cfg", None) or {}
     if not config:
         import timm
@@ -208,25 +214,76 @@ def torch_module(weights: weight_files.Weights, size: int, strides: Sequence[int
             mean = torch.tensor(config.get("mean", (0.485, 0.456, 0.406)), dtype=torch.float32) * 255
             std = torch.tensor(config.get("std", (0.229, 0.224, 0.225)), dtype=torch.float32) * 255
             self.body = body
+            self.caught = threading.local()  # images are worked on by several threads at once
+            for place, module in sources.items():
+                if module is not None:
+                    module.register_forward_hook(functools.partial(self._catch, place))
             self.register_buffer("mean", mean.view(1, 3, 1, 1))
             self.register_buffer("scale", 1 / std.view(1, 3, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
             normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-            return tuple(each.permute(0, 2, 3, 1).contiguous() for each in self.body(normalised))
+            given = iter(self.body(normalised))
+            maps = [None if place in caught else next(given) for place in range(len(strides))]
+            for place in caught:
+                maps[place] = maps[place + 1] if sources[place] is None else getattr(self.caught, str(place))
+            return tuple(each.permute(0, 2, 3, 1).contiguous() for each in maps if each is not None)
+
+        def _catch(self, place: int, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            setattr(self.caught, str(place), output)
 
     return Extractor().eval()
 
 
-def _indices(reductions: list[int], strides: Sequence[int]) -> list[int]:
+def _indices(reductions: list[int], strides: Sequence[int]) -> list[int | None]:
     """Which of the backbone's outputs serve the strides: the deepest of each stride, else even steps through the depth.
 
-    A vision transformer has the same stride everywhere; its outputs differ in depth only.
+    A vision transformer has the same stride everywhere; its outputs differ in depth only. The earlier map of a stride
+    that is named twice is an output halfway, or None when the backbone gives out one map of that stride only.
     """
     if all(stride in reductions for stride in strides):
-        return [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
+        found: list[int | None] = []
+        for place, stride in enumerate(strides):
+            outputs = [i for i, each in enumerate(reductions) if each == stride]
+            earlier = stride in strides[place + 1 :]
+            halfway = outputs[(len(outputs) - 1) // 2] if len(outputs) > 1 else None
+            found.append(halfway if earlier else outputs[-1])
+        return found
     first = len(reductions) // 3
     return [int(i) for i in np.linspace(first, len(reductions) - 1, len(strides)).round()]
+
+
+def _halfway(body: Any, size: int, stride: int) -> Any | None:
+    """The module of `body` whose map (1, c, h, w) lies halfway through the blocks of a stride, if there are several.
+
+    Blocks are what the outermost sequences hold whose maps have that stride.
+    """
+    import torch
+
+    modules = dict(body.named_modules())
+    blocks = {
+        name: module
+        for name, module in modules.items()
+        if name and isinstance(modules[name.rpartition(".")[0]], torch.nn.Sequential)
+    }
+    side, seen, hooks = size // stride, [], []
+
+    def see(name: str, _module: Any, _inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and tuple(output.shape[2:]) == (side, side):
+            seen.append(name)
+
+    for name, module in blocks.items():
+        hooks.append(module.register_forward_hook(functools.partial(see, name)))
+    with torch.inference_mode():
+        body(torch.zeros(1, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    for depth in sorted({name.count(".") for name in seen}):
+        level = [name for name in seen if name.count(".") == depth]
+        if len(level) > 1:
+            return blocks[level[(len(level) - 1) // 2]]
+    log.warning("the backbone has one map of stride %d only: it serves as the earlier one too", stride)
+    return None
 
 
 class OpenVinoBackbone:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import artefact, backbone, calibration, golden, hierarchy, maps, trimming
+from scorer import artefact, backbone, calibration, golden, hierarchy, maps, trimming, whole_image
 from scorer import model as models
 from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
@@ -95,6 +95,8 @@ class HierarchicalCoreset:
         self._backbone = features
         self._version = version
         self._gallery = hierarchy.Gallery(model.embeddings, model.groups)
+        wholes = models.whole_part(model.layers, model.means, model.embeddings)
+        self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         self._searched: list[list[Bank] | None] = [None] * len(model.banks)
         self._banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
         _one_thread_per_product()
@@ -179,7 +181,7 @@ class HierarchicalCoreset:
         ratios = maps.combined(distances, model.units[group])
         if mask is not None:
             ratios = cooled(ratios, mask)
-        log_score = maps.log_score(ratios)
+        log_score = maps.log_score(ratios) + (self._added_by_whole(features, group) if mask is None else 0.0)
         level = float(normal_level(model.log_scores, look.neighbours))
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
@@ -237,6 +239,12 @@ class HierarchicalCoreset:
         within = hierarchy.Gallery(model.embeddings[own], np.zeros(len(own), dtype=np.int64))
         look = within.look(embedding, model.look_alikes)
         return hierarchy.Look(group, own[look.neighbours], look.distance)
+
+    def _added_by_whole(self, features: Maps, group: int) -> float:
+        """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
+        deepest = features[models.embedding_layers(self.model.layers)[-1]]
+        distances = whole_image.log_distances(unit(deepest.mean(axis=(0, 1)))[None], self._wholes[group])
+        return float(self.model.wholes[group].added(distances)[0])
 
     def _banks(self, group: int) -> list[Bank]:
         """The group's banks in the order that the search wants, made when its first image comes."""

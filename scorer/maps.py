@@ -24,31 +24,35 @@ _FARTHEST = 30.0
 
 @dataclass(frozen=True)
 class LayerUnit:
-    """What a layer's distances are measured in: log(d / median) / width, both from good parts of one group."""
+    """What a layer's distances are measured in: log(d / median) / width, both from good parts of one group.
+
+    `weight` is the layer's part in the mean over layers, relative to the others'.
+    """
 
     median: float
     width: float
+    weight: float = 1.0
 
     @classmethod
-    def of(cls, distances: Map) -> LayerUnit:
+    def of(cls, distances: Map, weight: float = 1.0) -> LayerUnit:
         """The unit of the cross-fitted patch distances of a group's good images: median and log(q99 / median)."""
         median, high = np.quantile(distances, [0.5, 0.99])
         median = max(float(median), _FLOOR)
-        return cls(median, max(float(np.log(max(float(high), _FLOOR) / median)), _NARROWEST))
+        return cls(median, max(float(np.log(max(float(high), _FLOOR) / median)), _NARROWEST), weight)
 
 
 def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
     """One map (h, w) from the distance maps of all layers, on the finest layer's grid.
 
-    Each layer is put into its own units, and the mean is taken over layers: their errors are independent, so a patch
-    that all find unusual stands out. The result is exponentiated (1 is an ordinary patch) and smoothed.
+    Each layer is put into its own units, and the weighted mean is taken over layers: their errors are independent, so a
+    patch that all find unusual stands out. The result is exponentiated (1 is an ordinary patch) and smoothed.
     """
     side = max(each.shape[0] for each in distances)
     total = np.zeros((side, side), dtype=np.float32)
     for each, unit in zip(distances, units, strict=True):
-        logs = np.log(np.maximum(each, _FLOOR) / unit.median) / unit.width
+        logs = np.log(np.maximum(each, _FLOOR) / unit.median) * (unit.weight / unit.width)
         total += enlarged(logs.astype(np.float32), side)
-    ratios = np.exp(np.minimum(total / len(distances), _FARTHEST))
+    ratios = np.exp(np.minimum(total / sum(unit.weight for unit in units), _FARTHEST))
     return np.asarray(cv2.GaussianBlur(ratios, (5, 5), _SIGMA), dtype=np.float32)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer import calibration, hierarchy, maps
+from scorer import calibration, hierarchy, maps, whole_image
 from scorer.alignment import normal_level
 from scorer.calibration import Threshold
 from scorer.coreset import Vectors, projected
@@ -20,6 +20,7 @@ from scorer.crossfit import cross_fit
 from scorer.features import FeatureStore, Progress
 from scorer.maps import LayerUnit
 from scorer.settings import LayerSettings, ScorerSettings
+from scorer.whole_image import WholeUnit
 
 # Good images that are scored as if they were of another group, to see how hot a strong defect is.
 _FOREIGN_IMAGES = 32
@@ -41,14 +42,16 @@ class Tiles:
 class Model:
     """Everything that scoring needs besides the backbone; K groups, L layers, n good images.
 
-    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `means[l]` (K, c) mean features of each group;
-    `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and `standardised` (n,) of the good images, cross-fitted;
-    `gates` and `widths` (K,); `review` and `reject` cut-offs on standardised scores; `heatmap_range` for binarising.
+    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `means[l]` (K, c) mean features of each
+    group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and `standardised` (n,) of the good images,
+    cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on standardised scores; `heatmap_range` for
+    binarising.
     """
 
     layers: tuple[LayerSettings, ...]
     banks: list[list[Vectors]]
     units: list[list[LayerUnit]]
+    wholes: list[WholeUnit]
     means: list[NDArray[np.float32]]
     embeddings: Vectors
     groups: NDArray[np.int64]
@@ -73,8 +76,8 @@ class Model:
 
 
 def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
-    """Which layers make the image embedding: those of the first backbone pass."""
-    return [i for i, layer in enumerate(layers) if layer.size == layers[0].size]
+    """Which layers make the image embedding: the last of each stride in the first backbone pass."""
+    return [i for i, layer in enumerate(layers) if layer.size == layers[0].size and not layer.earlier]
 
 
 def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
@@ -83,6 +86,11 @@ def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
     Deeper ones see more of the product around a defect than of the defect, and group defects by product.
     """
     return embedding_layers(layers)[:2]
+
+
+def whole_part(layers: Sequence[LayerSettings], means: Sequence[NDArray[np.floating]], embeddings: Vectors) -> Vectors:
+    """The part of image embeddings (n, d) that stands for the image as a whole; `means[l]` (..., c) give the sizes."""
+    return whole_image.deepest(embeddings, means[embedding_layers(layers)[-1]].shape[-1])
 
 
 def fit(
@@ -113,12 +121,15 @@ def fit(
     sources = np.arange(len(store)) if sources is None else sources
     banks, distances = cross_fit(store, settings, members, sources, threads, progress)
 
-    units = [[LayerUnit.of(distances[i][own]) for i in range(len(layers))] for own in members]
+    units = [[LayerUnit.of(distances[i][own], layer.weight) for i, layer in enumerate(layers)] for own in members]
     ratios = _ratio_maps(distances, store.grids, groups, units, threads)
     log_scores = np.asarray([maps.log_score(each) for each in ratios])
 
     gallery = hierarchy.Gallery(embeddings, groups)
     look_alikes, within = gallery.neighbours_of_members(settings.look_alikes)
+    spreads = calibration.group_widths(log_scores - normal_level(log_scores, look_alikes), groups)
+    wholes, added = whole_image.fit(whole_part(layers, store.means, embeddings), groups, sources, spreads)
+    log_scores = log_scores + added
     levels = normal_level(log_scores, look_alikes)
     aligned = log_scores - levels
     widths = calibration.group_widths(aligned, groups)
@@ -130,6 +141,7 @@ def fit(
         layers=layers,
         banks=banks,
         units=units,
+        wholes=wholes,
         means=[np.stack([each[own].mean(axis=0) for own in members]) for each in store.means],
         embeddings=embeddings,
         groups=groups,

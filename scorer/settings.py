@@ -17,6 +17,10 @@ class LayerSettings(BaseModel):
         default=256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels."
     )
     stride: int = Field(ge=2, le=64, description="Input pixels between neighbouring patches.")
+    earlier: bool = Field(
+        default=False, description="The map from halfway through the backbone's blocks of this stride, not the last."
+    )
+    weight: float = Field(default=1.0, gt=0, description="Part in the mean over layers, relative to the others'.")
     rows: int = Field(
         default=5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold,"
     )
@@ -30,12 +34,17 @@ class LayerSettings(BaseModel):
 
 _ONE_PASS = (
     LayerSettings(size=256, stride=8, rows=5000, rows_per_image=30, neighbours=1),
+    LayerSettings(size=256, stride=16, earlier=True, rows=5000, rows_per_image=30, neighbours=5),
     LayerSettings(size=256, stride=16, rows=5000, rows_per_image=30, neighbours=5),
-    LayerSettings(size=256, stride=32, rows=3000, rows_per_image=18, neighbours=5),
+    LayerSettings(size=256, stride=32, weight=0.5, rows=1500, rows_per_image=9, neighbours=5),
 )
 PROFILES: dict[str, tuple[LayerSettings, ...]] = {
     "fast": _ONE_PASS,
-    "accurate": (*_ONE_PASS, LayerSettings(size=512, stride=16, rows=5000, rows_per_image=30, neighbours=5)),
+    "accurate": (
+        *_ONE_PASS,
+        LayerSettings(size=512, stride=16, earlier=True, rows=5000, rows_per_image=30, neighbours=5),
+        LayerSettings(size=512, stride=16, rows=5000, rows_per_image=30, neighbours=5),
+    ),
 }
 
 
@@ -97,17 +106,24 @@ class ScorerSettings(BaseModel):
     def _is_consistent(self) -> Self:
         if self.layers is not None and not self.layers:
             raise ValueError("layers is empty: name one layer at least, or leave it out for the profile's")
-        places = [(layer.size, layer.stride) for layer in self.layers or ()]
+        places = [(layer.size, layer.stride, layer.earlier) for layer in self.layers or ()]
         if len(set(places)) < len(places):
-            raise ValueError("layers names the same size and stride twice: remove one of them")
+            raise ValueError("layers names the same map (size, stride, earlier) twice: remove one of them")
+        for layer in self.layers or ():
+            if layer.earlier and (layer.size, layer.stride, False) not in places:
+                raise ValueError(
+                    f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last one"
+                )
         if self.reject_rate is not None and self.reject_rate > self.alarm_rate:
             raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
         return self
 
     @property
     def active_layers(self) -> tuple[LayerSettings, ...]:
-        """The layers in use, the given ones or those of the profile, in ascending size and stride."""
-        return tuple(sorted(self.layers or PROFILES[self.profile], key=lambda layer: (layer.size, layer.stride)))
+        """The layers in use, the given ones or those of the profile, in ascending size, stride and depth."""
+        return tuple(
+            sorted(self.layers or PROFILES[self.profile], key=lambda each: (each.size, each.stride, not each.earlier))
+        )
 
     @property
     def active_reject_rate(self) -> float:
