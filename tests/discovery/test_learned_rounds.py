@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from discovery import learned_round, learning_task, people, registry
@@ -187,6 +190,26 @@ def test_process_that_cannot_learn_says_why_in_one_line(line, tmp_path):
     ended = learning_task.ChildProcess(plan.job)
     ended.cancel()
     ended.cancel()
+
+
+def test_learning_process_ends_with_a_service_that_was_killed(line, tmp_path):
+    line.feed(14, "v", 5)
+    with line.store.reading() as connection:
+        regions = registry.regions_of_round(connection, line.settings.discovery, "v")
+        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v")
+    (tmp_path / "job").write_bytes(Job(**vars(plan.job) | {"epochs": 100_000}).encode())
+    script = (
+        "import sys, time; from discovery.learning_task import ChildProcess, Job; from pathlib import Path;"
+        "job = ChildProcess(Job.decode(Path(sys.argv[1]).read_bytes())); print(job._process.pid, flush=True);"
+        "time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "job")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        learner = psutil.Process(int(service.stdout.readline()))
+        service.kill()
+    gone, _ = psutil.wait_procs([learner], timeout=60)
+    assert gone or learner.status() == psutil.STATUS_ZOMBIE
 
 
 def test_learning_round_as_a_task_on_ray(line, vit_weights):
