@@ -1,0 +1,75 @@
+"""Which maps a backbone gives out: the last of each stride, and the one halfway through a stride's blocks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from scorer import backbone
+from scorer.settings import LayerSettings, ScorerSettings
+
+SIDE = 64
+LAYERS = (
+    LayerSettings(size=SIDE, stride=16),
+    LayerSettings(size=SIDE, stride=16, earlier=True),
+    LayerSettings(size=SIDE, stride=8),
+)
+
+
+def test_layers_come_in_order_of_size_stride_and_depth() -> None:
+    found = ScorerSettings(layers=LAYERS).active_layers
+    assert [(each.stride, each.earlier) for each in found] == [(8, False), (16, True), (16, False)]
+    assert backbone.passes(found) == {SIDE: (8, 16, 16)}
+
+
+def test_an_earlier_map_goes_with_the_last_one() -> None:
+    with pytest.raises(ValidationError, match="earlier map of stride 16 at 64 px alone"):
+        ScorerSettings(layers=LAYERS[1:])
+    with pytest.raises(ValidationError, match="same map"):
+        ScorerSettings(layers=(*LAYERS, LAYERS[1]))
+
+
+def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    found = {}
+    for name, layers in {"both": LAYERS, "last": LAYERS[::2]}.items():
+        graphs = list(backbone.prepare(ScorerSettings(layers=layers), tmp_path).values())
+        found[name] = backbone.load(graphs, runtime="openvino", threads=1).features(image)
+        again = backbone.load(graphs, runtime="torch", device="cpu", threads=1).features(image)
+        for one, other in zip(found[name], again, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max())
+    assert [each.shape for each in found["both"]] == [(8, 8, 40), (4, 4, 80), (4, 4, 112)]
+    np.testing.assert_allclose(found["both"][2], found["last"][1], atol=1e-4 * np.abs(found["last"][1]).max())
+
+
+@pytest.mark.parametrize(
+    ("reductions", "strides", "expected"),
+    [
+        ([2, 4, 8, 16, 32], (8, 16, 16, 32), [2, None, 3, 4]),
+        ([4, 8, 16, 16, 16, 32], (16, 16, 32), [3, 4, 5]),
+        ([16] * 12, (8, 16, 16, 32), [4, 6, 9, 11]),
+    ],
+)
+def test_outputs_that_serve_the_strides(
+    reductions: list[int], strides: tuple[int, ...], expected: list[int | None]
+) -> None:
+    assert backbone._indices(reductions, strides) == expected
+
+
+def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    def block() -> torch.nn.Module:
+        return torch.nn.Conv2d(3, 3, 1)
+
+    stage = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 2, stride=2), *(block() for _ in range(4)))
+    body = torch.nn.ModuleDict({"stage": stage})
+    body.forward = lambda x: [body["stage"](x)]  # type: ignore[method-assign]
+    assert backbone._halfway(body, 16, 2) is stage[2]
+    with caplog.at_level(logging.WARNING):
+        assert backbone._halfway(body, 16, 4) is None
+    assert "one map of stride 4 only" in caplog.text
