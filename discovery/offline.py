@@ -55,18 +55,23 @@ class Picture:
 
 @dataclass
 class Described:
-    """Pictures with their sizes, and the regions of all of them, each with its picture's number and an embedding."""
+    """Pictures with their sizes, and the regions of all of them, each with its picture's number and an embedding.
+
+    `groups` are the look-alike groups of the regions' pictures, all 0 where no model has told.
+    """
 
     pictures: list[Picture] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
     regions: list[DefectRegion] = field(default_factory=list)
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, picture: Picture, size: tuple[int, int], found: Sequence[DefectRegion]) -> None:
+    def add(self, picture: Picture, size: tuple[int, int], found: Sequence[DefectRegion], group: int = 0) -> None:
         """Take in a picture and what was found in it."""
         self.owners += [len(self.pictures)] * len(found)
+        self.groups += [group] * len(found)
         self.pictures.append(picture)
         self.sizes.append(size)
         self.regions += found
@@ -139,14 +144,15 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress) -
     """Regions by a fitted model; images that it accepts have none."""
     described = Described()
     lo, hi = detector.heatmap_range
+    closer = getattr(detector, "close_up", None)
     for start in range(0, len(shown), BATCH):
         readable = _readable(shown[start : start + BATCH], described)
         scored = detector.score([image for _, image in readable])
         for (picture, image), scores in zip(readable, scored, strict=True):
             found: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
-                found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi)
-            described.add(picture, image.shape[:2], found)
+                found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=closer)
+            described.add(picture, image.shape[:2], found, scores.group)
         progress(min(start + BATCH, len(shown)), len(shown), "images")
     return described
 
@@ -191,7 +197,8 @@ def classify(
     proposals: dict[str, int] = {}
     stability = None
     if k is None:
-        found = clustering.cluster(vectors, limit=settings.class_limit, seed=settings.seed)
+        groups = np.array(described.groups)
+        found = clustering.cluster(vectors, groups=groups, limit=settings.class_limit, seed=settings.seed)
         if found is None:
             raise FlawlineError(
                 f"{count} regions are too few to tell how many kinds there are ({clustering.REGIONS_MIN} are needed): "

@@ -88,13 +88,13 @@ def extract(
     mask = sharp_mask(fine, lo, hi)
     if not mask.any():
         square = Square(0, 0, width, height)
-        embedding = _embedding(image, fine, ~mask, patches, residuals, closer)
+        embedding = region_embedding(image, fine, ~mask, patches, residuals, closer)
         return [_region(image, fine, mask, square, square, embedding, crop_side_limit_px)]
     regions = []
     for crop, part in _local(mask, height, width)[:limit]:
         # Another region nearby must not draw the look to itself.
         own = np.where(mask & ~part, fine.min(), fine)
-        embedding = _embedding(image, own, part, patches, residuals, closer)
+        embedding = region_embedding(image, own, part, patches, residuals, closer)
         regions.append(_region(image, fine, part, crop, _box(part, height, width), embedding, crop_side_limit_px))
     return regions
 
@@ -147,7 +147,7 @@ def embed(patches: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> np
     return np.concatenate([_unit(flat @ features - normal), _unit(flat @ differences)]) * np.float32(np.sqrt(0.5))
 
 
-def _embedding(
+def region_embedding(
     image: np.ndarray,
     fine: np.ndarray,
     mask: np.ndarray,
@@ -155,7 +155,10 @@ def _embedding(
     residuals: np.ndarray,
     closer: closeup.Closer | None,
 ) -> np.ndarray:
-    """The unit vector of a region: its patches and, where there is one, the closer look, with the same length."""
+    """The unit vector of a region: its patches and, where there is one, the closer look, with the same length.
+
+    `fine` and `mask` (h, w) cover the whole image; the rest as for `extract`.
+    """
     pooled = closeup.rooted(embed(patches, residuals, peak_weights(fine, mask, patches.shape[:2])))
     if closer is None:
         return pooled
