@@ -15,19 +15,21 @@ Closer = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Feature maps (h, w, c), from fine to deep, of a part of an image, uint8 (H, W, 3)."""
 
 SHARES = (0.25, 0.4)
-"""Sides of the looks as shares of the image's long side: a defect's scale is not known."""
+"""Sides of the looks as shares of what the detector sees at once: a defect's scale is not known."""
 SIDE_MIN_PX = 16
 HEAT_TEMPERATURE = 0.3  # natural-log units of the map
 CONTRAST_TEMPERATURE = 0.05  # distance between unit vectors
 WEIGHTS_SIDE = 32
 
 
-def describe(image: np.ndarray, heat: np.ndarray, closer: Closer) -> np.ndarray:
+def describe(image: np.ndarray, heat: np.ndarray, closer: Closer, field_px: int | None = None) -> np.ndarray:
     """Unit vector float32 (D): what stands out around the hottest place of an image, mean over looks of two sizes.
 
-    `heat` float (h, w) covers the whole image, uint8 (H, W, 3), in natural-log units.
+    `heat` float (h, w) covers the whole image, uint8 (H, W, 3), in natural-log units. The looks' sides are shares of
+    `field_px`, by default of the image's long side.
     """
-    looks = [_look(image, heat, share, closer) for share in SHARES]
+    whole = field_px or max(image.shape[:2])
+    looks = [_look(image, heat, max(SIDE_MIN_PX, round(share * whole)), closer) for share in SHARES]
     return unit(np.mean(looks, axis=0))
 
 
@@ -60,10 +62,9 @@ def weights_of(features: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(logits - logits.max()), np.float32)
 
 
-def _look(image: np.ndarray, heat: np.ndarray, share: float, closer: Closer) -> np.ndarray:
+def _look(image: np.ndarray, heat: np.ndarray, side: int, closer: Closer) -> np.ndarray:
     height, width = image.shape[:2]
     row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-    side = max(SIDE_MIN_PX, round(share * max(height, width)))
     y0, y1 = _span((row + 0.5) / heat.shape[0], side, height)
     x0, x1 = _span((column + 0.5) / heat.shape[1], side, width)
     maps = list(closer(np.ascontiguousarray(image[y0:y1, x0:x1])))

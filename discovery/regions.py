@@ -70,6 +70,7 @@ def extract(
     hi: float,
     *,
     closer: closeup.Closer | None = None,
+    field_px: int | None = None,
     limit: int = REGION_LIMIT,
     crop_side_limit_px: int = CROP_SIDE_LIMIT_PX,
 ) -> list[DefectRegion]:
@@ -78,7 +79,8 @@ def extract(
     `image` is uint8 (H, W, 3); `heatmap` float (h, w) in aligned units over the whole image; `patches` and
     `residuals` float (h', w', D): features and their difference to the nearest good ones; `lo`, `hi` the detector's
     range for MEBin. `closer` gives the feature maps of an enlarged part of the image; without it embeddings are of the
-    map's patches alone, and of another version. A frame without anything local gives one global region: the whole
+    map's patches alone, and of another version. `field_px` is the side of what the detector sees at once, when that is
+    not the whole image: looks are shares of it. A frame without anything local gives one global region: the whole
     image, an empty mask and area 0.
     Raises ValueError for arrays that are not finite or do not fit together.
     """
@@ -88,13 +90,13 @@ def extract(
     mask = sharp_mask(fine, lo, hi)
     if not mask.any():
         square = Square(0, 0, width, height)
-        embedding = region_embedding(image, fine, ~mask, patches, residuals, closer)
+        embedding = region_embedding(image, fine, ~mask, patches, residuals, closer, field_px)
         return [_region(image, fine, mask, square, square, embedding, crop_side_limit_px)]
     regions = []
     for crop, part in _local(mask, height, width)[:limit]:
         # Another region nearby must not draw the look to itself.
         own = np.where(mask & ~part, fine.min(), fine)
-        embedding = region_embedding(image, own, part, patches, residuals, closer)
+        embedding = region_embedding(image, own, part, patches, residuals, closer, field_px)
         regions.append(_region(image, fine, part, crop, _box(part, height, width), embedding, crop_side_limit_px))
     return regions
 
@@ -154,6 +156,7 @@ def region_embedding(
     patches: np.ndarray,
     residuals: np.ndarray,
     closer: closeup.Closer | None,
+    field_px: int | None = None,
 ) -> np.ndarray:
     """The unit vector of a region: its patches and, where there is one, the closer look, with the same length.
 
@@ -164,7 +167,7 @@ def region_embedding(
         return pooled
     # The look is at the hottest place of the region, with the heat around it.
     centred = np.where(mask, fine, np.minimum(fine, fine[mask].max() - np.float32(1e-3)))
-    return np.concatenate([pooled, closeup.describe(image, centred, closer)]) * np.float32(np.sqrt(0.5))
+    return np.concatenate([pooled, closeup.describe(image, centred, closer, field_px)]) * np.float32(np.sqrt(0.5))
 
 
 def crop_squares(boxes: list[Square], height: int, width: int) -> list[Square]:

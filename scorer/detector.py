@@ -204,6 +204,11 @@ class HierarchicalCoreset:
         """The aligned score in units of its group's spread, which the cut-offs are on."""
         return scores.aligned / float(self.model.widths[scores.group])
 
+    @property
+    def field_px(self) -> int | None:
+        """Side of the part of an image that the model sees at once, in image pixels; None where it sees all of it."""
+        return None if self.model.tiles is None else self.model.tiles.side_px
+
     def close_up(self, part: Image) -> Maps:
         """Feature maps (h, w, c) of an enlarged part of an image in the layers of the first pass, from fine to deep."""
         features = self._backbone.features(checked(part))

@@ -26,8 +26,16 @@ def find_regions(pixels: np.ndarray, scores: Scores, detector: Detector) -> list
     if scores.patches is None or scores.residuals is None:
         raise ValueError(f"scores of a frame to {scores.decision} come without patches")
     lo, hi = detector.heatmap_range
-    closer = getattr(detector, "close_up", None)
-    return defect_regions.extract(pixels, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=closer)
+    return defect_regions.extract(
+        pixels,
+        scores.heatmap,
+        scores.patches,
+        scores.residuals,
+        lo,
+        hi,
+        closer=getattr(detector, "close_up", None),
+        field_px=getattr(detector, "field_px", None),
+    )
 
 
 def verdict(

@@ -91,6 +91,13 @@ def test_each_of_two_regions_is_looked_at_in_its_own_place():
         assert cosine(looks[number], alone[number]) > cosine(looks[number], alone[1 - number])
 
 
+def test_looks_into_a_large_image_are_shares_of_what_the_detector_sees_at_once():
+    image, heat = spotted((250, 20, 20), height=640, width=960, row=300, column=500)
+    sides = []
+    describe(image, heat, lambda part: sides.append(part.shape[:2]) or colours(part), field_px=200)
+    assert sides == [(50, 50), (80, 80)]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.integers(0, 9999))
 def test_any_image_and_map_give_a_finite_unit_vector(height, width, rows, columns, seed):
