@@ -144,14 +144,15 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress) -
     """Regions by a fitted model; images that it accepts have none."""
     described = Described()
     lo, hi = detector.heatmap_range
-    look = {"closer": getattr(detector, "close_up", None), "field_px": getattr(detector, "field_px", None)}
+    closer, field_px = getattr(detector, "close_up", None), getattr(detector, "field_px", None)
     for start in range(0, len(shown), BATCH):
         readable = _readable(shown[start : start + BATCH], described)
         scored = detector.score([image for _, image in readable])
         for (picture, image), scores in zip(readable, scored, strict=True):
             found: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
-                found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi, **look)
+                maps = scores.heatmap, scores.patches, scores.residuals
+                found = regions.extract(image, *maps, lo, hi, closer=closer, field_px=field_px)
             described.add(picture, image.shape[:2], found, scores.group)
         progress(min(start + BATCH, len(shown)), len(shown), "images")
     return described
