@@ -45,6 +45,7 @@ GOALS: Final[dict[str, Goal]] = {
 }
 KINDS: Final = 4
 FRAMES_PER_PART: Final = 80
+KILLS_PER_MEASURE: Final = 4
 START_TIMEOUT_S: Final = 120.0
 # Says on stdout when a round begins and when it has been written.
 _PROCESS: Final = """
@@ -72,6 +73,7 @@ class Findings:
 
     kills: int = 0
     kills_after_rounds: int = 0
+    measured: int = 0
     ids_lost: int = 0
     ids_doubled: int = 0
     inconsistencies: int = 0
@@ -90,10 +92,15 @@ def run(kills: int, store_url: str | None = None, seed: int = 0) -> dict[str, fl
             settings = line.settings_for(folder, broker.bootstrap, "faults", store_url=store_url, confirm_rounds=2)
             store = Store(settings.store_url)
             sent = Sent()
-            round_s = 1.0
+            round_s = 0.0
             while found.kills < kills:
                 line.publish(settings, sent.more(seed + sent.frames))
-                round_s = _kill_in_a_round(folder, chance, round_s, found)
+                if found.kills % KILLS_PER_MEASURE == 0 and found.measured <= found.kills // KILLS_PER_MEASURE:
+                    # Rounds get longer with what they look at; this one is left alone until it is written.
+                    round_s = _kill_in_a_round(folder, START_TIMEOUT_S, found) or 0.0
+                    found.measured += 1
+                else:
+                    _kill_in_a_round(folder, chance.uniform(0, round_s), found)
                 check(store, found)
             with DiscoveryService(settings) as running:
                 running.drain()
@@ -136,8 +143,11 @@ class Sent:
         return sent + sent[-10:]
 
 
-def _kill_in_a_round(folder: Path, chance: random.Random, round_s: float, found: Findings) -> float:
-    """Start the process, kill it at a random point of its first round; how long a round took, where that was seen."""
+def _kill_in_a_round(folder: Path, wait_s: float, found: Findings) -> float | None:
+    """Start the process and kill it so long after its first round has begun, or when that has been written.
+
+    How long the round took, None where it did not get so far.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (folder / "discovery.log").open("ab") as log:
         process = subprocess.Popen(
@@ -151,10 +161,8 @@ def _kill_in_a_round(folder: Path, chance: random.Random, round_s: float, found:
         if not _says(process, b"round", START_TIMEOUT_S):
             raise RuntimeError((folder / "discovery.log").read_text()[-2000:])
         begun = time.monotonic()
-        wait_s = chance.uniform(0, round_s)
         written = _says(process, b"written", wait_s)
-        if written:
-            round_s = time.monotonic() - begun
+        round_s = time.monotonic() - begun
         found.kills += not written
         found.kills_after_rounds += written
     finally:
@@ -162,21 +170,21 @@ def _kill_in_a_round(folder: Path, chance: random.Random, round_s: float, found:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
-    return round_s if written else max(round_s, wait_s)
+    return round_s if written else None
 
 
 def _says(process: subprocess.Popen[bytes], word: bytes, timeout_s: float) -> bool:
+    """Whether the process says this word, in a line of its own, in time."""
     assert process.stdout is not None
-    deadline = time.monotonic() + timeout_s
+    deadline, said = time.monotonic() + timeout_s, b""
     while (left := deadline - time.monotonic()) > 0:
         ready, _, _ = wait_select.select([process.stdout], [], [], left)
-        if not ready:
+        letter = os.read(process.stdout.fileno(), 1) if ready else b""
+        if not letter:
             return False
-        said = os.read(process.stdout.fileno(), 4096)
-        if word in said:
+        said = b"" if letter == b"\n" else said + letter
+        if said == word:
             return True
-        if not said:
-            return False
     return False
 
 
