@@ -1,0 +1,73 @@
+"""anomalib's PatchCore on given images; runs in anomalib's own environment and imports nothing of ours.
+
+    python anomalib_worker.py IN.npz OUT.json
+
+IN holds `train` and `test` (n, side, side, 3) uint8, `mean` and `std` (3,) in 0 to 1, `layers`, `backbone`, `ratio`,
+`threads`, `batch`, `share` (of the coreset steps to time), `chosen` (the bank, where the share is less than
+all of it) and the weights as `weights/<name>`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.models.components.sampling import KCenterGreedy
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+
+def main() -> None:
+    """Fit, select, score; write seconds of each and the scores."""
+    given = np.load(sys.argv[1], allow_pickle=False)
+    torch.set_num_threads(int(given["threads"]))
+    torch.manual_seed(0)
+    model = PatchcoreModel(
+        layers=[str(each) for each in given["layers"]], backbone=str(given["backbone"]), pre_trained=False
+    )
+    weights = {name.removeprefix("weights/"): given[name] for name in given.files if name.startswith("weights/")}
+    model.feature_extractor.feature_extractor.load_state_dict(
+        {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    )
+    mean, std = (torch.from_numpy(given[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
+
+    def batches(images: np.ndarray) -> list[torch.Tensor]:
+        step = int(given["batch"])
+        parts = [images[i : i + step] for i in range(0, len(images), step)]
+        return [(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 - mean) / std for part in parts]
+
+    model.train()
+    model.feature_extractor.eval()
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for batch in batches(given["train"]):
+            model(batch)
+        features_s = time.perf_counter() - started
+        vectors = torch.vstack(model.embedding_store)
+        share = float(given["share"])
+        started = time.perf_counter()
+        bank = KCenterGreedy(embedding=vectors, sampling_ratio=float(given["ratio"]) * share).sample_coreset()
+        coreset_s = (time.perf_counter() - started) / share  # each step looks at every vector once: all take alike
+        model.memory_bank = bank if share == 1 else vectors[torch.from_numpy(given["chosen"])]
+        model.eval()
+        inputs = batches(given["test"])
+        model(inputs[0])
+        started = time.perf_counter()
+        scores = [model(batch).pred_score.reshape(-1).tolist() for batch in inputs]
+        inference_s = time.perf_counter() - started
+    result = {
+        "features_s": features_s,
+        "coreset_s": coreset_s,
+        "inference_s": inference_s,
+        "vectors": len(vectors),
+        "bank": list(model.memory_bank.shape),
+        "scores": [score for batch in scores for score in batch],
+    }
+    Path(sys.argv[2]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

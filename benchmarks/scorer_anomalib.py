@@ -1,0 +1,158 @@
+"""Ours beside anomalib's PatchCore: same backbone and weights, images, resolution, and number of bank rows, in one run.
+
+anomalib is installed into an environment of its own, once, under the cache; it is no dependency of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
+
+from scorer import backbone, detector
+from scorer import weights as weight_files
+from scorer.coreset import greedy_k_centre, unit
+from scorer.settings import ScorerSettings
+
+VERSION = "2.7.0"
+RATIO = 0.02
+# What PatchCore on this backbone is fed: strides 8 and 16.
+STRIDES, LAYERS = (8, 16), ("blocks.2", "blocks.4")
+SIDE = 256
+BATCH = 8
+
+
+def compare(
+    train: Sequence[np.ndarray],
+    test: Sequence[np.ndarray],
+    is_defect: Sequence[bool],
+    settings: ScorerSettings,
+    coreset_share: float = 0.1,
+) -> dict[str, float]:
+    """Figures of both on the images; `is_defect` (len(test)) are used for AUROC alone.
+
+    Of anomalib's coreset the first `coreset_share` of its steps is timed (a whole one takes minutes, each of its steps
+    the same time); its bank is then filled by the same greedy rule, run by us on its vectors.
+    """
+    train, test = ([backbone.resized(each, SIDE) for each in images] for images in (train, test))
+    vectors = _joined(weight_files.find(settings.backbone, settings.weights), train)
+    rows = int(len(vectors) * RATIO)
+    with threadpool_limits(limits=backbone.cpu_count(), user_api="blas"):
+        started = time.perf_counter()
+        chosen = greedy_k_centre(vectors, rows)
+        coreset_s = time.perf_counter() - started
+    del vectors
+    theirs = anomalib(train, test, chosen, coreset_share)
+    speed, scores = own(train, test, settings, rows)
+    ours_auroc, their_auroc = (float(roc_auc_score(np.asarray(is_defect), each)) for each in (scores, theirs["scores"]))
+    their_speed = len(test) / theirs["inference_s"]
+    return {
+        "times_anomalib_images_per_second": speed / their_speed,
+        "times_anomalib_coreset": theirs["coreset_s"] / coreset_s,
+        "auroc_over_anomalib": ours_auroc - their_auroc,
+        "anomalib_images_per_second": their_speed,
+        "anomalib_coreset_s": theirs["coreset_s"],
+        "anomalib_coreset_share_timed": coreset_share,
+        "anomalib_pooled_image_auroc": their_auroc,
+        "beside_anomalib_images_per_second": speed,
+        "beside_anomalib_coreset_s": coreset_s,
+        "beside_anomalib_pooled_image_auroc": ours_auroc,
+        "beside_anomalib_bank_rows": rows,
+        "beside_anomalib_training_images": len(train),
+    }
+
+
+def own(
+    train: Sequence[np.ndarray], test: Sequence[np.ndarray], settings: ScorerSettings, rows: int
+) -> tuple[float, list[float]]:
+    """Images per second and scores of our profile, with so many rows a layer in all."""
+    layers = tuple(
+        layer.model_copy(update={"rows": rows, "rows_per_image": rows / len(train)}) for layer in settings.active_layers
+    )
+    fitted = detector.fit(train, settings.model_copy(update={"layers": layers}))
+    fitted.score(test)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        scores = fitted.score(test)
+        seconds.append(time.perf_counter() - started)
+    return len(test) / min(seconds), [each.aligned for each in scores]
+
+
+def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Patch vectors of all images as PatchCore joins them: averaged over 3 x 3, brought to one grid, end to end."""
+    import torch
+
+    module = backbone.torch_module(weights, SIDE, STRIDES)
+    vectors = []
+    with torch.inference_mode():
+        for image in images:
+            maps = [
+                torch.nn.functional.avg_pool2d(each.permute(0, 3, 1, 2), 3, 1, 1)
+                for each in module(torch.from_numpy(image[None]))
+            ]
+            maps = [torch.nn.functional.interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps]
+            vectors.append(torch.cat(maps, dim=1)[0].flatten(1).T.numpy())
+    return unit(np.concatenate(vectors))
+
+
+def anomalib(
+    train: Sequence[np.ndarray], test: Sequence[np.ndarray], chosen: np.ndarray, coreset_share: float
+) -> dict[str, Any]:
+    """What anomalib's PatchCore takes and says; see `anomalib_worker`."""
+    python = environment()
+    settings = ScorerSettings()
+    weights = weight_files.find(settings.backbone, settings.weights)
+    module = backbone.torch_module(weights, SIDE, STRIDES)
+    state = {f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()}
+    std = 1 / module.scale.flatten().numpy()
+    with tempfile.TemporaryDirectory(prefix="flawline-anomalib-") as folder:
+        given, result = Path(folder) / "in.npz", Path(folder) / "out.json"
+        np.savez(
+            given,
+            train=np.stack(train),
+            test=np.stack(test),
+            mean=module.mean.flatten().numpy() / 255,
+            std=std / 255,
+            layers=np.asarray(LAYERS),
+            backbone=np.asarray(settings.backbone),
+            ratio=RATIO,
+            share=coreset_share,
+            chosen=chosen,
+            threads=backbone.cpu_count(),
+            batch=BATCH,
+            **state,
+        )
+        worker = Path(__file__).with_name("anomalib_worker.py")
+        subprocess.run([str(python), str(worker), str(given), str(result)], check=True, stdout=sys.stderr)
+        return dict(json.loads(result.read_text()))
+
+
+def environment() -> Path:
+    """The Python of an environment that has anomalib; made on the first call, which needs the network once.
+
+    What is installed here already, torch above all, is seen there too and not fetched again.
+    """
+    folder = backbone.cache_dir() / f"anomalib-{VERSION}"
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.is_file():
+        print(f"installing anomalib {VERSION} into {folder}", file=sys.stderr)
+        venv.create(folder, clear=True, with_pip=True)
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "host.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        command = [str(python), "-m", "pip", "install", "--quiet", f"anomalib=={VERSION}"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        ready.touch()
+    return python

@@ -1,0 +1,192 @@
+"""What more products and more images cost: time per image with 1,000 groups against 10, and time and memory of fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scorer import backbone, detector
+from scorer import model as models
+from scorer.backbone import Maps
+from scorer.detector import HierarchicalCoreset
+from scorer.model import Model
+from scorer.settings import PROFILES, ScorerSettings
+
+PRODUCTS = 10
+GROUPS = 1000
+GOOD_IMAGES = 20
+ROUNDS = 3
+
+
+def drawn(product: int, count: int, seed: int = 0, defect: bool = False, side: int = 256) -> list[np.ndarray]:
+    """Noisy images of one simulated product: its own gratings and colours, shifted a little; a defect is a blot."""
+    world = np.random.default_rng([7, product])
+    waves, tint = world.uniform(0.05, 0.9, (3, 2)), world.uniform(40, 200, 3)
+    rng = np.random.default_rng([seed, product, int(defect)])
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    images = []
+    for _ in range(count):
+        shift = rng.uniform(0, 2, 2)
+        pattern = sum(np.sin((x + shift[0]) * a + (y + shift[1]) * b) for a, b in waves)
+        image = tint + 18 * np.asarray(pattern)[:, :, None] + rng.normal(0, 6, (side, side, 3))
+        if defect:
+            row, column = rng.integers(side // 8, side - side // 8, 2)
+            inside = (y - row) ** 2 + (x - column) ** 2 < (side // 24) ** 2
+            image[inside] += rng.choice([-45, 45])
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return images
+
+
+def groups(settings: ScorerSettings) -> dict[str, float]:
+    """Time per image with a thousand groups over that with ten, backbone included, and bytes of model for each.
+
+    Ten products are fitted. The others are those ten seen through rotations of feature space, one for each hundred:
+    groups of the same size and difficulty, with banks of their own and nothing in common.
+    """
+    images = [image for product in range(PRODUCTS) for image in drawn(product, GOOD_IMAGES)]
+    few = detector.fit(images, settings.model_copy(update={"groups": PRODUCTS}))
+    copies = GROUPS // few.groups
+    channels = [each.shape[1] for each in few.model.means]
+    rng = np.random.default_rng(0)
+    turns = [[_rotation(c, rng) if copy else np.eye(c, dtype=np.float32) for c in channels] for copy in range(copies)]
+    many = few.replaced(multiplied(few.model, turns), None, {})
+
+    features = [few.features(image) for image in images[::2]]
+    seen = [
+        _turned(each, turns[copy])
+        for each, copy in zip(features, rng.integers(copies, size=len(features)), strict=True)
+    ]
+    seconds: dict[str, list[float]] = {"few": [], "many": [], "backbone": []}
+    found = {"few": [few.score_features(each) for each in features], "many": [many.score_features(s) for s in seen]}
+    ratio = [b.raw / a.raw for a, b in zip(found["few"], found["many"], strict=True)]
+    assert np.allclose(ratio, 1, atol=0.05), "a rotated product must score as the product itself"
+    for _ in range(ROUNDS):
+        for name, work in (
+            ("few", lambda: [few.score_features(each) for each in features]),
+            ("many", lambda: [many.score_features(each) for each in seen]),
+            ("backbone", lambda: [few.features(image) for image in images[::2]]),
+        ):
+            started = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - started)
+    best = {name: min(values) / len(features) for name, values in seconds.items()}
+    figures = {
+        "time_ratio_1000_groups": (best["backbone"] + best["many"]) / (best["backbone"] + best["few"]),
+        "ms_beside_backbone_10_groups": best["few"] * 1e3,
+        "ms_beside_backbone_1000_groups": best["many"] * 1e3,
+        "groups_simulated": many.groups,
+    }
+    for profile in PROFILES:
+        figures[f"model_mb_per_group_{profile}"] = bank_bytes(ScorerSettings(profile=profile)) / 1e6
+    figures["model_mb_per_group"] = figures[f"model_mb_per_group_{settings.profile}"]
+    return figures
+
+
+def bank_bytes(settings: ScorerSettings) -> int:
+    """Bytes of the largest banks that a group can have, as they lie in the artefact."""
+    graphs = [graph for graph, _ in backbone.prepare(settings).values()]
+    channels = [each for graph in graphs for each in graph.channels]
+    return sum(2 * layer.rows * each for layer, each in zip(settings.active_layers, channels, strict=True))
+
+
+def _rotation(channels: int, rng: np.random.Generator) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((channels, channels)))[0].astype(np.float32)
+
+
+def _turned(features: Maps, turn: Sequence[np.ndarray]) -> Maps:
+    return [np.ascontiguousarray(each @ rotation) for each, rotation in zip(features, turn, strict=True)]
+
+
+def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
+    """The model with all its groups once more for each rotation of feature space."""
+    copies, own = len(turns), len(model.banks)
+    parts = models.embedding_layers(model.layers)
+    ends = np.cumsum([turns[0][i].shape[0] for i in parts])
+
+    def turned_embeddings(turn: Sequence[np.ndarray]) -> np.ndarray:
+        pieces = np.split(model.embeddings, ends[:-1], axis=1)
+        joined = np.concatenate([piece @ turn[i] for piece, i in zip(pieces, parts, strict=True)], axis=1)
+        return joined.astype(np.float16).astype(np.float32)
+
+    def half(rows: np.ndarray) -> np.ndarray:
+        return rows.astype(np.float16).astype(np.float32)
+
+    lists = {
+        field.name: list(value) * copies
+        for field in dataclasses.fields(model)
+        if isinstance(value := getattr(model, field.name), list) and len(value) == own and field.name != "means"
+    }
+    return dataclasses.replace(
+        model,
+        **lists
+        | {
+            "banks": [[half(b @ t) for b, t in zip(each, turn, strict=True)] for turn in turns for each in model.banks],
+            "means": [np.concatenate([m @ turn[i] for turn in turns]) for i, m in enumerate(model.means)],
+            "embeddings": np.concatenate([turned_embeddings(turn) for turn in turns]),
+            "groups": np.concatenate([model.groups + own * copy for copy in range(copies)]),
+            "log_scores": np.tile(model.log_scores, copies),
+            "standardised": np.tile(model.standardised, copies),
+            "gates": np.tile(model.gates, copies),
+            "widths": np.tile(model.widths, copies),
+        },
+    )
+
+
+def fits(settings: ScorerSettings, counts: Sequence[int]) -> dict[str, float]:
+    """Seconds and peak memory of fits of growing size, each in a process of its own.
+
+    Fifty images a product. What 20,000 images would take of memory is read off the line through the measured peaks.
+    """
+    measured = []
+    for count in counts:
+        command = [sys.executable, "-m", "benchmarks.scorer_growth", str(count), settings.model_dump_json()]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        measured.append(json.loads(done.stdout.splitlines()[-1]))
+    images, seconds, peaks = (np.asarray([each[name] for each in measured]) for name in ("images", "seconds", "peak"))
+    slope, base = np.polyfit(images, peaks, 1)
+    figures = {f"fit_seconds_{each['images']}_images": each["seconds"] for each in measured}
+    figures |= {f"fit_peak_gb_{each['images']}_images": each["peak"] / 1e9 for each in measured}
+    return figures | {
+        "fit_seconds_per_1000_images": float(seconds[-1] / images[-1] * 1000),
+        "fit_time_growth": float((seconds[-1] / images[-1]) / (seconds[0] / images[0])),
+        "fit_peak_gb_20000_images": float(max(base + slope * 20_000, peaks.max())) / 1e9,
+        "fit_peak_is_extrapolated_from_images": int(images[-1]),
+    }
+
+
+class Drawn(Sequence[np.ndarray]):
+    """Simulated images that are drawn when they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return drawn(index // 50, 1, seed=index)[0]
+
+
+def _measure_fit(count: int, settings: ScorerSettings) -> dict[str, float]:
+    started = time.perf_counter()
+    fitted: HierarchicalCoreset = detector.fit(Drawn(count), settings)
+    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory(prefix="flawline-benchmark-") as folder:
+        fitted.save(Path(folder) / "model")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"images": count, "seconds": seconds, "peak": peak, "groups": fitted.groups}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_fit(int(sys.argv[1]), ScorerSettings.model_validate_json(sys.argv[2]))))
