@@ -135,7 +135,9 @@ def load(name: str, weights: Path | None = None, device: str = "auto") -> CropBa
 
     Raises FlawlineError in one line when it cannot be had.
     """
-    found = weight_files.find(name, weights)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FlawlineError("discovery.device 'cuda' is not available on this machine: choose 'cpu' or 'auto'")
+    found = _found(name, weights)
     trunk, config = _trunk(found)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     torch.manual_seed(0)  # an untrained last block of maps hands its input on, whatever it was made of
@@ -145,6 +147,12 @@ def load(name: str, weights: Path | None = None, device: str = "auto") -> CropBa
     identity = "|".join([name, found.key(), str(SIZE_PX), EMBEDDING_FORMAT])
     backbone.version = f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}+{EMBEDDING_FORMAT}"
     return backbone
+
+
+def _found(name: str, weights: Path | None) -> weight_files.Weights:
+    if weights is not None and not weights.is_file():
+        raise FlawlineError(f"{weights}: no such weights file: correct discovery.crop_weights or leave it out")
+    return weight_files.find(name, weights)
 
 
 def _trunk(weights: weight_files.Weights) -> tuple[MaskedVit | MaskedMaps, dict[str, Any]]:

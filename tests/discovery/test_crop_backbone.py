@@ -125,6 +125,12 @@ def test_backbone_that_cannot_be_had_is_said_in_one_line(tmp_path, name, weights
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_device_that_is_not_there_is_said(vit_weights):
+    with pytest.raises(FlawlineError, match=r"discovery\.device 'cuda' is not available"):
+        crop_backbone.load("test_vit", vit_weights, "cuda")
+
+
 def test_crop_that_is_gone_or_damaged_is_said_in_one_line():
     for crop, mask in ((b"", b""), (b"\xff\xd8none", b"png")):
         with pytest.raises(FlawlineError):
