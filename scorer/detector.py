@@ -306,7 +306,7 @@ def fit(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     started = time.monotonic()
-    sources = None
+    given, sources = images, None
     if settings.tile_px is not None:
         from scorer.tiles import TiledImages
 
@@ -323,7 +323,7 @@ def fit(
         threads=settings.threads,
         weights=settings.weights,
     )
-    folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(images, settings, graphs, features))
+    folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(given, settings, graphs, features))
     finished = False
     try:
         store, kept = extract(images, features, folder, progress, on_unreadable)

@@ -48,12 +48,13 @@ class Stopped(Exception):
 
 
 class Counted(LazyImages):
-    """Counts what is read."""
+    """Counts what is read until the banks are begun; later reads are of pictures to be shown."""
 
     reads = 0
+    counting = True
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        Counted.reads += 1
+        Counted.reads += Counted.counting
         return super().__getitem__(index)
 
 
@@ -61,9 +62,11 @@ def fitted(files: list[Path], settings: ScorerSettings, stop_at: tuple[str, int]
     """The scores of a fit as text; `stop_at` ends it after that many steps of a stage."""
 
     def progress(stage: str, done: int, total: int) -> None:
+        Counted.counting = stage == "features"
         if (stage, done) == stop_at:
             raise Stopped
 
+    Counted.counting = True
     skipped: list[int] = []
     found = detector.fit(Counted(files), settings, progress, lambda index, error: skipped.append(index))
     assert skipped == [5]
