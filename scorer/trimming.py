@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 _SKEW = 1.5
 # Share of the images beyond the cut that the mirrored tail may expect to be good.
 _EXPECTED_GOOD = 0.2
-# Fewer suspects than this share of all images are no contamination: clean data gives about 1 %.
+# Fewer suspects than this share of all images are no contamination.
 _LEAST = 0.025
 # Defective images stand in for each other in the banks, so that a first pass finds about half of them; and a group
 # that is trimmed must not be left with another scale than one that is not. So the top of every group goes, this many
@@ -38,28 +38,36 @@ def suspects(standardised: Floats, groups: NDArray[np.int64]) -> NDArray[np.bool
 
     `standardised` (n,) are their cross-fitted scores, `groups` (n,) their groups.
     """
-    marked = np.zeros(len(standardised), dtype=bool)
-    for k in np.unique(groups):
-        own = np.flatnonzero(groups == k)
-        marked[own[_beyond_mirror(standardised[own])]] = True
-    if marked.mean() < _LEAST:
-        return np.zeros(len(standardised), dtype=bool)
+    members = [np.flatnonzero(groups == k) for k in np.unique(groups)]
+    offsets = np.empty(len(standardised))
+    for own in members:
+        below = standardised[own] - np.median(standardised[own])
+        offsets[own] = below / max(-float(np.quantile(below, 0.1)), 1e-3)
+    marked = _beyond_mirror(offsets)
+    out = np.zeros(len(standardised), dtype=bool)
     share = min(_HIDDEN * float(marked.mean()), _MOST)
-    for k in np.unique(groups):
-        own = np.flatnonzero(groups == k)
-        marked[own[np.argsort(-standardised[own], kind="stable")[: round(share * len(own))]]] = True
-    return marked
+    if marked.mean() < _LEAST:
+        return out
+    out |= marked
+    for own in members:
+        out[own[np.argsort(-offsets[own], kind="stable")[: round(share * len(own))]]] = True
+    return out
 
 
-def _beyond_mirror(scores: Floats) -> NDArray[np.intp]:
-    """Indices of the scores above the lowest cut whose share of expected good ones is small enough."""
-    offsets = scores - np.median(scores)
+def _beyond_mirror(offsets: Floats) -> NDArray[np.bool_]:
+    """The scores above the lowest cut whose share of expected good ones is small enough.
+
+    Offsets are in units of the lower tail of their group. A few strange images are no evidence: two more good ones than
+    the mirrored tail says are always expected, so that at least ten images must stand out.
+    """
     order = np.argsort(-offsets, kind="stable")
     above = offsets[order][offsets[order] > 0]
     mirrored = np.sort(-offsets[offsets < 0] * _SKEW)
-    expected = 1 + len(mirrored) - np.searchsorted(mirrored, above, side="left")
+    expected = 2 + len(mirrored) - np.searchsorted(mirrored, above, side="left")
     enough = np.flatnonzero(expected <= _EXPECTED_GOOD * np.arange(1, len(above) + 1))
-    return order[: enough[-1] + 1] if len(enough) else order[:0]
+    marked = np.zeros(len(offsets), dtype=bool)
+    marked[order[: enough[-1] + 1 if len(enough) else 0]] = True
+    return marked
 
 
 @dataclass(frozen=True)

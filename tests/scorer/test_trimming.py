@@ -38,6 +38,12 @@ def test_one_image_in_ten_that_is_far_above_goes_from_every_group() -> None:
     assert max(sizes) - min(sizes) < 0.1
 
 
+def test_a_few_strange_images_among_few_are_no_contamination() -> None:
+    scores = np.random.default_rng(0).normal(size=48)
+    scores[:5] += 4
+    assert not trimming.suspects(scores, np.repeat([0, 1], 24)).any()
+
+
 def test_features_of_some_images_are_renumbered() -> None:
     whole = FeatureStore([np.arange(24, dtype=np.float16).reshape(4, 3, 2)], [np.arange(4.0)[:, None]], [1])
     part = trimming.only(whole, np.asarray([3, 1]))
