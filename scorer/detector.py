@@ -159,7 +159,7 @@ class HierarchicalCoreset:
         return list(self._pool.map(self._score_one, images, masks))
 
     def _score_one(self, image: Image, mask: Mask | None) -> Scores:
-        return self.score_features(self._backbone.features(image), mask=mask)
+        return self.score_features(self._backbone.features(image), mask=None if mask is None or mask.all() else mask)
 
     def score_features(self, features: Maps, group: int | None = None, mask: Mask | None = None) -> Scores:
         """Scores of one image from its feature maps (h, w, c), one per layer.
