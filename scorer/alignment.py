@@ -19,5 +19,7 @@ def normal_level(log_scores: Floats, neighbours: NDArray[np.int64]) -> Floats:
 
     `neighbours` (..., k) are indices, -1 where an image has fewer than k; every image has one at least.
     """
+    if (neighbours >= 0).all():  # numpy's median that skips NaN takes ten times as long
+        return np.asarray(np.median(log_scores[neighbours], axis=-1), dtype=np.float64)
     values = np.where(neighbours < 0, np.nan, log_scores[neighbours])
     return np.asarray(np.nanmedian(values, axis=-1), dtype=np.float64)

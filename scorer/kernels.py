@@ -345,18 +345,21 @@ def _search(queries, packed, unit, slack, rows, start, cells, numbers, similarit
                     rank(query, cells, cell, ranked.ctypes.data, channels)  # type: ignore[call-arg]
                     keep(ranked, numbers[cell], similarity[i], found[i])
             # Then every other cell that may hold something nearer than the last of those found.
+            limit = (similarity[i, count - 1] - slack[i]) / unit[i]
             for lane in range(LANES):
-                if of_lane[lane] * unit[i] >= similarity[i, count - 1] - slack[i]:
-                    for block in range(blocks):
-                        if own[block, lane] * unit[i] < similarity[i, count - 1] - slack[i]:
-                            continue
-                        cell = block * LANES + lane
-                        known = False
-                        for j in range(first_cells):
-                            known |= best_cell[j] == cell
-                        if not known:
-                            rank(query, cells, cell, ranked.ctypes.data, channels)  # type: ignore[call-arg]
-                            keep(ranked, numbers[cell], similarity[i], found[i])
+                if of_lane[lane] < limit:
+                    continue
+                for block in range(blocks):
+                    if own[block, lane] < limit:
+                        continue
+                    cell = block * LANES + lane
+                    known = False
+                    for j in range(first_cells):
+                        known |= best_cell[j] == cell
+                    if not known:
+                        rank(query, cells, cell, ranked.ctypes.data, channels)  # type: ignore[call-arg]
+                        keep(ranked, numbers[cell], similarity[i], found[i])
+                        limit = (similarity[i, count - 1] - slack[i]) / unit[i]
 
 
 search = numba.njit(nogil=True, cache=True)(_search)
