@@ -38,7 +38,6 @@ GROUP_MIN = 8
 # clusters are single products.
 STABILITY_TOLERANCE = 0.05
 SURE_STABILITY = 0.8
-SURE_TOLERANCE = 0.02
 # Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
 # a cloud without structure stays under it whatever k, the hardest real products reach 0.5.
 TWO_SILHOUETTE = 0.25
@@ -151,7 +150,7 @@ def estimate_count(
     alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
     count = previous if previous in alike else alike[0]
     if count != previous and best >= SURE_STABILITY and len(strata) == 1:
-        count = max(k for k in allowed if stability[k] >= best - SURE_TOLERANCE)
+        count = alike[-1]
     if stability[count] < STABILITY_FLOOR:
         return 1, 1.0, proposals
     return count, stability[count], proposals
