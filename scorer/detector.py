@@ -21,7 +21,6 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import artefact, backbone, calibration, golden, hierarchy, maps, trimming, whole_image
 from scorer import model as models
-from scorer.alignment import normal_level
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import Vectors, projected, unit
 from scorer.dataset import Chosen, LazyImages
@@ -182,7 +181,7 @@ class HierarchicalCoreset:
         if mask is not None:
             ratios = cooled(ratios, mask)
         log_score = maps.log_score(ratios) + (self._added_by_whole(features, group) if mask is None else 0.0)
-        level = float(normal_level(model.log_scores, look.neighbours))
+        level = float(model.levels(np.asarray([group]), look.neighbours[None])[0])
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
         decision = self._decide(look, standardised)

@@ -23,7 +23,6 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import calibration, hierarchy
 from scorer import model as models
-from scorer.alignment import normal_level
 from scorer.audit import Audit, audit
 from scorer.backbone import Image, Maps
 from scorer.coreset import greedy_k_centre, nearest_neighbours, unit
@@ -152,7 +151,7 @@ def recalibrated(model: Model, counted: NDArray[np.bool_]) -> Model:
     """
     gallery = hierarchy.Gallery(model.embeddings, model.groups)
     look_alikes, within = gallery.neighbours_of_members(model.look_alikes)
-    aligned = model.log_scores - normal_level(model.log_scores, look_alikes)
+    aligned = model.log_scores - model.levels(model.groups, look_alikes)
     widths = calibration.group_widths(aligned[counted], model.groups[counted])
     standardised = np.where(counted, aligned / widths[model.groups], np.nan)
     review, reject = models.cut_offs(np.sort(standardised[counted]), model.review.rate, model.reject.rate)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from scorer import calibration, hierarchy, maps, whole_image
-from scorer.alignment import normal_level
+from scorer.alignment import group_levels, neighbour_shares, normal_level, shrunk
 from scorer.calibration import Threshold
 from scorer.coreset import Vectors, projected
 from scorer.crossfit import cross_fit
@@ -42,16 +42,17 @@ class Tiles:
 class Model:
     """Everything that scoring needs besides the backbone; K groups, L layers, n good images.
 
-    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `means[l]` (K, c) mean features of each
-    group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and `standardised` (n,) of the good images,
-    cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on standardised scores; `heatmap_range` for
-    binarising.
+    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `shares[k]` of the neighbours in the normal
+    level; `means[l]` (K, c) mean features of each group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and
+    `standardised` (n,) of the good images, cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on
+    standardised scores; `heatmap_range` for binarising.
     """
 
     layers: tuple[LayerSettings, ...]
     banks: list[list[Vectors]]
     units: list[list[LayerUnit]]
     wholes: list[WholeUnit]
+    shares: list[float]
     means: list[NDArray[np.float32]]
     embeddings: Vectors
     groups: NDArray[np.int64]
@@ -65,6 +66,16 @@ class Model:
     look_alikes: int
     alarm_rate: float
     tiles: Tiles | None = None
+
+    @cached_property
+    def group_levels(self) -> NDArray[np.float64]:
+        """The median log score of each group's good images (K,)."""
+        return group_levels(self.log_scores, self.groups)
+
+    def levels(self, groups: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The normal log scores (n,) of images of these groups (n,) with these look-alikes (n, k), -1 for none."""
+        near = normal_level(self.log_scores, neighbours)
+        return shrunk(near, self.group_levels[groups], np.asarray(self.shares)[groups])
 
     @cached_property
     def calibration(self) -> NDArray[np.float64]:
@@ -130,7 +141,9 @@ def fit(
     spreads = calibration.group_widths(log_scores - normal_level(log_scores, look_alikes), groups)
     wholes, added = whole_image.fit(whole_part(layers, store.means, embeddings), groups, sources, spreads)
     log_scores = log_scores + added
-    levels = normal_level(log_scores, look_alikes)
+    near = normal_level(log_scores, look_alikes)
+    shares = neighbour_shares(log_scores, near, groups)
+    levels = shrunk(near, group_levels(log_scores, groups)[groups], np.asarray(shares)[groups])
     aligned = log_scores - levels
     widths = calibration.group_widths(aligned, groups)
     standardised = aligned / widths[groups]
@@ -142,6 +155,7 @@ def fit(
         banks=banks,
         units=units,
         wholes=wholes,
+        shares=shares,
         means=[np.stack([each[own].mean(axis=0) for own in members]) for each in store.means],
         embeddings=embeddings,
         groups=groups,

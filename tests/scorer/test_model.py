@@ -68,7 +68,8 @@ def scores(model: models.Model, store: FeatureStore) -> tuple[np.ndarray, np.nda
             for n, (layer, grid) in enumerate(zip(model.layers, GRIDS, strict=True))
         ]
         raw = maps.log_score(maps.combined(distance, model.units[look.group]))
-        rows.append((raw, raw - np.median(model.log_scores[look.neighbours]), look.group))
+        level = model.levels(np.asarray([look.group]), look.neighbours[None])[0]
+        rows.append((raw, raw - level, look.group))
     raw, aligned, group = np.asarray(rows).T
     return raw, aligned, group.astype(int)
 
