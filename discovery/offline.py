@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
-from discovery import clustering, metrics, regions, sheet, views
+from discovery import anomaly_maps, clustering, metrics, regions, sheet, views
 from discovery.settings import DiscoverySettings
 from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 NORMAL_PEAK_QUANTILE = 0.99
 BATCH = 16
 NONE = "none"
@@ -163,8 +161,8 @@ def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progre
 
     The range of thresholds starts where the maps of good images end, if there are any, else at the lowest peak.
     """
-    paths = [_map_path(picture, data, folder) for picture in shown]
-    peaks = np.array([float(_read_map(path).max()) for path in paths])
+    paths = [anomaly_maps.path_of(picture.path, data, folder) for picture in shown]
+    peaks = np.array([float(anomaly_maps.read(path).max()) for path in paths])
     good = np.array([picture.is_good for picture in shown])
     lo = float(np.quantile(peaks[good], NORMAL_PEAK_QUANTILE)) if good.any() else float(peaks.min())
     hi = float(peaks.max())
@@ -175,7 +173,11 @@ def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progre
     nothing = np.ones((8, 8, 1), np.float32)
     for number, (picture, path, peak) in enumerate(zip(shown, paths, peaks, strict=True)):
         for _, image in _readable([picture], described):
-            found = [] if peak <= lo else regions.extract(image, _read_map(path) - lo, nothing, nothing, 0.0, hi - lo)
+            found = (
+                []
+                if peak <= lo
+                else regions.extract(image, anomaly_maps.read(path) - lo, nothing, nothing, 0.0, hi - lo)
+            )
             described.add(picture, image.shape[:2], found)
         progress(number + 1, len(shown), "images")
     return described
@@ -357,32 +359,4 @@ def _readable(shown: Sequence[Picture], described: Described) -> list[tuple[Pict
         except FlawlineError as error:
             log.warning("skipped: %s", error)
             described.skipped.append(str(picture.path))
-    return found
-
-
-def _map_path(picture: Picture, data: Path, folder: Path) -> Path:
-    relative = picture.path.relative_to(data)
-    for suffix in MAP_SUFFIXES:
-        if (path := folder / relative.with_suffix(suffix)).is_file():
-            return path
-    raise UsageError(
-        f"{folder / relative.with_suffix('.npy')}: no anomaly map for {picture.path} (.npy, .png or .tiff)"
-    )
-
-
-def _read_map(path: Path) -> np.ndarray:
-    """An anomaly map float32 (h, w). Raises FlawlineError."""
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError, cv2.error) as error:
-        raise FlawlineError(f"{path}: cannot be read as an anomaly map: {str(error).splitlines()[0]}") from error
-    if values is None or np.squeeze(values).ndim != 2 or values.dtype.kind not in "fui":
-        shape = "unreadable" if values is None else f"{values.dtype} {list(values.shape)}"
-        raise FlawlineError(f"{path}: {shape} is no anomaly map: it must be numbers (height, width)")
-    found = np.squeeze(values).astype(np.float32)
-    if not np.isfinite(found).all():
-        raise FlawlineError(f"{path}: the anomaly map holds NaN or infinity")
     return found
