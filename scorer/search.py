@@ -9,13 +9,18 @@ can hold none of the k nearest. The few others are compared as well: nothing is 
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline.errors import FlawlineError
 from scorer import kernels
 from scorer.kernels import CELL, Kind
+
+log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
@@ -27,7 +32,7 @@ class Bank:
     """The rows (m, channels) of a bank, unit vectors, in the order that the search wants them in."""
 
     def __init__(self, rows: Vectors, kind: Kind | None = None) -> None:
-        self.kind = kind or kernels.FASTEST
+        self.kind = kind or trusted_kind()
         self.rows = np.ascontiguousarray(rows, dtype=np.float32)
         kind, (count, channels) = self.kind, self.rows.shape
         self._channels = -(-channels // 4) * 4
@@ -103,6 +108,26 @@ class Bank:
         distance = np.empty(len(queries), dtype=np.float32)
         kernels.known_vectors(queries, self.rows, similarity, found, known, distance)
         return distance, known
+
+
+@functools.cache
+def trusted_kind() -> Kind:
+    """The fastest kind that finds, on this machine, what a plain matrix product finds.
+
+    The kernels are compiled on each machine anew, and a wrong neighbour would show in nothing but wrong decisions.
+    Raises FlawlineError when no kind is right.
+    """
+    generator = np.random.default_rng(0)
+    rows, queries = (generator.standard_normal((n, 24)).astype(np.float32) for n in (300, 20))
+    rows, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, queries))
+    expected = -np.sort(-(queries @ rows.T), axis=1)[:, :2]
+    for kind in kernels.supported():
+        similarity, found = Bank(rows, kind).nearest(queries, 2)
+        named = np.einsum("qd,qkd->qk", queries, rows[found])
+        if np.allclose(similarity, expected, atol=1e-5) and np.allclose(named, expected, atol=1e-5):
+            return kind
+        log.warning("the neighbour search for %s is wrong on this CPU: a slower one is used", kind.name)
+    raise FlawlineError("no neighbour search is right on this CPU: install another release of numba")
 
 
 def _neighbourly(rows: Vectors, numbers: NDArray[np.int32]) -> NDArray[np.intp]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer import coreset, kernels
+from scorer import coreset, kernels, search
 from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected, unit
 from scorer.search import Bank
 
@@ -145,3 +145,21 @@ def test_soft_projection_is_that_of_its_definition() -> None:
     expected = np.einsum("nk,nkd->nd", weights / weights.sum(axis=1, keepdims=True), bank[order])
     np.testing.assert_allclose(known, expected, atol=1e-5)
     np.testing.assert_allclose(distance, np.linalg.norm(queries - expected, axis=1), atol=1e-5)
+
+
+def test_a_kernel_that_is_wrong_on_this_machine_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fastest, right = kernels.supported()[0], kernels.search_of
+
+    def search_of(name: str):
+        def wrong(*arguments) -> None:
+            right(name)(*arguments)
+            if name == fastest.name:
+                arguments[-1][:] = 0
+
+        return wrong
+
+    monkeypatch.setattr(kernels, "search_of", search_of)
+    assert search.trusted_kind.__wrapped__() != fastest
+    assert fastest.name in caplog.text
