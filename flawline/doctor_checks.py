@@ -18,6 +18,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from flawline import broker, topics
 from flawline.clock import utc_ns
 from flawline.config import Settings
+from flawline.errors import FlawlineError
 
 CONNECT_TIMEOUT_S = 3.0
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
@@ -98,7 +99,7 @@ def cameras(settings: Settings) -> list[Finding]:
                 Finding("cameras", Status.FAIL, f"{camera.name}: {where} does not exist", "correct its path")
             )
             continue
-        findings += _frame_size(settings, camera)
+        findings += [*_frame_size(settings, camera), *_inspected(camera)]
     return findings or [Finding("cameras", Status.OK, f"{len(settings.cameras)} configured")]
 
 
@@ -327,6 +328,19 @@ def _frame_size(settings: Settings, camera: Any) -> list[Finding]:
     if camera.codec == "raw":
         return [Finding("cameras", Status.FAIL, text, f"raise it to {raw}, or encode as jpeg")]
     return [Finding("cameras", Status.WARN, text, "a frame that does not compress well is dropped as oversize")]
+
+
+def _inspected(camera: Any) -> list[Finding]:
+    """The camera's mask can be read, and its regions leave something to inspect."""
+    from workers.inspected import Inspected
+
+    try:
+        inspected = Inspected([camera])
+        if camera.mask is None:  # polygons are in fractions of any frame
+            inspected.mask(camera.name, 1000, 1000)
+    except FlawlineError as error:
+        return [Finding("cameras", Status.FAIL, str(error), f"correct mask, inspect or ignore of {camera.name}")]
+    return []
 
 
 def _newest_stamp_ms(settings: Settings) -> int | None:

@@ -113,6 +113,8 @@ def test_frame_that_does_not_fit_into_a_dead_letter_is_a_failure(line_settings: 
         ({"kind": "simulated", "height": 4000, "width": 4000}, Status.WARN, "48000000"),
         ({"kind": "simulated"}, Status.OK, "1 configured"),
         ({"kind": "folder", "path": "/no/such/folder"}, Status.FAIL, "/no/such/folder"),
+        ({"kind": "simulated", "mask": "/no/such/mask.png"}, Status.FAIL, "/no/such/mask.png"),
+        ({"kind": "simulated", "ignore": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}, Status.FAIL, "nothing of a"),
         (None, Status.WARN, "none is configured"),
     ],
 )
