@@ -20,8 +20,10 @@ def normal_level(log_scores: Floats, neighbours: NDArray[np.int64]) -> Floats:
 
     `neighbours` (..., k) are indices, -1 where an image has fewer than k; every image has one at least.
     """
-    if (neighbours >= 0).all():  # numpy's median that skips NaN takes ten times as long
-        return np.asarray(np.median(log_scores[neighbours], axis=-1), dtype=np.float64)
+    if neighbours.min() >= 0:  # numpy's medians take many times as long
+        values = np.sort(log_scores[neighbours], axis=-1)
+        count = values.shape[-1]
+        return np.asarray((values[..., (count - 1) // 2] + values[..., count // 2]) / 2, dtype=np.float64)
     values = np.where(neighbours < 0, np.nan, log_scores[neighbours])
     return np.asarray(np.nanmedian(values, axis=-1), dtype=np.float64)
 

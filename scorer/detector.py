@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import artefact, backbone, calibration, golden, hierarchy, maps, trimming, whole_image
+from scorer import artefact, backbone, calibration, golden, hierarchy, loops, maps, trimming, whole_image
 from scorer import model as models
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import Vectors, projected, unit
@@ -167,7 +167,8 @@ class HierarchicalCoreset:
         other. `mask`, as for `score`.
         """
         model = self.model
-        look = self.route(features, group)
+        means = self._means(features)
+        look = self._look(means, group)
         group = look.group
         distances, known = [], []
         for layer, each, bank in zip(model.layers, features, self._banks(group), strict=True):
@@ -180,8 +181,8 @@ class HierarchicalCoreset:
         ratios = maps.combined(distances, model.units[group])
         if mask is not None:
             ratios = cooled(ratios, mask)
-        log_score = maps.log_score(ratios) + (self._added_by_whole(features, group) if mask is None else 0.0)
-        level = float(model.levels(np.asarray([group]), look.neighbours[None])[0])
+        log_score = maps.log_score(ratios) + (self._added_by_whole(means[-1], group) if mask is None else 0.0)
+        level = model.level(group, look.neighbours)
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
         decision = self._decide(look, standardised)
@@ -234,9 +235,19 @@ class HierarchicalCoreset:
 
     def route(self, features: Maps, group: int | None = None) -> hierarchy.Look:
         """Whom an image with these feature maps resembles, among all good images or those of one group."""
-        model = self.model
-        means = [each.mean(axis=(0, 1)) for each in features]
-        embedding = hierarchy.embed([means[i][None] for i in models.embedding_layers(model.layers)])[0]
+        return self._look(self._means(features), group)
+
+    def _means(self, features: Maps) -> list[NDArray[np.float32]]:
+        """The mean features (c,) of the layers of the image embedding."""
+        means = []
+        for i in models.embedding_layers(self.model.layers):
+            rows = features[i].reshape(-1, features[i].shape[-1])
+            means.append(np.empty(rows.shape[1], dtype=np.float32))
+            loops.mean_of_rows(rows, means[-1])
+        return means
+
+    def _look(self, means: Sequence[NDArray[np.float32]], group: int | None) -> hierarchy.Look:
+        model, embedding = self.model, hierarchy.embed(means)
         if group is None:
             return self._gallery.look(embedding, model.look_alikes)
         own = np.flatnonzero(model.groups == group)
@@ -244,10 +255,9 @@ class HierarchicalCoreset:
         look = within.look(embedding, model.look_alikes)
         return hierarchy.Look(group, own[look.neighbours], look.distance)
 
-    def _added_by_whole(self, features: Maps, group: int) -> float:
+    def _added_by_whole(self, deepest: NDArray[np.float32], group: int) -> float:
         """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
-        deepest = features[models.embedding_layers(self.model.layers)[-1]]
-        distances = whole_image.log_distances(unit(deepest.mean(axis=(0, 1)))[None], self._wholes[group])
+        distances = whole_image.log_distances(unit(deepest)[None], self._wholes[group])
         return float(self.model.wholes[group].added(distances)[0])
 
     def _banks(self, group: int) -> list[Bank]:
@@ -270,7 +280,7 @@ class HierarchicalCoreset:
         patches, residuals = [], []
         for i in models.region_layers(self.model.layers):
             each = features[i]
-            lengths = np.linalg.norm(each, axis=2, keepdims=True)
+            lengths = np.sqrt(np.einsum("ijk,ijk->ij", each, each))[:, :, None]
             patches.append(maps.enlarged(each - self.model.means[i][group], side))
             residuals.append(maps.enlarged(each - lengths * known[i], side))
         return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)

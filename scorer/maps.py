@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer import loops
+
 Map = NDArray[np.float32]
 
 # Smoothing, in patches, and the share of patches that make the score: more of either drowns small defects.
 _SIGMA = 0.5
 _TOP = 0.003
+_KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)[:, 0]
 # Distances below this are rounding; good parts that are all alike must not make the unit of a layer zero.
 _FLOOR = 0.01
 _NARROWEST = 0.2
@@ -50,16 +54,18 @@ def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
     side = max(each.shape[0] for each in distances)
     total = np.zeros((side, side), dtype=np.float32)
     for each, unit in zip(distances, units, strict=True):
-        logs = np.log(np.maximum(each, _FLOOR) / unit.median) * (unit.weight / unit.width)
-        total += enlarged(logs.astype(np.float32), side)
-    ratios = np.exp(np.minimum(total / sum(unit.weight for unit in units), _FARTHEST))
-    return np.asarray(cv2.GaussianBlur(ratios, (5, 5), _SIGMA), dtype=np.float32)
+        factor = np.float32(unit.weight / unit.width)
+        loops.add_layer(each, np.float32(_FLOOR), np.float32(unit.median), factor, total)
+    ratios = np.empty_like(total)
+    scale = np.float32(1 / sum(unit.weight for unit in units))
+    loops.smoothed_exp(total, scale, np.float32(_FARTHEST), _KERNEL, ratios)
+    return ratios
 
 
 def log_score(ratios: Map) -> float:
     """The natural log of the mean of the map's highest 0.3 % (one patch at least)."""
     count = max(1, round(_TOP * ratios.size))
-    return float(np.log(np.partition(ratios, ratios.size - count, axis=None)[-count:].mean(dtype=np.float64)))
+    return math.log(loops.mean_of_largest(ratios.ravel(), count))
 
 
 def enlarged(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -70,8 +76,9 @@ def enlarged(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     down, across = _bilinear(height, side), _bilinear(width, side)
     if values.ndim == 2:
         return np.asarray(down @ values @ across.T, dtype=np.float32)
-    rows = np.tensordot(down, values, axes=(1, 0))
-    return np.ascontiguousarray(np.moveaxis(np.tensordot(across, rows, axes=(1, 1)), 0, 1), dtype=np.float32)
+    channels = values.shape[2]
+    rows = (down @ values.reshape(height, width * channels)).reshape(side, width, channels)
+    return np.asarray(across @ rows, dtype=np.float32)
 
 
 @functools.cache

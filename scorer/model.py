@@ -77,6 +77,11 @@ class Model:
         near = normal_level(self.log_scores, neighbours)
         return shrunk(near, self.group_levels[groups], np.asarray(self.shares)[groups])
 
+    def level(self, group: int, neighbours: NDArray[np.int64]) -> float:
+        """The normal log score of one image of this group with these look-alikes (k,)."""
+        share = self.shares[group]
+        return float(share * normal_level(self.log_scores, neighbours) + (1 - share) * self.group_levels[group])
+
     @cached_property
     def calibration(self) -> NDArray[np.float64]:
         """The good images' standardised scores in rising order, which p-values are ranks among.
