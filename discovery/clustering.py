@@ -35,7 +35,7 @@ GROUP_MIN = 8
 # Measured stability is uncertain by about this much. Among numbers so alike the known one stays, else the smallest is
 # taken: more clusters would only be told apart by chance. Where clusters come back nearly as they are in any subsample,
 # the largest is taken, since they are real however fine; but not over several groups, where ever more of a kind's
-# clusters are single products.
+# clusters are single products. A number that every criterion proposes needs none of this.
 STABILITY_TOLERANCE = 0.05
 SURE_STABILITY = 0.8
 # Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
@@ -149,8 +149,12 @@ def estimate_count(
     best = max(stability[k] for k in allowed)
     alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
     count = previous if previous in alike else alike[0]
-    if count != previous and best >= SURE_STABILITY and len(strata) == 1:
-        count = alike[-1]
+    agreed = set(proposals.values())
+    if count != previous and len(agreed) == 1 and agreed <= set(alike):
+        count = agreed.pop()
+    elif count != previous and best >= SURE_STABILITY and len(strata) == 1:
+        # A few outliers come back in any subsample too; that makes them no kind.
+        count = max((k for k in alike if np.bincount(whole[k]).min() >= DENSE_MEMBERS), default=count)
     if stability[count] < STABILITY_FLOOR:
         return 1, 1.0, proposals
     return count, stability[count], proposals
