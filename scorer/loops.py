@@ -6,15 +6,11 @@ its own module only: so nothing here may call what another module compiles, nor 
 
 from __future__ import annotations
 
-import os
-
-from scorer.backbone import cache_dir
-
-# An installation that cannot be written to has no place beside the sources for what is compiled.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir() / "kernels"))
-
-import numba
 import numpy as np
+
+import scorer.instructions  # noqa: F401  # before numba: it says where numba keeps what it compiles
+
+import numba  # isort: skip
 
 # Rows that `mean_of_rows` adds up before it starts anew.
 _PART = 64

@@ -1,0 +1,267 @@
+"""The vector instructions that the neighbour search is made of, chosen for the CPU at hand.
+
+A matrix product writes every similarity to memory before anybody looks for the largest. Here the products stay in
+registers: of the rows of a bank, sixteen at a time share a *cell*, and only the largest value of each cell is written.
+With 8-bit dot product instructions (VNNI) that takes a quarter of the float32 arithmetic. What is exact about the
+search is `scorer.search`'s business, and the loops around these instructions are `scorer.kernels`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scorer.backbone import cache_dir
+
+# An installation that cannot be written to has no place beside the sources for what is compiled. Numba looks at the
+# source of the function that it compiled, not at these instructions in it: so they are part of the place.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(cache_dir() / "kernels" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12])
+)
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# The dot product instructions are given as assembler, which numba does not set LLVM up for.
+llvmlite.binding.initialize_native_asmparser()
+
+# Rows that share a cell, and so the width of the exact kernel.
+CELL = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a CPU multiplies: so many sums at once, each of `group` channels, for a tile of queries x vectors of rows.
+
+    A group of 4 is of 8-bit numbers (queries offset by 128, to be unsigned), of 2 of 16-bit, of 1 of float32. The
+    tile's sums, and what is multiplied, just fill the CPU's registers.
+    """
+
+    name: str
+    lanes: int
+    queries: int
+    vectors: int
+    group: int
+
+
+KINDS = {
+    each.name: each
+    for each in (
+        Kind("avx512-vnni", lanes=16, queries=6, vectors=4, group=4),
+        Kind("avx-vnni", lanes=8, queries=6, vectors=2, group=4),
+        Kind("avx512", lanes=16, queries=6, vectors=4, group=1),
+        Kind("avx2", lanes=8, queries=5, vectors=2, group=2),
+        Kind("any", lanes=4, queries=6, vectors=2, group=1),
+    )
+}
+_NEEDS = {"avx512-vnni": "avx512vnni", "avx-vnni": "avxvnni", "avx512": "avx512f", "avx2": "avx2"}
+
+
+def supported() -> list[Kind]:
+    """The kinds that this CPU can run, the fastest first."""
+    features = llvmlite.binding.get_host_cpu_features() if platform.machine().lower() in ("x86_64", "amd64") else {}
+    return [kind for name, kind in KINDS.items() if name not in _NEEDS or features.get(_NEEDS[name])]
+
+
+def _number(kind: Kind) -> Any:
+    return ir.FloatType() if kind.group == 1 else ir.IntType(32)
+
+
+def _multiply_add(kind: Kind, builder: Any) -> Callable[[Any, Any, Any], Any]:
+    """sum + query * row, one vector of sums at a time."""
+    vector = ir.VectorType(_number(kind), kind.lanes)
+    if kind.group == 1:
+        name = f"llvm.fmuladd.v{kind.lanes}f32"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        return lambda total, query, row: builder.call(fma, [query, row, total])
+    # As assembler, since LLVM's own names for these instructions change their types between releases.
+    if kind.group == 2:
+        products = ir.InlineAsm(ir.FunctionType(vector, [vector] * 2), "vpmaddwd $2, $1, $0", "=x,x,x")
+        return lambda total, query, row: builder.add(total, builder.call(products, [query, row]))
+    instruction, registers = ("vpdpbusd", "v") if kind.lanes == 16 else ("{vex} vpdpbusd", "x")
+    constraints = f"={registers},0,{registers},{registers}"
+    sums = ir.InlineAsm(ir.FunctionType(vector, [vector] * 3), f"{instruction} $3, $2, $0", constraints)
+    return lambda total, query, row: builder.call(sums, [total, query, row])
+
+
+def tile_of(kind: Kind) -> Any:
+    """The kernel of a kind: the largest value of each cell of one block of rows, for one tile of queries.
+
+    Arguments are addresses and counts: packed queries [steps][queries], packed rows [chunks][steps][vectors][lanes],
+    what sums start from [chunks][vectors][lanes], the maxima [queries][lanes] with the distance in bytes from one
+    query's to the next one's, steps, chunks.
+    """
+    number = _number(kind)
+    vector = ir.VectorType(number, kind.lanes)
+    size = 4 * kind.lanes
+
+    @intrinsic
+    def tile(context, queries, rows, start, maxima, stride, steps, chunks):
+        def code(context, builder, signature, arguments):
+            queries, rows, start, maxima, stride, steps, chunks = arguments
+            word = queries.type
+            add = _multiply_add(kind, builder)
+
+            def load(address, offset, as_type, align):
+                place = builder.add(address, offset) if offset is not None else address
+                return builder.load(builder.inttoptr(place, as_type.as_pointer()), align=align)
+
+            def constant(value):
+                return ir.Constant(word, value)
+
+            with cgutils.for_range(builder, chunks, intp=word) as chunk:
+                offset = builder.mul(chunk.index, constant(kind.vectors * size))
+                first = [load(start, builder.add(offset, constant(v * size)), vector, 4) for v in range(kind.vectors)]
+                sums = [[cgutils.alloca_once(builder, vector) for _ in first] for _ in range(kind.queries)]
+                for row_of_sums in sums:
+                    for place, value in zip(row_of_sums, first, strict=True):
+                        builder.store(value, place)
+                base = builder.add(rows, builder.mul(offset, steps))
+                with cgutils.for_range(builder, steps, intp=word) as step:
+                    at_row = builder.mul(step.index, constant(kind.vectors * size))
+                    at_query = builder.mul(step.index, constant(kind.queries * 4))
+                    loaded = [
+                        load(base, builder.add(at_row, constant(v * size)), vector, 4) for v in range(kind.vectors)
+                    ]
+                    for q in range(kind.queries):
+                        single = load(queries, builder.add(at_query, constant(4 * q)), number, 4)
+                        spread = _spread(builder, single, kind.lanes)
+                        for v in range(kind.vectors):
+                            builder.store(add(builder.load(sums[q][v]), spread, loaded[v]), sums[q][v])
+                for q in range(kind.queries):
+                    place = builder.add(maxima, builder.mul(stride, constant(q)))
+                    best = load(place, None, vector, 4)
+                    for v in range(kind.vectors):
+                        best = _larger(builder, best, builder.load(sums[q][v]))
+                    builder.store(best, builder.inttoptr(place, vector.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 7), code
+
+    return tile
+
+
+def summit_of(kind: Kind) -> Any:
+    """The largest value in each lane [lanes] of maxima [blocks][lanes], and the block (int32) it is in, by address."""
+    vector, places = ir.VectorType(_number(kind), kind.lanes), ir.VectorType(ir.IntType(32), kind.lanes)
+
+    @intrinsic
+    def summit(context, maxima, largest, found, blocks):
+        def code(context, builder, signature, arguments):
+            maxima, largest, found, blocks = arguments
+            best, best_block = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, places)
+            builder.store(builder.load(builder.inttoptr(maxima, vector.as_pointer()), align=4), best)
+            builder.store(ir.Constant(places, [0] * kind.lanes), best_block)
+            with cgutils.for_range(builder, blocks, intp=maxima.type) as block:
+                at = builder.add(maxima, builder.mul(block.index, ir.Constant(maxima.type, 4 * kind.lanes)))
+                value = builder.load(builder.inttoptr(at, vector.as_pointer()), align=4)
+                before = builder.load(best)
+                is_larger = _is_larger(builder, value, before)
+                builder.store(builder.select(is_larger, value, before), best)
+                number = _spread(builder, builder.trunc(block.index, ir.IntType(32)), kind.lanes)
+                builder.store(builder.select(is_larger, number, builder.load(best_block)), best_block)
+            builder.store(builder.load(best), builder.inttoptr(largest, vector.as_pointer()), align=4)
+            builder.store(builder.load(best_block), builder.inttoptr(found, places.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), code
+
+    return summit
+
+
+def above_of(kind: Kind) -> Any:
+    """A bit for each of the values [lanes], by address, that is larger than the one at another address."""
+    vector = ir.VectorType(_number(kind), kind.lanes)
+
+    @intrinsic
+    def above(context, values, limit):
+        def code(context, builder, signature, arguments):
+            values, limit = arguments
+            single = builder.load(builder.inttoptr(limit, _number(kind).as_pointer()), align=4)
+            loaded = builder.load(builder.inttoptr(values, vector.as_pointer()), align=4)
+            is_larger = _is_larger(builder, loaded, _spread(builder, single, kind.lanes))
+            return builder.zext(builder.bitcast(is_larger, ir.IntType(kind.lanes)), ir.IntType(64))
+
+        return types.int64(types.intp, types.intp), code
+
+    return above
+
+
+@intrinsic
+def lowest_bit(context, bits):
+    """The number of the lowest bit that is set in a number that is not 0."""
+
+    def code(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), code
+
+
+def _is_larger(builder: Any, one: Any, other: Any) -> Any:
+    """Which lanes of one vector are larger than the other's."""
+    is_float = isinstance(one.type.element, ir.FloatType)
+    return builder.fcmp_ordered(">", one, other) if is_float else builder.icmp_signed(">", one, other)
+
+
+def _larger(builder: Any, one: Any, other: Any) -> Any:
+    """The larger of two vectors, lane by lane."""
+    return builder.select(_is_larger(builder, one, other), one, other)
+
+
+@intrinsic
+def rank(context, query, cells, cell, similarities, channels):
+    """The exact kernel: float32 similarities of one query to the sixteen rows of a cell.
+
+    Arguments: address of the query [channels]; cells (n, channels, 16), float32, or half precision as uint16; number of
+    the cell; address of the similarities [16]; channels, a multiple of 4.
+    """
+    half = cells.dtype == types.uint16
+    single = ir.VectorType(ir.FloatType(), CELL)
+    stored = ir.VectorType(ir.HalfType(), CELL) if half else single
+    size = (2 if half else 4) * CELL
+
+    def code(context, builder, signature, arguments):
+        query, array, cell, similarities, channels = arguments
+        word = query.type
+        first = cgutils.create_struct_proxy(signature.args[1])(context, builder, value=array).data
+        offset = builder.mul(cell, builder.mul(channels, ir.Constant(word, size)))
+        rows = builder.add(builder.ptrtoint(first, word), offset)
+        add = _multiply_add(Kind("", lanes=CELL, queries=1, vectors=1, group=1), builder)
+        # Four sums, so that no multiplication waits for the one before.
+        sums = [cgutils.alloca_once(builder, single) for _ in range(4)]
+        for place in sums:
+            builder.store(ir.Constant(single, [0.0] * CELL), place)
+        with cgutils.for_range(builder, builder.udiv(channels, ir.Constant(word, 4)), intp=word) as step:
+            for i, place in enumerate(sums):
+                channel = builder.add(builder.mul(step.index, ir.Constant(word, 4)), ir.Constant(word, i))
+                at_row = builder.add(rows, builder.mul(channel, ir.Constant(word, size)))
+                at_query = builder.add(query, builder.mul(channel, ir.Constant(word, 4)))
+                row = builder.load(builder.inttoptr(at_row, stored.as_pointer()), align=2)
+                row = builder.fpext(row, single) if half else row
+                value = builder.load(builder.inttoptr(at_query, ir.FloatType().as_pointer()), align=4)
+                builder.store(add(builder.load(place), _spread(builder, value, CELL), row), place)
+        loaded = [builder.load(place) for place in sums]
+        total = builder.fadd(builder.fadd(loaded[0], loaded[1]), builder.fadd(loaded[2], loaded[3]))
+        builder.store(total, builder.inttoptr(similarities, single.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, cells, types.intp, types.intp, types.intp), code
+
+
+def _spread(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector with the value in every lane."""
+    empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    one = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+# Which of the sixteen similarities of a cell are larger than another.
+above_in_cell = above_of(Kind("", lanes=CELL, queries=1, vectors=1, group=1))
