@@ -6,6 +6,7 @@ of groups chosen by silhouette is our reconstruction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -162,12 +163,12 @@ class Gallery:
         """What the image with this embedding (d,) resembles; its group is voted by its ten most similar good images."""
         count = min(max(neighbours, _ROUTE_BY), len(self.groups))
         similarity, indices = (each[0] for each in self._bank.nearest(embedding[None], count))
-        votes = np.bincount(self.groups[indices[:_ROUTE_BY]])
-        winners = np.flatnonzero(votes == votes.max())
+        votes = self.groups[indices[:_ROUTE_BY]].tolist()
+        most = max(votes.count(each) for each in votes)
         # A tie goes to the group of the most similar image among the tied ones.
-        group = next(int(g) for g in self.groups[indices] if g in winners)
+        group = next(each for each in votes if votes.count(each) == most)
         own = min(neighbours, self._most_neighbours(group))
-        return Look(group, indices[:own].astype(np.int64), float(np.sqrt(max(0.0, 2 - 2 * similarity[0]))))
+        return Look(group, indices[:own].astype(np.int64), math.sqrt(max(0.0, 2 - 2 * float(similarity[0]))))
 
     def _most_neighbours(self, group: int) -> int:
         """More neighbours than the group has other members would be of another look."""

@@ -99,17 +99,38 @@ def smoothed_exp(total, scale, most, kernel, result):
 
 
 @numba.njit(cache=True)
-def mean_of_largest(values, count):
-    """The mean of the `count` largest of some values (n,), in double precision."""
-    largest = np.full(count, -np.inf, dtype=np.float64)
+def _keep_largest(values, largest):
+    """Put values (n,) into the list of the largest, which falls."""
+    last = len(largest) - 1
     for value in values:
-        if value > largest[count - 1]:
-            place = count - 1
+        if value > largest[last]:
+            place = last
             while place > 0 and largest[place - 1] < value:
                 largest[place] = largest[place - 1]
                 place -= 1
             largest[place] = value
+
+
+@numba.njit(cache=True)
+def mean_of_largest(values, count):
+    """The mean of the `count` largest of some values (n,), in double precision."""
+    largest = np.full(count, -np.inf, dtype=np.float64)
+    _keep_largest(values, largest)
     total = 0.0
     for value in largest:
         total += value
+    return total / count
+
+
+@numba.njit(cache=True)
+def mean_least_distance(similarities, count, least):
+    """The mean distance of a unit vector to the `count` nearest of some others, from their inner products (n,) with it.
+
+    Squared distances are taken to be `least` at least.
+    """
+    largest = np.full(count, -np.inf, dtype=np.float64)
+    _keep_largest(similarities, largest)
+    total = 0.0
+    for value in largest:
+        total += np.sqrt(max(2 - 2 * value, least))
     return total / count

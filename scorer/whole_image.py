@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer import calibration
+from scorer import calibration, loops
 from scorer.coreset import Vectors, unit
 
 Floats = NDArray[np.float64]
@@ -51,9 +51,10 @@ def log_distances(wholes: Vectors, good: Vectors, allowed: NDArray[np.bool_] | N
     `allowed` (n, m) says which of them an image may be compared with; every image needs one.
     """
     similarity = wholes @ good.T
-    if allowed is not None:
-        similarity = np.where(allowed, similarity, -np.inf)
     count = min(_NEAREST, similarity.shape[1])
+    if allowed is None:
+        return np.log([loops.mean_least_distance(each, count, _FLOOR**2) for each in similarity])
+    similarity = np.where(allowed, similarity, -np.inf)
     nearest = -np.partition(-similarity, count - 1, axis=1)[:, :count]
     squared = np.maximum(2 - 2 * nearest.astype(np.float64), _FLOOR**2)
     known = np.isfinite(squared)
