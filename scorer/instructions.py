@@ -217,6 +217,28 @@ def _larger(builder: Any, one: Any, other: Any) -> Any:
 
 
 @intrinsic
+def prefetch(context, rows, row):
+    """Have a row of a contiguous array (n, channels), by its number, brought into the cache beside other work."""
+
+    def code(context, builder, signature, arguments):
+        array, row = arguments
+        of = cgutils.create_struct_proxy(signature.args[0])(context, builder, value=array)
+        word, byte, flag = row.type, ir.IntType(8).as_pointer(), ir.IntType(32)
+        size = builder.mul(builder.extract_value(of.shape, 1), of.itemsize)
+        first = builder.add(builder.ptrtoint(of.data, word), builder.mul(row, size))
+        signature_of_fetch = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        fetch = cgutils.get_or_insert_function(builder.module, signature_of_fetch, "llvm.prefetch.p0i8")
+        # Lines are of 64 bytes; the last one of a row that begins amid a line may be left out.
+        lines = builder.udiv(builder.add(size, ir.Constant(word, 63)), ir.Constant(word, 64))
+        with cgutils.for_range(builder, lines, intp=word) as line:
+            place = builder.add(first, builder.mul(line.index, ir.Constant(word, 64)))
+            builder.call(fetch, [builder.inttoptr(place, byte), *(ir.Constant(flag, each) for each in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp), code
+
+
+@intrinsic
 def rank(context, query, cells, cell, similarities, channels):
     """The exact kernel: float32 similarities of one query to the sixteen rows of a cell.
 

@@ -18,6 +18,7 @@ from scorer.instructions import (  # before numba: it says where numba keeps wha
     above_in_cell,
     above_of,
     lowest_bit,
+    prefetch,
     rank,
     summit_of,
     supported,
@@ -28,6 +29,8 @@ import numba  # isort: skip
 
 # Queries, in tiles, whose maxima are kept at once: few enough to stay in the second-level cache beside a block of rows.
 _TILES = 16
+# The rows found for the query this many places ahead are fetched.
+_AHEAD = 3
 # Maxima of cells that hold no row lie below, all others above.
 _EMPTY = np.float32(-1e9)
 
@@ -185,6 +188,9 @@ def known_vectors(queries, rows, similarity, found, known, distance):
     count = found.shape[1]
     weights = np.empty(count, dtype=np.float32)
     for i in range(queries.shape[0]):
+        if i + _AHEAD < queries.shape[0]:
+            for j in range(count):
+                prefetch(rows, np.int64(found[i + _AHEAD, j]))  # type: ignore[call-arg]
         if count == 1:
             known[i] = rows[found[i, 0]]
         else:
