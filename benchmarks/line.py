@@ -20,8 +20,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import Goal, emit
-from flawline import broker, config, topics
-from flawline.errors import FlawlineError
+from tests.e2e.running import verdicts_so_far
 
 ACTOR_PREFIX = "ray::Inspector"
 POLL_S = 0.3
@@ -53,23 +52,6 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-
-
-def verdicts_so_far(file: Path) -> int:
-    """Records in the topic `verdicts` of a demo that runs; 0 while it cannot be asked."""
-    if not file.exists() or not file.stat().st_size:
-        return 0
-    try:
-        consumer = broker.consumer(config.load(file))
-    except FlawlineError:
-        return 0
-    try:
-        from kafka import TopicPartition
-
-        known = consumer.partitions_for_topic(topics.VERDICTS.name) or set()
-        return sum(consumer.end_offsets([TopicPartition(topics.VERDICTS.name, number) for number in known]).values())
-    finally:
-        consumer.close()
 
 
 def scores(result: dict[str, Any]) -> dict[tuple[str, int], float]:

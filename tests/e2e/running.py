@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from flawline import config
+
 DEADLINE_S = 280.0
+ANSWER_S = 5.0
 
 
 def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -30,3 +35,22 @@ def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
 def verdict_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of the run's `verdicts.jsonl`."""
     return [json.loads(line) for line in Path(result["artefacts"]["verdicts"]).read_text().splitlines()]
+
+
+def verdicts_so_far(file: Path) -> int:
+    """Records in the topic `verdicts` of the line with these settings; 0 while its broker cannot be asked.
+
+    Asked by confluent-kafka, each of whose questions ends in time also when the broker has only just begun to listen.
+    """
+    if not file.exists() or not file.stat().st_size:
+        return 0
+    settings = config.load(file)
+    consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": "watch", "log_level": 0})
+    try:
+        topic = consumer.list_topics(timeout=ANSWER_S).topics.get(settings.topic("verdicts"))
+        places = [TopicPartition(topic.topic, number) for number in topic.partitions] if topic else []
+        return sum(consumer.get_watermark_offsets(place, timeout=ANSWER_S)[1] for place in places)
+    except KafkaException:
+        return 0
+    finally:
+        consumer.close()

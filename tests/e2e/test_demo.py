@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.running import DEADLINE_S, finish, start_demo, verdict_rows
+from tests.e2e.running import DEADLINE_S, finish, start_demo, verdict_rows, verdicts_so_far
 from tests.support.brokers import ApacheKafka
 
 FRAMES = 320
@@ -35,27 +35,10 @@ def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def wait_for_verdicts(folder: Path, process: subprocess.Popen[str], count: int) -> None:
     """Until the running demo's line has published `count` verdicts."""
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.errors import KafkaError
-
-    from flawline import config
-
     deadline = time.monotonic() + DEADLINE_S
-    file = folder / "run" / "line.toml"
     while time.monotonic() < deadline and process.poll() is None:
-        if file.exists() and file.stat().st_size:
-            try:
-                settings = config.load(file)
-                consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
-                try:
-                    known = consumer.partitions_for_topic("verdicts") or set()
-                    ends = consumer.end_offsets([TopicPartition("verdicts", number) for number in known])
-                    if sum(ends.values()) >= count:
-                        return
-                finally:
-                    consumer.close()
-            except KafkaError:
-                pass
+        if verdicts_so_far(folder / "run" / "line.toml") >= count:
+            return
         time.sleep(0.3)
     pytest.fail(f"{count} verdicts did not come: " + (folder / "stderr.txt").read_text()[-2000:])
 
