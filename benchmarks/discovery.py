@@ -97,9 +97,9 @@ def scores_of(truth: Sequence[str], found: Sequence[str]) -> dict[str, float]:
     }
 
 
-def collect(data: Path) -> tuple[dict[str, Product], float]:
+def collect(data: Path, profile: str) -> tuple[dict[str, Product], float]:
     """Regions of every defective image from a model that knows no products; and milliseconds for each extraction."""
-    settings = ScorerSettings(alarm_rate=ALARM_RATE)
+    settings = ScorerSettings(alarm_rate=ALARM_RATE, profile=profile)
     fitted = detector.fit(LazyImages([sample.path for sample in train_samples(data)]), settings)
     lo, hi = fitted.heatmap_range
     products = {name: Product() for name in PRODUCTS}
@@ -203,9 +203,9 @@ def compare(name: str, product: Product) -> Figures:
     return figures | {f"{name}_k": float(kinds), f"{name}_k_error": float(abs(estimated.count - kinds))}
 
 
-def quality(data: Path) -> Figures:
+def quality(data: Path, profile: str) -> Figures:
     """The figures against the truth, per product, on average, and with all products in one pool."""
-    products, extract_ms = collect(data)
+    products, extract_ms = collect(data, profile)
     figures: Figures = {"extract_ms": extract_ms}
     for name, product in products.items():
         figures |= compare(name, product)
@@ -313,11 +313,12 @@ def history() -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH") or None)
+    parser.add_argument("--profile", default="fast", choices=["fast", "accurate"], help="of the model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures = cost() | stability() | history()  # the largest memory first: the process's peak is what is measured
     if arguments.data:
-        figures |= quality(Path(arguments.data))
+        figures |= quality(Path(arguments.data), arguments.profile)
     emit("discovery", figures, {name: goal for name, goal in GOALS.items() if name in figures}, arguments.json)
 
 
