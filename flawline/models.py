@@ -121,9 +121,16 @@ def _show(report: Mapping[str, Any], target: str | None, title: str) -> None:
     size = f"{report['model_bytes'] / 1e6:.1f} MB"
     console.print(f"{title}: version {report['version']}, {report['groups']} groups, {size}{fitted}", highlight=False)
     _show_cut_offs(console, report)
-    if left_out := report.get("left_out"):
-        named = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        console.print(f"{len(left_out)} images look defective and were left out: {named}", highlight=False)
+    for key, what in (
+        ("left_out", "images look defective and were left out"),
+        (
+            "suspects",
+            "images stand out as defects would; look at them, and if they are, `scorer.trim = true` leaves them out",
+        ),
+    ):
+        if found := report.get(key):
+            named = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            console.print(f"{len(found)} {what}: {named}", highlight=False)
     if skipped := report.get("skipped_images"):
         console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
 

@@ -174,6 +174,7 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
         "groups": fitted.groups,
         "good_images": len(model.groups) if model.tiles is None else len(np.unique(model.tiles.sources)),
         "left_out": fitted.report.get("left_out", []),
+        "suspects": fitted.report.get("suspects", []),
         "thresholds": cuts,
         "finest_p_value": 1 / (len(model.calibration) + 1),
         "per_group": [_about_group(model, k) for k in range(fitted.groups)],

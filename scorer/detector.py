@@ -338,16 +338,15 @@ def fit(
         store, kept = extract(images, features, folder, progress, on_unreadable)
         sources = None if sources is None else sources[kept]
         model = models.fit(store, settings, features.threads, progress, sources=sources)
-        left_out = np.zeros(len(kept), dtype=bool)
+        left_out = suspects = np.zeros(len(kept), dtype=bool)
         if sources is not None and settings.tile_px is not None:
             model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
-        elif settings.trim:
-            left_out = trimming.suspects(model.standardised, model.groups)
-            if left_out.any() and len(kept) - left_out.sum() >= settings.minimum_images:
+        else:
+            suspects = trimming.suspects(model.standardised, model.groups)
+            if settings.trim and suspects.any() and len(kept) - suspects.sum() >= settings.minimum_images:
+                left_out = suspects
                 store = trimming.only(store, np.flatnonzero(~left_out))
                 model = models.fit(store, settings, features.threads, progress)
-            else:
-                left_out[:] = False
         names = [str(images.paths[i]) if isinstance(images, LazyImages) else f"image {i}" for i in kept]
         used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
         evidence = gather(store, model.banks, model.groups, used)
@@ -358,6 +357,7 @@ def fit(
         "fit_seconds": round(time.monotonic() - started, 3),
         "images": len(used) if sources is None else len(np.unique(sources)),
         "left_out": [name for name, out in zip(names, left_out, strict=True) if out],
+        "suspects": [name for name, out in zip(names, suspects & ~left_out, strict=True) if out],
         "skipped": len(images) - len(kept),
         "settings": settings.model_dump(mode="json"),
     }

@@ -70,7 +70,7 @@ class ScorerSettings(BaseModel):
     minimum_images: int = Field(default=20, ge=8, description="Fewer good images than this are refused.")
     folds: int = Field(default=5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
     trim: bool = Field(
-        default=True, description="Leave images out of the fit that look like defects among the good ones."
+        default=False, description="Leave images out of the fit that look like defects among the good ones."
     )
     tile_px: int | None = Field(
         default=None, ge=64, le=4096, description="Side of the tiles that large images are cut into; none: no tiles."

@@ -69,11 +69,13 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blots_among_the_good_images_are_named_and_left_out(
     spoiled: Path, settings: ScorerSettings, tmp_path: Path
 ) -> None:
-    report = commands.fit(spoiled, tmp_path / "model", settings, report=False)
+    report = commands.fit(spoiled, tmp_path / "model", settings.model_copy(update={"trim": True}), report=False)
     blots = {str(path) for path in spoiled.glob("*/train/good/blot-*")}
     assert len(blots & set(report["left_out"])) >= 10
     assert len(report["left_out"]) <= 0.25 * 108 + 2
     assert report["good_images"] == 108 - len(report["left_out"])
-    whole = commands.fit(spoiled, tmp_path / "whole", settings.model_copy(update={"trim": False}), report=False)
+    assert report["suspects"] == []
+    whole = commands.fit(spoiled, tmp_path / "whole", settings, report=False)
     assert whole["left_out"] == []
+    assert whole["suspects"] == report["left_out"]
     assert whole["good_images"] == 108
