@@ -45,10 +45,7 @@ class Lab:
 
     def __init__(self, train: Sequence[Sample], test: Sequence[Sample], settings: ScorerSettings) -> None:
         self.train, self.test, self.settings = list(train), list(test), settings
-        self.graphs = list(backbone.prepare(settings).values())
-        self.features = backbone.load(
-            self.graphs, runtime=settings.runtime, precision=settings.precision, threads=settings.threads
-        )
+        self.graphs, self.features = backbone.of_settings(settings)
         self.folder = WorkFolder(backbone.cache_dir() / "fits", None)
         images = LazyImages([sample.path for sample in [*train, *test]])
         self.store, _ = extract(images, self.features, self.folder)

@@ -136,9 +136,7 @@ class DiscoveryService:
                     f"the topics were not read to their end within {timeout_s:.0f} s: is the broker well?"
                 )
             self._step()
-        while self._rounds.busy:
-            self._step_round()
-            time.sleep(ROUND_STEP_S)
+        self._finish_round()
         for last in range(CLOSING_ROUNDS):
             if (last == 0 and self._new_regions) or self._registry.pending:
                 self._round()
@@ -277,6 +275,10 @@ class DiscoveryService:
     def _round(self) -> None:
         """Run a round from its beginning to its end."""
         self._ask_for_round()
+        self._finish_round()
+
+    def _finish_round(self) -> None:
+        """Run what is left of a round."""
         while self._rounds.busy:
             self._step_round()
             if self._rounds.busy:

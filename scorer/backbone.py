@@ -407,3 +407,16 @@ def load(
         return OpenVinoBackbone(graphs, precision, threads)
     found = weight_files.find(graphs[0][0].backbone, weights)
     return TorchBackbone(found, [graph for graph, _ in graphs], device, threads)
+
+
+def of_settings(settings: ScorerSettings) -> tuple[list[tuple[Graph, Path]], Backbone]:
+    """The converted graphs of a fit's settings, and the backbone that runs them as the settings say."""
+    graphs = list(prepare(settings).values())
+    return graphs, load(
+        graphs,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        weights=settings.weights,
+    )

@@ -323,15 +323,7 @@ def fit(
         images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable)
         sources = images.sources
     _one_thread_per_product()
-    graphs = list(backbone.prepare(settings).values())
-    features = backbone.load(
-        graphs,
-        runtime=settings.runtime,
-        precision=settings.precision,
-        device=settings.device,
-        threads=settings.threads,
-        weights=settings.weights,
-    )
+    graphs, features = backbone.of_settings(settings)
     folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(given, settings, graphs, features))
     finished = False
     try:

@@ -90,15 +90,7 @@ def compare(
     products = sorted({sample.product for sample in train})
     if strange := sorted({sample.product for sample in test} - set(products)):
         raise UsageError(f"{strange[0]}: is tested without training images: add {strange[0]}/train/good")
-    graphs = list(backbone.prepare(settings).values())
-    features = backbone.load(
-        graphs,
-        runtime=settings.runtime,
-        precision=settings.precision,
-        device=settings.device,
-        threads=settings.threads,
-        weights=settings.weights,
-    )
+    graphs, features = backbone.of_settings(settings)
     skip = None if on_unreadable is None else (lambda i, error: on_unreadable(train[i], error))
     folder = WorkFolder(backbone.cache_dir() / "fits", None)
     try:
