@@ -98,7 +98,7 @@ class DiscoveryService:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
         metrics = self.settings.metrics
-        with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host)):
+        with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *telemetry.OF_DISCOVERY)):
             if not self._open(stop):
                 return
             while not stop.is_set():

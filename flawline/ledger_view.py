@@ -100,7 +100,7 @@ def _ranges(ranges: Sequence[SequenceRange]) -> str:
 def watch(settings: Settings, stop: threading.Event, interval_s: float) -> None:
     """Count every `interval_s` and serve the result as metrics, until `stop`; a broker that is away is waited for."""
     with ExitStack() as stack:
-        endpoint = telemetry.serve(settings.metrics.ledger_port, settings.metrics.host)
+        endpoint = telemetry.serve(settings.metrics.ledger_port, settings.metrics.host, *telemetry.OF_THE_LEDGER)
         stack.callback(endpoint.close)
         reader: ledger.LedgerReader | None = None
         was_fine = True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from flawline.errors import FlawlineError
 
@@ -41,6 +44,19 @@ PRODUCER_IN_FLIGHT_BYTES = _gauge("producer_in_flight_bytes", "Unacknowledged by
 SPOOL_BYTES = _gauge("spool_bytes", "Bytes that wait on disk for the broker.", "camera")
 SPOOL_FRAMES = _gauge("spool_frames", "Frames that wait on disk for the broker.", "camera")
 SPOOL_OLDEST_AGE = _gauge("spool_oldest_age_seconds", "Age of the oldest frame on disk.", "camera")
+OF_PRODUCERS: tuple[Collector, ...] = (
+    CAPTURED,
+    PUBLISHED,
+    PUBLISHED_BYTES,
+    DROPPED,
+    CAMERA_UP,
+    CAMERA_RECONNECTS,
+    PUBLISH_LATENCY,
+    PRODUCER_IN_FLIGHT_BYTES,
+    SPOOL_BYTES,
+    SPOOL_FRAMES,
+    SPOOL_OLDEST_AGE,
+)
 
 # Workers
 VERDICTS = _counter("verdicts", "Verdicts acknowledged by the broker.", "camera", "decision")
@@ -59,6 +75,21 @@ MODEL_INFO = _gauge("model_info", "1 for the model version in use.", "version", 
 MODEL_LOAD_FAILURES = _counter("model_load_failures", "Model versions that could not be loaded.")
 ACTORS = _gauge("actors", "Ray actors that run.")
 ACTOR_RESTARTS = _counter("actor_restarts", "Ray actors that died and were started again.")
+OF_AN_ACTOR: tuple[Collector, ...] = (
+    VERDICTS,
+    DEAD_LETTERS,
+    STAGE_LATENCY,
+    VERDICT_LATENCY,
+    LAG_RECORDS,
+    LAG_SECONDS,
+    WORKER_IN_FLIGHT_BYTES,
+    QUEUE_DEPTH,
+    PAUSED_PARTITIONS,
+    BATCH_SIZE,
+    MODEL_INFO,
+    MODEL_LOAD_FAILURES,
+)
+OF_THE_SUPERVISOR: tuple[Collector, ...] = (ACTORS, ACTOR_RESTARTS)
 
 # Discovery
 DEFECTS = _counter("defects", "Defect messages taken into the store.", "camera")
@@ -69,10 +100,32 @@ UNASSIGNED_REGIONS = _gauge("unassigned_regions", "Regions that belong to no cla
 ROUND_SECONDS = _histogram("round_seconds", "Duration of a discovery round.")
 ROUNDS = _counter("rounds", "Discovery rounds.")
 DISCOVERY_LAG = _gauge("discovery_lag_records", "Records that discovery has not read yet.", "topic")
+OF_DISCOVERY: tuple[Collector, ...] = (
+    DEFECTS,
+    REGIONS,
+    REJECTED_RECORDS,
+    CLASSES,
+    UNASSIGNED_REGIONS,
+    ROUND_SECONDS,
+    ROUNDS,
+    DISCOVERY_LAG,
+)
 
 # Ledger
 LEDGER = _gauge("ledger_frames", "Accounting of captures by outcome.", "camera", "outcome", "reason")
 LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly one outcome.")
+OF_THE_LEDGER: tuple[Collector, ...] = (LEDGER, LEDGER_BALANCED)
+
+
+class Some(Collector):
+    """Some collectors as one: a role shows its own metrics, since another's gauge would stand there as a false 0."""
+
+    def __init__(self, collectors: Iterable[Collector]) -> None:
+        self._collectors = tuple(collectors)
+
+    def collect(self) -> Iterator[Metric]:
+        for each in self._collectors:
+            yield from each.collect()
 
 
 class Endpoint:
@@ -89,10 +142,12 @@ class Endpoint:
             self._server = None
 
 
-def serve(port: int, host: str = "127.0.0.1", registry: CollectorRegistry = REGISTRY) -> Endpoint:
-    """Serve the metrics on `host:port`; port 0 serves nothing. Raises FlawlineError when the port is in use."""
+def serve(port: int, host: str, *collectors: Collector) -> Endpoint:
+    """Serve these metrics on `host:port`; port 0 serves nothing. Raises FlawlineError when the port is in use."""
     if port == 0:
         return Endpoint(None, 0)
+    registry = CollectorRegistry()
+    registry.register(Some(collectors))
     try:
         server, _ = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

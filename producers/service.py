@@ -57,7 +57,7 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
     """
     chosen = _choose(settings, cameras)
     ready = [(config, make()) for config, make in chosen]  # raises for every source that can never work
-    endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host)
+    endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *telemetry.OF_PRODUCERS)
     try:
         publisher = Publisher(settings, [config for config, _ in chosen])
         counts = dict.fromkeys(publisher.lanes, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -12,35 +12,10 @@ from prometheus_client.samples import Sample
 
 from flawline import telemetry
 
-OF_AN_ACTOR: tuple[Collector, ...] = (
-    telemetry.VERDICTS,
-    telemetry.DEAD_LETTERS,
-    telemetry.STAGE_LATENCY,
-    telemetry.VERDICT_LATENCY,
-    telemetry.LAG_RECORDS,
-    telemetry.LAG_SECONDS,
-    telemetry.WORKER_IN_FLIGHT_BYTES,
-    telemetry.QUEUE_DEPTH,
-    telemetry.PAUSED_PARTITIONS,
-    telemetry.BATCH_SIZE,
-    telemetry.MODEL_INFO,
-    telemetry.MODEL_LOAD_FAILURES,
-)
-OF_THE_SUPERVISOR: tuple[Collector, ...] = (telemetry.ACTORS, telemetry.ACTOR_RESTARTS)
-
-
-class _Some(Collector):
-    def __init__(self, collectors: Iterable[Collector]) -> None:
-        self._collectors = collectors
-
-    def collect(self) -> Iterator[Metric]:
-        for each in self._collectors:
-            yield from each.collect()
-
 
 def exposition() -> str:
     """This process's worker metrics as Prometheus text."""
-    return generate_latest(_Some(OF_AN_ACTOR)).decode()
+    return generate_latest(telemetry.Some(telemetry.OF_AN_ACTOR)).decode()
 
 
 class ActorCollector(Collector):
@@ -51,7 +26,7 @@ class ActorCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The supervisor's own metrics, then those of the actors that answered."""
-        yield from _Some(OF_THE_SUPERVISOR).collect()
+        yield from telemetry.Some(telemetry.OF_THE_SUPERVISOR).collect()
         yield from merged(self._ask()).values()
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
-from prometheus_client import CollectorRegistry
 
 from flawline import broker, clock, telemetry, topics
 from flawline.config import Settings
@@ -289,9 +288,8 @@ class Supervisor:
 def run(settings: Settings, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
     """Run this machine's workers until `stop`. Raises FlawlineError when they cannot go on."""
     supervisor = Supervisor(settings)
-    registry = CollectorRegistry()
-    registry.register(ActorCollector(supervisor.metrics))
-    endpoint = telemetry.serve(settings.metrics.workers_port, settings.metrics.host, registry)
+    metrics = ActorCollector(supervisor.metrics)
+    endpoint = telemetry.serve(settings.metrics.workers_port, settings.metrics.host, metrics)
     try:
         if supervisor.start(stop) and on_ready:
             on_ready()

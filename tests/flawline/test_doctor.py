@@ -173,7 +173,7 @@ def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_ports_in_use(line_settings: Settings) -> None:
-    endpoint = telemetry.serve(free_port())
+    endpoint = telemetry.serve(free_port(), "127.0.0.1", *telemetry.OF_THE_LEDGER)
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

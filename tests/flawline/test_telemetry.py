@@ -1,0 +1,46 @@
+"""Each role shows its own metrics, and each metric belongs to one role."""
+
+import urllib.request
+from collections import Counter
+
+import pytest
+
+from flawline import telemetry
+from flawline.errors import FlawlineError
+from tests.support.brokers import free_port
+
+ROLES = (
+    telemetry.OF_PRODUCERS,
+    telemetry.OF_AN_ACTOR,
+    telemetry.OF_THE_SUPERVISOR,
+    telemetry.OF_DISCOVERY,
+    telemetry.OF_THE_LEDGER,
+)
+
+
+def test_every_metric_belongs_to_exactly_one_role() -> None:
+    shown = Counter(family.name for role in ROLES for each in role for family in each.collect())
+    assert shown == Counter(family.name for family in telemetry.REGISTRY.collect())
+
+
+def test_a_role_does_not_show_the_gauges_of_another() -> None:
+    port = free_port()
+    telemetry.SPOOL_FRAMES.labels("cam").set(3)
+    endpoint = telemetry.serve(port, "127.0.0.1", *telemetry.OF_PRODUCERS)
+    try:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    finally:
+        endpoint.close()
+        telemetry.SPOOL_FRAMES.remove("cam")
+    assert 'flawline_spool_frames{camera="cam"} 3.0' in page
+    assert "flawline_ledger_balanced" not in page and "flawline_actors" not in page
+
+
+def test_a_port_that_is_taken_is_one_clear_line() -> None:
+    port = free_port()
+    endpoint = telemetry.serve(port, "127.0.0.1")
+    try:
+        with pytest.raises(FlawlineError, match=rf"metrics port 127.0.0.1:{port} cannot be opened"):
+            telemetry.serve(port, "127.0.0.1")
+    finally:
+        endpoint.close()
