@@ -174,24 +174,37 @@ class Gallery:
         """More neighbours than the group has other members would be of another look."""
         return max(1, int(self._sizes[group]) - 1)
 
-    def neighbours_of_members(self, neighbours: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def neighbours_of_members(
+        self, neighbours: int, copies: Labels | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """For every good image its most similar other good images (n, k), and its distance (n,) to the first.
 
+        `copies` (n,) have the same number where images are the same: those are no others, unless their group has none.
         Where the image's group has fewer than k others, the rest of its row is -1.
         """
         n = len(self.groups)
-        count = min(neighbours, n - 1)
+        kinds = np.arange(n) if copies is None else copies
+        times = np.bincount(kinds)[kinds]
+        alone = times >= self._sizes[self.groups]
+        kinds, times = np.where(alone, n + np.arange(n), kinds), np.where(alone, 1, times)
+        count = min(neighbours, n - int(times.max()))
         index = faiss.IndexFlatIP(self.embeddings.shape[1])
         index.add(self.embeddings)
-        similarity, indices = index.search(self.embeddings, count + 1)
-        own = indices == np.arange(n)[:, None]
-        # Among exact duplicates the image itself may be missing from the list; then the last entry goes.
-        own[~own.any(axis=1), -1] = True
-        kept = indices[~own].reshape(n, count)
-        nearest = similarity[~own].reshape(n, count)[:, 0]
-        most = np.asarray([self._most_neighbours(k) for k in range(len(self._sizes))])[self.groups]
+        similarity, indices = index.search(self.embeddings, count + int(times.max()))
+        own = kinds[indices] == kinds[:, None]
+        # Where rounding has left one of the copies out of the list, the first others are there all the same.
+        order = np.argsort(own, axis=1, kind="stable")[:, :count]
+        kept = np.take_along_axis(indices, order, axis=1)
+        nearest = np.take_along_axis(similarity, order, axis=1)[:, 0]
+        most = np.maximum(1, self._sizes[self.groups] - times)
         kept = np.where(np.arange(count) < most[:, None], kept, -1)
         return kept, np.sqrt(np.maximum(0, 2 - 2 * nearest))
+
+
+def copies(embeddings: Vectors) -> Labels:
+    """For each image (n,) the number of the first one with the same embedding: itself, unless it is a copy."""
+    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
+    return np.asarray(first[kind.reshape(-1)], dtype=np.int64)
 
 
 def gates(gallery: Gallery, within: NDArray[np.float32]) -> NDArray[np.float32]:

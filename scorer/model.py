@@ -134,15 +134,38 @@ def fit(
     embeddings = embeddings.astype(np.float16).astype(np.float32)
     groups = hierarchy.group(embeddings, settings.groups, settings.seed) if labels is None else labels
     members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
-    sources = np.arange(len(store)) if sources is None else sources
+    # A copy of an image stands with it: apart, each would find itself in the bank, and score nothing. Tiles that are
+    # alike are left alone, since an empty background would tie all images together.
+    copies = hierarchy.copies(embeddings) if sources is None else np.arange(len(store))
+    sources = copies if sources is None else sources
     banks, distances = cross_fit(store, settings, members, sources, threads, progress)
+    return calibrated(store, settings, embeddings, groups, banks, distances, threads, sources=sources, copies=copies)
 
+
+def calibrated(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    embeddings: Vectors,
+    groups: NDArray[np.int64],
+    banks: list[list[Vectors]],
+    distances: Sequence[NDArray[np.float32]],
+    threads: int,
+    *,
+    sources: NDArray[np.int64],
+    copies: NDArray[np.int64],
+) -> Model:
+    """The model with these banks, everything else read off the good images' own patch distances (n, h * w) a layer.
+
+    `sources` (n,) as in `fit`; `copies` (n,) have the same number where images are the same.
+    """
+    layers = settings.active_layers
+    members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
     units = [[LayerUnit.of(distances[i][own], layer.weight) for i, layer in enumerate(layers)] for own in members]
     ratios = _ratio_maps(distances, store.grids, groups, units, threads)
     log_scores = np.asarray([maps.log_score(each) for each in ratios])
 
     gallery = hierarchy.Gallery(embeddings, groups)
-    look_alikes, within = gallery.neighbours_of_members(settings.look_alikes)
+    look_alikes, within = gallery.neighbours_of_members(settings.look_alikes, copies)
     spreads = calibration.group_widths(log_scores - normal_level(log_scores, look_alikes), groups)
     wholes, added = whole_image.fit(whole_part(layers, store.means, embeddings), groups, sources, spreads)
     log_scores = log_scores + added

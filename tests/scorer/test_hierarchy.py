@@ -80,6 +80,21 @@ def test_good_image_is_never_its_own_neighbour_even_among_duplicates() -> None:
     assert distance[0] < 1e-3 < distance[20]
 
 
+def test_copies_are_no_neighbours_unless_a_group_has_nothing_else() -> None:
+    embeddings, labels = blobs([30, 12])
+    embeddings = np.concatenate([embeddings, embeddings[:30], np.repeat(embeddings[30:31], 12, axis=0)])
+    embeddings[30:42] = embeddings[30]  # the second group shows one image only
+    groups = np.concatenate([labels, np.zeros(30, dtype=np.int64), np.ones(12, dtype=np.int64)])
+    copies = hierarchy.copies(embeddings)
+    assert copies[:30].tolist() == copies[42:72].tolist() == list(range(30))
+    assert set(copies[30:42]) == set(copies[72:]) == {30}
+    neighbours, distance = Gallery(embeddings, groups).neighbours_of_members(25, copies)
+    assert not (copies[neighbours[:30]] == copies[:30, None]).any()
+    assert distance[:30].min() > 1e-3
+    assert distance[30:42].max() < 1e-3
+    assert {copies[each] for row in neighbours[30:42] for each in row[row >= 0]} == {30}
+
+
 def test_image_of_a_small_group_has_no_neighbours_of_another_look() -> None:
     embeddings, labels = blobs([60, 10])
     gallery = Gallery(embeddings, labels)

@@ -181,6 +181,29 @@ def test_duplicate_images_give_finite_scores() -> None:
     assert np.isfinite(scores(model, store_of(raw_features(5, 2)[0]))[1]).all()
 
 
+def test_a_folder_copied_twice_is_calibrated_as_if_it_were_not() -> None:
+    layers, _ = raw_features(30, 1)
+    once = models.fit(store_of(layers), SETTINGS)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(180)
+    twice = models.fit(store_of([np.concatenate([each, each])[order] for each in layers]), SETTINGS)
+    assert twice.log_scores.min() > once.log_scores.min() - 0.1
+    assert abs(np.median(twice.log_scores) - np.median(once.log_scores)) < 0.1
+    place = np.argsort(order)
+    np.testing.assert_allclose(twice.log_scores[place[:90]], twice.log_scores[place[90:]], atol=1e-4)
+    np.testing.assert_allclose(np.sort(twice.gates), np.sort(once.gates), rtol=0.03)
+
+
+def test_a_single_image_of_another_product_among_good_ones_is_scored_with_its_neighbours() -> None:
+    layers, products = raw_features(30, 1)
+    chosen = np.flatnonzero((products < 2) | (np.arange(90) == 89))
+    model = models.fit(store_of([each[chosen] for each in layers]), SETTINGS)
+    assert model.groups.max() == 1  # no group of its own: one image is no scale
+    assert np.isfinite(model.log_scores).all()
+    assert model.standardised[-1] > model.standardised[:-1].max()
+    assert np.isfinite(scores(model, store_of(raw_features(5, 2)[0]))[1]).all()
+
+
 def test_too_few_images_are_refused_in_one_line() -> None:
     with pytest.raises(FlawlineError, match="at least 20 are needed"):
         models.fit(store_of([each[:19] for each in raw_features(19, 1)[0]]), SETTINGS)
