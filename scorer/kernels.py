@@ -1,6 +1,7 @@
 """Compiled loops of the neighbour search around the instructions of `scorer.instructions`.
 
-Numba compiles these functions when they are first used, and keeps the result in the cache.
+Numba compiles these functions when they are first used, and keeps the result in the cache. Arrays are copied element by
+element: for one array assigned to another numba compiles an error message too, which takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def packed_queries(queries, tile_queries, group, packed, scales, errors):
                 total += difference * difference
                 rounded[k] += offset
         else:
-            rounded[:] = query
+            for k in range(channels):
+                rounded[k] = query[k]
         if group == 4:  # with a length known when it is compiled, this takes half the time
             for step in range(channels // 4):
                 for k in range(4):
@@ -192,7 +194,9 @@ def known_vectors(queries, rows, similarity, found, known, distance):
             for j in range(count):
                 prefetch(rows, np.int64(found[i + _AHEAD, j]))  # type: ignore[call-arg]
         if count == 1:
-            known[i] = rows[found[i, 0]]
+            row = rows[found[i, 0]]
+            for k in range(known.shape[1]):
+                known[i, k] = row[k]
         else:
             nearest = max(2 - 2 * similarity[i, 0], np.float32(1e-6))
             total = np.float32(0)

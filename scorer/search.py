@@ -118,8 +118,12 @@ def trusted_kind() -> Kind:
     Raises FlawlineError when no kind is right.
     """
     generator = np.random.default_rng(0)
-    rows, queries = (generator.standard_normal((n, 24)).astype(np.float32) for n in (300, 20))
-    rows, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, queries))
+    rows, queries = (generator.standard_normal((n, 24)) for n in (300, 20))
+    # In half precision, as the rows of a model are: for others the search would be compiled a second time.
+    rows, queries = (
+        (each / np.linalg.norm(each, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+        for each in (rows, queries)
+    )
     expected = -np.sort(-(queries @ rows.T), axis=1)[:, :2]
     for kind in kernels.supported():
         similarity, found = Bank(rows, kind).nearest(queries, 2)
