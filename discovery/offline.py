@@ -107,12 +107,14 @@ def run(
     if k is not None and k < 1:
         raise UsageError(f"--k {k}: give 1 or more classes, or leave it out to have their number estimated")
     shown = pictures(data)
+    needed = clustering.REGIONS_MIN if k is None else 0
+    _require(needed, 0, len(shown))
     backbone = _backbone(settings, detector is None)
     if detector is not None:
-        described = by_model(shown, detector, progress)
+        described = by_model(shown, detector, progress, needed)
     else:
         assert maps is not None
-        described = by_maps(shown, data, maps, progress)
+        described = by_maps(shown, data, maps, progress, needed)
     described.vectors = _vectors(described, backbone if detector is None or settings.embedding == "crop" else None)
     classes = classify(described, settings, k, backbone, progress)
     report = summary(described, classes, settings, k)
@@ -138,8 +140,11 @@ def pictures(data: Path) -> list[Picture]:
     return found
 
 
-def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress) -> Described:
-    """Regions by a fitted model; images that it accepts have none."""
+def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, needed: int = 0) -> Described:
+    """Regions by a fitted model; images that it accepts have none.
+
+    Raises FlawlineError as soon as fewer than `needed` regions can come of all the images.
+    """
     described = Described()
     lo, hi = detector.heatmap_range
     closer, field_px = getattr(detector, "close_up", None), getattr(detector, "field_px", None)
@@ -152,33 +157,38 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress) -
                 maps = scores.heatmap, scores.patches, scores.residuals
                 found = regions.extract(image, *maps, lo, hi, closer=closer, field_px=field_px)
             described.add(picture, image.shape[:2], found, scores.group)
-        progress(min(start + BATCH, len(shown)), len(shown), "images")
+        done = min(start + BATCH, len(shown))
+        _require(needed, len(described.regions), len(shown) - done)
+        progress(done, len(shown), "images")
     return described
 
 
-def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progress) -> Described:
+def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progress, needed: int = 0) -> Described:
     """Regions by anomaly maps of another detector, on one scale over the whole set, as AnomalyNCD takes them.
 
     The range of thresholds starts where the maps of good images end, if there are any, else at the lowest peak.
+    Raises FlawlineError as soon as fewer than `needed` regions can come of all the images.
     """
     paths = [anomaly_maps.path_of(picture.path, data, folder) for picture in shown]
     peaks = np.array([float(anomaly_maps.read(path).max()) for path in paths])
     good = np.array([picture.is_good for picture in shown])
     lo = float(np.quantile(peaks[good], NORMAL_PEAK_QUANTILE)) if good.any() else float(peaks.min())
     hi = float(peaks.max())
+    above = peaks > lo
     if not lo < hi:
         raise FlawlineError(f"{folder}: all maps peak at {hi:g}: scale them over the whole set, not one by one")
     described = Described()
     # Regions want features too; here they are described by their crops afterwards.
     nothing = np.ones((8, 8, 1), np.float32)
-    for number, (picture, path, peak) in enumerate(zip(shown, paths, peaks, strict=True)):
+    for number, (picture, path) in enumerate(zip(shown, paths, strict=True)):
         for _, image in _readable([picture], described):
             found = (
-                []
-                if peak <= lo
-                else regions.extract(image, anomaly_maps.read(path) - lo, nothing, nothing, 0.0, hi - lo)
+                regions.extract(image, anomaly_maps.read(path) - lo, nothing, nothing, 0.0, hi - lo)
+                if above[number]
+                else []
             )
             described.add(picture, image.shape[:2], found)
+        _require(needed, len(described.regions), int(above[number + 1 :].sum()))
         progress(number + 1, len(shown), "images")
     return described
 
@@ -203,16 +213,27 @@ def classify(
         groups = np.array(described.groups)
         found = clustering.cluster(vectors, groups=groups, limit=settings.class_limit, seed=settings.seed)
         if found is None:
-            raise FlawlineError(
-                f"{count} regions are too few to tell how many kinds there are ({clustering.REGIONS_MIN} are needed): "
-                "give --k"
-            )
+            raise _too_few(f"{count} regions are")
         labels, proposals, stability = found.labels, dict(found.proposals), found.stability
     else:
         labels = clustering.fit(clustering.reduced(vectors), k, seed=settings.seed) if k > 1 else np.zeros(count, int)
     if settings.mode == "learned" and labels.max() > 0:
         labels = _learned(described, labels, settings, backbone, progress)
     return _named(described, labels, proposals, stability)
+
+
+def _require(needed: int, found: int, left: int) -> None:
+    """Raise FlawlineError when `found` regions and those of the images `left` cannot be as many as are `needed`."""
+    if left and found + left * regions.REGION_LIMIT < needed:
+        images = f"{left} images (at most {regions.REGION_LIMIT} regions each)"
+        raise _too_few(f"{found} regions so far, and {images} to come, are" if found else f"{images} are")
+
+
+def _too_few(what: str) -> FlawlineError:
+    needed = clustering.REGIONS_MIN
+    return FlawlineError(
+        f"{what} too few to tell how many kinds there are ({needed} are needed): add images of defects, or give --k"
+    )
 
 
 def _learned(

@@ -82,7 +82,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
         ({"maps": None}, "give either --model MODEL, or --maps DIR"),
         ({"k": 0}, "--k 0"),
         ({"k": 99}, "only .* regions were found"),
-        ({"k": None, "few": True}, "too few to tell how many kinds"),
+        ({"k": None}, "6 images .at most 4 regions each. are too few to tell how many kinds"),
         ({"data": "nowhere"}, "no such folder"),
         ({"data": "empty"}, "holds no images"),
         ({"maps": "elsewhere"}, "no anomaly map for"),
@@ -108,6 +108,16 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, change, said):
     with pytest.raises((UsageError, FlawlineError), match=said) as raised:
         offline.run(source, settings, **given)
     assert "\n" not in str(raised.value)
+
+
+def test_too_few_regions_are_refused_as_soon_as_that_is_known(tmp_path, settings):
+    data = write_folder(tmp_path, 10)  # each image has one region, but for those made empty
+    seen = []
+    for path in (tmp_path / "maps").glob("*/[0-5].npy"):
+        np.save(path, np.zeros((8, 8)))
+    with pytest.raises(FlawlineError, match=r"regions so far, and \d images .* to come, are too few"):
+        offline.run(data, settings, maps=tmp_path / "maps", progress=lambda done, *_: seen.append(done))
+    assert 0 < len(seen) < 29
 
 
 def test_options_of_once_alone_are_refused(capsys):
