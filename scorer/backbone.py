@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
+from scorer import compiling
 from scorer import weights as weight_files
 from scorer.settings import LayerSettings, ScorerSettings
 
@@ -139,6 +140,7 @@ def _prepare_one(
         raise FlawlineError(
             f"{folder.parent}: cannot be written: {error.strerror}: set FLAWLINE_CACHE to a folder that can"
         ) from error
+    compiling.start()  # a cache that lacks the backbone lacks the kernels too
     try:
         graph = _convert(weights, identity, size, strides, partial)
         (partial / "graph.json").write_text(json.dumps(asdict(graph)), encoding="utf-8")

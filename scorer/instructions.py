@@ -8,21 +8,15 @@ search is `scorer.search`'s business, and the loops around these instructions ar
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from scorer.backbone import cache_dir
+from scorer import compiling
 
-# An installation that cannot be written to has no place beside the sources for what is compiled. Numba looks at the
-# source of the function that it compiled, not at these instructions in it: so they are part of the place.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(cache_dir() / "kernels" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12])
-)
+os.environ.setdefault("NUMBA_CACHE_DIR", str(compiling.folder()))  # numba reads it when it is imported
 
 import llvmlite.binding
 from llvmlite import ir

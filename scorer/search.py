@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer import kernels
+from scorer import compiling, kernels
 from scorer.kernels import CELL, Kind
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def trusted_kind() -> Kind:
     The kernels are compiled on each machine anew, and a wrong neighbour would show in nothing but wrong decisions.
     Raises FlawlineError when no kind is right.
     """
+    compiling.wait()
     generator = np.random.default_rng(0)
     rows, queries = (generator.standard_normal((n, 24)) for n in (300, 20))
     # In half precision, as the rows of a model are: for others the search would be compiled a second time.
