@@ -1,7 +1,7 @@
 """The upper level of the hierarchy, after HierCore: groups of look-alike images, and the way of an image to its group.
 
-No product label is used anywhere. The published method's grouping is not known to us; spherical k-means with the number
-of groups chosen by silhouette is our reconstruction.
+No product label is used anywhere. The published method's grouping is not known to us; Ward's hierarchy of the images,
+cut where the silhouette is best, and every part cut again as long as it falls into parts, is our reconstruction.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ Labels = NDArray[np.int64]
 _SMALLEST_GROUP = 10
 # The same where the number of groups was given: what cross-fitting needs at least.
 _SMALLEST_GIVEN = 8
-_MOST_GROUPS = 64
-# Below this silhouette the images do not fall into groups. Good images of one product reach 0.2 to 0.5 when they are
-# split (and then each half has half the images for its bank), those of different products 0.75 to 0.95.
-_SMALLEST_SILHOUETTE = 0.5
+# Below this silhouette the images do not fall into groups. Good images of one product reach 0.2 to 0.63 when they are
+# split (and then each half has half the images for its bank), those of two different products 0.75 to 0.97.
+_SMALLEST_SILHOUETTE = 0.7
 _RESTARTS = 5
-# The search for the number of groups ends when this many more have brought nothing better.
-_PATIENCE = 16
-# Images that the number of groups is chosen on; all images are assigned afterwards.
-_SAMPLE = 1500
+# Images that one cut is looked for on (its work grows with their square); all images are assigned afterwards, and what
+# a sample has too few images of is told apart when its part is cut again.
+_SAMPLE = 3000
+# Images of the sample that a group has on average where there are most groups.
+_FEWEST_PER_GROUP = 3
+_MOST_ROUNDS = 50
 _ROUTE_BY = 10
 # An image this many times as far from its group as the farthest good one may still belong to it.
 _MARGIN = 1.25
@@ -47,18 +48,52 @@ def embed(means: Sequence[NDArray[np.floating]]) -> Vectors:
 
 
 def group(embeddings: Vectors, count: int | None, seed: int) -> Labels:
-    """Group labels (n,) from 0, the largest group first; `count` None chooses the number of groups by silhouette."""
-    n = len(embeddings)
+    """Group labels (n,) from 0, the largest group first; `count` None finds the number of groups by silhouette."""
     rng = np.random.default_rng(seed)
-    sample = embeddings if n <= _SAMPLE else embeddings[np.sort(rng.choice(n, _SAMPLE, replace=False))]
     if count is None:
-        centres = _best_centres(sample, min(_MOST_GROUPS, n // _SMALLEST_GROUP), rng)
+        labels = _found(embeddings, rng)
     else:
-        centres = _k_means(sample, min(count, n), rng)
-    labels = (embeddings @ centres.T).argmax(axis=1)
-    labels = _without_small(embeddings, labels, _SMALLEST_GROUP if count is None else _SMALLEST_GIVEN)
+        sample = _sample(embeddings, max(_SAMPLE, _SMALLEST_GIVEN * count), rng)
+        centres = _k_means(sample, min(count, len(sample)), rng)
+        labels = _without_small(embeddings, (embeddings @ centres.T).argmax(axis=1), _SMALLEST_GIVEN)
     order = sorted(set(labels.tolist()), key=lambda k: (-int((labels == k).sum()), int((labels == k).argmax())))
     return _relabelled(labels, order)
+
+
+def _sample(embeddings: Vectors, most: int, rng: np.random.Generator) -> Vectors:
+    n = len(embeddings)
+    return embeddings if n <= most else embeddings[np.sort(rng.choice(n, most, replace=False))]
+
+
+def _found(embeddings: Vectors, rng: np.random.Generator) -> Labels:
+    """Labels of the groups that the images fall into: from coarse to fine, each part is cut again until none falls.
+
+    What one cut takes for one group since other products are much farther apart still falls into parts by itself.
+    """
+    labels = np.empty(len(embeddings), dtype=np.int64)
+    waiting, done = [np.arange(len(embeddings))], 0
+    while waiting:
+        members = waiting.pop()
+        parts = _cut(embeddings[members], rng)
+        kinds = np.unique(parts)
+        if len(kinds) > 1:
+            waiting += [members[parts == kind] for kind in kinds]
+        else:
+            labels[members] = done
+            done += 1
+    return labels
+
+
+def _cut(embeddings: Vectors, rng: np.random.Generator) -> Labels:
+    """Labels (n,) of one cut into groups that are large enough; all 0 where the images do not fall into groups."""
+    if len(embeddings) < 2 * _SMALLEST_GROUP:
+        return np.zeros(len(embeddings), dtype=np.int64)
+    sample = _sample(embeddings, _SAMPLE, rng)
+    most = max(2, min(len(embeddings) // _SMALLEST_GROUP, len(sample) // _FEWEST_PER_GROUP))
+    labels = _best_cut(sample, most)
+    centres = np.stack([sample[labels == k].mean(axis=0) for k in range(int(labels.max()) + 1)])
+    labels = (embeddings @ _settled(sample, unit(centres)).T).argmax(axis=1)
+    return _without_small(embeddings, labels, _SMALLEST_GROUP)
 
 
 def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:
@@ -66,37 +101,72 @@ def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:
     return np.asarray([place[int(each)] for each in labels], dtype=np.int64)
 
 
-def _best_centres(embeddings: Vectors, most: int, rng: np.random.Generator) -> Vectors:
-    best, best_value = unit(embeddings.mean(axis=0, keepdims=True)), _SMALLEST_SILHOUETTE
-    distance = 1 - embeddings @ embeddings.T
-    for k in range(2, most + 1):
-        if k > len(best) + _PATIENCE:
-            break
-        centres = _k_means(embeddings, k, rng)
-        value = _silhouette(distance, (embeddings @ centres.T).argmax(axis=1))
-        if value >= best_value:  # ties go to more groups: a split product costs only calibration images
-            best, best_value = centres, value
-    return best
+def _best_cut(embeddings: Vectors, most: int) -> Labels:
+    """The cut of Ward's hierarchy into 2 to `most` groups with the best mean silhouette (Rousseeuw 1987), from 0.
+
+    All 0 when none is good enough. Ward's criterion, since average or complete linkage would cut single odd images off
+    first. From the finest cut on, one merge adds two columns of the images' summed distances to each group, so that the
+    exact silhouettes of all cuts cost little more than one.
+    """
+    from scipy.cluster.hierarchy import linkage  # here: scoring needs no scipy, which takes a second to import
+    from scipy.spatial.distance import squareform
+
+    n = len(embeddings)
+    distance = np.maximum(1 - embeddings @ embeddings.T, 0)
+    np.fill_diagonal(distance, 0)
+    # Ward works on Euclidean distances; of unit vectors these are sqrt(2 - 2 s).
+    merges = linkage(np.sqrt(2 * squareform(distance, checks=False)), "ward")[:, :2].astype(int)
+    nodes: dict[int, list[int]] = {leaf: [leaf] for leaf in range(n)}
+    for merge in range(n - most):
+        one, two = (nodes.pop(int(node)) for node in merges[merge])
+        nodes[n + merge] = one + two
+    columns = {node: column for column, node in enumerate(nodes)}
+    labels = np.empty(n, dtype=np.int64)
+    for node, leaves in nodes.items():
+        labels[leaves] = columns[node]
+    rows = np.arange(n)
+    sizes = np.bincount(labels).astype(np.float32)
+    sums = distance @ np.eye(most, dtype=np.float32)[labels]
+    within = sums[rows, labels]
+    others = sums / sizes
+    others[rows, labels] = np.inf
+    best, best_value = np.zeros(n, dtype=np.int64), _SMALLEST_SILHOUETTE
+    for merge in range(n - most, n - 1):
+        own, nearest = within / np.maximum(sizes[labels] - 1, 1), others.min(axis=1)
+        silhouette = (nearest - own) / np.maximum(np.maximum(nearest, own), 1e-12)
+        value = float(np.where(sizes[labels] > 1, silhouette, 0).mean())
+        if value > best_value:  # ties go to more groups
+            best, best_value = labels.copy(), value
+        kept, gone = (columns.pop(int(node)) for node in merges[merge])
+        columns[n + merge] = kept
+        sums[:, kept] += sums[:, gone]
+        sizes[kept] += sizes[gone]
+        labels[labels == gone] = kept
+        members = np.flatnonzero(labels == kept)
+        within[members] = sums[members, kept]
+        others[:, kept] = sums[:, kept] / sizes[kept]
+        others[members, kept] = np.inf
+        others[:, gone] = np.inf
+    return np.unique(best, return_inverse=True)[1]
 
 
 def _k_means(embeddings: Vectors, k: int, rng: np.random.Generator) -> Vectors:
     """Centres (k, d) of the best of several spherical k-means runs, seeded by k-means++."""
-    best, best_value = embeddings[:1], -np.inf
-    for _ in range(_RESTARTS):
-        centres = _seeds(embeddings, k, rng)
-        labels = np.full(len(embeddings), -1)
-        for _ in range(50):
-            similarity = embeddings @ centres.T
-            previous, labels = labels, similarity.argmax(axis=1)
-            if (labels == previous).all():
-                break
-            members = np.eye(k, dtype=np.float32)[:, labels]
-            # A centre that lost all its images stays where it is.
-            centres = np.where(members.any(axis=1, keepdims=True), unit(members @ embeddings), centres)
-        value = float(similarity.max(axis=1).sum())
-        if value > best_value:
-            best, best_value = centres, value
-    return best
+    runs = [_settled(embeddings, _seeds(embeddings, k, rng)) for _ in range(_RESTARTS)]
+    return max(runs, key=lambda centres: float((embeddings @ centres.T).max(axis=1).sum()))
+
+
+def _settled(embeddings: Vectors, centres: Vectors) -> Vectors:
+    """Centres (k, d) after rounds of spherical k-means from these ones."""
+    labels = np.full(len(embeddings), -1)
+    for _ in range(_MOST_ROUNDS):
+        previous, labels = labels, (embeddings @ centres.T).argmax(axis=1)
+        if (labels == previous).all():
+            break
+        members = np.eye(len(centres), dtype=np.float32)[:, labels]
+        # A centre that lost all its images stays where it is.
+        centres = np.where(members.any(axis=1, keepdims=True), unit(members @ embeddings), centres)
+    return centres
 
 
 def _seeds(embeddings: Vectors, k: int, rng: np.random.Generator) -> Vectors:
@@ -108,23 +178,6 @@ def _seeds(embeddings: Vectors, k: int, rng: np.random.Generator) -> Vectors:
         chosen.append(int(rng.choice(len(embeddings), p=weight / total)) if total > 1e-9 else chosen[0])
         nearest = np.maximum(nearest, embeddings @ embeddings[chosen[-1]])
     return embeddings[chosen]
-
-
-def _silhouette(distance: NDArray[np.float32], labels: Labels) -> float:
-    """Mean silhouette (Rousseeuw 1987) of a labelling under a distance matrix (n, n); singletons count 0."""
-    used, labels = np.unique(labels, return_inverse=True)
-    if len(used) < 2:
-        return -1.0
-    members = np.eye(len(used), dtype=np.float32)[labels]
-    sizes = members.sum(axis=0)
-    sums = distance @ members
-    own = np.arange(len(labels)), labels
-    within = sums[own] / np.maximum(sizes[labels] - 1, 1)
-    others = sums / sizes
-    others[own] = np.inf
-    nearest = others.min(axis=1)
-    value = (nearest - within) / np.maximum(np.maximum(nearest, within), 1e-12)
-    return float(np.where(sizes[labels] > 1, value, 0).mean())
 
 
 def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels:
@@ -220,10 +273,19 @@ def gates(gallery: Gallery, within: NDArray[np.float32]) -> NDArray[np.float32]:
         inside = gallery.groups == k
         own = max(float(np.quantile(within[inside], 0.99)), 1e-3)
         farthest = max(float(within[inside].max()), 1e-3)
-        others = gallery.groups[~inside]
         similarity = (gallery.embeddings[~inside] @ gallery.embeddings[inside].T).max(axis=1)
-        distance = np.sqrt(np.maximum(0, 2 - 2 * similarity))
-        foreign = [float(np.quantile(distance[others == j], 0.05)) for j in np.unique(others)]
-        products = [each for each in foreign if each > _MARGIN * farthest]
-        result[k] = max(_MARGIN * farthest, float(np.sqrt(own * min(products)))) if products else 2 * farthest
+        foreign = _low_quantiles(np.sqrt(np.maximum(0, 2 - 2 * similarity)), gallery.groups[~inside], 0.05)
+        products = foreign[foreign > _MARGIN * farthest]
+        result[k] = max(_MARGIN * farthest, float(np.sqrt(own * products.min()))) if len(products) else 2 * farthest
     return result
+
+
+def _low_quantiles(values: NDArray[np.floating], kinds: Labels, share: float) -> NDArray[np.float64]:
+    """The quantile of the values (n,) of each kind that there is: all at once, since there may be a thousand kinds."""
+    order = np.lexsort((values, kinds))
+    _, starts, counts = np.unique(kinds[order], return_index=True, return_counts=True)
+    place = share * (counts - 1)
+    low = place.astype(np.int64)
+    ranked = values[order].astype(np.float64)
+    below, above = ranked[starts + low], ranked[starts + np.minimum(low + 1, counts - 1)]
+    return np.asarray(below + (place - low) * (above - below), dtype=np.float64)

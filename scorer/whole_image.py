@@ -24,6 +24,8 @@ _GAIN = 2.0
 # Distances of unit vectors below this are rounding; spreads below the second would make them count.
 _FLOOR = 0.01
 _NARROWEST = 0.05
+# Good images that are compared with all of their group at once; a group may hold every image of a line.
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def fit(
     medians = np.empty(len(widths))
     for k in range(len(widths)):
         own = np.flatnonzero(groups == k)
-        allowed = sources[own][:, None] != sources[own][None]
-        # A group that shows one thing only: any other of its images will do.
-        allowed[~allowed.any(axis=1)] = True
-        logs[own] = log_distances(wholes[own], wholes[own], allowed)
+        for start in range(0, len(own), _BLOCK):
+            some = own[start : start + _BLOCK]
+            allowed = sources[some][:, None] != sources[own][None]
+            # A group that shows one thing only: any other of its images will do.
+            allowed[~allowed.any(axis=1)] = True
+            logs[some] = log_distances(wholes[some], wholes[own], allowed)
         medians[k] = np.median(logs[own])
     reaches = np.maximum(calibration.group_widths(logs - medians[groups], groups), _NARROWEST)
     units = [WholeUnit(float(medians[k]), float(reaches[k]), float(_GAIN * widths[k])) for k in range(len(widths))]

@@ -26,6 +26,54 @@ def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
     assert all(len(set(found[labels == k])) == 1 for k in range(len(sizes)))
 
 
+@pytest.mark.parametrize("count", [10, 100, 300])
+def test_many_products_are_told_apart_though_some_are_alike_and_some_are_rare(count: int) -> None:
+    """A third of the products are variants of others, ten times nearer to them than products are to each other."""
+    rng = np.random.default_rng(count)
+    centres = unit(rng.standard_normal((count, 48)))
+    variants = count - count // 3
+    centres[variants:] = unit(centres[: count - variants] + 0.14 * unit(rng.standard_normal((count // 3, 48))))
+    labels = np.repeat(np.arange(count), rng.choice([12, 20, 40], count))
+    spread = np.where((labels >= variants) | (labels < count // 3), 0.03, rng.uniform(0.03, 0.3, count)[labels])
+    noise = rng.standard_normal((len(labels), 48)) / np.sqrt(48)
+    embeddings = unit(centres[labels] + spread[:, None] * noise)
+    found = hierarchy.group(embeddings, None, seed=0)
+    purity = sum(np.bincount(labels[found == k]).max() for k in range(found.max() + 1)) / len(labels)
+    assert purity >= 0.98
+    assert 0.97 * count <= found.max() + 1 <= count
+
+
+def test_the_best_cut_is_the_best_by_the_definition_of_the_silhouette() -> None:
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from sklearn.metrics import silhouette_score
+
+    embeddings, _ = blobs([14, 9, 20, 11], spread=0.5)
+    tree = linkage(embeddings.astype(np.float64), "ward")
+    distance = np.maximum(1 - embeddings @ embeddings.T, 0)
+    np.fill_diagonal(distance, 0)
+    cuts = {k: cut_tree(tree, k)[:, 0] for k in range(2, 13)}
+    values = {k: silhouette_score(distance, cut, metric="precomputed") for k, cut in cuts.items()}
+    best = max(values, key=lambda k: values[k])
+    found = hierarchy._best_cut(embeddings, 12)
+    assert values[best] > hierarchy._SMALLEST_SILHOUETTE
+    assert len(set(zip(found.tolist(), cuts[best].tolist(), strict=True))) == best == found.max() + 1
+
+
+def test_one_odd_image_does_not_hide_the_products() -> None:
+    embeddings, labels = blobs([40, 40], spread=0.3)
+    embeddings[7] = unit(-embeddings.mean(axis=0, keepdims=True))[0]
+    found = np.delete(hierarchy.group(embeddings, None, seed=0), 7)
+    assert found.max() == 1
+    assert len(set(zip(found.tolist(), np.delete(labels, 7).tolist(), strict=True))) == 2
+
+
+def test_gates_by_group_are_those_of_the_plain_quantiles() -> None:
+    rng = np.random.default_rng(0)
+    values, kinds = rng.random(200), rng.choice([1, 4, 9], 200)
+    expected = [np.quantile(values[kinds == k], 0.05) for k in (1, 4, 9)]
+    np.testing.assert_allclose(hierarchy._low_quantiles(values, kinds, 0.05), expected)
+
+
 def test_images_of_one_look_are_one_group() -> None:
     rng = np.random.default_rng(0)
     assert hierarchy.group(unit(rng.standard_normal((100, 24))), None, seed=0).max() == 0
