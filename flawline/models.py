@@ -68,6 +68,8 @@ def extend(settings: Settings, model: Path, data: Path, out: Path | None, bound:
         f"use it with flawline publish {place}",
         highlight=False,
     )
+    if report["copies"]:
+        console.print(f"{report['copies']} images were in the model already, or given twice", highlight=False)
     if skipped := report["skipped_images"]:
         console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from flawline import imaging
 from flawline.messages import Codec, Decision
+from scorer import wholes
 from scorer.backbone import Image
 from scorer.detector import HierarchicalCoreset
 from scorer.evidence import Evidence
@@ -15,6 +16,8 @@ from scorer.evidence import Evidence
 # Defects pasted into each picture, and their sides as shares of the picture's: from hardly to plainly visible.
 _SIDES = (0.06, 0.12)
 _MOST_PICTURES = 240
+# Fewer pictures than that are used more than once, so that one defect more or less is no 4 % of all.
+_FEWEST_DEFECTS = 120
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class Audit:
 
 
 def audit(detector: HierarchicalCoreset, evidence: Evidence, first: int) -> Audit:
-    """Audit a detector on its first `first` good images and the pictures that are kept of them."""
-    model = detector.model
-    alarmed = model.standardised[:first] > model.review.value
+    """Audit a detector on its first `first` good images (or tiles of some) and the pictures that are kept of them."""
+    scores, tiles = detector.model.standardised[:first], detector.model.tiles
+    if tiles is not None:
+        scores = wholes.worst(scores, tiles.sources[:first])
+    alarmed = scores > detector.cut_offs[0].value
     found = [scores.decision is not Decision.ACCEPT for scores in detector.score(defective(evidence, first))]
     return Audit(float(alarmed.mean()), float(np.mean(found)) if found else 0.0, len(alarmed), len(found))
 
@@ -40,8 +45,10 @@ def defective(evidence: Evidence, first: int) -> list[Image]:
     numbers = sorted(number for number in evidence.pictures if number < first)
     chosen = numbers[:: max(1, -(-len(numbers) // _MOST_PICTURES))]
     pictures = [np.asarray(imaging.decode(evidence.pictures[i], Codec.JPEG), dtype=np.uint8) for i in chosen]
+    times = -(-_FEWEST_DEFECTS // max(1, len(pictures) * len(_SIDES)))
     return [
-        pasted(picture, pictures[(i + 1 + len(pictures) // 2) % len(pictures)], side, seed=i)
+        pasted(picture, pictures[(i + 1 + len(pictures) // 2) % len(pictures)], side, seed=i + len(pictures) * time)
+        for time in range(times)
         for i, picture in enumerate(pictures)
         for side in _SIDES
     ]

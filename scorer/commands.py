@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec
-from scorer import artefact, calibration, detector, evaluation
+from scorer import artefact, calibration, detector, evaluation, wholes
 from scorer.dataset import Delivery, LazyImages, Sample, good_images, test_samples, train_samples
 from scorer.features import Progress
 from scorer.model import Model
@@ -90,6 +91,11 @@ def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
     from scorer import scenarios
 
     recipe = artefact.load(Path(model)).settings()
+    if recipe.tile_px is not None:
+        raise FlawlineError(
+            f"{model}: is fitted on tiles of {recipe.tile_px} px, and --scenarios compares whole images only: give a "
+            "model that is fitted without scorer.tile_px"
+        )
     skipped: list[str] = []
 
     def on_unreadable(sample: Sample, error: FlawlineError) -> None:
@@ -120,23 +126,29 @@ def extend(
     if Path(out).resolve() == Path(model).resolve():
         raise UsageError(f"--out {out}: is the model itself: the extended one stands beside it, choose another place")
     loaded = detector.load(model, runtime=runtime, precision=precision, weights=weights)
+    images = LazyImages(good_images(Path(data)), _delivery(loaded))
     skipped: list[str] = []
-    images, names = [], []
-    for path in good_images(Path(data)):
-        try:
-            images.append(LazyImages([path], _delivery(loaded))[0])
-            names.append(str(path))
-        except FlawlineError as error:
-            skipped.append(str(path))
-            log.warning("skipped: %s", error)
+
+    def on_unreadable(index: int, error: FlawlineError) -> None:
+        skipped.append(str(images.paths[index]))
+        log.warning("skipped: %s", error)
+
     settings = artefact.load(Path(model)).settings()
-    result = extended(loaded, images, names, settings, bound=bound)
+    with _progress() as progress:
+        result = extended(
+            loaded, images, images.names, settings, bound=bound, progress=progress, on_unreadable=on_unreadable
+        )
     result.detector.save(Path(out))
     return {
         **_about(result.detector, Path(out)),
         "extended": loaded.version,
         "added": {"known_products": result.known, "new_products": result.new, "new_groups": result.new_groups},
-        "accepted": {"before": result.accepted_before, "after": result.accepted_after, "images": len(images)},
+        "copies": result.copies,
+        "accepted": {
+            "before": result.accepted_before,
+            "after": result.accepted_after,
+            "images": result.known + result.new,
+        },
         "audit": {"before": asdict(result.before), "after": asdict(result.after), "bound": bound},
         "skipped_images": skipped,
     }
@@ -176,17 +188,25 @@ def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]
         "left_out": fitted.report.get("left_out", []),
         "suspects": fitted.report.get("suspects", []),
         "thresholds": cuts,
-        "finest_p_value": 1 / (len(model.calibration) + 1),
-        "per_group": [_about_group(model, k) for k in range(fitted.groups)],
+        "finest_p_value": 1 / (len(_calibration(model, np.ones(len(model.groups), dtype=bool))) + 1),
+        "per_group": [_about_group(fitted, k) for k in range(fitted.groups)],
         "model_bytes": artefact.size_bytes(folder),
         "fit_seconds": fitted.report.get("fit_seconds"),
     }
 
 
-def _about_group(model: Model, group: int) -> dict[str, Any]:
+def _calibration(model: Model, own: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The standardised scores of the good images in `own` (n,) or, when these are tiles, of the worst of each image."""
+    scores = model.standardised[own]
+    if model.tiles is not None:
+        scores = wholes.worst(scores, model.tiles.sources[own])
+    return scores[np.isfinite(scores)]
+
+
+def _about_group(fitted: detector.HierarchicalCoreset, group: int) -> dict[str, Any]:
     """What a group's own good images can vouch for: their finest p-value, and which alarm rate is sure."""
-    scores = model.standardised[(model.groups == group) & np.isfinite(model.standardised)]
-    alarms = int((scores > model.review.value).sum())
+    scores = _calibration(fitted.model, fitted.model.groups == group)
+    alarms = int((scores > fitted.cut_offs[0].value).sum())
     return {
         "group": group,
         "good_images": len(scores),

@@ -73,6 +73,11 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         pixels = read_image(path)
         return pixels if self._delivery is None or _is_jpeg(path) else self._delivery(pixels)
 
+    @property
+    def names(self) -> list[str]:
+        """What the images are called: their paths."""
+        return [str(path) for path in self.paths]
+
     def identities(self) -> list[tuple[str, int, int]]:
         """What tells these images from others, and from what they were: path, bytes, time of change, and delivery."""
         found = []
@@ -98,7 +103,8 @@ class Chosen(Sequence[NDArray[np.uint8]]):
     def __init__(self, images: Sequence[NDArray[np.uint8]], indices: Sequence[int]) -> None:
         self._images = images
         self._indices = list(indices)
-        self.paths: list[Path] = [images.paths[i] for i in indices] if isinstance(images, LazyImages) else []
+        names = getattr(images, "names", [])
+        self.names: list[str] = [names[i] for i in self._indices] if names else []
 
     def __len__(self) -> int:
         return len(self._indices)

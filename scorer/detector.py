@@ -23,7 +23,7 @@ from scorer import artefact, backbone, calibration, golden, hierarchy, loops, ma
 from scorer import model as models
 from scorer.backbone import Backbone, Graph, Image, Maps
 from scorer.coreset import Vectors, projected, unit
-from scorer.dataset import Chosen, LazyImages
+from scorer.dataset import Chosen
 from scorer.evidence import Evidence, gather
 from scorer.features import OnUnreadable, Progress, checked, extract
 from scorer.regions_of_interest import Mask, cooled, without_ignored
@@ -97,7 +97,7 @@ class HierarchicalCoreset:
         wholes = models.whole_part(model.layers, model.means, model.embeddings)
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         self._searched: list[list[Bank] | None] = [None] * len(model.banks)
-        self._banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
+        self.banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
         _one_thread_per_product()
         self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
@@ -171,7 +171,7 @@ class HierarchicalCoreset:
         look = self._look(means, group)
         group = look.group
         distances, known = [], []
-        for layer, each, bank in zip(model.layers, features, self._banks(group), strict=True):
+        for layer, each, bank in zip(model.layers, features, self.banks(group), strict=True):
             height, width, channels = each.shape
             distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
@@ -225,6 +225,11 @@ class HierarchicalCoreset:
         return np.asarray(hierarchy.embed(means).astype(np.float16), dtype=np.float32)
 
     @property
+    def backbone(self) -> Backbone:
+        """What turns images into features."""
+        return self._backbone
+
+    @property
     def threads(self) -> int:
         """Images that are scored at once."""
         return self._backbone.threads
@@ -260,8 +265,8 @@ class HierarchicalCoreset:
         distances = whole_image.log_distances(unit(deepest)[None], self._wholes[group])
         return float(self.model.wholes[group].added(distances)[0])
 
-    def _banks(self, group: int) -> list[Bank]:
-        """The group's banks in the order that the search wants, made when its first image comes."""
+    def banks(self, group: int) -> list[Bank]:
+        """The group's banks, one a layer, in the order that the search wants, made when its first image comes."""
         found = self._searched[group]
         if found is None:
             found = self._searched[group] = [Bank(rows) for rows in self.model.banks[group]]
@@ -330,16 +335,16 @@ def fit(
         store, kept = extract(images, features, folder, progress, on_unreadable)
         sources = None if sources is None else sources[kept]
         model = models.fit(store, settings, features.threads, progress, sources=sources)
-        left_out = suspects = np.zeros(len(kept), dtype=bool)
+        origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
+        suspects = trimming.suspicious_images(model.standardised, model.groups, sources)
+        left_out = np.zeros(len(kept), dtype=bool)
+        if settings.trim and suspects.any() and len(set(origins[~suspects])) >= settings.minimum_images:
+            left_out = suspects
+            store = trimming.only(store, np.flatnonzero(~left_out))
+            sources = None if sources is None else sources[~left_out]
+            model = models.fit(store, settings, features.threads, progress, sources=sources)
         if sources is not None and settings.tile_px is not None:
             model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
-        else:
-            suspects = trimming.suspects(model.standardised, model.groups)
-            if settings.trim and suspects.any() and len(kept) - suspects.sum() >= settings.minimum_images:
-                left_out = suspects
-                store = trimming.only(store, np.flatnonzero(~left_out))
-                model = models.fit(store, settings, features.threads, progress)
-        names = [str(images.paths[i]) if isinstance(images, LazyImages) else f"image {i}" for i in kept]
         used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
         evidence = gather(store, model.banks, model.groups, used)
         finished = True
@@ -347,13 +352,19 @@ def fit(
         folder.close(remove=finished)
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
-        "images": len(used) if sources is None else len(np.unique(sources)),
-        "left_out": [name for name, out in zip(names, left_out, strict=True) if out],
-        "suspects": [name for name, out in zip(names, suspects & ~left_out, strict=True) if out],
-        "skipped": len(images) - len(kept),
+        "images": len(set(origins[~left_out])),
+        "left_out": _named(given, origins[left_out]),
+        "suspects": _named(given, origins[suspects & ~left_out]),
+        "skipped": len(given) - len(set(origins)),
         "settings": settings.model_dump(mode="json"),
     }
     return _kind(model)(model, graphs, features, report, evidence=lambda: evidence)
+
+
+def _named(images: Sequence[Image], numbers: NDArray[np.integer]) -> list[str]:
+    """The names of some images by number, each once."""
+    names = getattr(images, "names", [])
+    return [names[i] if names else f"image {i}" for i in sorted(set(numbers.tolist()))]
 
 
 def _kind(model: models.Model) -> type[HierarchicalCoreset]:

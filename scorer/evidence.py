@@ -41,12 +41,31 @@ class Evidence:
 
     def picture(self, image: int) -> Image | None:
         """Good image number `image`, whole: its file where that still lies in its place, else the kept picture."""
-        if image < len(self.names) and Path(self.names[image]).is_file():
-            try:
-                return imaging.read_image(Path(self.names[image]))
-            except FlawlineError:
-                pass  # the file is no image any more; what was kept serves as well
+        if image < len(self.names):
+            file, part = _place(self.names[image])
+            if file.is_file():
+                try:
+                    whole = imaging.read_image(file)
+                    x, y, width, height = part or (0, 0, whole.shape[1], whole.shape[0])
+                    if y + height <= whole.shape[0] and x + width <= whole.shape[1]:
+                        return np.asarray(whole[y : y + height, x : x + width], dtype=np.uint8)
+                except FlawlineError:
+                    pass  # the file is no image any more; what was kept serves as well
         return imaging.decode(self.pictures[image], Codec.JPEG) if image in self.pictures else None
+
+
+def part_name(name: str, x: int, y: int, width: int, height: int) -> str:
+    """The name of a part of an image, in pixels, as a media fragment (W3C Media Fragments URI 1.0)."""
+    return f"{name}#xywh={x},{y},{width},{height}"
+
+
+def _place(name: str) -> tuple[Path, list[int] | None]:
+    """The file that a name stands for, and which part of it (x, y, width, height), None for all of it."""
+    file, mark, part = name.rpartition("#xywh=")
+    numbers = part.split(",")
+    if mark and len(numbers) == 4 and all(each.isdecimal() for each in numbers):
+        return Path(file), [int(each) for each in numbers]
+    return Path(name), None
 
 
 def gather(
@@ -54,7 +73,7 @@ def gather(
 ) -> Evidence:
     """The evidence for a model fitted on `images` (n of them, read when asked for), whose features `store` holds."""
     sources = _sources(store, banks, groups)
-    names = [str(path) for path in getattr(images, "paths", [])]
+    names = list(getattr(images, "names", []))
     pictures = {}
     for each in sources:
         numbers = np.concatenate([rows[:, 0] for rows in each])

@@ -7,6 +7,9 @@ defects pass. New products: their images are fitted on their own and joined. Ban
 only grow, so distances of good parts can only shrink; what could go wrong is that defects are missed. So both are
 audited, on what is frozen in the model: cross-fitted scores of its first good images, and pictures of them with defects
 pasted in.
+
+A tiled model takes images whole: all tiles of one are confirmed, accepted, or of a new product together. Images are
+read when they are asked for, three times in all, and what is kept of each is small.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +25,19 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import calibration, hierarchy
+from scorer import backbone, calibration, hierarchy
 from scorer import model as models
+from scorer.additions import Shown, for_each, look_at, parts_of
 from scorer.audit import Audit, audit
-from scorer.backbone import Image, Maps
-from scorer.coreset import greedy_k_centre, nearest_neighbours, unit
+from scorer.backbone import Image
+from scorer.dataset import Chosen
 from scorer.detector import HierarchicalCoreset
 from scorer.evidence import Evidence, gather
-from scorer.features import FeatureStore
+from scorer.features import OnUnreadable, Progress, extract
 from scorer.model import Model
 from scorer.settings import ScorerSettings
+from scorer.tiles import TiledImages
+from scorer.workfolder import WorkFolder
 
 # A bank that has grown to this many times what a fit allows is to be selected anew.
 _MOST_GROWTH = 2.0
@@ -44,6 +51,7 @@ class Extended:
     known: int
     new: int
     new_groups: int
+    copies: int
     accepted_before: int
     accepted_after: int
     before: Audit
@@ -57,47 +65,42 @@ def extend(
     settings: ScorerSettings,
     *,
     bound: float = 0.02,
+    progress: Progress | None = None,
+    on_unreadable: OnUnreadable | None = None,
 ) -> Extended:
     """The detector with `images` (uint8 RGB, any size, all good) added to what is normal; it itself stays as it is.
 
-    Raises FlawlineError when the audit's alarm rate would rise, or its share of found defects fall, by more than
-    `bound`; when there are too few images of a new product; and for a model without evidence.
+    An image that raises FlawlineError when it is read is handed to `on_unreadable(index, error)` and left out, or,
+    without that, ends the work. Raises FlawlineError when the audit's alarm rate would rise, or its share of found
+    defects fall, by more than `bound`; when there are too few images of a new product; and for a model without
+    evidence.
     """
     evidence = detector.evidence
     if evidence is None or not evidence.pictures:
         raise FlawlineError(f"model {detector.version}: holds nothing to audit an extension on: fit it again")
-    if detector.model.tiles is not None:
-        raise FlawlineError(f"model {detector.version}: was fitted on tiles, which cannot be extended: fit it again")
     if not len(images):
         raise FlawlineError("no images to add: give good parts")
-    features = [detector.features(image) for image in images]
-    looks = [detector.route(each) for each in features]
-    gates = detector.model.gates
-    is_new = np.asarray([look.distance > gates[look.group] for look in looks], dtype=bool)
-    groups = np.asarray([look.group for look in looks], dtype=np.int64)
-    known, new = np.flatnonzero(~is_new).tolist(), np.flatnonzero(is_new).tolist()
+    seen = look_at(detector, images, names, progress, on_unreadable)
+    shown = _without_copies(detector.model, seen)
+    if not shown:
+        raise FlawlineError(f"{names[0]}: is in the model already, as are all that were given: give other good parts")
+    known = [each for each in shown if each.decision is not Decision.UNKNOWN_PRODUCT]
+    new = [each for each in shown if each.decision is Decision.UNKNOWN_PRODUCT]
     if 0 < len(new) < settings.minimum_images:
         raise FlawlineError(
-            f"{names[new[0]]}: is one of {len(new)} images of no known product: at least {settings.minimum_images} of "
-            "a new one are needed, or leave them out"
+            f"{names[new[0].number]}: is one of {len(new)} images of no known product: at least "
+            f"{settings.minimum_images} of a new one are needed, or leave them out"
         )
     model = detector.model
     evidence = dataclasses.replace(evidence, names=_padded(evidence.names, model))
-    if len(known):
-        model, evidence = _with_known(
-            detector, model, evidence, [features[i] for i in known], groups[known], [names[i] for i in known]
-        )
-    if len(new):
-        part = [features[i] for i in new]
-        model, evidence = _with_new(
-            detector, model, evidence, part, [images[i] for i in new], [names[i] for i in new], settings
-        )
-    alarmed = [detector.score_features(features[i]).decision is not Decision.ACCEPT for i in known]
-    counted = [
-        np.isfinite(detector.model.standardised),
-        ~np.asarray(alarmed, dtype=bool),
-        np.ones(len(new), dtype=bool),
-    ]
+    if known:
+        model, evidence = _with_known(detector, model, evidence, images, known, progress)
+    if new:
+        part = Chosen(images, [each.number for each in new])
+        model, evidence = _with_new(detector, model, evidence, part, [each.names for each in new], settings, progress)
+    counted = [np.isfinite(detector.model.standardised)]
+    counted += [np.full(len(each.groups), each.decision is Decision.ACCEPT) for each in known]
+    counted += [np.ones(len(each.groups), dtype=bool) for each in new]
     model = recalibrated(model, np.concatenate(counted))
     first = int(detector.report.get("frozen_images", len(detector.model.groups)))
     result = detector.replaced(model, evidence, _without_golden(detector.report) | {"frozen_images": first})
@@ -110,11 +113,24 @@ def extend(
         known=len(known),
         new=len(new),
         new_groups=len(model.banks) - len(detector.model.banks),
-        accepted_before=_accepted(detector, features),
-        accepted_after=_accepted(result, features),
+        copies=len(seen) - len(shown),
+        accepted_before=sum(each.decision is Decision.ACCEPT for each in shown),
+        accepted_after=_accepted(result, images, [each.number for each in shown], progress),
         before=before,
         after=after,
     )
+
+
+def _without_copies(model: Model, shown: Sequence[Shown]) -> list[Shown]:
+    """The images that are neither in the model yet nor given twice: a copy would find itself in the banks."""
+    have = {each.tobytes() for each in model.embeddings}
+    kept = []
+    for image in shown:
+        own = {each.tobytes() for each in image.embeddings}
+        if own - have:
+            kept.append(image)
+            have |= own
+    return kept
 
 
 def _refuse_worse(baseline: Audit, after: Audit, bound: float) -> None:
@@ -130,8 +146,15 @@ def _refuse_worse(baseline: Audit, after: Audit, bound: float) -> None:
         )
 
 
-def _accepted(detector: HierarchicalCoreset, features: Sequence[Maps]) -> int:
-    return sum(detector.score_features(each).decision is Decision.ACCEPT for each in features)
+def _accepted(
+    detector: HierarchicalCoreset, images: Sequence[Image], numbers: Sequence[int], progress: Progress | None
+) -> int:
+    accepted = 0
+    for done, number in enumerate(numbers, 1):
+        accepted += detector.score([images[number]])[0].decision is Decision.ACCEPT
+        if progress:
+            progress("checking", done, len(numbers))
+    return accepted
 
 
 def _without_golden(report: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +173,9 @@ def recalibrated(model: Model, counted: NDArray[np.bool_]) -> Model:
     Spreads and cut-offs are those of the `counted` (n,) images; the others' standardised scores are NaN.
     """
     gallery = hierarchy.Gallery(model.embeddings, model.groups)
-    look_alikes, within = gallery.neighbours_of_members(model.look_alikes)
+    # Tiles that are alike are no copies, as in a fit.
+    copies = hierarchy.copies(model.embeddings) if model.tiles is None else None
+    look_alikes, within = gallery.neighbours_of_members(model.look_alikes, copies)
     aligned = model.log_scores - model.levels(model.groups, look_alikes)
     widths = calibration.group_widths(aligned[counted], model.groups[counted])
     standardised = np.where(counted, aligned / widths[model.groups], np.nan)
@@ -172,76 +197,68 @@ def _with_known(
     detector: HierarchicalCoreset,
     model: Model,
     evidence: Evidence,
-    features: Sequence[Maps],
-    groups: NDArray[np.int64],
-    names: Sequence[str],
+    images: Sequence[Image],
+    shown: Sequence[Shown],
+    progress: Progress | None,
 ) -> tuple[Model, Evidence]:
     """The model and its evidence with images of groups it has; gates and cut-offs are still the old ones."""
-    novel = [_novel(model, each, int(group)) for each, group in zip(features, groups, strict=True)]
-    everything = np.ones(len(features), dtype=bool)
-    folds = np.arange(len(features)) % min(5, len(features))
-    log_scores = np.empty(len(features))
-    for fold in range(int(folds.max()) + 1):
-        others = detector.replaced(_grown(model, features, groups, novel, folds != fold), None, {})
-        for i in np.flatnonzero(folds == fold).tolist():
-            log_scores[i] = np.log(others.score_features(features[i]).raw)
-    first = len(model.groups)
-    sources = [
-        [
-            np.concatenate(
-                [rows, *(_numbered(novel[i][layer], first + i) for i in np.flatnonzero(groups == k).tolist())]
-            )
-            for layer, rows in enumerate(each)
-        ]
-        for k, each in enumerate(evidence.sources)
-    ]
+    scored: list[list[float]] = [[]] * len(shown)
+    folds = min(5, len(shown))
+    for fold in range(folds):
+        others = detector.replaced(_grown(model, [each for i, each in enumerate(shown) if i % folds != fold]), None, {})
+        own = range(fold, len(shown), folds)
+        work = partial(_log_scores, others, images, [shown[i].number for i in own])
+        for i, found in zip(own, for_each(work, len(own), detector.threads), strict=True):
+            scored[i] = found
+            if progress:
+                progress("scoring", sum(map(bool, scored)), len(shown))
+    sources = [[[rows] for rows in each] for each in evidence.sources]
+    tile = len(model.groups)
+    for each in shown:
+        for group, novel in zip(each.groups.tolist(), each.novel, strict=True):
+            for layer, rows in enumerate(novel):
+                numbered = np.stack([np.full(len(rows.patches), tile), rows.patches], axis=1).astype(np.int32)
+                sources[group][layer].append(numbered)
+            tile += 1
     grown = dataclasses.replace(
-        _grown(model, features, groups, novel, everything),
-        embeddings=np.concatenate([model.embeddings, detector.embeddings(features)]),
-        groups=np.concatenate([model.groups, groups]),
-        log_scores=np.concatenate([model.log_scores, log_scores]),
+        _grown(model, shown),
+        embeddings=np.concatenate([model.embeddings, *(each.embeddings for each in shown)]),
+        groups=np.concatenate([model.groups, *(each.groups for each in shown)]),
+        log_scores=np.concatenate([model.log_scores, *scored]),
+        tiles=_tiles_and(model, [len(each.groups) for each in shown]),
     )
-    return grown, dataclasses.replace(evidence, sources=sources, names=[*evidence.names, *names])
+    names = [*evidence.names, *(name for each in shown for name in each.names)]
+    joined = [[np.concatenate(rows) for rows in each] for each in sources]
+    return grown, dataclasses.replace(evidence, sources=joined, names=names)
 
 
-def _numbered(patches: NDArray[np.intp], image: int) -> NDArray[np.int32]:
-    return np.stack([np.full(len(patches), image), patches], axis=1).astype(np.int32)
+def _log_scores(detector: HierarchicalCoreset, images: Sequence[Image], numbers: Sequence[int], i: int) -> list[float]:
+    """The log scores of the tiles of an image, the i-th of these numbers."""
+    parts, _ = parts_of(detector, images[numbers[i]], "")
+    return [float(np.log(detector.score_features(detector.features(part)).raw)) for part in parts]
 
 
-def _novel(model: Model, features: Maps, group: int) -> list[NDArray[np.intp]]:
-    """Per layer the patches that the banks do not cover: farther than usual, as many as a fit takes of an image."""
-    chosen = []
-    for layer, each, bank, usual in zip(model.layers, features, model.banks[group], model.units[group], strict=True):
-        vectors = _kept(each)
-        similarity, _ = nearest_neighbours(vectors, bank)
-        far = np.flatnonzero(np.sqrt(np.maximum(0, 2 - 2 * similarity[:, 0])) > usual.median)
-        chosen.append(far[greedy_k_centre(vectors[far], max(1, round(layer.rows_per_image)))] if len(far) else far)
-    return chosen
+def _tiles_and(model: Model, counts: Sequence[int]) -> models.Tiles | None:
+    """The model's tiles with those of further images that have so many each."""
+    if model.tiles is None:
+        return None
+    numbers = model.tiles.sources.max() + 1 + np.repeat(np.arange(len(counts)), counts)
+    return dataclasses.replace(model.tiles, sources=np.concatenate([model.tiles.sources, numbers]))
 
 
-def _kept(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit patch vectors (h * w, c) as the artefact will keep them, in half precision."""
-    return unit(features.reshape(-1, features.shape[-1])).astype(np.float16).astype(np.float32)
-
-
-def _grown(
-    model: Model,
-    features: Sequence[Maps],
-    groups: NDArray[np.int64],
-    novel: Sequence[Sequence[NDArray[np.intp]]],
-    chosen: NDArray[np.bool_],
-) -> Model:
-    """The model with the novel patches of the chosen images in its banks."""
-    banks = [list(each) for each in model.banks]
-    for k in np.unique(groups):
-        for layer, settings in enumerate(model.layers):
-            added = [
-                _kept(features[i][layer])[novel[i][layer]] for i in np.flatnonzero(chosen & (groups == k)).tolist()
-            ]
-            banks[k][layer] = np.concatenate([banks[k][layer], *added])
-            if len(banks[k][layer]) > _MOST_GROWTH * settings.rows:
+def _grown(model: Model, shown: Sequence[Shown]) -> Model:
+    """The model with the novel patches of some images in its banks."""
+    added: list[list[list[NDArray[np.float32]]]] = [[[rows] for rows in each] for each in model.banks]
+    for each in shown:
+        for group, novel in zip(each.groups.tolist(), each.novel, strict=True):
+            for layer, found in enumerate(novel):
+                added[group][layer].append(found.vectors.astype(np.float32))
+    banks = [[np.concatenate(rows) if len(rows) > 1 else rows[0] for rows in each] for each in added]
+    for k, each_bank in enumerate(banks):
+        for settings, rows in zip(model.layers, each_bank, strict=True):
+            if len(rows) > _MOST_GROWTH * settings.rows:
                 raise FlawlineError(
-                    f"group {k} has outgrown its bank ({len(banks[k][layer])} rows of at most "
+                    f"group {k} has outgrown its bank ({len(rows)} rows of at most "
                     f"{_MOST_GROWTH * settings.rows:.0f}): fit again with all images"
                 )
     return dataclasses.replace(model, banks=banks)
@@ -254,17 +271,21 @@ def _with_new(
     detector: HierarchicalCoreset,
     model: Model,
     evidence: Evidence,
-    features: Sequence[Maps],
     images: Sequence[Image],
-    names: Sequence[str],
+    names: Sequence[Sequence[str]],
     settings: ScorerSettings,
+    progress: Progress | None,
 ) -> tuple[Model, Evidence]:
     """The model joined with one that is fitted on images of new products, whose groups come after its own."""
-    patches = [np.stack([_kept(each[i]).astype(np.float16) for each in features]) for i in range(len(model.layers))]
-    means = [np.stack([each[i].mean(axis=(0, 1)) for each in features]) for i in range(len(model.layers))]
-    store = FeatureStore(patches, means, [each.shape[0] for each in features[0]])
-    part = models.fit(store, settings, detector.threads)
-    found = gather(store, part.banks, part.groups, images)
+    tiled = None if model.tiles is None else TiledImages(images, model.tiles.side_px, model.tiles.overlap_px)
+    parts: Sequence[Image] = images if tiled is None else tiled
+    folder = WorkFolder(backbone.cache_dir() / "fits", None)
+    try:
+        store, _ = extract(parts, detector.backbone, folder, progress)
+        part = models.fit(store, settings, detector.threads, progress, sources=None if tiled is None else tiled.sources)
+        found = gather(store, part.banks, part.groups, parts)
+    finally:
+        folder.close()
     first, before = len(model.groups), len(model.banks)
     joined: dict[str, list[object]] = {
         field.name: [*getattr(model, field.name), *getattr(part, field.name)]
@@ -278,8 +299,10 @@ def _with_new(
         embeddings=np.concatenate([model.embeddings, part.embeddings]),
         groups=np.concatenate([model.groups, part.groups + before]),
         log_scores=np.concatenate([model.log_scores, part.log_scores]),
+        tiles=_tiles_and(model, [len(each) for each in names]),
     )
     offset = np.asarray([first, 0])
     moved = [[np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in each] for each in found.sources]
     pictures = evidence.pictures | {first + i: data for i, data in found.pictures.items()}
-    return whole, Evidence([*evidence.sources, *moved], [*evidence.names, *names], pictures)
+    every_name = [*evidence.names, *(name for each in names for name in each)]
+    return whole, Evidence([*evidence.sources, *moved], every_name, pictures)

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import calibration
+from scorer import calibration, wholes
 from scorer import model as models
 from scorer.backbone import Image
 from scorer.detector import HierarchicalCoreset, Scores
+from scorer.evidence import part_name
 from scorer.features import OnUnreadable, checked
 from scorer.model import Tiles
 from scorer.regions_of_interest import Mask
@@ -43,6 +44,10 @@ class Box:
     def of(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """This part of an image or mask."""
         return pixels[self.y0 : self.y1, self.x0 : self.x1]
+
+    def name(self, whole: str) -> str:
+        """The tile's name, from that of its image."""
+        return part_name(whole, self.x0, self.y0, self.x1 - self.x0, self.y1 - self.y0)
 
 
 def boxes(height: int, width: int, side_px: int, overlap_px: int) -> list[Box]:
@@ -77,6 +82,12 @@ class TiledImages(Sequence[Image]):
         self._last: dict[int, Image] = {}  # tiles come in order: an image is read once, not once a tile
         self._lock = Lock()
 
+    @property
+    def names(self) -> list[str]:
+        """What the tiles are called: their images' names with the place; none where the images have no names."""
+        names = getattr(self._images, "names", [])
+        return [box.name(names[number]) for number, box in self._tiles] if names else []
+
     def __len__(self) -> int:
         return len(self._tiles)
 
@@ -101,8 +112,8 @@ class TiledCoreset(HierarchicalCoreset):
     @cached_property
     def worst(self) -> NDArray[np.float64]:
         """The standardised score of each good image's worst tile, in rising order: what images are calibrated on."""
-        known = np.unique(self.tiles.sources)
-        return np.sort([float(self.model.standardised[self.tiles.sources == number].max()) for number in known])
+        worst = wholes.worst(self.model.standardised, self.tiles.sources)
+        return np.sort(worst[np.isfinite(worst)])  # NaN: images that were added for their high scores
 
     @property
     def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
@@ -158,6 +169,11 @@ class TiledCoreset(HierarchicalCoreset):
             return self._score_one(np.ascontiguousarray(box.of(image)), part)
 
         return self._pool.map(work, cut)
+
+    def decided(self, tiles: Sequence[Scores]) -> Decision:
+        """The decision on an image whose tiles have these scores."""
+        unknown = np.mean([each.decision is Decision.UNKNOWN_PRODUCT for each in tiles])
+        return self._decide_whole(max(self.standardised(each) for each in tiles), float(unknown))
 
     def _decide_whole(self, standardised: float, unknown: float) -> Decision:
         """The decision on an image; it is of an unknown product when most of it is: a defect fills few tiles."""

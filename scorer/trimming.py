@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.features import FeatureStore
+from scorer.wholes import worst_tiles
 from scorer.workfolder import PatchFile
 
 Floats = NDArray[np.float64]
@@ -31,6 +32,40 @@ _LEAST = 0.025
 # times the share of suspects, but never more than the most.
 _HIDDEN = 2.0
 _MOST = 0.25
+
+
+def suspicious_images(
+    standardised: Floats, groups: NDArray[np.int64], sources: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Which good images (n,) are to be left out or, when these are tiles, the tiles of which whole images.
+
+    `sources` (n,) say of which whole image each tile is, None for no tiles. An image stands for its worst tile, in the
+    group of that tile. A highest of many is skewed: with clean images, without regard to that, a quarter stood out.
+    """
+    if sources is None:
+        return suspects(standardised, groups)
+    worst = worst_tiles(standardised, sources)
+    found = suspects(_as_normal(standardised[worst], groups[worst]), groups[worst])
+    return np.isin(sources, sources[worst[found]])
+
+
+def _as_normal(highest: Floats, groups: NDArray[np.int64]) -> Floats:
+    """Scores (n,), each the highest of many, on a scale where those of clean images are normal and so symmetric.
+
+    The highest of many follows a Gumbel law (Fisher and Tippett 1928), F(x) = exp(-exp(-(x - mu) / beta)), here with
+    the median and the 10 % quantile of its group, which defects hardly move. The result is the normal quantile of F.
+    """
+    from scipy.special import ndtri  # here: scoring needs no scipy, which takes a second to import
+
+    result = np.empty(len(highest))
+    for k in np.unique(groups):
+        own = groups == k
+        median, low = np.median(highest[own]), np.quantile(highest[own], 0.1)
+        # -log(-log(0.5)) = 0.367, and -log(-log(0.1)) lies 1.201 below it.
+        reduced = np.clip(0.367 + (highest[own] - median) * 1.201 / max(median - low, 1e-3), -6, 700)
+        log_below = -np.exp(-reduced)
+        result[own] = np.where(reduced > 0.367, -ndtri(-np.expm1(log_below)), ndtri(np.exp(log_below)))
+    return result
 
 
 def suspects(standardised: Floats, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
