@@ -21,7 +21,20 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">=": operator.ge,
     ">": operator.gt,
 }
-_PACKAGES: Final = ("flawline", "kafka-python", "crc32c", "numpy", "torch", "timm", "openvino", "faiss-cpu", "ray")
+_PACKAGES: Final = (
+    "flawline",
+    "kafka-python",
+    "crc32c",
+    "numpy",
+    "torch",
+    "timm",
+    "openvino",
+    "faiss-cpu",
+    "numba",
+    "scipy",
+    "scikit-learn",
+    "ray",
+)
 
 
 def emit(
@@ -29,9 +42,12 @@ def emit(
     figures: Mapping[str, float],
     goals: Mapping[str, Goal] | None = None,
     json_path: str | Path | None = None,
+    *,
+    details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Print the report of one benchmark as JSON, write it to `json_path` too if given, and return it.
 
+    `details` are what else the figures depend on, such as seeds and settings.
     `goals` maps a figure to `(operator, value)`, such as `(">=", 150)`; a figure that misses its goal is named on
     standard error and changes nothing else. Raises `ValueError` for a goal without a figure or an unknown operator.
     """
@@ -45,6 +61,7 @@ def emit(
         "goals": {figure: [symbol, value] for figure, (symbol, value) in goals.items()},
         "missed": missed(figures, goals),
         "environment": environment(),
+        **({"details": dict(details)} if details else {}),
     }
     text = json.dumps(report, indent=2)
     print(text)
@@ -54,6 +71,23 @@ def emit(
     if json_path is not None:
         Path(json_path).write_text(text + "\n")
     return report
+
+
+def markdown(report: Mapping[str, Any], tables: Mapping[str, str]) -> str:
+    """The report for people: named tables of its benchmark, all figures beside their goals, and what they depend on."""
+    environment, goals = report["environment"], report["goals"]
+    lines = [f"# Benchmark: {report['benchmark']}"]
+    for name, table in tables.items():
+        lines += ["", f"## {name}", "", table]
+    lines += ["", "## Figures", "", "| figure | value | goal | reached |", "|---|---|---|---|"]
+    for figure, value in report["figures"].items():
+        goal = " ".join(map(str, goals[figure])) if figure in goals else ""
+        lines.append(f"| {figure} | {value} | {goal} | {goal and ('no' if figure in report['missed'] else 'yes')} |")
+    machine = {name: environment[name] for name in ("cpu", "cores", "memory_bytes", "system", "python")}
+    lines += ["", "## Measured with", "", "| | |", "|---|---|"]
+    for each in (machine, environment["packages"], report.get("details", {})):
+        lines += [f"| {name} | {value} |" for name, value in each.items()]
+    return "\n".join(lines) + "\n"
 
 
 def missed(figures: Mapping[str, float], goals: Mapping[str, Goal]) -> list[str]:

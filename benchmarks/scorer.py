@@ -1,18 +1,25 @@
-"""How good and how fast the scorer is: quality, share of the bare backbone, growth, fits, and anomalib beside it.
+"""How good and how fast the scorer is: quality, its parts taken away, share of the bare backbone, growth, fits, and
+anomalib beside it.
 
-    python -m benchmarks.scorer [--json FILE] [--parts quality,speed,growth,fit,anomalib] [--data FOLDER]
-                                [--profile fast|accurate] [--precision auto|f32|bf16] [--coreset-share S]
+    python -m benchmarks.scorer [--json FILE] [--markdown FILE] [--parts quality,ablations,speed,growth,fit,anomalib]
+                                [--data FOLDER] [--train-images N] [--test-images N] [--profile fast|accurate]
+                                [--precision auto|f32|bf16] [--coreset-share S] [--fit-images N,N,...]
 
 Images come from a data folder (default: the environment's LINEBENCH; <product>/train/good, <product>/test); without one
-they are simulated. All parts take about ten minutes on two cores. Speeds are of whole scoring without decoding, best of
-several rounds taken in turn, so that what else the machine does hits both sides alike. Installing anomalib 2.7, once,
-into its own environment under FLAWLINE_CACHE, needs the network; leave `anomalib` out of --parts where there is none.
+they are simulated. `quality` fits and tests on all of them; ablations, speed and anomalib (PatchCore and PaDiM) on the
+same N of each product, taken evenly from the list. `--fit-images 20000` fits so many simulated images for real, which
+takes 4.5 GB of disk under FLAWLINE_CACHE. The table is written beside the JSON (.md), or to standard error where there
+is no file. All parts take about a quarter of an hour on two cores. Speeds are of whole scoring without decoding, best
+of several rounds taken in turn, so that what else the machine does hits both sides alike. Installing anomalib 2.7,
+once, into its own environment under FLAWLINE_CACHE, needs the network; leave `anomalib` out of --parts where there is
+none.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,18 +29,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import scorer_anomalib, scorer_growth
-from benchmarks.report import Goal, emit
+from benchmarks import scorer_ablations, scorer_anomalib, scorer_growth, scorer_padim
+from benchmarks.report import Goal, emit, markdown
 from flawline.imaging import read_image
 from scorer import backbone, commands, detector
 from scorer.dataset import Sample, test_samples, train_samples
 from scorer.settings import ScorerSettings
 
-PARTS = ("quality", "speed", "growth", "fit", "anomalib")
+PARTS = ("quality", "ablations", "speed", "growth", "fit", "anomalib")
 ROUNDS = 7
 IMAGES = 96
 # Small enough to have the sizes of fit measured within minutes.
-FIT_IMAGES = (200, 400, 800)
+FIT_IMAGES = (500, 1000, 2000)
 GOALS: dict[str, Goal] = {
     "share_of_backbone": (">=", 0.8),
     "time_ratio_1000_groups": ("<=", 1.3),
@@ -53,14 +60,19 @@ class Images:
     train: list[np.ndarray]
     test: list[np.ndarray]
     is_defect: list[bool]
+    products: list[str]
 
 
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, nargs="?")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))
+    parser.add_argument("--train-images", type=int, default=30, help="of each product")
+    parser.add_argument("--test-images", type=int, default=60, help="of each product")
+    parser.add_argument("--fit-images", default=",".join(map(str, FIT_IMAGES)), help="sizes of the fits measured")
     parser.add_argument("--profile", choices=("fast", "accurate"), default="fast")
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto")
     parser.add_argument("--coreset-share", type=float, default=0.1, help="of anomalib's coreset steps that are timed")
@@ -71,11 +83,24 @@ def main() -> None:
     fastest = "bf16" if bf16_units() else "f32"
     precision = fastest if arguments.precision == "auto" else arguments.precision
     settings = ScorerSettings(profile=arguments.profile)
-    images = chosen(Path(arguments.data)) if arguments.data else simulated()
+    sizes = arguments.train_images, arguments.test_images
+    images = chosen(Path(arguments.data), *sizes) if arguments.data else simulated(*sizes)
+    details = {
+        "seed": settings.seed,
+        "profile": settings.profile,
+        "precision": precision,
+        "images": "simulated" if not arguments.data else Path(arguments.data).name,
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+    }
+    tables: dict[str, str] = {}
     figures: dict[str, float] = {"cpu_has_bf16": int(bf16_units()), "images_are_simulated": int(not arguments.data)}
     goals = dict(GOALS)
     if "quality" in parts and arguments.data:
         figures |= quality(Path(arguments.data), settings)
+    if "ablations" in parts:
+        figures |= scorer_ablations.ablations(images.train, images.test, images.products, images.is_defect, settings)
+        tables["Ablations"] = scorer_ablations.table(figures)
     if "speed" in parts:
         for each in dict.fromkeys(("f32", precision)):
             found = speed(images, settings.model_copy(update={"precision": each}))
@@ -85,7 +110,7 @@ def main() -> None:
     if "growth" in parts:
         figures |= scorer_growth.groups(settings)
     if "fit" in parts:
-        figures |= scorer_growth.fits(settings, FIT_IMAGES)
+        figures |= scorer_growth.fits(settings, [int(each) for each in arguments.fit_images.split(",")])
     if "anomalib" in parts:
         figures |= scorer_anomalib.compare(
             images.train,
@@ -95,7 +120,17 @@ def main() -> None:
             arguments.coreset_share,
         )
         goals["times_anomalib_images_per_second"] = (">=", 20 if precision == "bf16" else 10)
-    emit("scorer", figures, {name: goal for name, goal in goals.items() if name in figures}, arguments.json)
+        found, versions = scorer_padim.compare(images.train, images.test, images.products, images.is_defect)
+        figures |= found
+        details |= {f"{name} (anomalib's environment)": version for name, version in versions.items()}
+    goals = {name: goal for name, goal in goals.items() if name in figures}
+    report = emit("scorer", figures, goals, arguments.json, details=details)
+    text = markdown(report, tables)
+    target = arguments.markdown or (arguments.json and arguments.json.with_suffix(".md"))
+    if target:
+        target.write_text(text)
+    else:
+        print(text, file=sys.stderr)
 
 
 def bf16_units() -> bool:
@@ -105,8 +140,8 @@ def bf16_units() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def chosen(data: Path) -> Images:
-    """Thirty good training images and twenty test images of each product, evenly from each list."""
+def chosen(data: Path, train_images: int, test_images: int) -> Images:
+    """So many good training images and test images of each product, evenly from each list."""
 
     def some(samples: Sequence[Sample], count: int) -> list[Sample]:
         picked = []
@@ -118,18 +153,29 @@ def chosen(data: Path) -> Images:
     def read(samples: Sequence[Sample]) -> list[np.ndarray]:
         return [backbone.resized(read_image(sample.path), 512) for sample in samples]
 
-    test = some(test_samples(data), 20)
-    return Images(read(some(train_samples(data), 30)), read(test), [sample.is_defect for sample in test])
-
-
-def simulated(products: int = 6) -> Images:
-    """The same numbers of simulated images."""
-    draw = scorer_growth.drawn
-    test = [(draw(p, 10, seed=1 + bad, defect=bad), bad) for p in range(products) for bad in (False, True)]
+    test = some(test_samples(data), test_images)
     return Images(
-        [image for p in range(products) for image in draw(p, 30)],
-        [image for images, _ in test for image in images],
-        [bad for images, bad in test for _ in images],
+        read(some(train_samples(data), train_images)),
+        read(test),
+        [sample.is_defect for sample in test],
+        [sample.product for sample in test],
+    )
+
+
+def simulated(train_images: int, test_images: int, products: int = 6) -> Images:
+    """The same numbers of simulated images, half of the test images defective."""
+    draw = scorer_growth.drawn
+    test = [
+        (f"product {p}", bad, image)
+        for p in range(products)
+        for bad in (False, True)
+        for image in draw(p, max(1, test_images // 2), seed=1 + bad, defect=bad)
+    ]
+    return Images(
+        [image for p in range(products) for image in draw(p, train_images)],
+        [image for _, _, image in test],
+        [bad for _, bad, _ in test],
+        [product for product, _, _ in test],
     )
 
 

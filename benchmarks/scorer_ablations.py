@@ -1,0 +1,255 @@
+"""What each part of the scorer brings: the product's own functions on the same features, with one thing changed.
+
+Rows say what an image is compared with:
+
+- flat: one bank for all products, as many rows as all banks together; the level is that of all good images.
+- grouped: a bank for each group found without labels; the level is that of the group.
+- neighbour: the same banks; the level is that of the 25 most similar good images.
+- product: the same banks, both levels weighted by how well they foretell good images. What Flawline does.
+
+Columns say where the level comes from:
+
+- raw: there is none, scores are compared as they are.
+- in_sample: good images' scores against banks that hold their own patches.
+- cross_fit: good images' scores against banks that hold nothing of them.
+- head: a ridge regression on the image embedding, after CADA, foretells the cross-fitted scores. It is trained on the
+  good images and on copies with foreign texture pasted in, which have the clean image's score as their target. In the
+  rows below grouped it is averaged with the row's own level, each weighted by how well it foretells good images.
+
+Thresholds are the product's (5 % of good images by default), from the good images' scores of the same cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+from benchmarks.scorer_padim import ranking
+from scorer import backbone, calibration, hierarchy
+from scorer import model as models
+from scorer.alignment import group_levels, normal_level
+from scorer.audit import pasted
+from scorer.backbone import Image, Maps
+from scorer.coreset import projected
+from scorer.detector import HierarchicalCoreset
+from scorer.features import FeatureStore, checked, extract
+from scorer.model import Model
+from scorer.search import Bank
+from scorer.settings import ScorerSettings
+from scorer.workfolder import WorkFolder
+
+ROWS: Final = ("flat", "grouped", "neighbour", "product")
+COLUMNS: Final = ("raw", "in_sample", "cross_fit", "head")
+ALARM_RATE: Final = 0.05
+_PASTED_SIDE: Final = 0.1
+_PENALTIES: Final = tuple(10.0**power for power in range(-3, 4))
+_FOLDS: Final = 5
+_SHOWN: Final = ("pooled", "macro", "worst_product", "alarm_rate", "alarm_rate_worst_product")
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a fitted model says of the test images: log scores and groups (n,), look-alikes (n, k) with -1 for none."""
+
+    log_scores: Floats
+    groups: Labels
+    neighbours: Labels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Aligned scores of good training images (cross-fitted or not, by the column) and of test images."""
+
+    good: Floats
+    test: Floats
+    good_groups: Labels
+    test_groups: Labels
+
+
+def ablations(
+    train: Sequence[Image],
+    test: Sequence[Image],
+    products: Sequence[str],
+    is_defect: Sequence[bool],
+    settings: ScorerSettings,
+) -> dict[str, float]:
+    """Pooled and macro AUROC, worst product, and alarm rates of each cell, as `ablation.<row>.<column>.<figure>`.
+
+    `products` and `is_defect` (len(test)) serve the figures alone.
+    """
+    settings = settings.model_copy(update={"alarm_rate": ALARM_RATE})
+    graphs, features = backbone.of_settings(settings)
+    folder = WorkFolder(backbone.cache_dir() / "fits", None)
+    try:
+        store, _ = extract(train, features, folder)
+        grouped = models.fit(store, settings, features.threads)
+        flat = models.fit(
+            store, _as_many_rows(settings, grouped), features.threads, labels=np.zeros(len(store), dtype=np.int64)
+        )
+        fitted = {
+            name: HierarchicalCoreset(model, graphs, features)
+            for name, model in {
+                "flat": flat,
+                "grouped": grouped,
+                "flat in sample": _in_sample(store, settings, flat, features.threads),
+                "grouped in sample": _in_sample(store, settings, grouped, features.threads),
+            }.items()
+        }
+    finally:
+        folder.close()
+    maps = [features.features(checked(image)) for image in test]
+    tested = {name: _tested(detector, maps) for name, detector in fitted.items()}
+    product = fitted["grouped"]
+    embeddings = product.embeddings(maps)
+    del maps
+    changed = product.embeddings([features.features(each) for each in _with_defects(train)])
+    good = {name: detector.model for name, detector in fitted.items()}
+    figures: dict[str, float] = {}
+    for row in ROWS:
+        for column in COLUMNS:
+            name = ("flat" if row == "flat" else "grouped") + (" in sample" if column == "in_sample" else "")
+            cell = _cell(row, column, good[name], tested[name], embeddings, changed)
+            found = _figures(cell, np.asarray(products), np.asarray(is_defect), per_group=column != "raw")
+            figures |= {f"ablation.{row}.{column}.{figure}": value for figure, value in found.items()}
+    return figures
+
+
+def _as_many_rows(settings: ScorerSettings, grouped: Model) -> ScorerSettings:
+    """Settings by which one bank has as many rows as those of all groups together."""
+    layers = []
+    for i, layer in enumerate(settings.active_layers):
+        rows = sum(len(banks[i]) for banks in grouped.banks)
+        layers.append(layer.model_copy(update={"rows": rows, "rows_per_image": float(rows)}))
+    return settings.model_copy(update={"layers": tuple(layers)})
+
+
+def _in_sample(store: FeatureStore, settings: ScorerSettings, model: Model, threads: int) -> Model:
+    """The model calibrated on its own training patches: everything alike but for the distances it is read off."""
+    distances = []
+    for i, (layer, patches) in enumerate(zip(model.layers, store.patches, strict=True)):
+        banks = [Bank(banks[i]) for banks in model.banks]
+        found = np.empty(patches.shape[:2], dtype=np.float32)
+        for image, group in enumerate(model.groups):
+            found[image], _ = projected(store.pool(i, np.asarray([image])), banks[group], layer.neighbours)
+        distances.append(found)
+    alone = np.arange(len(store))
+    settings = settings.model_copy(update={"layers": model.layers})
+    return models.calibrated(
+        store, settings, model.embeddings, model.groups, model.banks, distances, threads, sources=alone, copies=alone
+    )
+
+
+def _tested(detector: HierarchicalCoreset, maps: Sequence[Maps]) -> Tested:
+    model = detector.model
+    neighbours = np.full((len(maps), model.look_alikes), -1, dtype=np.int64)
+    log_scores, groups = np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)
+    for i, each in enumerate(maps):
+        scores, look = detector.score_features(each), detector.route(each)
+        log_scores[i], groups[i] = np.log(scores.raw), scores.group
+        neighbours[i, : len(look.neighbours)] = look.neighbours
+        level = model.level(look.group, look.neighbours)
+        if abs(scores.aligned - (log_scores[i] - level)) > 1e-6:
+            raise AssertionError("the cell `product, cross_fit` is not what the product says")
+    return Tested(log_scores, groups, neighbours)
+
+
+def _with_defects(images: Sequence[Image]) -> list[Image]:
+    """Each image with a piece of another one in it, as the audit of an extended model makes them."""
+    half = len(images) // 2
+    return [pasted(each, images[i - half], _PASTED_SIDE, seed=i) for i, each in enumerate(images)]
+
+
+def _cell(
+    row: str, column: str, model: Model, tested: Tested, embeddings: NDArray[np.float32], changed: NDArray[np.float32]
+) -> Cell:
+    good_level, test_level = np.zeros(len(model.log_scores)), np.zeros(len(tested.log_scores))
+    if column != "raw":
+        good_level, test_level = _levels(row, model, tested)
+    if column == "head":
+        head_good, head_test = head(model.log_scores, model.embeddings, changed, embeddings)
+        share = 0.0
+        if row in ("neighbour", "product"):
+            errors = [np.mean((model.log_scores - level) ** 2) for level in (head_good, good_level)]
+            share = float(errors[0] / max(sum(errors), 1e-12))
+        good_level = share * good_level + (1 - share) * head_good
+        test_level = share * test_level + (1 - share) * head_test
+    return Cell(model.log_scores - good_level, tested.log_scores - test_level, model.groups, tested.groups)
+
+
+def _levels(row: str, model: Model, tested: Tested) -> tuple[Floats, Floats]:
+    """The normal log scores of the good images and of the test images."""
+    gallery = hierarchy.Gallery(model.embeddings, model.groups)
+    own, _ = gallery.neighbours_of_members(model.look_alikes, hierarchy.copies(model.embeddings))
+    if row == "neighbour":
+        return normal_level(model.log_scores, own), normal_level(model.log_scores, tested.neighbours)
+    if row == "product":
+        return model.levels(model.groups, own), model.levels(tested.groups, tested.neighbours)
+    levels = group_levels(model.log_scores, model.groups)
+    return levels[model.groups], levels[tested.groups]
+
+
+def head(
+    log_scores: Floats, embeddings: NDArray[np.float32], changed: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> tuple[Floats, Floats]:
+    """Log scores foretold from embeddings (n, d): of the good images, each left out with its copy, and of others (m,).
+
+    The penalty is the one with the least error on left-out good images.
+    """
+    part = np.random.default_rng(0).permutation(len(log_scores)) % _FOLDS
+
+    def trained(penalty: float, chosen: NDArray[np.bool_]) -> Ridge:
+        both = np.concatenate([embeddings[chosen], changed[chosen]])
+        return Ridge(alpha=penalty).fit(both, np.tile(log_scores[chosen], 2))
+
+    foretold = {}
+    for penalty in _PENALTIES:
+        found = np.empty(len(log_scores))
+        for fold in range(_FOLDS):
+            found[part == fold] = trained(penalty, part != fold).predict(embeddings[part == fold])
+        foretold[penalty] = found
+    best = min(_PENALTIES, key=lambda penalty: float(np.mean((foretold[penalty] - log_scores) ** 2)))
+    everything = np.ones(len(log_scores), dtype=bool)
+    return foretold[best], np.asarray(trained(best, everything).predict(wanted), dtype=np.float64)
+
+
+def _figures(cell: Cell, products: NDArray[np.str_], is_defect: NDArray[np.bool_], per_group: bool) -> dict[str, float]:
+    """Figures of a cell; `per_group`: cut-offs are on scores divided by their group's spread, as in the product."""
+    good, test = cell.good, cell.test
+    if per_group:
+        widths = calibration.group_widths(cell.good, cell.good_groups)
+        good, test = cell.good / widths[cell.good_groups], cell.test / widths[cell.test_groups]
+    alarmed = test > calibration.threshold(np.sort(good), ALARM_RATE).value
+    alarms = [float(alarmed[(products == name) & ~is_defect].mean()) for name in np.unique(products[~is_defect])]
+    return {
+        **ranking(products.tolist(), is_defect.tolist(), cell.test.tolist()),
+        "alarm_rate": float(alarmed[~is_defect].mean()),
+        "alarm_rate_worst_product": max(alarms),
+        "recall": float(alarmed[is_defect].mean()),
+    }
+
+
+def table(figures: Mapping[str, float]) -> str:
+    """The cells as a Markdown table: pooled / macro / worst product, and the alarm rate / that of the worst product."""
+    lines = [
+        f"pooled / macro / worst product's image AUROC; good test images alarmed at {ALARM_RATE:.0%} "
+        "(all / worst product)",
+        "",
+        "| | " + " | ".join(COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for row in ROWS:
+        cells = []
+        for column in COLUMNS:
+            found = {name: figures.get(f"ablation.{row}.{column}.{name}", float("nan")) for name in _SHOWN}
+            aurocs = " / ".join(f"{found[name]:.3f}" for name in _SHOWN[:3])
+            cells.append(f"{aurocs}; " + " / ".join(f"{100 * found[name]:.1f} %" for name in _SHOWN[3:]))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
