@@ -1,27 +1,41 @@
-"""What quality costs: AUROC against images per second, for both profiles and smaller variants of them.
+"""What quality costs: AUROC against images per second, for both profiles and points between and below them.
 
-    python -m benchmarks.frontier [--data FOLDER] [--json FILE] [--only NAME ...]
+    python -m benchmarks.frontier [--data FOLDER] [--json FILE] [--svg FILE] [--only NAME ...]
 
 The folder (default: the environment's LINEBENCH) has <product>/train/good and <product>/test. Each point is fitted on
-all good images without labels and scores all test images; reading them is not timed.
+all good images without labels and scores all test images. Features are computed once, with all layers that any point
+has; the speeds are of whole scoring (reading excluded) by a detector that has its own layers only, in turn with all
+others, so that what else the machine does hits all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from benchmarks.report import emit
 from flawline.errors import FlawlineError
-from scorer import detector
-from scorer.dataset import LazyImages, test_samples, train_samples
-from scorer.evaluation import evaluate
+from scorer import backbone
+from scorer import model as models
+from scorer.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.detector import HierarchicalCoreset
+from scorer.evaluation import Row, pixel_histograms, row, summarise
+from scorer.features import FeatureStore, checked, extract, in_order
 from scorer.settings import PROFILES, LayerSettings, ScorerSettings
+from scorer.workfolder import WorkFolder
+
+Layers = tuple[LayerSettings, ...]
 
 
-def _smaller(layers: tuple[LayerSettings, ...], share: float) -> tuple[LayerSettings, ...]:
+def _smaller(layers: Layers, share: float) -> Layers:
     """The layers with so much smaller banks."""
     return tuple(
         each.model_copy(update={"rows": int(each.rows * share), "rows_per_image": each.rows_per_image * share})
@@ -29,49 +43,180 @@ def _smaller(layers: tuple[LayerSettings, ...], share: float) -> tuple[LayerSett
     )
 
 
-_FAST: Final = PROFILES["fast"]
-POINTS: Final = {
+_FAST, _ACCURATE = PROFILES["fast"], PROFILES["accurate"]
+POINTS: Final[dict[str, Layers]] = {
     "fast_quarter_banks": _smaller(_FAST, 0.25),
     "fast_last_maps_only": tuple(each for each in _FAST if not each.earlier),
     "fast": _FAST,
-    "accurate": PROFILES["accurate"],
+    "fast_and_last_map_at_512": (*_FAST, *(each for each in _ACCURATE if each.size == 512 and not each.earlier)),
+    "accurate_quarter_banks": _smaller(_ACCURATE, 0.25),
+    "accurate": _ACCURATE,
 }
+COLUMNS: Final = {
+    "images_per_second": "images/s",
+    "pooled_image_auroc": "pooled",
+    "macro_image_auroc": "macro",
+    "worst_product_image_auroc": "worst product",
+    "pooled_pixel_auroc": "pooled pixel",
+    "macro_pixel_auroc": "macro pixel",
+    "pooled_aupro": "pooled AUPRO",
+}
+_ROUNDS = 5
+_TIMED_IMAGES = 48
 
 
-def measure(folder: Path, layers: tuple[LayerSettings, ...]) -> dict[str, float]:
-    """Pooled and macro image AUROC, pixel AUROC, AUPRO, and images per second of a model with these layers."""
+def measure(folder: Path, names: Sequence[str], settings: ScorerSettings) -> dict[str, float]:
+    """Figures of the points as `<point>.<figure>`: ranking, localisation, images per second, seconds of the fit."""
     train, test = train_samples(folder), test_samples(folder)
-    fitted = detector.fit(LazyImages([sample.path for sample in train]), ScorerSettings(layers=layers))
-    report, _ = evaluate(fitted, test)
-    figures = {f"pooled_{name}": value for name, value in report["pooled"].items()}
-    figures |= {f"macro_{name}": value for name, value in report["macro"].items()}
-    worst = [each["image_auroc"] for each in report["per_product"].values() if each["image_auroc"] is not None]
-    figures |= {"worst_product_image_auroc": min(worst, default=None), "images_per_second": report["images_per_second"]}
+    wanted = {name: settings.model_copy(update={"layers": POINTS[name]}) for name in names}
+    everything = {_place(layer): layer for each in wanted.values() for layer in each.active_layers}
+    union = settings.model_copy(update={"layers": tuple(everything.values())})
+    places = [_place(layer) for layer in union.active_layers]
+    chosen = {name: [places.index(_place(layer)) for layer in each.active_layers] for name, each in wanted.items()}
+    _, features = backbone.of_settings(union)
+    work = WorkFolder(backbone.cache_dir() / "fits", None)
+    figures: dict[str, float] = {}
+    fitted: dict[str, HierarchicalCoreset] = {}
+    try:
+        store, _ = extract(LazyImages([sample.path for sample in train]), features, work)
+        for name, each in wanted.items():
+            started = time.perf_counter()
+            model = models.fit(_some(store, chosen[name]), each, features.threads)
+            figures[f"{name}.fit_seconds_after_features"] = time.perf_counter() - started
+            fitted[name] = HierarchicalCoreset(model, *backbone.of_settings(each))
+    finally:
+        work.close()
+    figures |= _quality(fitted, chosen, features, test)
+    return figures | _speeds(fitted, [LazyImages([sample.path])[0] for sample in _spread(test, _TIMED_IMAGES)])
+
+
+def _place(layer: LayerSettings) -> tuple[int, int, bool]:
+    return layer.size, layer.stride, layer.earlier
+
+
+def _some(store: FeatureStore, layers: Sequence[int]) -> FeatureStore:
+    """Some layers of a store; banks that another point has as well are taken from the folder."""
+    return dataclasses.replace(
+        store,
+        patches=[store.patches[i] for i in layers],
+        means=[store.means[i] for i in layers],
+        grids=[store.grids[i] for i in layers],
+    )
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, count).astype(int))]
+
+
+def _quality(
+    fitted: Mapping[str, HierarchicalCoreset],
+    chosen: Mapping[str, Sequence[int]],
+    features: backbone.Backbone,
+    test: Sequence[Sample],
+) -> dict[str, float]:
+    """Ranking and localisation of all points, each test image passed through the backbone once."""
+    images = LazyImages([sample.path for sample in test])
+
+    def work(i: int) -> dict[str, tuple[Row, np.ndarray]]:
+        maps = features.features(checked(images[i]))
+        scores = {name: each.score_features([maps[k] for k in chosen[name]]) for name, each in fitted.items()}
+        return {name: (row(test[i], each), each.heatmap) for name, each in scores.items()}
+
+    with ThreadPoolExecutor(features.threads) as pool:
+        found = list(in_order(work, len(test), pool))
+    figures: dict[str, float | None] = {}
+    for name, each in fitted.items():
+        rows = [one[name][0] for one in found]
+        report = summarise(rows, pixel_histograms(test, [one[name][1] for one in found]), each.alarm_rate)
+        for kind in ("pooled", "macro"):
+            figures |= {f"{name}.{kind}_{figure}": value for figure, value in report[kind].items()}
+        figures |= {f"{name}.{product}": value["image_auroc"] for product, value in report["per_product"].items()}
+        aurocs = [value["image_auroc"] for value in report["per_product"].values() if value["image_auroc"] is not None]
+        figures[f"{name}.worst_product_image_auroc"] = min(aurocs, default=None)
+        figures[f"{name}.recall_at_alarm_rate"] = report["recall_at_alarm_rate"]
+        figures[f"{name}.alarm_rate"] = report["alarm_rate"]["mean"]
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
+def _speeds(fitted: Mapping[str, HierarchicalCoreset], images: Sequence[np.ndarray]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in fitted}
+    for each in fitted.values():
+        each.score(images)
+    for _ in range(_ROUNDS):
+        for name, each in fitted.items():
+            started = time.perf_counter()
+            each.score(images)
+            seconds[name].append(time.perf_counter() - started)
+    return {f"{name}.images_per_second": len(images) / min(values) for name, values in seconds.items()}
+
+
+def table(figures: Mapping[str, float], names: Sequence[str]) -> str:
+    """The points as a Markdown table."""
+    lines = ["| point | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name in names:
+        values = [figures.get(f"{name}.{column}", float("nan")) for column in COLUMNS]
+        lines.append(f"| {name} | {values[0]:.0f} | " + " | ".join(f"{value:.3f}" for value in values[1:]) + " |")
+    return "\n".join(lines)
+
+
+def drawing(figures: Mapping[str, float], names: Sequence[str]) -> str:
+    """The points as an SVG: images per second (log scale) across, pooled and macro image AUROC up."""
+    width, height, left, bottom = 720, 420, 60, 50
+    speeds = [figures[f"{name}.images_per_second"] for name in names]
+    kinds = {"pooled_image_auroc": "#1f77b4", "macro_image_auroc": "#d95f02"}
+    values = [figures[f"{name}.{kind}"] for name in names for kind in kinds]
+    low, high = np.floor(min(values) * 100 - 0.5) / 100, np.ceil(max(values) * 100 + 0.5) / 100
+    first, last = np.log(min(speeds) / 1.3), np.log(max(speeds) * 1.6)
+
+    def place(speed: float, value: float) -> tuple[float, float]:
+        across = (np.log(speed) - first) / (last - first)
+        return left + across * (width - left - 20), 20 + (high - value) / (high - low) * (height - bottom - 20)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">images per second</text>',
+    ]
+    for value in np.arange(low, high + 1e-9, 0.01):
+        y = place(speeds[0], value)[1]
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+    for speed in (each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if first <= np.log(each) <= last):
+        x = place(speed, low)[0]
+        parts.append(f'<line x1="{x:.1f}" y1="20" x2="{x:.1f}" y2="{height - bottom}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{speed}</text>')
+    for number, (kind, colour) in enumerate(kinds.items()):
+        for name in names:
+            x, y = place(figures[f"{name}.images_per_second"], figures[f"{name}.{kind}"])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+            if number == 0:
+                parts.append(f'<text x="{x + 8:.1f}" y="{y + 14:.1f}">{name.replace("_", " ")}</text>')
+        parts.append(f'<circle cx="{left + 14}" cy="{height - bottom - 34 + 18 * number}" r="5" fill="{colour}"/>')
+        label = kind.replace("_", " ").replace("auroc", "AUROC")
+        parts.append(f'<text x="{left + 24}" y="{height - bottom - 30 + 18 * number}">{label}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 def main() -> None:
+    """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(POINTS), default=list(POINTS))
     options = parser.parse_args()
     if options.data is None:
         raise SystemExit("no data folder: name one with --data, or set LINEBENCH")
-    figures: dict[str, float] = {}
+    settings = ScorerSettings()
     try:
-        for name in options.only:
-            point = measure(Path(options.data), POINTS[name])
-            figures |= {f"{name}.{figure}": value for figure, value in point.items()}
+        figures = measure(Path(options.data), options.only, settings)
     except FlawlineError as error:
         raise SystemExit(str(error)) from error
-    print("| point | images/s | pooled | macro | worst product | pixel | AUPRO |\n|---|---|---|---|---|---|---|")
-    for name in options.only:
-        columns = ("images_per_second", "pooled_image_auroc", "macro_image_auroc", "worst_product_image_auroc")
-        shown = [figures.get(f"{name}.{each}", float("nan")) for each in columns]
-        pixels = [figures.get(f"{name}.{each}", float("nan")) for each in ("pooled_pixel_auroc", "pooled_aupro")]
-        print(f"| {name} | {shown[0]:.0f} | " + " | ".join(f"{value:.3f}" for value in (*shown[1:], *pixels)) + " |")
-    emit("frontier", figures, json_path=options.json)
+    print(table(figures, options.only))
+    if options.svg:
+        options.svg.write_text(drawing(figures, options.only))
+    emit("frontier", figures, json_path=options.json, details={"seed": settings.seed, "precision": settings.precision})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer.dataset import Delivery, LazyImages, Sample, read_mask
-from scorer.detector import Detector
+from scorer.detector import Detector, Scores
 from scorer.features import Image, Progress
 from scorer.maps import enlarged
 from scorer.metrics import PixelHistogram, image_metrics
@@ -66,24 +66,27 @@ def evaluate(
         for (sample, _), each in zip(batch, scores, strict=True):
             readable.append(sample)
             heatmaps.append(each.heatmap)
-            rows.append(
-                Row(
-                    path=str(sample.path),
-                    product=sample.product,
-                    label=sample.label,
-                    group=each.group,
-                    raw=each.raw,
-                    aligned=each.aligned,
-                    p_value=each.p_value,
-                    decision=str(each.decision),
-                )
-            )
+            rows.append(row(sample, each))
         if progress:
             progress("scoring", min(start + _BATCH, len(samples)), len(samples))
     if not rows:
         raise FlawlineError("none of the test images can be read: give images that can")
-    report = summarise(rows, _pixel_histograms(readable, heatmaps, progress), detector.alarm_rate)
+    report = summarise(rows, pixel_histograms(readable, heatmaps, progress), detector.alarm_rate)
     return report | {"images_per_second": round(len(rows) / max(seconds, 1e-9), 2)}, rows
+
+
+def row(sample: Sample, scores: Scores) -> Row:
+    """What is kept of one test image and its scores."""
+    return Row(
+        path=str(sample.path),
+        product=sample.product,
+        label=sample.label,
+        group=scores.group,
+        raw=scores.raw,
+        aligned=scores.aligned,
+        p_value=scores.p_value,
+        decision=str(scores.decision),
+    )
 
 
 def _read(
@@ -103,8 +106,8 @@ def _read(
     return batch
 
 
-def _pixel_histograms(
-    samples: Sequence[Sample], heatmaps: Sequence[NDArray[np.float32]], progress: Progress | None
+def pixel_histograms(
+    samples: Sequence[Sample], heatmaps: Sequence[NDArray[np.float32]], progress: Progress | None = None
 ) -> dict[str, PixelHistogram]:
     """Pixel scores of each product against the masks; images without ground truth are left out."""
     low, high = min(float(each.min()) for each in heatmaps), max(float(each.max()) for each in heatmaps)
