@@ -7,17 +7,20 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flawline.errors import FlawlineError
 from flawline.messages import MAX_SIDE_PX, Codec
 
 PIXEL_LIMIT = 200_000_000
 """Larger images are refused before memory is taken for them; the largest line-scan sensors stay below."""
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a damaged file is said once, by us
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -96,13 +99,29 @@ def _check_header(data: bytes) -> None:
         _check_pixels(found.height, found.width, PIXEL_LIMIT)
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
-            with Image.open(io.BytesIO(data)) as header:
-                width, height = header.size
+        width, height = _size(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"file of {len(data)} bytes is no image, or of a kind that is not read") from error
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ImageError(f"file of {len(data)} bytes is damaged or of a kind that is not read: {error}") from error
     _check_pixels(height, width, PIXEL_LIMIT)
+
+
+def _size(file: IO[bytes] | Path) -> tuple[int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is our own
+        with Image.open(file) as header:
+            return header.size
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file from its header alone. Raises ImageError."""
+    try:
+        return _size(path)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: is no image, or of a kind that is not read") from error
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _decode_generic(data: bytes, what: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, UsageError
 from scorer.backbone import Graph
 from scorer.calibration import Threshold
 from scorer.evidence import Evidence
@@ -82,8 +83,7 @@ def save(
 
     `report` (fit seconds, counts) is kept, but is no part of the version: the same data and seed give the same version.
     """
-    if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise FlawlineError(f"{path}: exists and is no model: choose another place or remove it")
+    check_place(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -103,6 +103,15 @@ def save(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return version
+
+
+def check_place(path: Path) -> None:
+    """Raise UsageError when no model could be written to folder `path`: to be asked before the work, not after."""
+    if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path}: exists and is no model: choose another place or remove it")
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: cannot be written, {above} is no folder that can: choose another place")
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -207,16 +216,26 @@ def load(path: Path) -> Artefact:
 
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / _MANIFEST
+    if not path.is_dir():
+        raise FlawlineError(f"{path}: is no folder: give that of a model, as made with flawline fit DATA --out {path}")
     if not file.is_file():
-        raise FlawlineError(f"{path}: holds no {_MANIFEST}: make a model with flawline fit --out {path} DATA")
+        raise FlawlineError(
+            f"{path}: holds no {_MANIFEST}, so it is no model: make one with flawline fit DATA --out MODEL"
+        )
     manifest: Any = None
     with contextlib.suppress(ValueError):
         manifest = json.loads(file.read_text(encoding="utf-8"))
     whole = manifest if isinstance(manifest, dict) else {}
     if _digest({key: value for key, value in whole.items() if key != "checksum"}) != whole.get("checksum"):
         raise FlawlineError(f"{file}: is damaged (its checksum does not match): fit it again or copy it again")
-    if whole.get("format") != FORMAT:
-        raise FlawlineError(f"{file}: has format {whole.get('format')!r}, this release reads {FORMAT}: fit it again")
+    found = whole.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise FlawlineError(
+            f"{file}: has format {found}, written by a newer release than this one, which reads {FORMAT}: update "
+            "flawline, or fit it again"
+        )
+    if found != FORMAT:
+        raise FlawlineError(f"{file}: has format {found!r}, this release reads {FORMAT}: fit it again")
     return whole
 
 

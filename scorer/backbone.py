@@ -404,7 +404,7 @@ def load(
     """The backbone of converted graphs, on the runtime asked for; `weights` matters to PyTorch only."""
     runtime, device = choose(runtime, device)
     if precision == "bf16" and runtime == "torch":
-        raise FlawlineError("precision 'bf16' is served by runtime 'openvino' only: choose that, or precision 'f32'")
+        raise FlawlineError("precision 'bf16' is served by runtime 'openvino' only: choose that, or fit in 'f32'")
     if runtime == "openvino":
         return OpenVinoBackbone(graphs, precision, threads)
     found = weight_files.find(graphs[0][0].backbone, weights)

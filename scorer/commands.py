@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline import terminal
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec
 from scorer import artefact, calibration, detector, evaluation, wholes
-from scorer.dataset import Delivery, LazyImages, Sample, good_images, test_samples, train_samples
+from scorer.dataset import Delivery, LazyImages, Sample, check_masks, good_images, test_samples, train_samples
 from scorer.features import Progress
 from scorer.model import Model
 from scorer.settings import ScorerSettings
@@ -36,7 +38,16 @@ def fit(
     keys of `evaluate`. `delivery` passes all images through the codec of the line's cameras. Unreadable images are
     named in the log, skipped and counted. Nothing is written unless the fit succeeds.
     """
+    settings = settings or ScorerSettings()
     samples = train_samples(Path(data))
+    if len(samples) < settings.minimum_images:
+        raise UsageError(
+            f"{data}: holds {len(samples)} good images: at least {settings.minimum_images} are needed to say what is "
+            "normal: add more"
+        )
+    artefact.check_place(Path(out))
+    tests = test_samples(Path(data)) if report and any(_has_tests(Path(data))) else []
+    check_masks(tests)
     skipped: list[str] = []
 
     def on_unreadable(index: int, error: FlawlineError) -> None:
@@ -46,7 +57,7 @@ def fit(
     with _progress() as progress:
         fitted = detector.fit(
             LazyImages([sample.path for sample in samples], delivery),
-            settings or ScorerSettings(),
+            settings,
             progress,
             on_unreadable,
         )
@@ -54,8 +65,8 @@ def fit(
         fitted.report["delivery"] = {"codec": str(delivery.codec), "quality": delivery.quality}
     fitted.save(Path(out))
     result = _about(fitted, Path(out)) | {"skipped_images": skipped}
-    if report and any(_has_tests(Path(data))):
-        metrics, _ = _evaluate(fitted, test_samples(Path(data)))
+    if tests:
+        metrics, _ = _evaluate(fitted, tests)
         result = metrics | result | {"skipped_images": skipped + metrics["skipped_images"]}
     return result
 
@@ -76,6 +87,9 @@ def evaluate(
     `scores` names a file (.csv or .json) for the scores of each image.
     """
     samples = test_samples(Path(data))
+    check_masks(samples)
+    if scores is not None and not (scores.absolute().parent.is_dir() and os.access(scores.absolute().parent, os.W_OK)):
+        raise UsageError(f"--scores {scores}: cannot be written: name a file in a folder that exists and is writable")
     loaded = detector.load(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
     metrics, rows = _evaluate(loaded, samples)
     if scores is not None:
@@ -125,6 +139,7 @@ def extend(
 
     if Path(out).resolve() == Path(model).resolve():
         raise UsageError(f"--out {out}: is the model itself: the extended one stands beside it, choose another place")
+    artefact.check_place(Path(out))
     loaded = detector.load(model, runtime=runtime, precision=precision, weights=weights)
     images = LazyImages(good_images(Path(data)), _delivery(loaded))
     skipped: list[str] = []
@@ -223,19 +238,6 @@ def _has_tests(data: Path) -> Iterator[Path]:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A progress bar with ETA per stage on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    name = TextColumn("{task.description:<10}")
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    with Bars(name, BarColumn(), MofNCompleteColumn(), *times, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress
+    """Progress of each stage with ETA on stderr: bars on a terminal, a line now and then elsewhere."""
+    with terminal.progress("images") as advance:
+        yield lambda stage, done, total: advance(done, total, stage)

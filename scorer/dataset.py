@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError, UsageError
-from flawline.imaging import decode, encode, read_image
+from flawline.imaging import decode, encode, image_size, read_image
 from flawline.messages import Codec
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -177,7 +177,31 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
     return np.asarray(area >= min(0.5, float(area.max())), dtype=bool) & bool(mask.any())
 
 
+def check_masks(samples: Sequence[Sample]) -> None:
+    """Raise FlawlineError for a ground truth that cannot be read or is of another shape than its image.
+
+    To be asked before the work: a mask is needed at its end. Smaller ones of the same shape are fine.
+    """
+    for sample in samples:
+        if sample.mask is None:
+            continue
+        try:
+            sizes = [image_size(sample.mask), image_size(sample.path)]
+        except FlawlineError as error:
+            if str(error).startswith(str(sample.mask)):
+                raise
+            continue  # an image that cannot be read is left out, and its mask with it
+        (mask_width, mask_height), (width, height) = sizes
+        if abs(mask_width * height - width * mask_height) > max(width, height):
+            raise FlawlineError(
+                f"{sample.mask}: mask of {mask_width}x{mask_height} px does not fit its image of {width}x{height} px: "
+                "draw it anew, or remove it"
+            )
+
+
 def _products(root: Path) -> list[Path]:
+    if root.is_file():
+        raise UsageError(f"{root}: is a file: give the folder that holds the products, or good images")
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder: give the folder that holds the products")
     if (root / "train").is_dir() or (root / "test").is_dir():

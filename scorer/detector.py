@@ -325,10 +325,14 @@ def fit(
         from scorer.tiles import TiledImages
 
         overlap_px = round(settings.tile_px * settings.tile_overlap)
-        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable)
+        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
         sources = images.sources
     _one_thread_per_product()
+    if progress:
+        progress("backbone", 0, 1)  # the first time, it is converted
     graphs, features = backbone.of_settings(settings)
+    if progress:
+        progress("backbone", 1, 1)
     folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(given, settings, graphs, features))
     finished = False
     try:
@@ -406,7 +410,7 @@ def load(
     """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
 
     In f32 all runtimes give nearly the same scores, which is checked on pictures in the model where it was calibrated
-    on another one; the thresholds of a model fitted in bf16 hold in bf16 only.
+    on another one or on another kind of processor; the thresholds of a model fitted in bf16 hold in bf16 only.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
@@ -414,13 +418,17 @@ def load(
         precision = stored.precision
     if precision != stored.precision:
         raise FlawlineError(
-            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: fit it again"
+            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: set "
+            f'worker.precision = "auto", or fit it again with scorer.precision = "{precision}"'
         )
-    features = backbone.load(
-        stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
-    )
+    try:
+        features = backbone.load(
+            stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
+        )
+    except FlawlineError as error:
+        raise FlawlineError(f"{path}: {error}") from error
     loaded = _kind(stored.model)(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
-    if features.runtime != stored.runtime:
+    if golden.wanted(stored.report.get("golden"), features.runtime, stored.runtime):
         try:
             golden.check(stored.report.get("golden"), loaded.evidence, loaded._raw, features.runtime, stored.runtime)
         except FlawlineError as error:

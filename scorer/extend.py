@@ -87,9 +87,10 @@ def extend(
     known = [each for each in shown if each.decision is not Decision.UNKNOWN_PRODUCT]
     new = [each for each in shown if each.decision is Decision.UNKNOWN_PRODUCT]
     if 0 < len(new) < settings.minimum_images:
+        named = ", ".join(names[each.number] for each in new[:5]) + (", ..." if len(new) > 5 else "")
         raise FlawlineError(
-            f"{names[new[0].number]}: is one of {len(new)} images of no known product: at least "
-            f"{settings.minimum_images} of a new one are needed, or leave them out"
+            f"{len(new)} images are of no known product, and at least {settings.minimum_images} of a new one are "
+            f"needed: give more of them, or leave them out: {named}"
         )
     model = detector.model
     evidence = dataclasses.replace(evidence, names=_padded(evidence.names, model))

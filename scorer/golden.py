@@ -1,4 +1,4 @@
-"""The same model on another runtime: checked on pictures that it carries, so that a mismatch is never silent.
+"""The same model on another runtime or machine: checked on its own pictures, so that a mismatch is never silent.
 
 Thresholds hold where they were calibrated. Another runtime (or a GPU) gives nearly the same features; how nearly is
 measured at loading, on the model's own pictures, against the scores that they had when it was saved.
@@ -6,7 +6,12 @@ measured at loading, on the model's own pictures, against the scores that they h
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,22 +33,47 @@ def golden(evidence: Evidence, raw: Raw) -> dict[str, Any]:
     """Which pictures are compared, by number, and the raw scores that they have here."""
     numbers = sorted(evidence.pictures)
     chosen = numbers[:: max(1, -(-len(numbers) // _PICTURES))]
-    return {"pictures": chosen, "raw": [float(each) for each in raw(_pictures(evidence, chosen))]}
+    return {"pictures": chosen, "raw": [float(each) for each in raw(_pictures(evidence, chosen))], "machine": machine()}
+
+
+@functools.cache
+def machine() -> str:
+    """The kind of processor, and the release of OpenVINO: what else than the runtime may change its arithmetic."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"{name}, OpenVINO {importlib.metadata.version('openvino')}"
+    return name
+
+
+def wanted(stored: dict[str, Any] | None, runtime: str, calibrated: str) -> bool:
+    """Whether a model that was calibrated on runtime `calibrated` must be checked before it is used here."""
+    return runtime != calibrated or (stored or {}).get("machine", machine()) != machine()
 
 
 def check(stored: dict[str, Any] | None, evidence: Evidence | None, raw: Raw, where: str, calibrated: str) -> None:
-    """Raise FlawlineError when scores on runtime `where` are not those that the model was calibrated on."""
+    """Raise FlawlineError when scores here, on runtime `where`, are not those that the model was calibrated on."""
     if stored is None or evidence is None:
         raise FlawlineError(
-            f"calibrated on {calibrated}, and carries no pictures to check that it holds on {where}: fit it again there"
+            f"was calibrated on {calibrated}, and carries no pictures to check that its thresholds hold on {where}: "
+            f"{_mend(where, calibrated)}"
         )
     now = np.asarray(raw(_pictures(evidence, stored["pictures"])), dtype=np.float64)
     off = float(np.abs(np.log(now / np.asarray(stored["raw"]))).max())
     if not off <= _TOLERANCE:
+        there = calibrated if where != calibrated else stored.get("machine", calibrated)
         raise FlawlineError(
-            f"scores on {where} are up to {np.expm1(off):.1%} off those on {calibrated}, where its thresholds were "
-            f"calibrated: fit it again on {where}"
+            f"scores on {where} here are up to {np.expm1(off):.1%} off those on {there}, where its thresholds were "
+            f"calibrated: {_mend(where, calibrated)}"
         )
+
+
+def _mend(where: str, calibrated: str) -> str:
+    if where == calibrated:
+        return "fit it again on this machine"
+    return f'set worker.runtime = "{calibrated}", or fit it again with scorer.runtime = "{where}"'
 
 
 def _pictures(evidence: Evidence, numbers: Sequence[int]) -> list[Image]:

@@ -24,7 +24,7 @@ from scorer import model as models
 from scorer.backbone import Image
 from scorer.detector import HierarchicalCoreset, Scores
 from scorer.evidence import part_name
-from scorer.features import OnUnreadable, checked
+from scorer.features import OnUnreadable, Progress, checked
 from scorer.model import Tiles
 from scorer.regions_of_interest import Mask
 
@@ -65,11 +65,18 @@ class TiledImages(Sequence[Image]):
     """The tiles of some images, each cut when it is asked for; `sources` (n,) say which image each is of."""
 
     def __init__(
-        self, images: Sequence[Image], side_px: int, overlap_px: int, on_unreadable: OnUnreadable | None = None
+        self,
+        images: Sequence[Image],
+        side_px: int,
+        overlap_px: int,
+        on_unreadable: OnUnreadable | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._images = images
         self._tiles: list[tuple[int, Box]] = []
         for number in range(len(images)):
+            if progress:
+                progress("tiles", number + 1, len(images))
             try:
                 height, width = checked(images[number]).shape[:2]
             except FlawlineError as error:

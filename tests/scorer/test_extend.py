@@ -117,7 +117,7 @@ def test_images_that_the_model_has_are_not_added_again(
 def test_too_few_of_a_new_product_and_no_images_are_one_line(
     fitted: detector.HierarchicalCoreset, settings: ScorerSettings, model_path: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(FlawlineError, match=r"tile 0: is one of 5 images of no known product: at least 20"):
+    with pytest.raises(FlawlineError, match=r"5 images are of no known product, and at least 20 .*: tile 0, tile 1"):
         extend(fitted, [tile(i) for i in range(5)], [f"tile {i}" for i in range(5)], settings)
     (tmp_path / "empty").mkdir()
     assert isinstance(extended(model_path, tmp_path / "empty").exception, UsageError)

@@ -179,7 +179,7 @@ def test_product_on_large_images_that_the_model_has_never_seen_is_joined(
 ) -> None:
     images = [grating(i) for i in range(20)]
     names = [f"grating {i}" for i in range(20)]
-    with pytest.raises(FlawlineError, match="grating 0: is one of 19 images of no known product"):
+    with pytest.raises(FlawlineError, match=r"19 images are of no known product.*: grating 0, .*4, \.\.\.$"):
         extend(fitted, images[:19], names, settings)
     result = extend(fitted, images, names, settings)
     assert (result.known, result.new, result.accepted_before) == (0, 20, 0)
