@@ -85,6 +85,7 @@ def compare_scenarios(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
     """The four scenarios: labels known or not, at fit and at test."""
     report = scenarios.compare(lab.train, lab.test, lab.settings)
     figures = {"group_purity": report["group_purity"]}
+    figures |= {f"routed_to_own_product_{kind}": value for kind, value in report["routed_to_own_product"].items()}
     for name, cell in report["scenarios"].items():
         name = name.replace("-", "_")
         figures |= {

@@ -84,6 +84,9 @@ def compare(
 ) -> dict[str, Any]:
     """The report of each scenario by its name, and how well unlabelled groups match products.
 
+    `group_purity`: the share of good training images that are of their group's most frequent product;
+    `routed_to_own_product`: the share of test images, good and defective ones, that are routed to a group of theirs.
+
     Fits twice, once with the products of `train` as groups and once without any label. Raises UsageError for a product
     with fewer good images than a group can be calibrated on, or that is tested without having been fitted.
     """
@@ -108,7 +111,7 @@ def compare(
         }
     finally:
         folder.close()
-    readable, scores = _standardised(fitted, features, products, test, progress, on_unreadable)
+    readable, scores, routed = _standardised(fitted, features, products, test, progress, on_unreadable)
     tested = np.asarray([products.index(sample.product) for sample in readable])
     is_defect = np.asarray([sample.is_defect for sample in readable])
     report: dict[str, Any] = {}
@@ -120,6 +123,10 @@ def compare(
         "scenarios": report,
         "groups": fitted["unknown"].groups,
         "group_purity": _purity(fitted["unknown"].model.groups, labels),
+        "routed_to_own_product": {
+            name: _share((_usual(fitted["unknown"].model.groups, labels)[routed] == tested)[chosen])
+            for name, chosen in (("good", ~is_defect), ("defective", is_defect))
+        },
         "alarm_rate_target": settings.alarm_rate,
         "images": len(readable),
     }
@@ -132,8 +139,11 @@ def _standardised(
     test: Sequence[Sample],
     progress: Progress | None,
     on_unreadable: OnUnreadable | None,
-) -> tuple[list[Sample], dict[str, Floats]]:
-    """The readable test images, and for each scenario their standardised scores; one backbone pass an image."""
+) -> tuple[list[Sample], dict[str, Floats], NDArray[np.int64]]:
+    """The readable test images, for each scenario their standardised scores, and their groups found without labels.
+
+    One backbone pass an image.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     images = LazyImages([sample.path for sample in test])
@@ -147,12 +157,14 @@ def _standardised(
             return error
         own = products.index(test[i].product)
         known, unknown = fitted["known"], fitted["unknown"]
-        without = unknown.standardised(unknown.score_features(maps))
+        routed = unknown.score_features(maps)
+        without = unknown.standardised(routed)
         return [
             known.standardised(known.score_features(maps, group=own)),
             known.standardised(known.score_features(maps)),
             without,  # a label at test picks the threshold only
             without,
+            routed.group,
         ]
 
     readable, rows = [], []
@@ -168,7 +180,8 @@ def _standardised(
                 progress("scoring", i + 1, len(test))
     if not rows:
         raise FlawlineError("none of the test images can be read: give images that can")
-    return readable, dict(zip(NAMES, np.asarray(rows, dtype=np.float64).T, strict=True))
+    *scores, groups = np.asarray(rows, dtype=np.float64).T
+    return readable, dict(zip(NAMES, scores, strict=True)), groups.astype(np.int64)
 
 
 def _cuts(model: models.Model, labels: NDArray[np.int64], rate: float, *, per_product: bool) -> Floats:
@@ -181,6 +194,11 @@ def _cuts(model: models.Model, labels: NDArray[np.int64], rate: float, *, per_pr
     )
 
 
+def _usual(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The most frequent label of each group (K,)."""
+    return np.asarray([np.bincount(labels[groups == k]).argmax() for k in range(int(groups.max()) + 1)], dtype=np.int64)
+
+
 def _purity(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     """The share of images that are of their group's most frequent product."""
-    return float(sum(np.bincount(labels[groups == k]).max() for k in np.unique(groups)) / len(labels))
+    return float((_usual(groups, labels)[groups] == labels).mean())

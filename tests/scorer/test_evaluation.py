@@ -112,11 +112,22 @@ def test_unreadable_image_among_good_ones_is_named_counted_and_skipped(
     good.mkdir(parents=True)
     for sample in dataset.train_samples(data)[:24]:
         (good / sample.path.name).symlink_to(sample.path)
-    (good / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n junk")
+    whole = {
+        Codec.PNG: imaging.encode(draw("cloth", 1), Codec.PNG),
+        Codec.JPEG: imaging.encode(draw("cloth", 1), Codec.JPEG),
+    }
+    contents = {
+        "a-junk.png": b"\x89PNG\r\n\x1a\n junk",
+        "b-cut.png": whole[Codec.PNG][: len(whole[Codec.PNG]) // 2],
+        "c-cut.jpg": whole[Codec.JPEG][: len(whole[Codec.JPEG]) // 2],
+        "d-empty.tif": b"",
+    }
+    for name, content in contents.items():
+        (good / name).write_bytes(content)
     report = commands.fit(tmp_path, tmp_path / "model", settings)
-    assert report["skipped_images"] == [str(good / "broken.png")]
+    assert report["skipped_images"] == [str(good / name) for name in contents]
     assert report["good_images"] == 24
-    assert str(good / "broken.png") in caplog.text
+    assert all(caplog.text.count(str(good / name)) == 1 for name in contents)
     assert "pooled" not in report
 
 
@@ -157,6 +168,32 @@ def test_grey_transparent_deep_and_cmyk_images_are_read(data: Path, settings: Sc
     Image.fromarray(image).convert("CMYK").save(good / "cmyk.jpg")
     report = commands.fit(tmp_path, tmp_path / "model", settings)
     assert (report["good_images"], report["skipped_images"]) == (24, [])
+
+
+def test_lines_of_one_pixel_and_of_twenty_thousand_are_fitted_and_scored(
+    data: Path, settings: ScorerSettings, tmp_path: Path
+) -> None:
+    good = tmp_path / "train" / "good"
+    good.mkdir(parents=True)
+    for sample in dataset.train_samples(data)[:24]:
+        (good / sample.path.name).symlink_to(sample.path)
+    for folder in (good, tmp_path / "test" / "good"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, shape in (("dot", (1, 1)), ("row", (1, 20_000)), ("tall", (20_000, 3))):
+            cv2.imwrite(str(folder / f"z-{name}.png"), np.full(shape, 128, np.uint8))
+    report = commands.fit(tmp_path, tmp_path / "model", settings)
+    assert (report["good_images"], report["images"], report["skipped_images"]) == (27, 3, [])
+    json.dumps(report, allow_nan=False)
+
+
+def test_product_with_one_image_has_no_ranking_and_spoils_no_mean() -> None:
+    rows = [row("a", "good", 0.0), row("a", "hole", 1.0), row("b", "good", 0.5)]
+    report = summarise(rows, {name: PixelHistogram.empty(0, 1) for name in "ab"}, 0.01)
+    assert report["per_product"]["b"]["image_auroc"] is None
+    assert report["per_product"]["b"]["recall_at_alarm_rate"] is None
+    assert report["macro"]["image_auroc"] == 1.0
+    assert report["pooled"]["image_auroc"] == 1.0
+    json.dumps(report, allow_nan=False)
 
 
 def test_pixel_figures_equal_their_definitions() -> None:

@@ -85,13 +85,21 @@ def test_hidden_products_become_groups(model: models.Model) -> None:
     assert model.groups.max() == 2
 
 
-def test_scaling_one_products_features_changes_no_aligned_score(model: models.Model) -> None:
+def test_scaling_one_products_features_by_ten_changes_no_score_and_no_pooled_ranking(model: models.Model) -> None:
     scale = {1: 10.0}
     again = models.fit(store_of(raw_features(60, 1, scale=scale)[0]), SETTINGS)
-    before = scores(model, store_of(raw_features(10, 2, defects=True)[0]))[1]
-    after = scores(again, store_of(raw_features(10, 2, defects=True, scale=scale)[0]))[1]
+    np.testing.assert_array_equal(again.groups, model.groups)
+    found = []
+    for fitted, factor in ((model, None), (again, scale)):
+        good = scores(fitted, store_of(raw_features(10, 3, scale=factor)[0]))
+        bad = scores(fitted, store_of(raw_features(10, 2, defects=True, scale=factor)[0]))
+        found.append([np.concatenate(pair) for pair in zip(good, bad, strict=True)])
+    (_, before, routed), (_, after, routed_again) = found
+    np.testing.assert_array_equal(routed, routed_again)
     # Half precision rounds the scaled embeddings a little differently; unit vectors are the same.
     np.testing.assert_allclose(after, before, atol=2e-3)
+    is_defect = np.repeat([False, True], 30)
+    assert roc_auc_score(is_defect, after) == pytest.approx(roc_auc_score(is_defect, before), abs=1e-6)
 
 
 def test_pooled_ranking_equals_the_products_own_ranking(model: models.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from flawline.cli import app
 from flawline.errors import FlawlineError, UsageError
-from scorer import commands, detector, scenarios
+from scorer import commands, dataset, detector, scenarios
 from scorer.dataset import Sample
 from scorer.settings import ScorerSettings
 from tests.scorer.conftest import draw
@@ -44,9 +45,27 @@ def test_all_four_cells_come_from_one_command(data: Path, model_path: Path, tmp_
         assert cell["pooled_minus_macro"] == cell["std_over_products"] == 0.0
         assert cell["recall_at_alarm_rate"] == 1.0
         assert cell["alarm_rate"]["mean"] <= cell["alarm_rate"]["worst_product"] <= 0.25
+    assert report["routed_to_own_product"] == {"good": 1.0, "defective": 1.0}
     # Groups found without labels are the products here, so labels can change thresholds only.
     cells = report["scenarios"]
     assert cells["known-unknown"]["pooled"] == cells["unknown-unknown"]["pooled"]
+
+
+def test_shuffled_labels_change_no_bit_of_what_is_said_without_labels(
+    data: Path, settings: ScorerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[scenarios.Scored] = []
+    plain = scenarios.Scored
+    monkeypatch.setattr(scenarios, "Scored", lambda *given: seen.append(plain(*given)) or seen[-1])
+    train, test = dataset.train_samples(data), dataset.test_samples(data)
+    names = np.random.default_rng(0).permutation([sample.product for sample in train])
+    shuffled = [replace(sample, product=str(name)) for sample, name in zip(train, names, strict=True)]
+    one, other = (scenarios.compare(each, test, settings) for each in (train, shuffled))
+    assert len(seen) == 2 * len(scenarios.NAMES)
+    for name, first, second in zip(scenarios.NAMES, seen[:4], seen[4:], strict=True):
+        same = first.margin.tobytes() == second.margin.tobytes()
+        assert same == (name == "unknown-unknown"), name
+    assert one["group_purity"] == 1.0 > other["group_purity"]
 
 
 def test_groups_given_as_labels_keep_an_image_among_its_own(fitted: detector.HierarchicalCoreset) -> None:
