@@ -1,16 +1,17 @@
 """The vector instructions that the neighbour search is made of, chosen for the CPU at hand.
 
 A matrix product writes every similarity to memory before anybody looks for the largest. Here the products stay in
-registers: of the rows of a bank, sixteen at a time share a *cell*, and only the largest value of each cell is written.
+registers: of the rows of a bank, four at a time share a *cell*, and only the largest value of each cell is written.
 With 8-bit dot product instructions (VNNI) that takes a quarter of the float32 arithmetic. What is exact about the
 search is `scorer.search`'s business, and the loops around these instructions are `scorer.kernels`'s.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,12 @@ from numba.extending import intrinsic
 # The dot product instructions are given as assembler, which numba does not set LLVM up for.
 llvmlite.binding.initialize_native_asmparser()
 
-# Rows that share a cell, and so the width of the exact kernel.
-CELL = 16
+# Rows that share a cell: with fewer there are more cells to choose from, with more there are more rows to read.
+CELL = 4
+# Numbers that the exact kernel multiplies at once: some channels of each row of a cell.
+WIDTH = 16
+# How many.
+PART = WIDTH // CELL
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,16 @@ def tile_of(kind: Kind) -> Any:
 
     Arguments are addresses and counts: packed queries [steps][queries], packed rows [chunks][steps][vectors][lanes],
     what sums start from [chunks][vectors][lanes], the maxima [queries][lanes] with the distance in bytes from one
-    query's to the next one's, steps, chunks.
+    query's to the next one's, steps. As many chunks as make CELL rows.
     """
     number = _number(kind)
     vector = ir.VectorType(number, kind.lanes)
     size = 4 * kind.lanes
 
     @intrinsic
-    def tile(context, queries, rows, start, maxima, stride, steps, chunks):
+    def tile(context, queries, rows, start, maxima, stride, steps):
         def code(context, builder, signature, arguments):
-            queries, rows, start, maxima, stride, steps, chunks = arguments
+            queries, rows, start, maxima, stride, steps = arguments
             word = queries.type
             add = _multiply_add(kind, builder)
 
@@ -111,14 +116,16 @@ def tile_of(kind: Kind) -> Any:
             def constant(value):
                 return ir.Constant(word, value)
 
-            with cgutils.for_range(builder, chunks, intp=word) as chunk:
-                offset = builder.mul(chunk.index, constant(kind.vectors * size))
-                first = [load(start, builder.add(offset, constant(v * size)), vector, 4) for v in range(kind.vectors)]
-                sums = [[cgutils.alloca_once(builder, vector) for _ in first] for _ in range(kind.queries)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in range(kind.vectors)] for _ in range(kind.queries)]
+            best: list[Any] = [None] * kind.queries
+            for chunk in range(CELL // kind.vectors):
+                first = [
+                    load(start, constant((chunk * kind.vectors + v) * size), vector, 4) for v in range(kind.vectors)
+                ]
                 for row_of_sums in sums:
                     for place, value in zip(row_of_sums, first, strict=True):
                         builder.store(value, place)
-                base = builder.add(rows, builder.mul(offset, steps))
+                base = builder.add(rows, builder.mul(steps, constant(chunk * kind.vectors * size)))
                 with cgutils.for_range(builder, steps, intp=word) as step:
                     at_row = builder.mul(step.index, constant(kind.vectors * size))
                     at_query = builder.mul(step.index, constant(kind.queries * 4))
@@ -131,14 +138,15 @@ def tile_of(kind: Kind) -> Any:
                         for v in range(kind.vectors):
                             builder.store(add(builder.load(sums[q][v]), spread, loaded[v]), sums[q][v])
                 for q in range(kind.queries):
-                    place = builder.add(maxima, builder.mul(stride, constant(q)))
-                    best = load(place, None, vector, 4)
                     for v in range(kind.vectors):
-                        best = _larger(builder, best, builder.load(sums[q][v]))
-                    builder.store(best, builder.inttoptr(place, vector.as_pointer()), align=4)
+                        value = builder.load(sums[q][v])
+                        best[q] = value if best[q] is None else _larger(builder, best[q], value)
+            for q in range(kind.queries):
+                place = builder.add(maxima, builder.mul(stride, constant(q)))
+                builder.store(best[q], builder.inttoptr(place, vector.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), code
+        return types.void(*[types.intp] * 6), code
 
     return tile
 
@@ -211,65 +219,75 @@ def _larger(builder: Any, one: Any, other: Any) -> Any:
 
 
 @intrinsic
-def prefetch(context, rows, row):
-    """Have a row of a contiguous array (n, channels), by its number, brought into the cache beside other work."""
+def prefetch(context, array, item):
+    """Have an item of a contiguous array's first axis, by its number, brought into the cache beside other work."""
 
     def code(context, builder, signature, arguments):
-        array, row = arguments
+        array, item = arguments
         of = cgutils.create_struct_proxy(signature.args[0])(context, builder, value=array)
-        word, byte, flag = row.type, ir.IntType(8).as_pointer(), ir.IntType(32)
-        size = builder.mul(builder.extract_value(of.shape, 1), of.itemsize)
-        first = builder.add(builder.ptrtoint(of.data, word), builder.mul(row, size))
+        word, byte, flag = item.type, ir.IntType(8).as_pointer(), ir.IntType(32)
+        size = builder.extract_value(of.strides, 0)
+        first = builder.add(builder.ptrtoint(of.data, word), builder.mul(item, size))
         signature_of_fetch = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
         fetch = cgutils.get_or_insert_function(builder.module, signature_of_fetch, "llvm.prefetch.p0i8")
-        # Lines are of 64 bytes; the last one of a row that begins amid a line may be left out.
+        # Lines are of 64 bytes; the last one of an item that begins amid a line may be left out.
         lines = builder.udiv(builder.add(size, ir.Constant(word, 63)), ir.Constant(word, 64))
         with cgutils.for_range(builder, lines, intp=word) as line:
             place = builder.add(first, builder.mul(line.index, ir.Constant(word, 64)))
             builder.call(fetch, [builder.inttoptr(place, byte), *(ir.Constant(flag, each) for each in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(rows, types.intp), code
+    return types.void(array, types.intp), code
 
 
 @intrinsic
 def rank(context, query, cells, cell, similarities, channels):
-    """The exact kernel: float32 similarities of one query to the sixteen rows of a cell.
+    """The exact kernel: float32 similarities of one query to the rows of a cell.
 
-    Arguments: address of the query [channels]; cells (n, channels, 16), float32, or half precision as uint16; number of
-    the cell; address of the similarities [16]; channels, a multiple of 4.
+    Arguments: address of the query [channels]; cells (n, channels / PART, CELL * PART), float32, or half precision as
+    uint16; number of the cell; address of the similarities [CELL]; channels, a multiple of PART.
     """
     half = cells.dtype == types.uint16
-    single = ir.VectorType(ir.FloatType(), CELL)
-    stored = ir.VectorType(ir.HalfType(), CELL) if half else single
-    size = (2 if half else 4) * CELL
+    single, few = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.FloatType(), PART)
+    stored = ir.VectorType(ir.HalfType(), WIDTH) if half else single
+    size = (2 if half else 4) * WIDTH
+    repeated = [place % PART for place in range(WIDTH)]
 
     def code(context, builder, signature, arguments):
         query, array, cell, similarities, channels = arguments
         word = query.type
         first = cgutils.create_struct_proxy(signature.args[1])(context, builder, value=array).data
-        offset = builder.mul(cell, builder.mul(channels, ir.Constant(word, size)))
-        rows = builder.add(builder.ptrtoint(first, word), offset)
-        add = _multiply_add(Kind("", lanes=CELL, queries=1, vectors=1, group=1), builder)
-        # Four sums, so that no multiplication waits for the one before.
-        sums = [cgutils.alloca_once(builder, single) for _ in range(4)]
-        for place in sums:
-            builder.store(ir.Constant(single, [0.0] * CELL), place)
-        with cgutils.for_range(builder, builder.udiv(channels, ir.Constant(word, 4)), intp=word) as step:
-            for i, place in enumerate(sums):
-                channel = builder.add(builder.mul(step.index, ir.Constant(word, 4)), ir.Constant(word, i))
-                at_row = builder.add(rows, builder.mul(channel, ir.Constant(word, size)))
-                at_query = builder.add(query, builder.mul(channel, ir.Constant(word, 4)))
-                row = builder.load(builder.inttoptr(at_row, stored.as_pointer()), align=2)
-                row = builder.fpext(row, single) if half else row
-                value = builder.load(builder.inttoptr(at_query, ir.FloatType().as_pointer()), align=4)
-                builder.store(add(builder.load(place), _spread(builder, value, CELL), row), place)
-        loaded = [builder.load(place) for place in sums]
-        total = builder.fadd(builder.fadd(loaded[0], loaded[1]), builder.fadd(loaded[2], loaded[3]))
-        builder.store(total, builder.inttoptr(similarities, single.as_pointer()), align=4)
+        steps = builder.udiv(channels, ir.Constant(word, PART))
+        rows = builder.add(
+            builder.ptrtoint(first, word), builder.mul(cell, builder.mul(steps, ir.Constant(word, size)))
+        )
+        add = _multiply_add(Kind("", lanes=WIDTH, queries=1, vectors=1, group=1), builder)
+        total = cgutils.alloca_once(builder, single)
+        builder.store(ir.Constant(single, [0.0] * WIDTH), total)
+        with cgutils.for_range(builder, steps, intp=word) as step:
+            at_row = builder.add(rows, builder.mul(step.index, ir.Constant(word, size)))
+            at_query = builder.add(query, builder.mul(step.index, ir.Constant(word, 4 * PART)))
+            row = builder.load(builder.inttoptr(at_row, stored.as_pointer()), align=2)
+            row = builder.fpext(row, single) if half else row
+            values = builder.load(builder.inttoptr(at_query, few.as_pointer()), align=4)
+            builder.store(add(builder.load(total), _chosen(builder, values, repeated), row), total)
+        sums = builder.load(total)
+        # A row's sums lie side by side.
+        parts = [_chosen(builder, sums, range(part, WIDTH, PART)) for part in range(PART)]
+        builder.store(
+            functools.reduce(builder.fadd, parts),
+            builder.inttoptr(similarities, ir.VectorType(ir.FloatType(), CELL).as_pointer()),
+            align=4,
+        )
         return context.get_dummy_value()
 
     return types.void(types.intp, cells, types.intp, types.intp, types.intp), code
+
+
+def _chosen(builder: Any, vector: Any, places: Sequence[int]) -> Any:
+    """A vector of the elements of another at some places."""
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
 
 
 def _spread(builder: Any, value: Any, lanes: int) -> Any:
@@ -279,5 +297,5 @@ def _spread(builder: Any, value: Any, lanes: int) -> Any:
     return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
-# Which of the sixteen similarities of a cell are larger than another.
+# Which of the similarities of a cell are larger than another.
 above_in_cell = above_of(Kind("", lanes=CELL, queries=1, vectors=1, group=1))

@@ -29,8 +29,8 @@ from scorer.instructions import (  # before numba: it says where numba keeps wha
 import numba  # isort: skip
 
 # Queries, in tiles, whose maxima are kept at once: few enough to stay in the second-level cache beside a block of rows.
-_TILES = 16
-# The rows found for the query this many places ahead are fetched.
+_TILES = 8
+# What is read next for the query this many places ahead is fetched.
 _AHEAD = 3
 # Maxima of cells that hold no row lie below, all others above.
 _EMPTY = np.float32(-1e9)
@@ -125,10 +125,11 @@ def _search(queries, packed, unit, slack, rows, start, cells, numbers, similarit
     ranked = np.empty(CELL, dtype=np.float32)
     tops, top_blocks = np.empty(LANES, dtype=start.dtype), np.empty(LANES, dtype=np.int32)
     bound = np.empty(1, dtype=start.dtype)
+    seeds = min(count, LANES)
+    first_cells = np.empty((at_once, seeds), dtype=np.int64)
 
     for begin in range(0, total, at_once):
         end = min(begin + at_once, total)
-        maxima[:] = LOWEST
         for block in range(blocks):
             for first in range(begin, end, TILE_QUERIES):
                 TILE(
@@ -138,24 +139,31 @@ def _search(queries, packed, unit, slack, rows, start, cells, numbers, similarit
                     maxima.ctypes.data + (first - begin) * stride + block * LANES * 4,
                     stride,
                     steps,
-                    CELL // VECTORS,
                 )
-        for i in range(begin, end):
+        for ahead in range(begin, end + _AHEAD):
+            if ahead < end:
+                # The best cells of the best lanes are settled first, to have something to compare the others with.
+                own = maxima[ahead - begin]
+                SUMMIT(own.ctypes.data, tops.ctypes.data, top_blocks.ctypes.data, blocks)
+                for place in range(seeds):
+                    best, value = 0, tops[0]
+                    for lane in range(1, LANES):
+                        is_larger = tops[lane] > value
+                        best, value = (lane, tops[lane]) if is_larger else (best, value)
+                    block = top_blocks[best]
+                    tops[best] = LOWEST
+                    own[block, best] = LOWEST
+                    first_cells[ahead - begin, place] = block * LANES + best
+                    prefetch(cells, first_cells[ahead - begin, place])  # type: ignore[call-arg]
+            i = ahead - _AHEAD
+            if i < begin:
+                continue
             own = maxima[i - begin]
-            SUMMIT(own.ctypes.data, tops.ctypes.data, top_blocks.ctypes.data, blocks)
             similarity[i] = -2.0
             found[i] = -1
             query = queries.ctypes.data + i * channels * 4
-            # The best cells of the best lanes are settled first, to have something to compare the others with.
-            for _ in range(1 if count == 1 else 2):
-                best, value = 0, tops[0]
-                for lane in range(1, LANES):
-                    is_larger = tops[lane] > value
-                    best, value = (lane, tops[lane]) if is_larger else (best, value)
-                block = top_blocks[best]
-                tops[best] = LOWEST
-                own[block, best] = LOWEST
-                cell = block * LANES + best
+            for place in range(seeds):
+                cell = first_cells[i - begin, place]
                 rank(query, cells, cell, ranked.ctypes.data, channels)  # type: ignore[call-arg]
                 keep(ranked, numbers[cell], similarity[i], found[i])
             # Then every other cell that may hold something nearer than the last of those found.

@@ -2,7 +2,7 @@
 
 Rounding a unit vector x to x' = x + e changes an inner product with a unit vector by at most |e|. So with queries
 q' = q + e and rows b' = b + f, whose inner products are cheap, |<q, b> - <q', b'>| <= |e| + (1 + |e|) |f| =: slack.
-The rows are divided into cells of sixteen, and a cell stands for its largest <q', b'>. The k cells with the largest
+The rows are divided into small cells, and a cell stands for its largest <q', b'>. The k cells with the largest
 values are compared in float32, row by row; with s the k-th similarity found there, a cell with a value below s - slack
 can hold none of the k nearest. The few others are compared as well: nothing is missed.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from scorer import compiling, kernels
+from scorer.instructions import PART
 from scorer.kernels import CELL, Kind
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ Vectors = NDArray[np.float32]
 
 # What float32 sums of products of unit vectors may be off by, in either way of adding them up.
 _ROUNDING = 4e-6
+# Rows that a k-d tree's last parts have, which are halved together.
+_LEAF = 4 * CELL
 
 
 class Bank:
@@ -43,13 +46,15 @@ class Bank:
         numbers[:count] = np.arange(count)
         order = _neighbourly(whole, numbers).reshape(blocks, kind.lanes, CELL)
         self._numbers = np.ascontiguousarray(numbers[order]).reshape(-1, CELL)
-        blocked = whole[order.transpose(0, 2, 1)]
+        blocked = whole[order.transpose(0, 2, 1)]  # (blocks, CELL, lanes, channels)
 
         stored = blocked.astype(np.float16)
         half = bool((stored == blocked).all())  # a saved model's rows are; nothing is lost then
         # Numba knows no half precision: its bits travel as integers.
         cells = stored.view(np.uint16) if half else blocked
-        self._cells = np.ascontiguousarray(cells.transpose(0, 2, 3, 1))
+        steps = self._channels // PART
+        cells = cells.reshape(blocks, CELL, kind.lanes, steps, PART).transpose(0, 2, 3, 1, 4)
+        self._cells = np.ascontiguousarray(cells).reshape(blocks * kind.lanes, steps, CELL * PART)
         self._pack(blocked)
 
     def _pack(self, blocked: Vectors) -> None:
@@ -136,22 +141,35 @@ def trusted_kind() -> Kind:
 
 
 def _neighbourly(rows: Vectors, numbers: NDArray[np.int32]) -> NDArray[np.intp]:
-    """An order in which sixteen rows on end, from a multiple of sixteen, are near each other (a k-d tree's leaves).
+    """An order in which CELL rows on end, from a multiple of CELL, are near each other (a k-d tree's leaves).
 
     What is near one query then lies in few cells, and what is near the next query, often in the same ones.
     """
     order = np.arange(len(rows))
     parts = [order[numbers >= 0]]
-    while max(len(part) for part in parts) > CELL:
+    while max(len(part) for part in parts) > _LEAF:
         halves = []
         for part in parts:
-            if len(part) <= CELL:
+            if len(part) <= _LEAF:
                 halves.append(part)
                 continue
             values = rows[part]
             axis = int(values.var(axis=0).argmax())
-            middle = max(CELL, round(len(part) / 2 / CELL) * CELL)
+            middle = max(_LEAF, round(len(part) / 2 / _LEAF) * _LEAF)
             split = np.argpartition(values[:, axis], middle - 1)
             halves += [part[split[:middle]], part[split[middle:]]]
         parts = halves
-    return np.concatenate([*parts, order[numbers < 0]])
+    # The last levels together, where each part is too small to be worth a step of its own; the last one may be short.
+    whole = np.concatenate([part for part in parts if len(part) == _LEAF] or [order[:0]]).reshape(-1, _LEAF)
+    rest = [part for part in parts if len(part) < _LEAF]
+    while whole.shape[1] > CELL:
+        whole = _halved(rows, whole)
+    return np.concatenate([whole.ravel(), *rest, order[numbers < 0]])
+
+
+def _halved(rows: Vectors, parts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Every part (n, k) of the rows' numbers split in two, (2 n, k / 2), along the axis that it spreads most on."""
+    values = rows[parts]
+    axis = values.var(axis=1).argmax(axis=1)
+    along = np.take_along_axis(values, axis[:, None, None], axis=2)[:, :, 0]
+    return np.take_along_axis(parts, along.argsort(axis=1), axis=1).reshape(-1, parts.shape[1] // 2)
