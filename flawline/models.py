@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,19 @@ def fit(
     if codec is not None and codec not in list(Codec):
         raise UsageError(f"--codec {codec}: choose from {', '.join(Codec)}")
     delivery = None if codec is None else Delivery(Codec(codec), quality)
-    _show(commands.fit(data, out, settings.scorer, delivery=delivery), target, f"model {out}")
+    try:
+        report = commands.fit(data, out, settings.scorer, delivery=delivery)
+    except KeyboardInterrupt:
+        terminal.fail("interrupted, nothing was written: the same command takes the fit up where it was")
+        raise
+    _show(report, target, f"model {out}")
+    if not target:
+        _say_next(
+            f"flawline publish {out} makes it the one that workers use"
+            if "pooled" in report
+            else f"flawline evaluate {out} DATA on test images with known defects; flawline publish {out} makes it the "
+            "one that workers use"
+        )
 
 
 def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, target: str | None) -> None:
@@ -39,6 +51,9 @@ def evaluate(settings: Settings, model: Path, data: Path, scores: Path | None, t
         model, data, scores=scores, runtime=worker.runtime, precision=worker.precision, weights=worker.weights
     )
     _show(report, target, f"model {model} on {data}")
+    if not target:
+        listed = "" if scores is not None else "--scores FILE.csv lists every image; "
+        _say_next(f"{listed}flawline explain {model} IMAGE -o page.png shows why one was decided on as it was")
 
 
 def extend(settings: Settings, model: Path, data: Path, out: Path | None, bound: float, target: str | None) -> None:
@@ -114,25 +129,24 @@ def _show(report: Mapping[str, Any], target: str | None, title: str) -> None:
         console.print(_metrics(report, title))
         alarm = report["alarm_rate"]
         console.print(
-            f"alarm rate on good parts: target {_figure(alarm['target'])}, mean {_figure(alarm['mean'])}, "
-            f"worst product {_figure(alarm['worst_product'])}; recall at it {_figure(report['recall_at_alarm_rate'])}; "
+            f"good parts alarmed: {_percent(alarm['mean'])} (worst product {_percent(alarm['worst_product'])}, asked "
+            f"for {_percent(alarm['target'])}); defects found at that: {_percent(report['recall_at_alarm_rate'])}; "
             f"{report['images_per_second']:.1f} images/s",
             highlight=False,
         )
+        _name(console, report["alarmed_good_parts"], "good parts were alarmed")
+        _name(console, report["missed_defects"], "defects were accepted")
     fitted = f", fitted in {report['fit_seconds']:.1f} s" if report.get("fit_seconds") is not None else ""
     size = f"{report['model_bytes'] / 1e6:.1f} MB"
     console.print(f"{title}: version {report['version']}, {report['groups']} groups, {size}{fitted}", highlight=False)
     _show_cut_offs(console, report)
-    for key, what in (
-        ("left_out", "images look defective and were left out"),
-        (
-            "suspects",
-            "images stand out as defects would; look at them, and if they are, `scorer.trim = true` leaves them out",
-        ),
-    ):
-        if found := report.get(key):
-            named = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            console.print(f"{len(found)} {what}: {named}", highlight=False)
+    _name(console, report["left_out"], "training images look defective and were left out")
+    _name(
+        console,
+        report["suspects"],
+        f"of {report['good_images']} training images stand out the most: look at them; when they show defects, remove "
+        "them, or set scorer.trim = true, and fit again",
+    )
     if skipped := report.get("skipped_images"):
         console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
 
@@ -141,18 +155,33 @@ def _show_cut_offs(console: Console, report: Mapping[str, Any]) -> None:
     """The two cut-offs with what is sure of them, and the finest p-values."""
     for name, cut in report["thresholds"].items():
         console.print(
-            f"{name} above {cut['threshold']:.3f}: {cut['rate']:.2%} of good parts ({cut['method']}), "
-            f"below {cut['upper_bound']:.2%} with 95 % confidence",
+            f"{name} above {cut['threshold']:.3f}: meant for {_percent(cut['rate'])} of good parts ({cut['method']}), "
+            f"with 95 % confidence below {_percent(cut['upper_bound'])}",
             highlight=False,
         )
     groups = report["per_group"]
     few, many = min(groups, key=_size), max(groups, key=_size)
-    console.print(
-        f"finest p-value {report['finest_p_value']:.2g}; by a group's own images {few['finest_p_value']:.2g} "
-        f"(group {few['group']}, {few['good_images']} images) to {many['finest_p_value']:.2g} "
-        f"(group {many['group']}, {many['good_images']})",
-        highlight=False,
-    )
+    own = f"{few['finest_p_value']:.2g} (group {few['group']}, {few['good_images']} images)"
+    if many["good_images"] > few["good_images"]:
+        own += f" to {many['finest_p_value']:.2g} (group {many['group']}, {many['good_images']} images)"
+    console.print(f"finest p-value {report['finest_p_value']:.2g}; by a group's own images {own}", highlight=False)
+    if any(cut["upper_bound"] > 2 * cut["rate"] for cut in report["thresholds"].values()):
+        console.print("more good images would make the alarm rate surer", highlight=False)
+
+
+def _name(console: Console, images: Sequence[str], what: str) -> None:
+    """How many images there are, and the first of them."""
+    if images:
+        named = ", ".join(images[:5]) + (f", and {len(images) - 5} more (--json has all)" if len(images) > 5 else "")
+        console.print(f"{len(images)} {what}: {named}", highlight=False, markup=False)
+
+
+def _say_next(what: str) -> None:
+    terminal.out().print(f"next: {what}", highlight=False, markup=False)
+
+
+def _percent(share: Any) -> str:
+    return f"{share:.2%}".replace("%", " %") if isinstance(share, float) else "none to measure on"
 
 
 def _size(group: Mapping[str, Any]) -> int:

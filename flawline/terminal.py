@@ -88,12 +88,17 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
 def _lines(description: str) -> Callable[..., None]:
     """Progress for a log file: silent for what is quick, then a line every few seconds."""
     said_at = time.monotonic()
+    began: dict[str, tuple[float, float]] = {}  # of each stage, when it was first heard of, and what was done by then
 
     def advance(done: float, total: float, stage: str = description) -> None:
         nonlocal said_at
-        if time.monotonic() - said_at >= LINE_INTERVAL_S:
-            said_at = time.monotonic()
-            print(f"{stage}: {done:.0f} of {max(total, done):.0f}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        since, before = began.setdefault(stage, (now, done))
+        if now - said_at >= LINE_INTERVAL_S:
+            said_at = now
+            left = (max(total, done) - done) * (now - since) / (done - before) if done > before else 0
+            eta = f", about {left:.0f} s to go" if left >= 1 else ""
+            print(f"{stage}: {done:.0f} of {max(total, done):.0f}{eta}", file=sys.stderr, flush=True)
 
     return advance
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from flawline import terminal
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import Codec
+from flawline.messages import Codec, Decision
 from scorer import artefact, calibration, detector, evaluation, wholes
-from scorer.dataset import Delivery, LazyImages, Sample, check_masks, good_images, test_samples, train_samples
+from scorer.dataset import GOOD, Delivery, LazyImages, Sample, check_masks, good_images, test_samples, train_samples
 from scorer.features import Progress
 from scorer.model import Model
 from scorer.settings import ScorerSettings
@@ -186,7 +186,18 @@ def _evaluate(
 
     with _progress() as progress:
         metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable, _delivery(loaded))
-    return metrics | {"skipped_images": skipped}, rows
+    return metrics | _mistakes(rows) | {"skipped_images": skipped}, rows
+
+
+def _mistakes(rows: Sequence[evaluation.Row]) -> dict[str, list[str]]:
+    """Which good parts were not accepted, the highest scores first, and which defects were, the lowest first."""
+    ordered = sorted(rows, key=lambda row: row.aligned)
+    accepted = [row for row in ordered if row.decision == Decision.ACCEPT]
+    alarmed = [row for row in reversed(ordered) if row.decision != Decision.ACCEPT]
+    return {
+        "alarmed_good_parts": [row.path for row in alarmed if row.label == GOOD],
+        "missed_defects": [row.path for row in accepted if row.label != GOOD],
+    }
 
 
 def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]:

@@ -340,7 +340,8 @@ def fit(
         sources = None if sources is None else sources[kept]
         model = models.fit(store, settings, features.threads, progress, sources=sources)
         origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
-        suspects = trimming.suspicious_images(model.standardised, model.groups, sources)
+        first_scores = model.standardised
+        suspects = trimming.suspicious_images(first_scores, model.groups, sources)
         left_out = np.zeros(len(kept), dtype=bool)
         if settings.trim and suspects.any() and len(set(origins[~suspects])) >= settings.minimum_images:
             left_out = suspects
@@ -357,18 +358,19 @@ def fit(
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
         "images": len(set(origins[~left_out])),
-        "left_out": _named(given, origins[left_out]),
-        "suspects": _named(given, origins[suspects & ~left_out]),
+        "left_out": _named(given, origins[left_out], first_scores[left_out]),
+        "suspects": _named(given, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
         "skipped": len(given) - len(set(origins)),
         "settings": settings.model_dump(mode="json"),
     }
     return _kind(model)(model, graphs, features, report, evidence=lambda: evidence)
 
 
-def _named(images: Sequence[Image], numbers: NDArray[np.integer]) -> list[str]:
-    """The names of some images by number, each once."""
+def _named(images: Sequence[Image], numbers: NDArray[np.integer], scores: NDArray[np.float64]) -> list[str]:
+    """The names of some images by number, each once, those with the highest scores first."""
     names = getattr(images, "names", [])
-    return [names[i] if names else f"image {i}" for i in sorted(set(numbers.tolist()))]
+    ordered = dict.fromkeys(numbers[np.argsort(-scores, kind="stable")].tolist())
+    return [names[i] if names else f"image {i}" for i in ordered]
 
 
 def _kind(model: models.Model) -> type[HierarchicalCoreset]:

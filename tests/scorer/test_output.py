@@ -1,0 +1,77 @@
+"""What `flawline fit` and `evaluate` tell a person: figures in words, which files to look at, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from flawline import models, terminal
+from flawline.config import Settings
+from scorer import commands
+from scorer.settings import ScorerSettings
+from tests.scorer.conftest import draw
+
+
+def write(folder: Path, first: int, count: int, defect: bool = False) -> None:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        cv2.imwrite(str(folder / f"{i:02}.png"), draw("board", first + i, defect)[:, :, ::-1])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One product with good test images of which one is called so by mistake, and defects of which one shows none."""
+    root = tmp_path_factory.mktemp("data") / "board"
+    write(root / "train/good", 0, 24)
+    write(root / "test/good", 100, 5)
+    write(root / "test/blot", 200, 5, defect=True)
+    cv2.imwrite(str(root / "test/good/blotted.png"), draw("board", 300, defect=True)[:, :, ::-1])
+    cv2.imwrite(str(root / "test/blot/clean.png"), draw("board", 301)[:, :, ::-1])
+    return root.parent
+
+
+def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
+    data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Settings(scorer=settings)
+    models.fit(own, data, tmp_path / "model", None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "good parts alarmed: 16.67 % (worst product 16.67 %, asked for 5.00 %); defects found at that: 83.33 %" in said
+    )
+    assert f"1 good parts were alarmed: {data}/board/test/good/blotted.png" in said
+    assert f"1 defects were accepted: {data}/board/test/blot/clean.png" in said
+    assert "review above" in said
+    assert "meant for 5.00 % of good parts" in said
+    assert f"next: flawline publish {tmp_path}/model" in said
+    models.evaluate(own, tmp_path / "model", data, None, None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "next: --scores FILE.csv lists every image" in said
+    assert f"flawline explain {tmp_path}/model IMAGE" in said
+
+
+def test_interrupted_fit_says_that_it_can_be_taken_up(
+    data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        models.fit(Settings(scorer=settings), data, tmp_path / "model", None)
+    assert "the same command takes the fit up where it was" in " ".join(capsys.readouterr().err.split())
+
+
+def test_progress_in_a_log_says_how_long_it_takes_yet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress("images") as advance:
+        for done in range(0, 50, 10):
+            advance(done, 100, "features")
+            now[0] += 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["features: 20 of 100, about 24 s to go", "features: 40 of 100, about 18 s to go"]
