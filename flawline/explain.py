@@ -57,7 +57,7 @@ def run(settings: Settings, model: Path, image: Path, out: Path, target: str | N
     places = _places(pixels, scores, loaded.heatmap_range)
     height, width = pixels.shape[:2]
     found = reasons(loaded, pixels, [(place.hottest[0] / width, place.hottest[1] / height) for place in places])
-    page = draw(image.name, pixels, scores, places, found, loaded.version)
+    page = draw(image.name, pixels, scores, places, found, loaded.version, loaded.field_px)
     try:
         Pictures.fromarray(page).save(out)
     except OSError as error:
@@ -123,10 +123,18 @@ def _report(scores: Any, places: Sequence[Place], found: Sequence[Any], version:
 
 
 def _headline(name: str, scores: Any) -> str:
+    ratio = np.exp(min(scores.aligned, 20.0))
+    times = f"{ratio:.2f}" if ratio < 100 else "over 100"
     return (
-        f"{name}: {scores.decision}, {np.exp(min(scores.aligned, 20.0)):.2f} times the usual score of its look-alikes, "
+        f"{name}: {scores.decision}, {times} times the usual score of its look-alikes, "
         f"p-value {scores.p_value:.2g}, group {scores.group}"
     )
+
+
+def _short(name: str) -> str:
+    """A good image's name without its folders, and where in it the part lies, when it is a part."""
+    file, _, part = Path(name).name.partition("#xywh=")
+    return f"{file}, tile at ({', '.join(part.split(',')[:2])})" if part else file
 
 
 def _lines(number: int, place: Place, reason: Any) -> list[str]:
@@ -136,11 +144,11 @@ def _lines(number: int, place: Place, reason: Any) -> list[str]:
     lines = [
         f"{number}: {what} ({x}, {y}), peak {place.peak:.2f}",
         f"nearest good patch {nearest.distance:.3f} away, {nearest.ratio:.1f} times the usual",
-        f"of {Path(nearest.name).name} at ({nearest.box[0] + nearest.box[2] / 2:.0%}, "
+        f"of {_short(nearest.name)} at ({nearest.box[0] + nearest.box[2] / 2:.0%}, "
         f"{nearest.box[1] + nearest.box[3] / 2:.0%}), stride {reason.stride_px} at {reason.size_px} px",
     ]
     if shown is not nearest:
-        lines.append(f"shown is the nearest one with a picture: {Path(shown.name).name}, {shown.distance:.3f} away")
+        lines.append(f"shown is the nearest one with a picture: {_short(shown.name)}, {shown.distance:.3f} away")
     return lines
 
 
@@ -148,9 +156,18 @@ def _lines(number: int, place: Place, reason: Any) -> list[str]:
 
 
 def draw(
-    name: str, pixels: np.ndarray, scores: Any, places: Sequence[Place], found: Sequence[Any], version: str
+    name: str,
+    pixels: np.ndarray,
+    scores: Any,
+    places: Sequence[Place],
+    found: Sequence[Any],
+    version: str,
+    field_px: int | None = None,
 ) -> np.ndarray:
-    """The page, uint8 (H, W, 3) RGB: the image, its heat map, and each region beside the nearest good patch."""
+    """The page, uint8 (H, W, 3) RGB: the image, its heat map, and each region beside the nearest good patch.
+
+    `field_px` is the side of a tile, when good patches are shown on tiles.
+    """
     row_px = PANEL_PX // 2 + MARGIN_PX
     page = Pictures.new("RGB", (PAGE_WIDTH_PX, 110 + PANEL_PX + 60 + row_px * len(places) + MARGIN_PX), "white")
     pen = ImageDraw.Draw(page)
@@ -161,27 +178,28 @@ def draw(
     boxed = _with_boxes(pixels, places)
     panels = [("image", boxed), ("heat map, one scale for all products", _heated(pixels, scores))]
     if found and found[0].shown.picture is not None:
-        panels.append((f"good: {Path(found[0].shown.name).name}", found[0].shown.picture))
+        panels.append((f"good: {_short(found[0].shown.name)}", found[0].shown.picture))
     for i, (caption, picture) in enumerate(panels):
         left = MARGIN_PX + i * (PANEL_PX + MARGIN_PX)
         pen.text((left, top - 2), _fitting(caption, font, PANEL_PX), "black", font)
         page.paste(_fitted(picture, PANEL_PX), (left, top + LINE_PX))
     _draw_scale(pen, page, MARGIN_PX * 2 + PANEL_PX, top + LINE_PX + PANEL_PX + 6, font)
     for i, (place, reason) in enumerate(zip(places, found, strict=True)):
-        _draw_reason(page, pen, font, 110 + PANEL_PX + 60 + i * row_px, i + 1, pixels, place, reason)
+        _draw_reason(page, pen, font, 110 + PANEL_PX + 60 + i * row_px, i + 1, pixels, place, reason, field_px)
     return np.asarray(page)
 
 
 def _draw_reason(
     page: Pictures.Image, pen: ImageDraw.ImageDraw, font: Any, top: int, number: int, pixels: np.ndarray, place: Place,
-    reason: Any,
+    reason: Any, field_px: int | None,
 ) -> None:  # fmt: skip
     side = PANEL_PX // 2
     height, width = pixels.shape[:2]
     _, _, w, h = place.box or (0, 0, 0, 0)
-    share = max(CROP_SHARE, 1.2 * w / width, 1.2 * h / height)
+    wide, high = (min(field_px or each, each) for each in (width, height))  # what the model saw at once
+    share = max(CROP_SHARE, 1.2 * w / wide, 1.2 * h / high)
     share = min(share, 0.5)  # the whole is above
-    page.paste(_crop(pixels, reason.box, share, side), (MARGIN_PX, top))
+    page.paste(_crop(pixels, reason.box, share * max(wide, high) / max(width, height), side), (MARGIN_PX, top))
     if reason.shown.picture is not None:
         page.paste(_crop(reason.shown.picture, reason.shown.box, share, side), (MARGIN_PX * 2 + side, top))
     else:

@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from flawline import explain as page
 from flawline.cli import app
 from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Decision
 from scorer import artefact, commands, detector
 from scorer.coreset import unit
-from scorer.explain import reasons
+from scorer.detector import Scores
+from scorer.explain import GoodPatch, Reason, reasons
 from scorer.settings import LayerSettings, ScorerSettings
 from tests.scorer.conftest import SIDE, draw
 
@@ -120,3 +123,17 @@ def test_what_cannot_be_explained_is_one_line(line: Path, tmp_path: Path) -> Non
     bare = detector.HierarchicalCoreset(loaded.model, loaded._graphs, loaded._backbone)
     with pytest.raises(FlawlineError, match="does not know where its patches are from"):
         reasons(bare, draw("board", 1), [(0.5, 0.5)])
+
+
+def test_part_of_a_large_image_and_the_good_tile_are_shown_at_one_scale() -> None:
+    whole = np.random.default_rng(0).integers(0, 255, (600, 800, 3)).astype(np.uint8)
+    tile = whole[200:400, 400:600]
+    nearest = GoodPatch(0, "a.png#xywh=400,200,200,200", (0.45, 0.45, 0.1, 0.1), 0.5, 2.0, tile)
+    box = ((400 + 90) / 800, (200 + 90) / 600, 20 / 800, 20 / 600)
+    scores = Scores(0, 1.0, 1.0, 0.01, Decision.REJECT, np.ones((8, 8), np.float32))
+    place = page.Place((490, 290, 20, 20), (500.0, 300.0), 1.0)
+    drawn = page.draw("x.png", whole, scores, [place], [Reason(256, 8, box, nearest, nearest)], "v", field_px=200)
+    side, top = page.PANEL_PX // 2, 110 + page.PANEL_PX + 60
+    crops = [drawn[top : top + side, left : left + side] for left in (20, 40 + side)]
+    np.testing.assert_array_equal(*crops)
+    assert crops[0].std() > 20
