@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from benchmarks.scorer_padim import ranking
+from benchmarks.scorer_anomalib import ranking
 from scorer import backbone, calibration, hierarchy
 from scorer import model as models
 from scorer.alignment import group_levels, normal_level

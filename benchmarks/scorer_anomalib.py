@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from flawline.imaging import encode, read_image
@@ -26,6 +25,7 @@ from flawline.messages import Codec
 from scorer import backbone, detector
 from scorer import weights as weight_files
 from scorer.coreset import greedy_k_centre, unit
+from scorer.metrics import image_metrics
 from scorer.settings import ScorerSettings
 
 VERSION = "2.7.0"
@@ -40,11 +40,12 @@ ROUNDS = 3
 def compare(
     train: Sequence[np.ndarray],
     test: Sequence[np.ndarray],
+    products: Sequence[str],
     is_defect: Sequence[bool],
     settings: ScorerSettings,
     coreset_share: float = 0.1,
 ) -> dict[str, float]:
-    """Figures of both on the images; `is_defect` (len(test)) are used for AUROC alone.
+    """Figures of both on the images; `products` and `is_defect` (len(test)) are used for AUROC alone.
 
     Of anomalib's coreset the first `coreset_share` of its steps is timed (a whole one takes minutes, each of its steps
     the same time); its bank is then filled by the same greedy rule, run by us on its vectors.
@@ -68,7 +69,7 @@ def compare(
             picture.write_bytes(encode(image, Codec.PNG))
         theirs = anomalib(train, test, Path(folder), chosen, coreset_share)
         speed, scores = own(train, test, pictures, settings, rows)
-    ours_auroc, their_auroc = (float(roc_auc_score(np.asarray(is_defect), each)) for each in (scores, theirs["scores"]))
+    ours, patchcore = (ranking(products, is_defect, each) for each in (scores, theirs["scores"]))
     their_speed = len(test) / theirs["inference_s"]
     engine, engine_batched = (len(test) / theirs["engine_s"][batch] for batch in ("1", str(BATCH)))
     return {
@@ -77,21 +78,34 @@ def compare(
         "times_anomalib_engine_images_per_second": speed["files"] / engine,
         f"times_anomalib_engine_batch_{BATCH}_images_per_second": speed["files"] / engine_batched,
         "times_anomalib_coreset": theirs["coreset_s"] / coreset_s,
-        "auroc_over_anomalib": ours_auroc - their_auroc,
+        "auroc_over_anomalib": ours["pooled"] - patchcore["pooled"],
         "anomalib_images_per_second": their_speed,
         "anomalib_engine_images_per_second": engine,
         f"anomalib_engine_batch_{BATCH}_images_per_second": engine_batched,
         "anomalib_coreset_s": theirs["coreset_s"],
         "anomalib_coreset_share_timed": coreset_share,
-        "anomalib_pooled_image_auroc": their_auroc,
+        **{f"anomalib_{name}_image_auroc": value for name, value in patchcore.items()},
         "beside_anomalib_images_per_second": speed["scoring"],
         "beside_anomalib_files_per_second": speed["files"],
         "beside_anomalib_backbone_images_per_second": speed["backbone"],
         "beside_anomalib_coreset_s": coreset_s,
-        "beside_anomalib_pooled_image_auroc": ours_auroc,
+        **{f"beside_anomalib_{name}_image_auroc": value for name, value in ours.items()},
         "beside_anomalib_bank_rows": rows,
         "beside_anomalib_training_images": len(train),
     }
+
+
+def ranking(products: Sequence[str], is_defect: Sequence[bool], scores: Sequence[float]) -> dict[str, float]:
+    """Pooled and macro image AUROC, and that of the worst product; those that have a meaning."""
+    named, wrong, values = np.asarray(products), np.asarray(is_defect), np.asarray(scores, dtype=np.float64)
+    each = [image_metrics(wrong[named == k], values[named == k])["image_auroc"] for k in np.unique(named)]
+    known = [value for value in each if value is not None]
+    found = {
+        "pooled": image_metrics(wrong, values)["image_auroc"],
+        "macro": float(np.mean(known)) if known else None,
+        "worst_product": min(known, default=None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def own(

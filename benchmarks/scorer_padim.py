@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import scorer_anomalib
-from benchmarks.scorer_anomalib import BATCH, LAYERS, SIDE, STRIDES
+from benchmarks.scorer_anomalib import BATCH, LAYERS, SIDE, STRIDES, ranking
 from scorer import backbone
 from scorer import weights as weight_files
-from scorer.metrics import image_metrics
 from scorer.settings import ScorerSettings
 
 # Channels that PaDiM keeps of those that the layers have; its paper's number for ResNet18.
@@ -30,21 +29,10 @@ def compare(
     """Figures of PaDiM, fitted on all products together as ours is, and the versions in anomalib's environment."""
     theirs = _padim([backbone.resized(each, SIDE) for each in train], [backbone.resized(each, SIDE) for each in test])
     figures = {"padim_images_per_second": len(test) / theirs["inference_s"], "padim_fit_s": theirs["fit_s"]}
-    figures |= {f"padim_{name}": value for name, value in ranking(products, is_defect, theirs["scores"]).items()}
-    return figures, theirs["versions"]
-
-
-def ranking(products: Sequence[str], is_defect: Sequence[bool], scores: Sequence[float]) -> dict[str, float]:
-    """Pooled and macro image AUROC, and that of the worst product; those that have a meaning."""
-    named, wrong, values = np.asarray(products), np.asarray(is_defect), np.asarray(scores, dtype=np.float64)
-    each = [image_metrics(wrong[named == k], values[named == k])["image_auroc"] for k in np.unique(named)]
-    known = [value for value in each if value is not None]
-    found = {
-        "pooled": image_metrics(wrong, values)["image_auroc"],
-        "macro": float(np.mean(known)) if known else None,
-        "worst_product": min(known, default=None),
+    figures |= {
+        f"padim_{name}_image_auroc": value for name, value in ranking(products, is_defect, theirs["scores"]).items()
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return figures, theirs["versions"]
 
 
 def _padim(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> dict[str, Any]:
