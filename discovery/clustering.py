@@ -1,49 +1,26 @@
-"""How many kinds of defects there are in a set of region embeddings, and which region is of which.
+"""Which region is of which kind of defects, in a set of region embeddings.
 
-The number is estimated, never given. Silhouette alone says 2 or the largest number tried on nearly every product, so
-several criteria propose, and what decides is stability: how well subsamples of the data agree with each other. Clusters
-are first merged by Ward's rule and then refined by spherical k-means: kinds are of unlike size and extent, and k-means
-from scattered starts cuts large ones rather than find small ones. Deterministic given the data and the seed.
+Clusters are first merged by Ward's rule and then refined by spherical k-means: kinds are of unlike size and extent, and
+k-means from scattered starts cuts large ones rather than find small ones. How many there are is estimated (`counting`).
+Deterministic given the data and the seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
 import faiss
 import numpy as np
-from scipy.cluster.hierarchy import cut_tree, ward
 from scipy.linalg import eigh
 from sklearn.cluster import HDBSCAN
-from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from discovery.counting import DENSE_MEMBERS, estimate_count, merged, sample_of
 
 REGIONS_MIN = 30
 PRINCIPAL_AXES = 32
-SAMPLE_LIMIT = 1000
-SUBSAMPLES = 8
-SUBSAMPLE_SHARE = 0.8
 KMEANS_STEPS = 20
-LEAST_CEILING = 5
-REGIONS_PER_CLUSTER = 10
-# Products of the public data sets have 1 to 8 kinds of defects. Without a bound, ever smaller groups of near copies
-# look ever more stable.
-KINDS_PER_GROUP = 12
-# A group of fewer regions says nothing of how stable its clusters are.
-GROUP_MIN = 8
-# Measured stability is uncertain by about this much. Among numbers so alike the known one stays, else the smallest is
-# taken: more clusters would only be told apart by chance. Where clusters come back nearly as they are in any subsample,
-# the largest is taken, since they are real however fine; but not over several groups, where ever more of a kind's
-# clusters are single products. A number that every criterion proposes needs none of this.
-STABILITY_TOLERANCE = 0.05
-SURE_STABILITY = 0.8
-# Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
-# a cloud without structure stays under it whatever k, the hardest real products reach 0.5.
-TWO_SILHOUETTE = 0.25
-STABILITY_FLOOR = 0.3
 BETTER_START = 0.01
-DENSE_MEMBERS = 5
 DENSE_SHARE = 0.5
 OWN_SHARE = 0.8
 RADIUS_SHARE = 0.95
@@ -72,6 +49,7 @@ def cluster(
     groups: np.ndarray | None = None,
     limit: int = 40,
     seed: int = 0,
+    seen: float = 1.0,
 ) -> Clustering | None:
     """Clusters of embeddings float (n, D), n >= 30; None when there are fewer.
 
@@ -79,7 +57,8 @@ def cluster(
     telling kinds of defects apart.
 
     `known` (m, D) are the centroids of known classes, from which the search starts, and `radii` (m) the cosine
-    distances that hold 95 % of their members: a dense group outside of all of them becomes a cluster of its own.
+    distances that hold 95 % of their members: a dense group outside of all of them becomes a cluster of its own. `seen`
+    is the share of the regions that were there when the known classes were found.
     """
     if len(vectors) < REGIONS_MIN:
         return None
@@ -87,7 +66,8 @@ def cluster(
     mean, axes = _principal_axes(vectors)
     points = unit((vectors - mean) @ axes)
     start = unit((unit(known) - mean) @ axes) if known is not None and len(known) else None
-    count, stability, proposals = estimate_count(points, len(start) if start is not None else None, limit, seed, groups)
+    previous = len(start) if start is not None else None
+    count, stability, proposals = estimate_count(points, previous, limit, seed, groups, seen)
     labels = fit(points, count, start, seed)
     if known is not None and radii is not None and len(known):
         labels = _with_dense_groups(labels, vectors, points, unit(known), radii)
@@ -105,59 +85,14 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
     data = np.ascontiguousarray(points)
-    sample = data[_sample(data, seed)]
-    rough = _merged(sample, [min(count, len(sample))])[0]
+    sample = data[sample_of(data, seed)]
+    rough = merged(sample, [min(count, len(sample))])[0]
     cold = _trained(data, centroids_of(sample, rough), seed)
     labels, quality = _labelled(data, cold)
     if start is None or not len(start):
         return labels
     warm_labels, warm_quality = _labelled(data, _trained(data, _adapted(start, cold), seed))
     return labels if quality > warm_quality + BETTER_START else warm_labels
-
-
-def estimate_count(
-    points: np.ndarray,
-    previous: int | None = None,
-    limit: int = 40,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
-) -> tuple[int, float, dict[str, int]]:
-    """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
-
-    Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of eight.
-    With several `groups` (n), it is the mean of those within each group, 0 where a group is not divided. See
-    `STABILITY_TOLERANCE` for which of the stable numbers is taken; a previous one that still is among them stays.
-    """
-    rows = _sample(points, seed)
-    sample = points[rows]
-    strata = _strata(groups[rows] if groups is not None else None, len(sample))
-    most = max(KINDS_PER_GROUP * len(strata), previous or 0)
-    ceiling = max(2, min(limit, most, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
-    counts = range(2, ceiling + 1)
-    whole = dict(zip(counts, _merged(sample, counts), strict=True))
-    distances = np.clip(1 - sample @ sample.T, 0, None)
-    np.fill_diagonal(distances, 0)
-    silhouettes = {k: _silhouette(distances, whole[k]) for k in counts}
-    stability = _stability(sample, strata, counts, seed)
-    proposals = {
-        "silhouette": max(counts, key=lambda k: silhouettes[k]),
-        "density": max(1, _dense_count(sample)),
-        "stability": max(counts, key=lambda k: stability[k]),
-    }
-    apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
-    allowed = [k for k in counts if k > 2 or apart or ceiling == 2]
-    best = max(stability[k] for k in allowed)
-    alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
-    count = previous if previous in alike else alike[0]
-    agreed = set(proposals.values())
-    if count != previous and len(agreed) == 1 and agreed <= set(alike):
-        count = agreed.pop()
-    elif count != previous and best >= SURE_STABILITY and len(strata) == 1:
-        # A few outliers come back in any subsample too; that makes them no kind.
-        count = max((k for k in alike if np.bincount(whole[k]).min() >= DENSE_MEMBERS), default=count)
-    if stability[count] < STABILITY_FLOOR:
-        return 1, 1.0, proposals
-    return count, stability[count], proposals
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -196,61 +131,6 @@ def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     axes = axes[:, ::-1]
     # The sign of an axis is arbitrary; fixing it keeps rounds alike.
     return mean, axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-
-
-def _sample(points: np.ndarray, seed: int) -> np.ndarray:
-    if len(points) <= SAMPLE_LIMIT:
-        return np.arange(len(points))
-    return np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE_LIMIT, replace=False))
-
-
-def _merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
-    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts."""
-    return np.asarray(cut_tree(ward(sample), list(counts))).T
-
-
-def _strata(groups: np.ndarray | None, size: int) -> list[np.ndarray]:
-    """The rows of each group that is large enough to be judged; all rows where there are not several such groups."""
-    if groups is not None:
-        members = [np.flatnonzero(groups == each) for each in np.unique(groups)]
-        if len(large := [rows for rows in members if len(rows) >= GROUP_MIN]) > 1:
-            return large
-    return [np.arange(size)]
-
-
-def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed: int) -> dict[int, float]:
-    """How well the clusters of any two subsamples agree, for each number of clusters."""
-    rng = np.random.default_rng(seed)
-    size = int(SUBSAMPLE_SHARE * len(sample))
-    labels = np.full((SUBSAMPLES, len(counts), len(sample)), -1)
-    for each in labels:
-        part = np.sort(rng.choice(len(sample), size, replace=False))
-        each[:, part] = _merged(sample[part], counts)
-    weights = [len(rows) for rows in strata]
-    result = {}
-    for column, k in enumerate(counts):
-        pairs = combinations(labels[:, column], 2)
-        agreement = [np.average([_agreement(a[rows], b[rows]) for rows in strata], weights=weights) for a, b in pairs]
-        result[k] = float(np.mean(agreement))
-    return result
-
-
-def _agreement(one: np.ndarray, other: np.ndarray) -> float:
-    both = (one >= 0) & (other >= 0)
-    a, b = one[both], other[both]
-    # Two subsamples that divide nothing agree on nothing.
-    return float(adjusted_rand_score(a, b)) if len(set(a.tolist())) > 1 and len(set(b.tolist())) > 1 else 0.0
-
-
-def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    if len(set(labels.tolist())) < 2:
-        return 0.0
-    return float(silhouette_score(distances, labels, metric="precomputed"))
-
-
-def _dense_count(points: np.ndarray) -> int:
-    size = max(DENSE_MEMBERS, len(points) // 100)
-    return int(HDBSCAN(min_cluster_size=size, min_samples=3, copy=True).fit_predict(points).max()) + 1
 
 
 def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:

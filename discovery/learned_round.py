@@ -99,16 +99,19 @@ def only(regions: Regions, rows: np.ndarray) -> Regions:
     return Regions(**{each.name: taken(getattr(regions, each.name)) for each in fields(regions)})
 
 
-def job_of(connection: Connection, regions: Regions, known: Registry, settings: Settings, version: str) -> Plan | None:
+def job_of(
+    connection: Connection, regions: Regions, known: Registry, settings: Settings, version: str, last_id: int
+) -> Plan | None:
     """A learning round over these regions, from clusters that start at the known classes; None when there are too few.
 
-    Regions whose crop is not kept any more are left out.
+    `last_id` is the newest region that was there when the known classes were found. Regions whose crop is not kept any
+    more are left out.
     """
     discovery = settings.discovery
     images = _images(connection, regions)
     rows = np.array([row for row, number in enumerate(regions.ids) if int(number) in images], int)
     shown = newest(only(regions, rows), discovery.learning_regions)
-    found = rounds.clustered(shown, known, discovery, version)
+    found = rounds.clustered(shown, known, discovery, version, last_id)
     if found is None:
         return None
     fixed = {one.id for one in known.live if one.fixed}

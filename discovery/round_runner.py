@@ -111,10 +111,10 @@ class RoundRunner:
 
     def _start_learning(self, version: str) -> bool:
         """Start a learned round; with too little to learn from, the round is one of centroids."""
-        known, _, regions = self._looked_at(version)
+        known, last, regions = self._looked_at(version)
         if len(regions) >= REGIONS_MIN:
             with self._store.reading() as connection:
-                self._plan = learned_round.job_of(connection, regions, known, self._settings, version)
+                self._plan = learned_round.job_of(connection, regions, known, self._settings, version, last)
             if self._plan is not None:
                 self._learned.start(self._plan.job)
                 return False

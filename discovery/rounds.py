@@ -94,7 +94,7 @@ def run_round(
     `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. Clusters that
     were `found` in another way take the place of the clustering.
     """
-    found = found or clustered(regions, registry, settings, version)
+    found = found or clustered(regions, registry, settings, version, last_id)
     if found is None:
         return None
     evolution = lineage.evolve(
@@ -136,8 +136,13 @@ def run_round(
     )
 
 
-def clustered(regions: Regions, registry: Registry, settings: DiscoverySettings, version: str) -> Clustering | None:
-    """Clusters of regions of one embedding version, from its known classes; None when there are too few."""
+def clustered(
+    regions: Regions, registry: Registry, settings: DiscoverySettings, version: str, last_id: int
+) -> Clustering | None:
+    """Clusters of regions of one embedding version, from its known classes; None when there are too few.
+
+    `last_id` is the newest region that was there when the known classes were found.
+    """
     comparable = [one for one in registry.live if one.embedding_version == version]
     return clustering.cluster(
         regions.vectors,
@@ -146,6 +151,7 @@ def clustered(regions: Regions, registry: Registry, settings: DiscoverySettings,
         groups=regions.groups,
         limit=settings.class_limit,
         seed=settings.seed,
+        seen=float(np.mean(regions.ids <= last_id)) if len(regions) else 0.0,
     )
 
 

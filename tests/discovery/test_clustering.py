@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from sklearn.metrics import adjusted_rand_score
 
-from discovery.clustering import cluster, estimate_count, nearest, radius_of, unit
+from discovery.clustering import cluster, nearest, radius_of, unit
+from discovery.counting import _agreement, estimate_count
 from tests.discovery.factories import directions, near
 
 
@@ -113,3 +117,36 @@ def test_known_number_stays_while_it_is_as_stable_as_the_best():
     stable = [k for k in range(3, 9) if estimate_count(points, previous=k)[0] == k]
     assert fresh in stable
     assert estimate_count(points, previous=12)[0] != 12
+
+
+def test_number_found_on_few_regions_has_no_say():
+    vectors, _ = drawn([40, 40, 40, 40], spread=1.6)
+    points = unit(vectors)
+    fresh, _, _ = estimate_count(points)
+    held = next(k for k in range(3, 9) if k != fresh and estimate_count(points, previous=k)[0] == k)
+    assert estimate_count(points, previous=held, seen=0.5)[0] == fresh
+
+
+def products_of(kinds, shift, rng, each=16):
+    """Regions of four products that share their kinds of defects, which look a little different on each product."""
+    middle, own = directions(kinds, 48), directions(4 * kinds, 48, seed=8)
+    rows = [(p, k) for p in range(4) for k in range(kinds) for _ in range(each)]
+    vectors = [near(unit(middle[k] + shift * own[p * kinds + k]), rng, 0.5) for p, k in rows]
+    return np.stack(vectors), np.array([k for _, k in rows]), np.array([p for p, _ in rows])
+
+
+@pytest.mark.parametrize(("kinds", "shift"), [(3, 0.5), (5, 0.5), (6, 0.7)])
+def test_kinds_that_several_products_share_are_not_counted_for_each(kinds, shift):
+    vectors, truth, products = products_of(kinds, shift, np.random.default_rng(4))
+    found = cluster(vectors, groups=products)
+    assert found.count == kinds
+    assert same_partition(found.labels.tolist(), truth.tolist())
+
+
+@given(some.lists(some.tuples(some.integers(-1, 3), some.integers(-1, 4)), min_size=1, max_size=30))
+def test_agreement_is_the_adjusted_rand_index_of_what_both_have_labelled(labels):
+    one, other = np.array(labels).T
+    both = [(a, b) for a, b in labels if a >= 0 and b >= 0]
+    divided = len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1
+    expected = adjusted_rand_score(*zip(*both, strict=True)) if divided else 0.0
+    assert _agreement(one, other) == pytest.approx(expected)

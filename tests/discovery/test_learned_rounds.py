@@ -180,7 +180,7 @@ def test_process_that_cannot_learn_says_why_in_one_line(line, tmp_path):
     line.feed(14, "v", 5)
     with line.store.reading() as connection:
         regions = registry.regions_of_round(connection, line.settings.discovery, "v")
-        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v")
+        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     broken = Job(**vars(plan.job) | {"weights": str(tmp_path / "missing")})
     running = learning_task.ChildProcess(broken)
     with pytest.raises(LearningFailed, match="no such weights file") as raised:
@@ -196,7 +196,7 @@ def test_learning_process_ends_with_a_service_that_was_killed(line, tmp_path):
     line.feed(14, "v", 5)
     with line.store.reading() as connection:
         regions = registry.regions_of_round(connection, line.settings.discovery, "v")
-        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v")
+        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     (tmp_path / "job").write_bytes(Job(**vars(plan.job) | {"epochs": 100_000}).encode())
     script = (
         "import sys, time; from discovery.learning_task import ChildProcess, Job; from pathlib import Path;"
@@ -217,7 +217,7 @@ def test_learning_round_as_a_task_on_ray(line, vit_weights):
     line.feed(14, "v", 5)
     with line.store.reading() as connection:
         regions = registry.regions_of_round(connection, line.settings.discovery, "v")
-        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v")
+        plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     if ray.is_initialized():
         pytest.skip("another test's Ray is running in this process")
     try:

@@ -1,0 +1,187 @@
+"""How many kinds of defects there are among regions: estimated, never given. Deterministic given data and seed.
+
+Silhouette alone says 2 or the largest number tried on nearly every product. So several criteria propose, and what
+decides is stability: how well subsamples of the data agree with each other. Where regions come from several look-alike
+groups, stability says which numbers are possible, and how far apart kinds are within the groups says which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.cluster.hierarchy import cut_tree, ward
+from sklearn.cluster import HDBSCAN
+from sklearn.metrics import silhouette_score
+
+SAMPLE_LIMIT = 1000
+SUBSAMPLES = 8
+SUBSAMPLE_SHARE = 0.8
+DENSE_MEMBERS = 5
+LEAST_CEILING = 5
+REGIONS_PER_CLUSTER = 10
+# Products of the public data sets have 1 to 8 kinds of defects. Without a bound, ever smaller groups of near copies
+# look ever more stable.
+KINDS_PER_GROUP = 12
+# A group of fewer regions says nothing of how stable its clusters are.
+GROUP_MIN = 8
+# Measured stability is uncertain by about this much. Among numbers so alike the known one stays, else the smallest is
+# taken: more clusters would only be told apart by chance. Where clusters come back nearly as they are in any subsample,
+# the largest is taken, since they are real however fine. A number that every criterion proposes needs none of this.
+STABILITY_TOLERANCE = 0.05
+SURE_STABILITY = 0.8
+# Over several groups clusters stay stable while a kind falls apart into the products it is on. But that sets no kinds
+# further apart within any product, so each cluster more has to widen the mean silhouette within the groups by this
+# much. On simulated lines of two to seven products anything from 0.01 to 0.03 counts alike.
+KIND_PRICE = 0.02
+# Any elongated cloud splits stably in two, so 2 also needs clusters that are apart. Below the floor there is one kind:
+# a cloud without structure stays under it whatever k, the hardest real products reach 0.5.
+TWO_SILHOUETTE = 0.25
+STABILITY_FLOOR = 0.3
+
+
+def estimate_count(
+    points: np.ndarray,
+    previous: int | None = None,
+    limit: int = 40,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    seen: float = 1.0,
+) -> tuple[int, float, dict[str, int]]:
+    """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
+
+    Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of eight.
+    With several `groups` (n), it is the mean of those within each group, 0 where a group is not divided.
+
+    A `previous` number stays while it is as good as the best, if it was found on most of these regions: `seen` is
+    their share. What was found on fewer than a subsample has says nothing of the number that there is now.
+    """
+    rows = sample_of(points, seed)
+    sample = points[rows]
+    strata = _strata(groups[rows] if groups is not None else None, len(sample))
+    most = max(KINDS_PER_GROUP * len(strata), previous or 0)
+    ceiling = max(2, min(limit, most, max(LEAST_CEILING, len(sample) // REGIONS_PER_CLUSTER)))
+    counts = range(2, ceiling + 1)
+    whole = dict(zip(counts, merged(sample, counts), strict=True))
+    distances = np.clip(1 - sample @ sample.T, 0, None)
+    np.fill_diagonal(distances, 0)
+    silhouettes = {k: _silhouette(distances, whole[k]) for k in counts}
+    stability = _stability(sample, strata, counts, seed)
+    proposals = {
+        "silhouette": max(counts, key=lambda k: silhouettes[k]),
+        "density": max(1, _dense_count(sample)),
+        "stability": max(counts, key=lambda k: stability[k]),
+    }
+    apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
+    allowed = [k for k in counts if k > 2 or apart or ceiling == 2]
+    known = previous if seen >= SUBSAMPLE_SHARE else None
+    if len(strata) == 1:
+        count = _of_one_group(stability, allowed, set(proposals.values()), whole, known)
+    else:
+        worth = {k: _separation(distances, strata, whole[k]) - KIND_PRICE * k for k in counts}
+        count = _of_groups(stability, allowed, worth, known)
+    if stability[count] < STABILITY_FLOOR:
+        return 1, 1.0, proposals
+    return count, stability[count], proposals
+
+
+def sample_of(points: np.ndarray, seed: int) -> np.ndarray:
+    """The rows of at most 1,000 points, which are enough to see clusters in."""
+    if len(points) <= SAMPLE_LIMIT:
+        return np.arange(len(points))
+    return np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE_LIMIT, replace=False))
+
+
+def merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
+    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts."""
+    return np.asarray(cut_tree(ward(sample), list(counts))).T
+
+
+def _of_one_group(
+    stability: Mapping[int, float],
+    allowed: Sequence[int],
+    proposed: set[int],
+    whole: Mapping[int, np.ndarray],
+    known: int | None,
+) -> int:
+    best = max(stability[k] for k in allowed)
+    alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
+    if known in alike:
+        return known
+    if len(proposed) == 1 and proposed <= set(alike):
+        return min(proposed)
+    if best >= SURE_STABILITY:
+        # A few outliers come back in any subsample too; that makes them no kind.
+        return max((k for k in alike if np.bincount(whole[k]).min() >= DENSE_MEMBERS), default=alike[0])
+    return alike[0]
+
+
+def _of_groups(
+    stability: Mapping[int, float], allowed: Sequence[int], worth: Mapping[int, float], known: int | None
+) -> int:
+    best = max(stability[k] for k in allowed)
+    possible = [k for k in allowed if stability[k] >= min(SURE_STABILITY, best - STABILITY_TOLERANCE)]
+    count = max(possible, key=lambda k: worth[k])
+    return known if known in possible and worth[known] >= worth[count] - KIND_PRICE else count
+
+
+def _strata(groups: np.ndarray | None, size: int) -> list[np.ndarray]:
+    """The rows of each group that is large enough to be judged; all rows where there are not several such groups."""
+    if groups is not None:
+        members = [np.flatnonzero(groups == each) for each in np.unique(groups)]
+        if len(large := [rows for rows in members if len(rows) >= GROUP_MIN]) > 1:
+            return large
+    return [np.arange(size)]
+
+
+def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed: int) -> dict[int, float]:
+    """How well the clusters of any two subsamples agree, for each number of clusters."""
+    rng = np.random.default_rng(seed)
+    size = int(SUBSAMPLE_SHARE * len(sample))
+    labels = np.full((SUBSAMPLES, len(counts), len(sample)), -1)
+    for each in labels:
+        part = np.sort(rng.choice(len(sample), size, replace=False))
+        each[:, part] = merged(sample[part], counts)
+    weights = [len(rows) for rows in strata]
+    result = {}
+    for column, k in enumerate(counts):
+        pairs = combinations(labels[:, column], 2)
+        agreement = [np.average([_agreement(a[rows], b[rows]) for rows in strata], weights=weights) for a, b in pairs]
+        result[k] = float(np.mean(agreement))
+    return result
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Adjusted Rand index (Hubert and Arabie 1985) of two labellings where both have one (not -1).
+
+    By hand, since a round asks for it thousands of times, and scikit-learn's checks take most of its time.
+    """
+    both = (one >= 0) & (other >= 0)
+    a, b = one[both], other[both]
+    rows, columns = np.bincount(a), np.bincount(b)
+    # Two subsamples that divide nothing agree on nothing.
+    if np.count_nonzero(rows) < 2 or np.count_nonzero(columns) < 2:
+        return 0.0
+    together, in_rows, in_columns = (
+        float((n * (n - 1)).sum()) for n in (np.bincount(a * len(columns) + b), rows, columns)
+    )
+    expected, most = in_rows * in_columns / (len(a) * (len(a) - 1)), (in_rows + in_columns) / 2
+    return (together - expected) / (most - expected) if most > expected else 1.0
+
+
+def _separation(distances: np.ndarray, strata: list[np.ndarray], labels: np.ndarray) -> float:
+    """Mean over the groups of the silhouette within each, 0 where a group is not divided."""
+    each = [_silhouette(distances[np.ix_(rows, rows)], labels[rows]) for rows in strata]
+    return float(np.average(each, weights=[len(rows) for rows in strata]))
+
+
+def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
+    if not 2 <= len(set(labels.tolist())) < len(labels):
+        return 0.0
+    return float(silhouette_score(distances, labels, metric="precomputed"))
+
+
+def _dense_count(points: np.ndarray) -> int:
+    size = max(DENSE_MEMBERS, len(points) // 100)
+    return int(HDBSCAN(min_cluster_size=size, min_samples=3, copy=True).fit_predict(points).max()) + 1
