@@ -161,12 +161,17 @@ def _convert(weights: weight_files.Weights, identity: str, size: int, strides: t
     import torch
 
     openvino = _openvino()
-    module = torch_module(weights, size, strides)
-    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns about Python branches on constant shapes
-        shapes = [tuple(output.shape) for output in module(example)]
-        model = openvino.convert_model(module, example_input=example)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other at every layer where other work has the CPUs
+    try:
+        module = torch_module(weights, size, strides)
+        example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns about Python branches on constant shapes
+            shapes = [tuple(output.shape) for output in module(example)]
+            model = openvino.convert_model(module, example_input=example)
+    finally:
+        torch.set_num_threads(threads)
     model.reshape([1, size, size, 3])
     graph = Graph(
         backbone=weights.name,

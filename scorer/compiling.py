@@ -81,14 +81,15 @@ def compile_all() -> None:
     import numpy as np
 
     from scorer import loops, maps, whole_image
+    from scorer.coreset import unit
     from scorer.search import Bank
 
-    rows = np.eye(32, 16, dtype=np.float32)
+    rows = unit(np.eye(32, 16))
     mean = np.empty(rows.shape[1], dtype=np.float32)
     loops.mean_of_rows(rows, mean)
     distances, _ = Bank(rows).project(rows[:4], 5)
-    unit = maps.LayerUnit(median=1.0, width=1.0)
-    maps.log_score(maps.combined([distances.reshape(2, 2), np.ones((4, 4), dtype=np.float32)], [unit, unit]))
+    of_layer = maps.LayerUnit(median=1.0, width=1.0)
+    maps.log_score(maps.combined([distances.reshape(2, 2), np.ones((4, 4), dtype=np.float32)], [of_layer, of_layer]))
     whole_image.log_distances(rows[:1], rows)
 
 

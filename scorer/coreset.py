@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer import loops
 from scorer.search import Bank, Vectors
 
 # Candidates that one round of the selection looks at, as a share of all vectors and at most: more means fewer passes
@@ -23,13 +24,10 @@ _SAME = 1.0 - 1e-6
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:
     """The vectors (..., d) scaled to unit length, float32; a zero vector becomes the first axis."""
-    values = np.asarray(vectors, dtype=np.float32)
-    lengths = np.sqrt(np.einsum("...d,...d->...", values, values))[..., None]
-    if lengths.size and lengths.min() >= 1e-12:
-        return np.asarray(values / lengths, dtype=np.float32)
-    scaled = values / np.where(lengths < 1e-12, 1, lengths)
-    scaled[lengths[..., 0] < 1e-12] = np.eye(1, values.shape[-1], dtype=np.float32)[0]
-    return np.asarray(scaled, dtype=np.float32)
+    values = np.ascontiguousarray(vectors, dtype=np.float32)
+    scaled = np.empty_like(values)
+    loops.unit_rows(values.reshape(-1, values.shape[-1]), scaled.reshape(-1, values.shape[-1]))
+    return scaled
 
 
 def greedy_k_centre(vectors: Vectors, count: int) -> NDArray[np.intp]:

@@ -70,6 +70,7 @@ class HierarchicalCoreset:
         self._backbone = features
         self._version = version
         self._gallery = hierarchy.Gallery(model.embeddings, model.groups)
+        self._galleries: list[tuple[NDArray[np.intp], hierarchy.Gallery] | None] = [None] * len(model.banks)
         wholes = models.whole_part(model.layers, model.means, model.embeddings)
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         self._searched: list[list[Bank] | None] = [None] * len(model.banks)
@@ -228,13 +229,21 @@ class HierarchicalCoreset:
         return means
 
     def _look(self, means: Sequence[NDArray[np.float32]], group: int | None) -> hierarchy.Look:
-        model, embedding = self.model, hierarchy.embed(means)
+        embedding = hierarchy.embed(means)
         if group is None:
-            return self._gallery.look(embedding, model.look_alikes)
-        own = np.flatnonzero(model.groups == group)
-        within = hierarchy.Gallery(model.embeddings[own], np.zeros(len(own), dtype=np.int64))
-        look = within.look(embedding, model.look_alikes)
+            return self._gallery.look(embedding, self.model.look_alikes)
+        own, within = self._members(group)
+        look = within.look(embedding, self.model.look_alikes)
         return hierarchy.Look(group, own[look.neighbours], look.distance)
+
+    def _members(self, group: int) -> tuple[NDArray[np.intp], hierarchy.Gallery]:
+        """The good images of one group by number, and their gallery, made when the first image asks for it."""
+        found = self._galleries[group]
+        if found is None:
+            own = np.flatnonzero(self.model.groups == group)
+            gallery = hierarchy.Gallery(self.model.embeddings[own], np.zeros(len(own), dtype=np.int64))
+            found = self._galleries[group] = own, gallery
+        return found
 
     def _added_by_whole(self, deepest: NDArray[np.float32], group: int) -> float:
         """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""

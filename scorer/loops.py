@@ -33,6 +33,24 @@ def mean_of_rows(rows, mean):
         mean[k] = total[k] / count
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def unit_rows(rows, scaled):
+    """Rows (n, c) scaled to unit length; one that is shorter than 1e-12 becomes the first axis."""
+    count, channels = rows.shape
+    for i in range(count):
+        squares = np.float32(0)
+        for k in range(channels):
+            squares += rows[i, k] * rows[i, k]
+        length = np.sqrt(squares)
+        if length < np.float32(1e-12):
+            for k in range(channels):
+                scaled[i, k] = 0
+            scaled[i, 0] = 1
+        else:
+            for k in range(channels):
+                scaled[i, k] = rows[i, k] / length
+
+
 @numba.njit(cache=True)
 def add_layer(distances, floor, median, factor, total):
     """Add factor * log(distance / median) of a layer (h, w) to the sum (side, side), enlarged as by `maps.enlarged`."""
