@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer.backbone import Image, Maps
-from scorer.coreset import greedy_k_centre, nearest_neighbours, unit
+from scorer.coreset import greedy_k_centre, nearest_neighbours, projected, unit
 from scorer.detector import HierarchicalCoreset
 from scorer.features import OnUnreadable, Progress, in_order
-from scorer.search import Bank
 from scorer.tiles import TiledCoreset
 
 
@@ -111,7 +110,7 @@ def _novel(detector: HierarchicalCoreset, features: Sequence[Maps], groups: NDAr
             most = layer.rows_per_image
             if model.tiles is not None:  # as many as the bank holds of each whole image that it was fitted on
                 most = max(most, len(model.banks[k][i]) / len(np.unique(model.tiles.sources[model.groups == k])))
-            far = [np.flatnonzero(_distance(vectors[j], detector.banks(k)[i]) > model.units[k][i].median) for j in own]
+            far = [np.flatnonzero(_is_far(vectors[j], detector, int(k), i)) for j in own]
             pool = np.concatenate([vectors[j][each] for j, each in zip(own, far, strict=True)])
             chosen = greedy_k_centre(pool, max(1, round(most))) if len(pool) else np.empty(0, dtype=np.intp)
             ends = np.cumsum([len(each) for each in far])
@@ -121,9 +120,18 @@ def _novel(detector: HierarchicalCoreset, features: Sequence[Maps], groups: NDAr
     return result
 
 
-def _distance(vectors: NDArray[np.float32], bank: Bank) -> NDArray[np.float32]:
-    similarity, _ = nearest_neighbours(vectors, bank)
-    return np.asarray(np.sqrt(np.maximum(0, 2 - 2 * similarity[:, 0])), dtype=np.float32)
+def _is_far(vectors: NDArray[np.float32], detector: HierarchicalCoreset, group: int, layer: int) -> NDArray[np.bool_]:
+    """Which patches (m,) of an image are farther from a bank than usual; of a tile, than one good patch in a hundred.
+
+    Most tiles of an image that was alarmed are like those that the bank is made of; what it takes goes to the others.
+    """
+    model, bank = detector.model, detector.banks(group)[layer]
+    usual = model.units[group][layer]
+    if model.tiles is None:
+        similarity, _ = nearest_neighbours(vectors, bank)
+        return np.asarray(np.sqrt(np.maximum(0, 2 - 2 * similarity[:, 0])) > usual.median)
+    distances, _ = projected(vectors, bank, model.layers[layer].neighbours)
+    return np.asarray(distances > usual.median * np.exp(usual.width))
 
 
 def _kept(features: NDArray[np.float32]) -> NDArray[np.float32]:

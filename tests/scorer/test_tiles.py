@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from discovery.regions import extract
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import artefact, commands, detector
@@ -223,6 +224,42 @@ def test_large_images_with_defects_among_the_good_ones_are_named_whole_and_left_
     assert trimmed["per_group"][0]["good_images"] == trimmed["good_images"]
     clean = detector.fit([sheet(i, 200, 300) for i in range(110)], settings)
     assert clean.report["suspects"] == []
+
+
+def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: ScorerSettings, tmp_path: Path) -> None:
+    assert settings.layers is not None
+    closer = LayerSettings(size=2 * SIDE, stride=16, rows=800, rows_per_image=10, neighbours=5)
+    accurate = settings.model_copy(update={"layers": (*settings.layers, closer)})
+    model = detector.fit([sheet(i, 200, 300) for i in range(20)], accurate)
+    image = sheet(900, 700, 900)
+    (clean,) = model.score([image])
+    cv2.line(image, (601, 303), (615, 317), (240, 240, 240), 2)
+    (found,) = model.score([image])
+    assert found.decision is not Decision.ACCEPT
+    assert found.aligned > clean.aligned + 0.3
+    assert found.patches is not None
+    assert found.residuals is not None
+    regions = extract(
+        image,
+        found.heatmap,
+        found.patches,
+        found.residuals,
+        *model.heatmap_range,
+        closer=model.close_up,
+        field_px=model.field_px,
+    )
+    x, y, width, height = regions[0].box
+    assert x - 40 < 608 < x + width + 40
+    assert y - 40 < 310 < y + height + 40
+    assert np.linalg.norm(regions[0].embedding.array().astype(np.float32)) == pytest.approx(1, abs=0.01)
+    (reason,) = reasons(model, image, [(608 / 900, 310 / 700)])
+    assert reason.nearest.ratio > 1
+    result = extend(model, [printed(600 + i) for i in range(8)], ["a"] * 8, accurate, bound=1)
+    assert result.accepted_before <= 1
+    assert result.accepted_after >= 7
+    result.detector.save(tmp_path / "model")
+    (again,) = detector.load(tmp_path / "model").score([image])
+    assert again.decision is not Decision.ACCEPT
 
 
 def test_scenarios_of_a_tiled_model_are_one_line(fitted: TiledCoreset, tmp_path: Path) -> None:
