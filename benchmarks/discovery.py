@@ -66,14 +66,13 @@ Figures = dict[str, float]
 
 @dataclass
 class Product:
-    """The defective images of one product: vectors of regions with the image and the area of each, and the truth."""
+    """The defective images of one product: vectors of regions with the image and the peak of each, and the truth."""
 
     kinds: list[str] = field(default_factory=list)
     vectors: list[np.ndarray] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
     true_mask_vectors: list[np.ndarray] = field(default_factory=list)
     whole_vectors: list[np.ndarray] = field(default_factory=list)
     described: list[int] = field(default_factory=list)
@@ -113,7 +112,6 @@ def _describe(fitted: detector.HierarchicalCoreset, sample: Sample, product: Pro
     scores = fitted.score([image])[0]
     number = len(product.kinds)
     product.kinds.append(sample.label)
-    product.sizes.append(image.shape[:2])
     patches, residuals = scores.patches, scores.residuals
     if patches is None or residuals is None:
         return 0.0
@@ -124,7 +122,7 @@ def _describe(fitted: detector.HierarchicalCoreset, sample: Sample, product: Pro
     for region in found:
         product.vectors.append(region.embedding.array().astype(np.float32))
         product.owners.append(number)
-        product.areas.append(region.area_px)
+        product.peaks.append(region.peak)
         product.groups.append(scores.group)
     true_mask = read_mask(sample, image.shape[:2])
     true_heat = _heat_of(np.ones(image.shape[:2], bool) if true_mask is None else true_mask)
@@ -151,9 +149,8 @@ def joined(products: dict[str, Product]) -> Product:
         result.owners += [owner + offset for owner in each.owners]
         result.described += [number + offset for number in each.described]
         result.vectors += each.vectors
-        result.areas += each.areas
+        result.peaks += each.peaks
         result.groups += each.groups
-        result.sizes += each.sizes
         result.true_mask_vectors += each.true_mask_vectors
         result.whole_vectors += each.whole_vectors
     return result
@@ -165,8 +162,7 @@ def by_frame(product: Product, labels: np.ndarray) -> list[str]:
     for row, owner in enumerate(product.owners):
         rows.setdefault(owner, []).append(row)
     return [
-        regions.frame_class([str(labels[i]) for i in rows[n]], [product.areas[i] for i in rows[n]], *product.sizes[n])
-        or ""
+        regions.frame_class([str(labels[i]) for i in rows[n]], [product.peaks[i] for i in rows[n]]) or ""
         if n in rows
         else "none"
         for n in range(len(product.kinds))

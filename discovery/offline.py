@@ -53,25 +53,23 @@ class Picture:
 
 @dataclass
 class Described:
-    """Pictures with their sizes, and the regions of all of them, each with its picture's number and an embedding.
+    """Pictures and the regions of all of them, each with its picture's number and an embedding.
 
     `groups` are the look-alike groups of the regions' pictures, all 0 where no model has told.
     """
 
     pictures: list[Picture] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     regions: list[DefectRegion] = field(default_factory=list)
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, picture: Picture, size: tuple[int, int], found: Sequence[DefectRegion], group: int = 0) -> None:
+    def add(self, picture: Picture, found: Sequence[DefectRegion], group: int = 0) -> None:
         """Take in a picture and what was found in it."""
         self.owners += [len(self.pictures)] * len(found)
         self.groups += [group] * len(found)
         self.pictures.append(picture)
-        self.sizes.append(size)
         self.regions += found
 
 
@@ -156,7 +154,7 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
             if scores.patches is not None and scores.residuals is not None:
                 maps = scores.heatmap, scores.patches, scores.residuals
                 found = regions.extract(image, *maps, lo, hi, closer=closer, field_px=field_px)
-            described.add(picture, image.shape[:2], found, scores.group)
+            described.add(picture, found, scores.group)
         done = min(start + BATCH, len(shown))
         _require(needed, len(described.regions), len(shown) - done)
         progress(done, len(shown), "images")
@@ -187,7 +185,7 @@ def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progre
                 if above[number]
                 else []
             )
-            described.add(picture, image.shape[:2], found)
+            described.add(picture, found)
         _require(needed, len(described.regions), int(above[number + 1 :].sum()))
         progress(number + 1, len(shown), "images")
     return described
@@ -257,7 +255,7 @@ def _learned(
 
 
 def _named(described: Described, labels: np.ndarray, proposals: dict[str, int], stability: float | None) -> Classes:
-    """Names by size, and the class of each picture by AnomalyNCD's area-weighted merge of its regions."""
+    """Names by size, and the class of each picture from those of its regions."""
     sizes = Counter(labels[labels >= 0].tolist())
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     names = {label: f"D-{number:04d}" for number, label in enumerate(order, start=1)}
@@ -266,10 +264,11 @@ def _named(described: Described, labels: np.ndarray, proposals: dict[str, int], 
     for row, owner in enumerate(described.owners):
         rows.setdefault(owner, []).append(row)
     by_picture: list[str | None] = []
-    for number, size in enumerate(described.sizes):
+    for number in range(len(described.pictures)):
         mine = rows.get(number, [])
-        areas = [described.regions[row].area_px for row in mine]
-        by_picture.append(regions.frame_class([found[row] for row in mine], areas, *size))
+        by_picture.append(
+            regions.frame_class([found[row] for row in mine], [described.regions[row].peak for row in mine])
+        )
     return Classes(found, by_picture, len(order), proposals, stability)
 
 

@@ -147,7 +147,7 @@ def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> 
     d, r = schema.defects, schema.regions
     for part in parts(sorted(set(defect_ids))):
         query = (
-            select(d.c.id, d.c.height, d.c.width, d.c.class_id.label("known"), r.c.class_id, r.c.area_px)
+            select(d.c.id, d.c.class_id.label("known"), r.c.class_id, r.c.peak)
             .join_from(d, r, r.c.defect_id == d.c.id)
             .where(d.c.id.in_(part))
             .order_by(d.c.id, r.c.position)
@@ -156,9 +156,7 @@ def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> 
         for row in connection.execute(query):
             frames[row.id].append(row)
         for defect_id, rows in frames.items():
-            found = region_rules.frame_class(
-                [row.class_id for row in rows], [row.area_px for row in rows], rows[0].height, rows[0].width
-            )
+            found = region_rules.frame_class([row.class_id for row in rows], [row.peak for row in rows])
             if found != rows[0].known:
                 connection.execute(update(d).where(d.c.id == defect_id).values(class_id=found))
 
@@ -222,8 +220,7 @@ def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[
     added, count = [], 0
     for item in fresh.values():
         defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
-        areas = [region.area_px for region in defect.regions]
-        frame = region_rules.frame_class(classes, areas, defect.height, defect.width)
+        frame = region_rules.frame_class(classes, [region.peak for region in defect.regions])
         key = connection.execute(table.insert().values(_defect_row(defect, frame))).inserted_primary_key
         assert key is not None
         rows = [

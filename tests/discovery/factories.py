@@ -56,8 +56,8 @@ def verdict(
     )
 
 
-def region(vector: np.ndarray, area_px: int = 64) -> DefectRegion:
-    return DefectRegion((10, 12, 8, 8), area_px, 2.5, (8, 8, 12, 12), _MASK, _CROP, Tensor.of(vector, "float16"))
+def region(vector: np.ndarray, peak: float = 2.5) -> DefectRegion:
+    return DefectRegion((10, 12, 8, 8), 64, peak, (8, 8, 12, 12), _MASK, _CROP, Tensor.of(vector, "float16"))
 
 
 def defect(
@@ -67,11 +67,11 @@ def defect(
     captured_at: int | None = None,
     version: str = VERSION,
     group: int = 0,
-    areas: tuple[int, ...] = (),
+    peaks: tuple[float, ...] = (),
     model_version: str = "m1",
 ) -> Defect:
     at = START_NS + sequence * 1_000_000_000 if captured_at is None else captured_at
-    sizes = areas or (64,) * len(vectors)
+    heights = peaks or (2.5,) * len(vectors)
     return Defect(
         camera=camera,
         epoch=1,
@@ -86,5 +86,5 @@ def defect(
         width=64,
         embedding_version=version,
         heatmap=Tensor.of(cv2.GaussianBlur(np.eye(8, dtype=np.float32), (3, 3), 0), "float16"),
-        regions=tuple(region(vector, area) for vector, area in zip(vectors, sizes, strict=True)),
+        regions=tuple(region(vector, peak) for vector, peak in zip(vectors, heights, strict=True)),
     )

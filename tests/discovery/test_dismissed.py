@@ -42,7 +42,7 @@ def store(settings):
     opened.ingest(
         Batch(
             defects=[
-                TakenDefect(defect(n, *directions(4)[: len(classes)], areas=(90, 10)[: len(classes)]), classes)
+                TakenDefect(defect(n, *directions(4)[: len(classes)], peaks=(3.0, 1.5)[: len(classes)]), classes)
                 for n, classes in enumerate(given)
             ]
         )

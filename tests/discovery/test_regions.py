@@ -154,15 +154,16 @@ def test_arrays_that_do_not_fit_are_refused(spoil):
         extract(*spoil(*scene()), LO, HI)
 
 
-def test_large_region_decides_the_class_of_a_frame():
-    assert frame_class(["D-1", "D-2", "D-2"], [4000, 30, 20], 256, 256) == "D-1"
-    assert frame_class(["D-1", "D-2", "D-2"], [40, 30, 35], 256, 256) == "D-2"
+def test_hottest_region_decides_the_class_of_a_frame():
+    assert frame_class(["D-1", "D-2", "D-2"], [4.0, 0.3, 3.9]) == "D-1"
+    assert frame_class(["D-1", "D-2"], [0.4, 3.0]) == "D-2"
+    assert frame_class(["D-2", "D-1"], [2.0, 2.0]) == "D-2"
 
 
 def test_frame_without_any_classified_region_has_no_class():
-    assert frame_class([None, None], [5, 6], 256, 256) is None
-    assert frame_class([], [], 256, 256) is None
-    assert frame_class([None, "D-3"], [5000, 6], 256, 256) == "D-3"
+    assert frame_class([None, None], [5.0, 6.0]) is None
+    assert frame_class([], []) is None
+    assert frame_class([None, "D-3"], [5.0, 0.6]) == "D-3"
 
 
 def test_embedding_version_names_both_the_features_and_the_pooling():

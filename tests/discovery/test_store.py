@@ -141,9 +141,9 @@ def test_region_of_a_class_that_was_merged_meanwhile_goes_to_the_survivor(store)
     assert store.assignments() == {"cam-1:1:0": "D-0002"}
 
 
-def test_frame_has_the_class_of_its_largest_region(store):
+def test_frame_has_the_class_of_its_hottest_region(store):
     with_classes(store, 1, 2)
-    found = defect(4, *directions(2), areas=(20, 3000))
+    found = defect(4, *directions(2), peaks=(1.5, 3.0))
     store.ingest(Batch(defects=[TakenDefect(found, ("D-0001", "D-0002"))]))
     assert store.assignments() == {"cam-1:1:4": "D-0002"}
 
