@@ -219,18 +219,24 @@ def speed(images: Images, settings: ScorerSettings) -> dict[str, float]:
             "backbone": lambda: list(pool.map(bare.features, test)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
+        processor_s: dict[str, list[float]] = {name: [] for name in tasks}
         for task in tasks.values():
             task()
         for _ in range(ROUNDS):
             for name, task in tasks.items():
-                started = time.perf_counter()
+                started, used_s = time.perf_counter(), time.process_time()
                 task()
                 seconds[name].append(time.perf_counter() - started)
+                processor_s[name].append(time.process_time() - used_s)
     best = {name: len(test) / min(values) for name, values in seconds.items()}
     return {
         "images_per_second": best["scoring"],
         "backbone_images_per_second": best["backbone"],
         "share_of_backbone": best["scoring"] / best["backbone"],
+        # What other work on the machine disturbs least.
+        "processor_time_share_of_backbone": float(
+            np.median(np.divide(processor_s["backbone"], processor_s["scoring"]))
+        ),
         "rows_of_largest_bank": max(len(bank) for banks in fitted.model.banks for bank in banks),
     }
 
