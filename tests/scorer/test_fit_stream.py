@@ -62,7 +62,7 @@ def fitted(files: list[Path], settings: ScorerSettings, stop_at: tuple[str, int]
     """The scores of a fit as text; `stop_at` ends it after that many steps of a stage."""
 
     def progress(stage: str, done: int, total: int) -> None:
-        Counted.counting = stage == "features"
+        Counted.counting = stage != "banks"
         if (stage, done) == stop_at:
             raise Stopped
 
