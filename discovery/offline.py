@@ -6,12 +6,13 @@ folders are the truth that the result is compared with; discovery itself never s
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,9 @@ def run(
     if k is not None and k < 1:
         raise UsageError(f"--k {k}: give 1 or more classes, or leave it out to have their number estimated")
     shown = pictures(data)
+    if out is not None:
+        with _writing(out):  # before the work, so that hours of it are not lost to a wrong place
+            out.mkdir(parents=True, exist_ok=True)
     needed = clustering.REGIONS_MIN if k is None else 0
     _require(needed, 0, len(shown))
     backbone = _backbone(settings, detector is None)
@@ -339,8 +343,7 @@ def write(out: Path, described: Described, classes: Classes, report: dict[str, A
         if name is not None:
             title = f"{picture.product}/{picture.kind or ''}/{picture.path.name}"
             examples.setdefault(name, []).append(sheet.Example(described.regions[row].crop, title))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
         places["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         with places["table"].open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -350,9 +353,15 @@ def write(out: Path, described: Described, classes: Classes, report: dict[str, A
                 name = classes.by_picture[number] or ""
                 table.writerow([picture.path, picture.product, picture.kind or "", name, counts[number]])
         places["sheet"].write_text(sheet.page(examples), encoding="utf-8")
-    except OSError as error:
-        raise FlawlineError(f"--out {out}: cannot be written: {error.strerror}") from error
     return {name: str(path) for name, path in places.items()}
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FlawlineError(f"--out {out}: cannot be written: {error.strerror}: choose another folder") from error
 
 
 def _backbone(settings: DiscoverySettings, needed: bool) -> CropBackbone | None:

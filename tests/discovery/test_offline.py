@@ -120,6 +120,20 @@ def test_too_few_regions_are_refused_as_soon_as_that_is_known(tmp_path, settings
     assert 0 < len(seen) < 29
 
 
+def test_place_that_cannot_be_written_is_said_before_the_work(folder, settings, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    seen = []
+    with pytest.raises(FlawlineError, match=r"--out .*taken: cannot be written: .*: choose another folder"):
+        offline.run(
+            folder,
+            settings,
+            maps=folder.parent / "maps",
+            out=tmp_path / "taken",
+            progress=lambda done, *_: seen.append(done),
+        )
+    assert not seen
+
+
 def test_options_of_once_alone_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["discover", "--k", "3"])
