@@ -16,7 +16,7 @@ from sklearn.cluster import HDBSCAN
 from sklearn.metrics import silhouette_score
 
 SAMPLE_LIMIT = 1000
-SUBSAMPLES = 8
+SUBSAMPLES = 16
 SUBSAMPLE_SHARE = 0.8
 DENSE_MEMBERS = 5
 LEAST_CEILING = 5
@@ -51,7 +51,7 @@ def estimate_count(
 ) -> tuple[int, float, dict[str, int]]:
     """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
 
-    Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of eight.
+    Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of sixteen.
     With several `groups` (n), it is the mean of those within each group, 0 where a group is not divided.
 
     A `previous` number stays while it is as good as the best, if it was found on most of these regions: `seen` is
