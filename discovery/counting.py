@@ -19,6 +19,7 @@ SAMPLE_LIMIT = 1000
 SUBSAMPLES = 16
 SUBSAMPLE_SHARE = 0.8
 DENSE_MEMBERS = 5
+NOT_DENSE = -1.0  # the least that a silhouette can be
 LEAST_CEILING = 5
 REGIONS_PER_CLUSTER = 10
 # Products of the public data sets have 1 to 8 kinds of defects. Without a bound, ever smaller groups of near copies
@@ -26,9 +27,10 @@ REGIONS_PER_CLUSTER = 10
 KINDS_PER_GROUP = 12
 # A group of fewer regions says nothing of how stable its clusters are.
 GROUP_MIN = 8
-# Measured stability is uncertain by about this much. Among numbers so alike the known one stays, else the smallest is
-# taken: more clusters would only be told apart by chance. Where clusters come back nearly as they are in any subsample,
-# the largest is taken, since they are real however fine. A number that every criterion proposes needs none of this.
+# Measured stability is uncertain by about this much. Where no number is clearly stable, the known one stays among those
+# so alike, else the smallest is taken: more clusters would only be told apart by chance. Where clusters come back
+# nearly as they are in any subsample, they are real, however fine: the number is taken that sets them furthest apart,
+# or the largest of the most stable ones where that is larger.
 STABILITY_TOLERANCE = 0.05
 SURE_STABILITY = 0.8
 # Over several groups clusters stay stable while a kind falls apart into the products it is on. But that sets no kinds
@@ -75,12 +77,13 @@ def estimate_count(
     }
     apart = silhouettes[2] >= max(TWO_SILHOUETTE, *silhouettes.values())
     allowed = [k for k in counts if k > 2 or apart or ceiling == 2]
-    known = previous if seen >= SUBSAMPLE_SHARE else None
     if len(strata) == 1:
-        count = _of_one_group(stability, allowed, set(proposals.values()), whole, known)
+        # A few outliers come back in any subsample too; that makes them no kind.
+        worth = {k: silhouettes[k] if np.bincount(whole[k]).min() >= DENSE_MEMBERS else NOT_DENSE for k in counts}
     else:
         worth = {k: _separation(distances, strata, whole[k]) - KIND_PRICE * k for k in counts}
-        count = _of_groups(stability, allowed, worth, known)
+    known = previous if seen >= SUBSAMPLE_SHARE else None
+    count = _chosen(stability, allowed, worth, known, len(strata))
     if stability[count] < STABILITY_FLOOR:
         return 1, 1.0, proposals
     return count, stability[count], proposals
@@ -98,31 +101,17 @@ def merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
     return np.asarray(cut_tree(ward(sample), list(counts))).T
 
 
-def _of_one_group(
-    stability: Mapping[int, float],
-    allowed: Sequence[int],
-    proposed: set[int],
-    whole: Mapping[int, np.ndarray],
-    known: int | None,
+def _chosen(
+    stability: Mapping[int, float], allowed: Sequence[int], worth: Mapping[int, float], known: int | None, groups: int
 ) -> int:
     best = max(stability[k] for k in allowed)
     alike = [k for k in allowed if stability[k] >= best - STABILITY_TOLERANCE]
-    if known in alike:
-        return known
-    if len(proposed) == 1 and proposed <= set(alike):
-        return min(proposed)
-    if best >= SURE_STABILITY:
-        # A few outliers come back in any subsample too; that makes them no kind.
-        return max((k for k in alike if np.bincount(whole[k]).min() >= DENSE_MEMBERS), default=alike[0])
-    return alike[0]
-
-
-def _of_groups(
-    stability: Mapping[int, float], allowed: Sequence[int], worth: Mapping[int, float], known: int | None
-) -> int:
-    best = max(stability[k] for k in allowed)
+    if groups == 1 and best < SURE_STABILITY:
+        return known if known in alike else alike[0]
     possible = [k for k in allowed if stability[k] >= min(SURE_STABILITY, best - STABILITY_TOLERANCE)]
     count = max(possible, key=lambda k: worth[k])
+    if groups == 1:  # few regions of a kind of their own hardly show in the mean silhouette
+        count = max([count, *(k for k in alike if worth[k] > NOT_DENSE)])
     return known if known in possible and worth[known] >= worth[count] - KIND_PRICE else count
 
 
