@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,22 +41,12 @@ def main() -> None:
     model = PatchcoreModel(
         layers=[str(each) for each in given["layers"]], backbone=str(given["backbone"]), pre_trained=False
     )
-    weights = {name.removeprefix("weights/"): given[name] for name in given.files if name.startswith("weights/")}
-    model.feature_extractor.feature_extractor.load_state_dict(
-        {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
-    )
-    mean, std = (torch.from_numpy(given[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
-
-    def batches(images: np.ndarray) -> list[torch.Tensor]:
-        step = int(given["batch"])
-        parts = [images[i : i + step] for i in range(0, len(images), step)]
-        return [(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 - mean) / std for part in parts]
-
+    load_weights(model, given)
     model.train()
     model.feature_extractor.eval()
     started = time.perf_counter()
     with torch.inference_mode():
-        for batch in batches(given["train"]):
+        for batch in batches(given, "train"):
             model(batch)
         features_s = time.perf_counter() - started
         vectors = torch.vstack(model.embedding_store)
@@ -65,7 +56,7 @@ def main() -> None:
         coreset_s = (time.perf_counter() - started) / share  # each step looks at every vector once: all take alike
         model.memory_bank = bank if share == 1 else vectors[torch.from_numpy(given["chosen"])]
         model.eval()
-        inputs = batches(given["test"])
+        inputs = batches(given, "test")
         model(inputs[0])
         started = time.perf_counter()
         scores = [model(batch).pred_score.reshape(-1).tolist() for batch in inputs]
@@ -121,6 +112,22 @@ def predicted(model: Patchcore, pictures: Path, batch: int) -> float:
             engine.predict(model=model, dataloaders=DataLoader(data, batch_size=batch, collate_fn=data.collate_fn))
             seconds.append(watch.seconds)
     return min(seconds)
+
+
+def load_weights(model: torch.nn.Module, given: Mapping[str, np.ndarray]) -> None:
+    """Give the model's backbone the weights that came with the images."""
+    weights = {name.removeprefix("weights/"): given[name] for name in given if name.startswith("weights/")}
+    model.feature_extractor.feature_extractor.load_state_dict(
+        {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    )
+
+
+def batches(given: Mapping[str, np.ndarray], kind: str) -> list[torch.Tensor]:
+    """The images of a kind as normalised float (batch, 3, side, side)."""
+    mean, std = (torch.from_numpy(given[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    step, images = int(given["batch"]), given[kind]
+    parts = [images[i : i + step] for i in range(0, len(images), step)]
+    return [(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 - mean) / std for part in parts]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from anomalib.models.image.padim.torch_model import PadimModel
+from anomalib_worker import batches, load_weights  # beside this script, in whose folder Python looks first
 
 
 def main() -> None:
@@ -29,27 +30,17 @@ def main() -> None:
         pre_trained=False,
         n_features=int(given["features"]),
     )
-    weights = {name.removeprefix("weights/"): given[name] for name in given.files if name.startswith("weights/")}
-    model.feature_extractor.feature_extractor.load_state_dict(
-        {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
-    )
-    mean, std = (torch.from_numpy(given[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
-
-    def batches(images: np.ndarray) -> list[torch.Tensor]:
-        step = int(given["batch"])
-        parts = [images[i : i + step] for i in range(0, len(images), step)]
-        return [(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 - mean) / std for part in parts]
-
+    load_weights(model, given)
     model.train()
     model.feature_extractor.eval()
     with torch.inference_mode():
         started = time.perf_counter()
-        for batch in batches(given["train"]):
+        for batch in batches(given, "train"):
             model(batch)
         model.fit()
         fit_s = time.perf_counter() - started
         model.eval()
-        inputs = batches(given["test"])
+        inputs = batches(given, "test")
         model(inputs[0])
         started = time.perf_counter()
         scores = [model(batch).pred_score.reshape(-1).tolist() for batch in inputs]

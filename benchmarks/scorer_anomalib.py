@@ -12,7 +12,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,12 +160,20 @@ def anomalib(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], pictures: Path, chosen: np.ndarray, coreset_share: float
 ) -> dict[str, Any]:
     """What anomalib's PatchCore takes and says; see `anomalib_worker`."""
-    python = environment()
+    own = {"ratio": RATIO, "share": coreset_share, "chosen": chosen}
+    return run_worker("anomalib_worker.py", train, test, own, [str(pictures)])
+
+
+def run_worker(
+    script: str,
+    train: Sequence[np.ndarray],
+    test: Sequence[np.ndarray],
+    own: Mapping[str, Any],
+    arguments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a worker in anomalib's environment says of the images, with our weights; `own` is for it alone."""
     settings = ScorerSettings()
-    weights = weight_files.find(settings.backbone, settings.weights)
-    module = backbone.torch_module(weights, SIDE, STRIDES)
-    state = {f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()}
-    std = 1 / module.scale.flatten().numpy()
+    module = backbone.torch_module(weight_files.find(settings.backbone, settings.weights), SIDE, STRIDES)
     with tempfile.TemporaryDirectory(prefix="flawline-anomalib-") as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.json"
         np.savez(
@@ -173,20 +181,16 @@ def anomalib(
             train=np.stack(train),
             test=np.stack(test),
             mean=module.mean.flatten().numpy() / 255,
-            std=std / 255,
+            std=1 / module.scale.flatten().numpy() / 255,
             layers=np.asarray(LAYERS),
             backbone=np.asarray(settings.backbone),
-            ratio=RATIO,
-            share=coreset_share,
-            chosen=chosen,
             threads=backbone.cpu_count(),
             batch=BATCH,
-            **state,
+            **own,
+            **{f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()},
         )
-        worker = Path(__file__).with_name("anomalib_worker.py")
-        subprocess.run(
-            [str(python), str(worker), str(given), str(pictures), str(result)], check=True, stdout=sys.stderr
-        )
+        command = [str(environment()), str(Path(__file__).with_name(script)), str(given), *arguments, str(result)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
         return dict(json.loads(result.read_text()))
 
 
