@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test]'
 	@echo "Converting the default backbone once ..."
-	$(BIN)/python -c 'from scorer import backbone, settings; backbone.prepare(settings.ScorerSettings())'
+	$(BIN)/python -c 'from flawline.settings.scorer import ScorerSettings; from scorer.features import backbone; backbone.prepare(ScorerSettings())'
 	@touch $(STAMP)
 
 clean:

@@ -25,7 +25,7 @@ from kafka.errors import KafkaError
 
 from benchmarks.group_member import joined
 from benchmarks.report import Goal, emit
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
 
 FRAME_BYTES: Final = 200_000
 IN_FLIGHT: Final = 32  # what an application that bounds its unacknowledged frames has on the way

@@ -22,14 +22,16 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from benchmarks.report import Goal, emit
-from discovery import clustering, regions
-from discovery.settings import DiscoverySettings
-from discovery.store import Store
+from discovery.round import clustering
+from discovery.store.store import Store
 from flawline import imaging
 from flawline.messages import ClassState
-from scorer import detector
-from scorer.dataset import LazyImages, Sample, read_mask, test_samples, train_samples
-from scorer.settings import ScorerSettings
+from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.scorer import ScorerSettings
+from scorer.detector import CoresetDetector
+from scorer.features.dataset import LazyImages, Sample, read_mask, test_samples, train_samples
+from scorer.fit import fit_detector
+from scorer.regions import regions
 from tests.discovery.factories import directions
 from tests.discovery.stream import Stream
 
@@ -99,7 +101,7 @@ def scores_of(truth: Sequence[str], found: Sequence[str]) -> dict[str, float]:
 def collect(data: Path, profile: str) -> tuple[dict[str, Product], float]:
     """Regions of every defective image from a model that knows no products; and milliseconds for each extraction."""
     settings = ScorerSettings(alarm_rate=ALARM_RATE, profile=profile)
-    fitted = detector.fit(LazyImages([sample.path for sample in train_samples(data)]), settings)
+    fitted = fit_detector(LazyImages([sample.path for sample in train_samples(data)]), settings)
     lo, hi = fitted.heatmap_range
     products = {name: Product() for name in PRODUCTS}
     shown = [sample for sample in test_samples(data) if sample.is_defect and sample.product in products]
@@ -107,7 +109,7 @@ def collect(data: Path, profile: str) -> tuple[dict[str, Product], float]:
     return products, float(np.median([spent for spent in times if spent])) * 1e3
 
 
-def _describe(fitted: detector.HierarchicalCoreset, sample: Sample, product: Product, lo: float, hi: float) -> float:
+def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: float, hi: float) -> float:
     image = imaging.read_image(sample.path)
     scores = fitted.score([image])[0]
     number = len(product.kinds)

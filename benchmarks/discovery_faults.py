@@ -25,12 +25,12 @@ import numpy as np
 from sqlalchemy import func, select
 
 from benchmarks.report import Goal, emit
-from discovery import registry, schema
 from discovery.service import DiscoveryService
-from discovery.store import Store
-from flawline.config import Settings
-from flawline.embedded import EmbeddedBroker
+from discovery.store import registry, schema
+from discovery.store.store import Store
+from embedded_broker import EmbeddedBroker
 from flawline.messages import ClassState, Decision, Defect, Verdict
+from flawline.settings.tree import Settings
 from tests.discovery import line
 from tests.discovery.factories import defect, directions, near, verdict
 

@@ -18,21 +18,23 @@ from typing import Final
 import numpy as np
 
 from benchmarks.report import emit
-from discovery import crop_backbone, metrics, offline
-from discovery.settings import DiscoverySettings
-from flawline import config
-from scorer import detector
-from scorer.dataset import LazyImages, train_samples
-from scorer.settings import ScorerSettings
+from discovery.learned import crop_backbone
+from discovery.offline import agreement as metrics
+from discovery.offline import offline
+from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.scorer import ScorerSettings
+from flawline.settings.tree import load_settings
+from scorer.detector import Detector
+from scorer.features.dataset import LazyImages, train_samples
+from scorer.fit import fit_detector
+from scorer.load import load_detector
 
 ALARM_RATE: Final = 0.45
 PRODUCTS: Final = ("magnetic_tile", "pcb", "screw", "tire", "transistor")
 FIGURES: Final = ("nmi", "ari", "accuracy")
 
 
-def compare(
-    data: Path, fitted: detector.Detector, products: Sequence[str], settings: DiscoverySettings
-) -> dict[str, float]:
+def compare(data: Path, fitted: Detector, products: Sequence[str], settings: DiscoverySettings) -> dict[str, float]:
     """NMI, ARI and accuracy of both modes for each product, their means, and the seconds that learning took."""
     backbone = crop_backbone.load(settings.crop_backbone, settings.crop_weights, settings.device)
     figures: dict[str, float] = {}
@@ -66,13 +68,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    data, settings = Path(arguments.data), config.load().discovery
+    data, settings = Path(arguments.data), load_settings().discovery
     if arguments.epochs:
         settings = settings.model_copy(update={"learning_epochs": arguments.epochs})
     fitted = (
-        detector.load(arguments.model)
+        load_detector(arguments.model)
         if arguments.model
-        else detector.fit(
+        else fit_detector(
             LazyImages([sample.path for sample in train_samples(data)]), ScorerSettings(alarm_rate=ALARM_RATE)
         )
     )

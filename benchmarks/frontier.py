@@ -23,14 +23,15 @@ import numpy as np
 
 from benchmarks.report import emit
 from flawline.errors import FlawlineError
-from scorer import backbone
+from flawline.settings.scorer import PROFILES, LayerSettings, ScorerSettings
 from scorer import model as models
-from scorer.dataset import LazyImages, Sample, test_samples, train_samples
-from scorer.detector import HierarchicalCoreset
-from scorer.evaluation import Row, pixel_histograms, row, summarise
-from scorer.features import FeatureStore, checked, extract, in_order
-from scorer.settings import PROFILES, LayerSettings, ScorerSettings
-from scorer.workfolder import WorkFolder
+from scorer.cache import cache_dir
+from scorer.detector import CoresetDetector
+from scorer.evaluate.evaluation import Row, pixel_histograms, row, summarise
+from scorer.features import backbone
+from scorer.features.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.features.store import FeatureStore, checked, extract, in_order
+from scorer.features.workfolder import WorkFolder
 
 Layers = tuple[LayerSettings, ...]
 
@@ -75,16 +76,16 @@ def measure(folder: Path, names: Sequence[str], settings: ScorerSettings) -> dic
     places = [_place(layer) for layer in union.active_layers]
     chosen = {name: [places.index(_place(layer)) for layer in each.active_layers] for name, each in wanted.items()}
     _, features = backbone.of_settings(union)
-    work = WorkFolder(backbone.cache_dir() / "fits", None)
+    work = WorkFolder(cache_dir() / "fits", None)
     figures: dict[str, float] = {}
-    fitted: dict[str, HierarchicalCoreset] = {}
+    fitted: dict[str, CoresetDetector] = {}
     try:
         store, _ = extract(LazyImages([sample.path for sample in train]), features, work)
         for name, each in wanted.items():
             started = time.perf_counter()
             model = models.fit(_some(store, chosen[name]), each, features.threads)
             figures[f"{name}.fit_seconds_after_features"] = time.perf_counter() - started
-            fitted[name] = HierarchicalCoreset(model, *backbone.of_settings(each))
+            fitted[name] = CoresetDetector(model, *backbone.of_settings(each))
     finally:
         work.close()
     figures |= _quality(fitted, chosen, features, test)
@@ -110,7 +111,7 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _quality(
-    fitted: Mapping[str, HierarchicalCoreset],
+    fitted: Mapping[str, CoresetDetector],
     chosen: Mapping[str, Sequence[int]],
     features: backbone.Backbone,
     test: Sequence[Sample],
@@ -139,7 +140,7 @@ def _quality(
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
-def _speeds(fitted: Mapping[str, HierarchicalCoreset], images: Sequence[np.ndarray]) -> dict[str, float]:
+def _speeds(fitted: Mapping[str, CoresetDetector], images: Sequence[np.ndarray]) -> dict[str, float]:
     """Images per second, and processor time an image, which other work on the machine disturbs less."""
     seconds: dict[str, list[float]] = {name: [] for name in fitted}
     processor: dict[str, list[float]] = {name: [] for name in fitted}

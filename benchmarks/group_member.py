@@ -6,7 +6,7 @@ import sys
 
 from kafka import KafkaConsumer
 
-from flawline.assignors import PatientCooperativeSticky
+from flawline.kafka_clients import PatientCooperativeSticky
 
 
 def joined(bootstrap: str, group: str, topic: str, session_ms: int) -> KafkaConsumer:

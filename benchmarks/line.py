@@ -28,7 +28,7 @@ POLL_S = 0.3
 
 def run_demo(folder: Path, arguments: list[str], kill_after: int | None = None) -> dict[str, Any]:
     """One demo in `folder`; an actor is killed with SIGKILL once there are `kill_after` verdicts."""
-    command = [sys.executable, "-m", "flawline", "demo", "--no-open", "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
     process = subprocess.Popen([*command, "--json", str(folder / "result.json"), *arguments], stdout=sys.stderr)
     if kill_after is not None:
         while process.poll() is None and verdicts_so_far(folder / "run" / "line.toml") < kill_after:
@@ -62,7 +62,7 @@ def scores(result: dict[str, Any]) -> dict[tuple[str, int], float]:
 def offline_difference(result: dict[str, Any], data: Path, folder: Path) -> tuple[float, float]:
     """Largest difference between streamed and offline scores, and the offline pooled AUROC."""
     offline, report = folder / "offline.json", folder / "evaluation.json"
-    command = [sys.executable, "-m", "flawline", "evaluate", result["artefacts"]["model"], str(data)]
+    command = [sys.executable, "-m", "station.cli", "evaluate", result["artefacts"]["model"], str(data)]
     subprocess.run([*command, "--scores", str(offline), "--json", str(report)], check=True, stdout=sys.stderr)
     expected = {Path(row["path"]).resolve(): row["aligned"] for row in json.loads(offline.read_text())}
     rows = [json.loads(line) for line in Path(result["artefacts"]["verdicts"]).read_text().splitlines()]

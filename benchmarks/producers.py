@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
+from embedded_broker import EmbeddedBroker
 from flawline import imaging
-from flawline.config import Settings
-from flawline.embedded import EmbeddedBroker
 from flawline.messages import Codec
+from flawline.settings.tree import Settings
 from producers import service
 from producers.camera import Camera, Capture
 

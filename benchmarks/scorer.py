@@ -32,9 +32,11 @@ import numpy as np
 from benchmarks import scorer_ablations, scorer_anomalib, scorer_growth, scorer_padim
 from benchmarks.report import Goal, emit, markdown
 from flawline.imaging import read_image
-from scorer import backbone, commands, detector
-from scorer.dataset import Sample, test_samples, train_samples
-from scorer.settings import ScorerSettings
+from flawline.settings.scorer import ScorerSettings
+from scorer import commands
+from scorer.features import backbone
+from scorer.features.dataset import Sample, test_samples, train_samples
+from scorer.fit import fit_detector
 
 PARTS = ("quality", "ablations", "speed", "growth", "fit", "anomalib")
 ROUNDS = 7
@@ -210,7 +212,7 @@ def speed(images: Images, settings: ScorerSettings) -> dict[str, float]:
     The banks have as many rows as a group of any size may have: fits of few images would flatter the search.
     """
     layers = tuple(layer.model_copy(update={"rows_per_image": layer.rows}) for layer in settings.active_layers)
-    fitted = detector.fit(images.train, settings.model_copy(update={"layers": layers}))
+    fitted = fit_detector(images.train, settings.model_copy(update={"layers": layers}))
     test = [images.test[i] for i in np.linspace(0, len(images.test) - 1, IMAGES).astype(int)]
     bare = backbone.load(list(backbone.prepare(settings).values()), precision=settings.precision)
     with ThreadPoolExecutor(bare.threads) as pool:

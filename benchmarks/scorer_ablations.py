@@ -30,18 +30,21 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from benchmarks.scorer_anomalib import ranking
-from scorer import backbone, calibration, hierarchy
+from flawline.settings.scorer import ScorerSettings
+from scorer import calibration
+from scorer import groups as grouping
 from scorer import model as models
 from scorer.alignment import group_levels, normal_level
-from scorer.audit import pasted
-from scorer.backbone import Image, Maps
+from scorer.cache import cache_dir
 from scorer.coreset import projected
-from scorer.detector import HierarchicalCoreset
-from scorer.features import FeatureStore, checked, extract
+from scorer.detector import CoresetDetector
+from scorer.extend.audit import pasted
+from scorer.features import backbone
+from scorer.features.backbone import Image, Maps
+from scorer.features.store import FeatureStore, checked, extract
+from scorer.features.workfolder import WorkFolder
 from scorer.model import Model
-from scorer.search import Bank
-from scorer.settings import ScorerSettings
-from scorer.workfolder import WorkFolder
+from scorer.search.bank import Bank
 
 ROWS: Final = ("flat", "grouped", "neighbour", "product")
 COLUMNS: Final = ("raw", "in_sample", "cross_fit", "head")
@@ -87,7 +90,7 @@ def ablations(
     """
     settings = settings.model_copy(update={"alarm_rate": ALARM_RATE})
     graphs, features = backbone.of_settings(settings)
-    folder = WorkFolder(backbone.cache_dir() / "fits", None)
+    folder = WorkFolder(cache_dir() / "fits", None)
     try:
         store, _ = extract(train, features, folder)
         grouped = models.fit(store, settings, features.threads)
@@ -95,7 +98,7 @@ def ablations(
             store, _as_many_rows(settings, grouped), features.threads, labels=np.zeros(len(store), dtype=np.int64)
         )
         fitted = {
-            name: HierarchicalCoreset(model, graphs, features)
+            name: CoresetDetector(model, graphs, features)
             for name, model in {
                 "flat": flat,
                 "grouped": grouped,
@@ -147,7 +150,7 @@ def _in_sample(store: FeatureStore, settings: ScorerSettings, model: Model, thre
     )
 
 
-def _tested(detector: HierarchicalCoreset, maps: Sequence[Maps]) -> Tested:
+def _tested(detector: CoresetDetector, maps: Sequence[Maps]) -> Tested:
     model = detector.model
     neighbours = np.full((len(maps), model.look_alikes), -1, dtype=np.int64)
     log_scores, groups = np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)
@@ -186,8 +189,8 @@ def _cell(
 
 def _levels(row: str, model: Model, tested: Tested) -> tuple[Floats, Floats]:
     """The normal log scores of the good images and of the test images."""
-    gallery = hierarchy.Gallery(model.embeddings, model.groups)
-    own, _ = gallery.neighbours_of_members(model.look_alikes, hierarchy.copies(model.embeddings))
+    gallery = grouping.Gallery(model.embeddings, model.groups)
+    own, _ = gallery.neighbours_of_members(model.look_alikes, grouping.copies(model.embeddings))
     if row == "neighbour":
         return normal_level(model.log_scores, own), normal_level(model.log_scores, tested.neighbours)
     if row == "product":

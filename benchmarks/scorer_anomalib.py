@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits
 
 from flawline.imaging import encode, read_image
 from flawline.messages import Codec
-from scorer import backbone, detector
-from scorer import weights as weight_files
+from flawline.settings.scorer import ScorerSettings
+from scorer.cache import cache_dir, cpu_count
 from scorer.coreset import greedy_k_centre, unit
-from scorer.metrics import image_metrics
-from scorer.settings import ScorerSettings
+from scorer.evaluate.accuracy import image_metrics
+from scorer.features import backbone
+from scorer.features import weights as weight_files
+from scorer.fit import fit_detector
 
 VERSION = "2.7.0"
 RATIO = 0.02
@@ -58,7 +60,7 @@ def compare(
     train, test = ([backbone.resized(each, SIDE) for each in images] for images in (train, test))
     vectors = _joined(weight_files.find(settings.backbone, settings.weights), train)
     rows = int(len(vectors) * RATIO)
-    with threadpool_limits(limits=backbone.cpu_count(), user_api="blas"):
+    with threadpool_limits(limits=cpu_count(), user_api="blas"):
         started = time.perf_counter()
         chosen = greedy_k_centre(vectors, rows)
         coreset_s = time.perf_counter() - started
@@ -122,7 +124,7 @@ def own(
     layers = tuple(
         layer.model_copy(update={"rows": rows, "rows_per_image": rows / len(train)}) for layer in settings.active_layers
     )
-    fitted = detector.fit(train, settings.model_copy(update={"layers": layers}))
+    fitted = fit_detector(train, settings.model_copy(update={"layers": layers}))
     scores = fitted.score(test)
     with ThreadPoolExecutor(fitted.threads) as pool:
         tasks: dict[str, Callable[[], object]] = {
@@ -184,7 +186,7 @@ def run_worker(
             std=1 / module.scale.flatten().numpy() / 255,
             layers=np.asarray(LAYERS),
             backbone=np.asarray(settings.backbone),
-            threads=backbone.cpu_count(),
+            threads=cpu_count(),
             batch=BATCH,
             **own,
             **{f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()},
@@ -199,7 +201,7 @@ def environment() -> Path:
 
     What is installed here already, torch above all, is seen there too and not fetched again.
     """
-    folder = backbone.cache_dir() / f"anomalib-{VERSION}"
+    folder = cache_dir() / f"anomalib-{VERSION}"
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if not ready.is_file():

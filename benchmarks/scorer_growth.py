@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scorer import backbone, detector
+from flawline.settings.scorer import PROFILES, ScorerSettings
 from scorer import model as models
-from scorer.backbone import Maps
-from scorer.detector import HierarchicalCoreset
+from scorer.detector import CoresetDetector
+from scorer.features import backbone
+from scorer.features.backbone import Maps
+from scorer.fit import fit_detector
 from scorer.model import Model
-from scorer.settings import PROFILES, ScorerSettings
 
 PRODUCTS = 10
 GROUPS = 1000
@@ -56,7 +57,7 @@ def groups(settings: ScorerSettings) -> dict[str, float]:
     groups of the same size and difficulty, with banks of their own and nothing in common.
     """
     images = [image for product in range(PRODUCTS) for image in drawn(product, GOOD_IMAGES)]
-    few = detector.fit(images, settings.model_copy(update={"groups": PRODUCTS}))
+    few = fit_detector(images, settings.model_copy(update={"groups": PRODUCTS}))
     copies = GROUPS // few.groups
     channels = [each.shape[1] for each in few.model.means]
     rng = np.random.default_rng(0)
@@ -195,7 +196,7 @@ def _measure_fit(count: int, settings: ScorerSettings) -> dict[str, float]:
             shown["stage"] = stage
             print(f"{time.perf_counter() - started:8.1f} s  {stage} {done} of {total}", file=sys.stderr, flush=True)
 
-    fitted: HierarchicalCoreset = detector.fit(Drawn(count), settings, progress)
+    fitted: CoresetDetector = fit_detector(Drawn(count), settings, progress)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
     with tempfile.TemporaryDirectory(prefix="flawline-benchmark-") as folder:
         fitted.save(Path(folder) / "model")

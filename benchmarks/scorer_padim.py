@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.scorer_anomalib import SIDE, ranking, run_worker
-from scorer import backbone
+from scorer.features import backbone
 
 # Channels that PaDiM keeps of those that the layers have; its paper's number for ResNet18.
 FEATURES = 100

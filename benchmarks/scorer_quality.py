@@ -22,14 +22,18 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.report import Goal, emit
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import backbone, calibration, hierarchy, scenarios, trimming
+from flawline.settings.scorer import ScorerSettings
+from scorer import calibration, trimming
+from scorer import groups as grouping
 from scorer import model as models
-from scorer.backbone import Maps
-from scorer.dataset import LazyImages, Sample, test_samples, train_samples
-from scorer.detector import HierarchicalCoreset
-from scorer.features import extract
-from scorer.settings import ScorerSettings
-from scorer.workfolder import WorkFolder
+from scorer.cache import cache_dir
+from scorer.detector import CoresetDetector
+from scorer.evaluate import scenarios
+from scorer.features import backbone
+from scorer.features.backbone import Maps
+from scorer.features.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.features.store import extract
+from scorer.features.workfolder import WorkFolder
 
 PARTS = ("scenarios", "alarms", "unknown", "contamination", "decisions")
 RATES = {"5_percent": 0.05, "1_percent": 0.01}
@@ -46,7 +50,7 @@ class Lab:
     def __init__(self, train: Sequence[Sample], test: Sequence[Sample], settings: ScorerSettings) -> None:
         self.train, self.test, self.settings = list(train), list(test), settings
         self.graphs, self.features = backbone.of_settings(settings)
-        self.folder = WorkFolder(backbone.cache_dir() / "fits", None)
+        self.folder = WorkFolder(cache_dir() / "fits", None)
         images = LazyImages([sample.path for sample in [*train, *test]])
         self.store, _ = extract(images, self.features, self.folder)
         self.products = np.asarray([sample.product for sample in [*train, *test]])
@@ -58,19 +62,19 @@ class Lab:
         """Free the disk."""
         self.folder.close()
 
-    def fit(self, chosen: NDArray[np.intp], *, trim: bool = False) -> HierarchicalCoreset:
+    def fit(self, chosen: NDArray[np.intp], *, trim: bool = False) -> CoresetDetector:
         """A detector fitted on some images by number."""
         store = trimming.only(self.store, chosen)
         model = models.fit(store, self.settings, self.features.threads)
         if trim and (out := trimming.suspects(model.standardised, model.groups)).any():
             model = models.fit(trimming.only(self.store, chosen[~out]), self.settings, self.features.threads)
-        return HierarchicalCoreset(model, self.graphs, self.features)
+        return CoresetDetector(model, self.graphs, self.features)
 
     def maps(self, number: int) -> Maps:
         """The feature maps of one image."""
         return self.features.features(self._images[number])
 
-    def scores(self, fitted: HierarchicalCoreset, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
+    def scores(self, fitted: CoresetDetector, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
         """Aligned and standardised score (n, 2) of some images by number."""
 
         def work(number: int) -> tuple[float, float]:
@@ -127,17 +131,17 @@ def unknown(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
     Routing and gates need the embeddings alone, so that no bank is fitted.
     """
     layers = models.embedding_layers(lab.settings.active_layers)
-    embeddings = hierarchy.embed([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
+    embeddings = grouping.embed([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
     names = np.unique(lab.products[lab.is_train])
     flagged, known = [], []
     for name in names:
         fitted_on = lab.is_train & (lab.products != name)
-        groups = hierarchy.group(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
-        gallery = hierarchy.Gallery(embeddings[fitted_on], groups)
+        groups = grouping.group(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
+        gallery = grouping.Gallery(embeddings[fitted_on], groups)
         _, within = gallery.neighbours_of_members(lab.settings.look_alikes)
-        gates = hierarchy.gates(gallery, within)
+        gates = grouping.gates(gallery, within)
 
-        def is_unknown(chosen: NDArray[np.bool_], gallery: hierarchy.Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
+        def is_unknown(chosen: NDArray[np.bool_], gallery: grouping.Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
             looks = [gallery.look(each, 1) for each in embeddings[chosen]]
             return float(np.mean([look.distance > gates[look.group] for look in looks]))
 
@@ -166,7 +170,7 @@ def contamination(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
     bad = np.concatenate(injected)
     tested = np.setdiff1d(np.flatnonzero(~lab.is_train), bad)
 
-    def pooled(fitted: HierarchicalCoreset) -> float:
+    def pooled(fitted: CoresetDetector) -> float:
         return float(roc_auc_score(lab.is_defect[tested], lab.scores(fitted, tested)[:, 0]))
 
     clean_fit = lab.fit(good)
@@ -205,7 +209,7 @@ def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
             print(f"{name}: not measured: {error}")
             continue
         try:
-            same = HierarchicalCoreset(fitted.model, lab.graphs, other.features)
+            same = CoresetDetector(fitted.model, lab.graphs, other.features)
             second = other.fit(good) if changes["precision"] == "bf16" else same
             agreement = float(np.mean(_decisions(second, other, tested) == taken))
             figures[f"decision_agreement_{name}"] = agreement
@@ -214,7 +218,7 @@ def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
     return figures, dict.fromkeys(figures, (">=", 0.999))
 
 
-def _decisions(fitted: HierarchicalCoreset, lab: Lab, chosen: NDArray[np.intp]) -> NDArray[np.str_]:
+def _decisions(fitted: CoresetDetector, lab: Lab, chosen: NDArray[np.intp]) -> NDArray[np.str_]:
     def work(number: int) -> Decision:
         return fitted.score_features(lab.maps(number)).decision
 

@@ -18,14 +18,16 @@ import numpy as np
 from kafka.structs import TopicPartition
 
 from benchmarks.report import Goal, emit
-from flawline import broker, imaging, messages
-from flawline.config import KafkaSettings, Settings
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
+from flawline import imaging, kafka_clients, messages
 from flawline.messages import Codec, Decision, Frame, Verdict
+from flawline.settings.scorer import ScorerSettings
+from flawline.settings.tree import KafkaSettings, Settings
+from flawline.settings.workers import WorkerSettings
 from producers.simulation import LineSettings, SimulatedLine
-from scorer import detector
-from scorer.settings import ScorerSettings
-from workers.settings import WorkerSettings
+from scorer.detector import Scores
+from scorer.fit import fit_detector
+from scorer.load import load_detector
 from workers.supervisor import Supervisor, stop_ray
 
 CAMERAS = 4
@@ -44,9 +46,9 @@ class InstantDetector:
     alarm_rate = 0.0
     groups = 1
 
-    def score(self, images: list[np.ndarray]) -> list[detector.Scores]:
+    def score(self, images: list[np.ndarray]) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)
-        return [detector.Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
+        return [Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="flawline-benchmark-") as folder:
         root = Path(folder)
         line = SimulatedLine(LineSettings(defect_rate=0.1))
-        fitted = detector.fit([part.image for part in line.good_parts(GOOD_PARTS)], ScorerSettings())
+        fitted = fit_detector([part.image for part in line.good_parts(GOOD_PARTS)], ScorerSettings())
         fitted.save(root / "model")
         images = [line.render(f"cam-{i % CAMERAS}", i).image for i in range(DISTINCT)]
         encoded = [imaging.encode(image, Codec.JPEG) for image in images]
@@ -81,7 +83,7 @@ def main() -> None:
 
 def bare(model: Path, images: list[np.ndarray], seconds: float) -> float:
     """Images per second of the detector alone, as an actor of one CPU loads it."""
-    loaded = detector.load(model, device="cpu", threads=1)
+    loaded = load_detector(model, device="cpu", threads=1)
     loaded.score(images[:4])
     started, done = time.monotonic(), 0
     while time.monotonic() < started + seconds:
@@ -157,7 +159,7 @@ def paced(settings: Settings, encoded: list[bytes], rate_hz: float, seconds: flo
 
 def send(settings: Settings, all_frames: Iterator[Frame]) -> None:
     """Publish frames, each on its camera's partition."""
-    producer = broker.producer(settings)
+    producer = kafka_clients.producer(settings)
     for frame in all_frames:
         producer.send(
             settings.topic("frames"),
@@ -171,7 +173,7 @@ def send(settings: Settings, all_frames: Iterator[Frame]) -> None:
 
 def verdicts(settings: Settings, epoch: int, count: int) -> list[tuple[Verdict, int]]:
     """All `count` verdicts of an epoch with their time in the log in ms, as soon as they are there."""
-    consumer = broker.consumer(settings)
+    consumer = kafka_clients.consumer(settings)
     consumer.assign([TopicPartition(settings.topic("verdicts"), each) for each in range(CAMERAS)])
     consumer.seek_to_beginning()
     found: list[tuple[Verdict, int]] = []

@@ -16,13 +16,13 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import select
 
-from discovery import schema
-from discovery.store import Store
-from flawline import broker, imaging, messages, topics
-from flawline.config import Settings
+from discovery.store import schema
+from discovery.store.store import Store
+from flawline import imaging, kafka_clients, messages, topics
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, Frame, SchemaError
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def export(
         url = settings.frames.objects_url
         objects = ObjectStore(url) if url else None
         try:
-            consumer = broker.consumer(settings, max_poll_records=FRAMES_PER_POLL)
+            consumer = kafka_clients.consumer(settings, max_poll_records=FRAMES_PER_POLL)
             try:
                 found = _copy(settings, consumer, missing, folder, objects, progress)
             finally:

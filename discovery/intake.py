@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from discovery import rounds, views
+from discovery.learned import augment
+from discovery.round import rounds
 from flawline.errors import FlawlineError
 from flawline.messages import Defect, SchemaError, Tensor, Verdict, decode
 
 if TYPE_CHECKING:
-    from discovery.crop_backbone import CropBackbone
+    from discovery.learned.crop_backbone import CropBackbone
 
 # What both databases can hold.
 INTEGER_LIMIT: Final = 1 << 31
@@ -58,7 +59,7 @@ def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_befo
 def described_by_crops(defect: Defect, backbone: CropBackbone) -> Defect:
     """The defect with embeddings of its regions' crops instead of those that the worker sent. Raises Rejected."""
     try:
-        vectors = backbone.embed([views.decode(region.crop, region.mask) for region in defect.regions])
+        vectors = backbone.embed([augment.decode(region.crop, region.mask) for region in defect.regions])
     except FlawlineError as error:
         raise Rejected("bad-crop", f"{defect.frame_id}: {error}") from error
     regions = tuple(

@@ -11,10 +11,10 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from discovery.store import Position
-from flawline import broker, clock
-from flawline.config import Settings
+from discovery.store.store import Position
+from flawline import clock, kafka_clients
 from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class TopicReader:
         self._settings, self._names, self._positions, self._monotonic = settings, sorted(names), positions, monotonic
         self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
         self._refreshed_at = -float("inf")
-        self._consumer = broker.consumer(settings, group=group)
+        self._consumer = kafka_clients.consumer(settings, group=group)
         try:
             self._assign()
         except KafkaError as error:

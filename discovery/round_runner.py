@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
-from discovery import carry, learned_round, registry, rounds, schema
-from discovery.clustering import REGIONS_MIN
-from discovery.database import fact, set_fact
-from discovery.learned_round import LearnedRounds, Plan
-from discovery.learning_task import Result
-from discovery.lineage import Registry
-from discovery.rounds import Outcome, Regions
-from discovery.store import Store
+from discovery import reembed
+from discovery.learned import learned_round
+from discovery.learned.learned_round import LearnedRounds, Plan
+from discovery.learned.learning_task import Result
+from discovery.round import rounds
+from discovery.round.clustering import REGIONS_MIN
+from discovery.round.lineage import Registry
+from discovery.round.rounds import Outcome, Regions
+from discovery.store import registry, schema
+from discovery.store.database import fact, set_fact
+from discovery.store.store import Store
 from flawline import clock, telemetry
-from flawline.config import Settings
 from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings
 
 if TYPE_CHECKING:
-    from discovery.crop_backbone import CropBackbone
+    from discovery.learned.crop_backbone import CropBackbone
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class RoundRunner:
         self._wanted = False
         self._backbone: CropBackbone | None = None
         self._backbone_failed = False
-        self._crops: carry.CropVectors | None = None
+        self._crops: reembed.CropVectors | None = None
 
     @property
     def busy(self) -> bool:
@@ -78,7 +81,7 @@ class RoundRunner:
     def backbone(self) -> CropBackbone:
         """The backbone that describes crops, loaded at its first use. Raises FlawlineError."""
         if self._backbone is None:
-            from discovery import crop_backbone
+            from discovery.learned import crop_backbone
 
             own = self._settings.discovery
             self._backbone = crop_backbone.load(own.crop_backbone, own.crop_weights, own.device)
@@ -177,16 +180,16 @@ class RoundRunner:
         """Whether classes of former versions have been carried over; a slice of that is done otherwise."""
         own = self._settings.discovery
         if own.embedding == "crop":
-            return not self._usable() or carry.describe_again(self._store, version, own, self.backbone().embed)
+            return not self._usable() or reembed.describe_again(self._store, version, own, self.backbone().embed)
         with self._store.reading() as connection:
-            exemplars, found = carry.waiting(connection, version, own)
+            exemplars, found = reembed.waiting(connection, version, own)
             if not found or not self._usable():
                 return True
             if self._crops is None:
-                self._crops = carry.CropVectors(self.backbone().embed)
+                self._crops = reembed.CropVectors(self.backbone().embed)
             if not self._crops.prepare(connection, [*exemplars, *found]):
                 return False
-        joined = carry.carry_over(self._store, version, exemplars, found, self._crops)
+        joined = reembed.carry_over(self._store, version, exemplars, found, self._crops)
         self._crops.keep(list(exemplars))
         log.info("%d of %d regions joined classes of a former embedding by their crops", joined, len(found))
         return True

@@ -20,17 +20,19 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
-from discovery import intake, pruning, registry, rounds, schema
-from discovery.clustering import unit
-from discovery.database import fact
-from discovery.lineage import Registry
+from discovery import intake
 from discovery.reader import TopicReader
+from discovery.round import rounds
+from discovery.round.clustering import unit
+from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
-from discovery.store import Batch, Position, Store, TakenDefect
-from flawline import broker, clock, messages, telemetry, topics
-from flawline.config import Settings
+from discovery.store import pruning, registry, schema
+from discovery.store.database import fact
+from discovery.store.store import Batch, Position, Store, TakenDefect
+from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState, Defect, Verdict
+from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
@@ -320,7 +322,7 @@ class DiscoveryService:
         while waiting := self.store.outbox():
             try:
                 if self._producer is None:
-                    self._producer = broker.producer(self.settings)
+                    self._producer = kafka_clients.producer(self.settings)
                     self._stack.callback(self._producer.close, timeout=PUBLISH_TIMEOUT_S)
                 name = self.settings.topic(topics.CLASSES.name)
                 sent = [

@@ -21,9 +21,9 @@ from typing import Any
 from flawline import messages
 from flawline.clock import Monotonic
 from flawline.messages import DropReason, Frame
+from flawline.settings.producers import ProducerSettings
 from producers.flow import ByteBudget, RateLimit
 from producers.records import Record
-from producers.settings import ProducerSettings
 from producers.spool import DamagedRecord, Spool, SpoolFull
 
 log = logging.getLogger(__name__)

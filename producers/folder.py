@@ -11,8 +11,8 @@ from flawline.clock import UtcNs, utc_ns
 from flawline.errors import UsageError
 from flawline.imaging import FILE_SUFFIXES, PNG_SIGNATURE
 from flawline.messages import Codec
+from flawline.settings.producers import FolderCamera
 from producers.camera import Capture
-from producers.settings import FolderCamera
 
 
 def images(path: Path) -> tuple[list[Path], bool]:

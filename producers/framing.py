@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flawline import imaging
 from flawline.messages import Codec, Frame, checksum
+from flawline.settings.producers import CameraBase
 from producers.camera import Capture
-from producers.settings import CameraBase
 
 
 def to_frame(capture: Capture, camera: CameraBase, epoch: int, sequence: int) -> Frame:

@@ -20,6 +20,7 @@ from typing import Any
 from flawline import messages, telemetry
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.messages import DropReason, Frame, LedgerEntry
+from flawline.settings.producers import CameraBase, ProducerSettings, WhenFull
 from producers.accounts import Accounts
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
@@ -27,7 +28,6 @@ from producers.delivery import fate, said
 from producers.flow import ByteBudget
 from producers.framing import to_frame
 from producers.journal import Journal
-from producers.settings import CameraBase, ProducerSettings, WhenFull
 from producers.spool import Spool
 
 log = logging.getLogger(__name__)

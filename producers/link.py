@@ -9,9 +9,9 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from flawline import broker, topics
-from flawline.config import Settings
+from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
 from producers.watch import Backoff
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ for _name in ("kafka.net", "kafka.cluster"):
 
 def connect(settings: Settings) -> Any:
     """A client for frames and ledger entries, the topics being there. Raises FlawlineError."""
-    broker.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name])
-    client = broker.producer(
+    kafka_clients.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name])
+    client = kafka_clients.producer(
         settings, delivery_timeout_ms=NO_DELIVERY_TIMEOUT_MS, reconnect_backoff_max_ms=RECONNECT_BACKOFF_MAX_MS
     )
     try:

@@ -13,17 +13,17 @@ from kafka.errors import RetriableError
 
 from flawline import messages, topics
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
-from flawline.config import Settings
 from flawline.errors import FlawlineError
 from flawline.messages import Frame, LedgerEntry
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from flawline.settings.producers import CameraBase
+from flawline.settings.tree import Settings
 from producers.camera import Capture
 from producers.delivery import NotConnected, said
 from producers.flow import ByteBudget
 from producers.journal import Journal, left_behind
 from producers.lane import Lane
 from producers.link import Link, connect
-from producers.settings import CameraBase
 from producers.spool import Quota, Spool
 from producers.watch import Backoff
 

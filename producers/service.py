@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 from flawline import telemetry
-from flawline.config import Settings
 from flawline.errors import UsageError
+from flawline.settings.producers import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
+from flawline.settings.tree import Settings
 from producers.camera import Camera, Capture
 from producers.folder import FolderReplay
 from producers.opencv import RtspDevice, UsbDevice, VideoReplay
 from producers.publisher import Publisher
-from producers.settings import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
 from producers.supervise import CameraRunner
 from producers.watch import Backoff
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import count
 
 from flawline.clock import UtcNs, utc_ns
+from flawline.settings.producers import SimulatedCamera
 from producers.camera import Capture
-from producers.settings import SimulatedCamera
 from producers.simulation import DEFECTS, PRODUCTS, LineSettings, SimulatedLine
 
 

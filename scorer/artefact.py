@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flawline.errors import FlawlineError, UsageError
-from scorer.backbone import Graph
+from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.calibration import Threshold
 from scorer.evidence import Evidence
+from scorer.features.backbone import Graph
+from scorer.features.weights import sha256_of
 from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles
-from scorer.settings import LayerSettings, ScorerSettings
-from scorer.weights import sha256_of
 from scorer.whole_image import WholeUnit
 
 FORMAT = 2

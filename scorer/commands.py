@@ -1,11 +1,11 @@
-"""What `flawline fit` and `flawline evaluate` do: data folder in, report out, progress with ETA on stderr."""
+"""What `flawline fit` and `flawline evaluate` do: data folder in, report out."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline import terminal
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, Decision
-from scorer import artefact, calibration, detector, evaluation, wholes
-from scorer.dataset import GOOD, Delivery, LazyImages, Sample, check_masks, good_images, test_samples, train_samples
-from scorer.features import Progress
+from flawline.settings.scorer import ScorerSettings
+from scorer import artefact, calibration
+from scorer.detector import CoresetDetector
+from scorer.evaluate import evaluation
+from scorer.features.dataset import (
+    GOOD,
+    Delivery,
+    LazyImages,
+    Sample,
+    check_masks,
+    good_images,
+    test_samples,
+    train_samples,
+)
+from scorer.features.store import Progress
+from scorer.fit import fit_detector
+from scorer.load import load_detector
 from scorer.model import Model
-from scorer.settings import ScorerSettings
+from scorer.tiles import worst
 
 log = logging.getLogger(__name__)
+
+ProgressBar = Callable[[], AbstractContextManager[Progress | None]]
+"""Makes what shows the progress of a command; the scorer itself shows nothing."""
 
 
 def fit(
@@ -31,6 +47,7 @@ def fit(
     settings: ScorerSettings | None = None,
     report: bool = True,
     delivery: Delivery | None = None,
+    progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
     """Fit a model on the good training images under `data` and save it to folder `out`; gives the report.
 
@@ -54,8 +71,8 @@ def fit(
         skipped.append(str(samples[index].path))
         log.warning("skipped: %s", error)
 
-    with _progress() as progress:
-        fitted = detector.fit(
+    with progress_bar() as progress:
+        fitted = fit_detector(
             LazyImages([sample.path for sample in samples], delivery),
             settings,
             progress,
@@ -66,7 +83,7 @@ def fit(
     fitted.save(Path(out))
     result = _about(fitted, Path(out)) | {"skipped_images": skipped}
     if tests:
-        metrics, _ = _evaluate(fitted, tests)
+        metrics, _ = _evaluate(fitted, tests, progress_bar)
         result = metrics | result | {"skipped_images": skipped + metrics["skipped_images"]}
     return result
 
@@ -81,6 +98,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     weights: Path | None = None,
+    progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
     """Evaluate the model in folder `model` on the test images under `data`; gives the report.
 
@@ -90,19 +108,19 @@ def evaluate(
     check_masks(samples)
     if scores is not None and not (scores.absolute().parent.is_dir() and os.access(scores.absolute().parent, os.W_OK)):
         raise UsageError(f"--scores {scores}: cannot be written: name a file in a folder that exists and is writable")
-    loaded = detector.load(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
-    metrics, rows = _evaluate(loaded, samples)
+    loaded = load_detector(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
+    metrics, rows = _evaluate(loaded, samples, progress_bar)
     if scores is not None:
         evaluation.write_scores(rows, Path(scores))
     return metrics | _about(loaded, Path(model))
 
 
-def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
+def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullcontext) -> dict[str, Any]:
     """The four scenarios of HierCore by the recipe of the model in folder `model`, fitted anew on `data`; see there.
 
     Raises FlawlineError for a model that does not say how it was fitted.
     """
-    from scorer import scenarios
+    from scorer.evaluate import scenarios
 
     recipe = artefact.load(Path(model)).settings()
     if recipe.tile_px is not None:
@@ -116,7 +134,7 @@ def compare_scenarios(model: Path, data: Path) -> dict[str, Any]:
         skipped.append(str(sample.path))
         log.warning("skipped: %s", error)
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = scenarios.compare(train_samples(Path(data)), test_samples(Path(data)), recipe, progress, on_unreadable)
     return report | {"skipped_images": skipped}
 
@@ -130,17 +148,18 @@ def extend(
     runtime: str = "auto",
     precision: str = "auto",
     weights: Path | None = None,
+    progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
     """Add the good images under `data` to the model in folder `model`, saved to folder `out`; gives the report.
 
     Nothing is written when the audit refuses, see `scorer.extend`.
     """
-    from scorer.extend import extend as extended
+    from scorer.extend.extend import extend as extended
 
     if Path(out).resolve() == Path(model).resolve():
         raise UsageError(f"--out {out}: is the model itself: the extended one stands beside it, choose another place")
     artefact.check_place(Path(out))
-    loaded = detector.load(model, runtime=runtime, precision=precision, weights=weights)
+    loaded = load_detector(model, runtime=runtime, precision=precision, weights=weights)
     images = LazyImages(good_images(Path(data)), _delivery(loaded))
     skipped: list[str] = []
 
@@ -149,7 +168,7 @@ def extend(
         log.warning("skipped: %s", error)
 
     settings = artefact.load(Path(model)).settings()
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = extended(
             loaded, images, images.names, settings, bound=bound, progress=progress, on_unreadable=on_unreadable
         )
@@ -169,14 +188,14 @@ def extend(
     }
 
 
-def _delivery(loaded: detector.HierarchicalCoreset) -> Delivery | None:
+def _delivery(loaded: CoresetDetector) -> Delivery | None:
     """The codec that the model's good images came through, which others have to come through too."""
     stored = loaded.report.get("delivery")
     return None if stored is None else Delivery(Codec(stored["codec"]), int(stored["quality"]))
 
 
 def _evaluate(
-    loaded: detector.HierarchicalCoreset, samples: list[Sample]
+    loaded: CoresetDetector, samples: list[Sample], progress_bar: ProgressBar
 ) -> tuple[dict[str, Any], list[evaluation.Row]]:
     skipped: list[str] = []
 
@@ -184,7 +203,7 @@ def _evaluate(
         skipped.append(str(sample.path))
         log.warning("skipped: %s", error)
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable, _delivery(loaded))
     return metrics | _mistakes(rows) | {"skipped_images": skipped}, rows
 
@@ -200,7 +219,7 @@ def _mistakes(rows: Sequence[evaluation.Row]) -> dict[str, list[str]]:
     }
 
 
-def _about(fitted: detector.HierarchicalCoreset, folder: Path) -> dict[str, Any]:
+def _about(fitted: CoresetDetector, folder: Path) -> dict[str, Any]:
     model = fitted.model
     cuts = {
         name: {"threshold": cut.value, "rate": cut.rate, "method": cut.method, "upper_bound": cut.upper_bound}
@@ -225,11 +244,11 @@ def _calibration(model: Model, own: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The standardised scores of the good images in `own` (n,) or, when these are tiles, of the worst of each image."""
     scores = model.standardised[own]
     if model.tiles is not None:
-        scores = wholes.worst(scores, model.tiles.sources[own])
+        scores = worst(scores, model.tiles.sources[own])
     return scores[np.isfinite(scores)]
 
 
-def _about_group(fitted: detector.HierarchicalCoreset, group: int) -> dict[str, Any]:
+def _about_group(fitted: CoresetDetector, group: int) -> dict[str, Any]:
     """What a group's own good images can vouch for: their finest p-value, and which alarm rate is sure."""
     scores = _calibration(fitted.model, fitted.model.groups == group)
     alarms = int((scores > fitted.cut_offs[0].value).sum())
@@ -245,10 +264,3 @@ def _about_group(fitted: detector.HierarchicalCoreset, group: int) -> dict[str, 
 def _has_tests(data: Path) -> Iterator[Path]:
     yield from data.glob("test/*/*")
     yield from data.glob("*/test/*/*")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Progress of each stage with ETA on stderr: bars on a terminal, a line now and then elsewhere."""
-    with terminal.progress("images") as advance:
-        yield lambda stage, done, total: advance(done, total, stage)

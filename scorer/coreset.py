@@ -1,7 +1,7 @@
 """Greedy k-centre selection of patch vectors, and what a bank of them knows near a query.
 
 All vectors have unit length, so an inner product s stands for the distance sqrt(2 - 2 s), and selection is a matter of
-matrix products. The search is `scorer.search`'s.
+matrix products. The search is `scorer.search.bank`'s.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer import loops
-from scorer.search import Bank, Vectors
+from scorer.search import loops
+from scorer.search.bank import Bank, Vectors
 
 # Candidates that one round of the selection looks at, as a share of all vectors and at most: more means fewer passes
 # over all vectors, but a Gram matrix of the candidates that costs more than the passes.

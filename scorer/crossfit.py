@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.coreset import Vectors, greedy_k_centre, merged, projected
-from scorer.features import FeatureStore, Progress
-from scorer.search import Bank
-from scorer.settings import LayerSettings, ScorerSettings
+from scorer.features.store import FeatureStore, Progress
+from scorer.search.bank import Bank
 
 # Bytes that one greedy selection may run over; larger pools are selected in parts, which are then merged.
 _POOL_BYTES = 64 << 20

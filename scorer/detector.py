@@ -1,33 +1,53 @@
-"""The detector: scores images against a fitted model. `load` one, or `fit` one from good images."""
+"""Scoring against a fitted model: groups of look-alikes, one bank per group and layer, one score for every image."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from flawline import __version__
 from flawline.errors import FlawlineError
-from scorer import artefact, backbone, golden, trimming
+from flawline.messages import Decision
+from scorer import artefact, calibration, golden, maps, whole_image
+from scorer import groups as grouping
 from scorer import model as models
-from scorer.backbone import Backbone, Graph, Image
-from scorer.dataset import Chosen
-from scorer.evidence import gather
-from scorer.features import OnUnreadable, Progress, extract
-from scorer.hierarchical import HierarchicalCoreset, Scores, one_thread_per_product
-from scorer.regions_of_interest import Mask
-from scorer.settings import ScorerSettings
-from scorer.workfolder import WorkFolder
+from scorer.coreset import Vectors, projected, unit
+from scorer.evidence import Evidence
+from scorer.features.backbone import Backbone, Graph, Image, Maps
+from scorer.features.store import checked
+from scorer.regions.masks import Mask, cooled, without_ignored
+from scorer.search import loops
+from scorer.search.bank import Bank
 
-__all__ = ["Detector", "HierarchicalCoreset", "Scores", "fit", "load"]
 
-# Part of the key by which a killed fit is known again: raise it whenever features or banks change their meaning.
-_WORK_FORMAT = 1
+@dataclass(frozen=True)
+class Scores:
+    """What the detector says of one image.
+
+    `raw` is the score in units of its group's patches (1 is ordinary); `aligned` its natural-log ratio to the scores of
+    the good images that look like it; `p_value` the conformal one. `heatmap` (h, w) covers the whole image, on the
+    finest layer's grid, in aligned units. `patches` (features minus their group's mean) and `residuals` (features minus
+    what the bank knows nearest to them), both (h, w, D) on the heat map's grid, are the inputs of region embeddings:
+    only for images that are not accepted.
+    """
+
+    group: int
+    raw: float
+    aligned: float
+    p_value: float
+    decision: Decision
+    heatmap: NDArray[np.float32]
+    patches: NDArray[np.float32] | None = None
+    residuals: NDArray[np.float32] | None = None
 
 
 class Detector(Protocol):
@@ -46,137 +66,253 @@ class Detector(Protocol):
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]: ...
 
 
-def fit(
-    images: Sequence[Image],
-    settings: ScorerSettings,
-    progress: Progress | None = None,
-    on_unreadable: OnUnreadable | None = None,
-) -> HierarchicalCoreset:
-    """A detector fitted on good images (uint8 RGB, any size); no label is asked for.
+class CoresetDetector:
+    """Groups of look-alikes, one bank per group and layer, scores aligned with those of similar good images.
 
-    `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for; one
-    that raises FlawlineError is handed to `on_unreadable(index, error)` and left out, or, without that, ends the fit.
+    An image's scores depend on the image alone: not on the batch, the process, or the number of threads.
     """
-    if len(images) < settings.minimum_images:
-        raise FlawlineError(
-            f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
+
+    def __init__(
+        self,
+        model: models.Model,
+        graphs: Sequence[tuple[Graph, Path]],
+        features: Backbone,
+        report: dict[str, Any] | None = None,
+        version: str = "",
+        evidence: Callable[[], Evidence | None] = lambda: None,
+    ) -> None:
+        self.model = model
+        self.report = report or {}
+        self._evidence = evidence
+        self._graphs = list(graphs)
+        self._backbone = features
+        self._version = version
+        self._gallery = grouping.Gallery(model.embeddings, model.groups)
+        self._galleries: list[tuple[NDArray[np.intp], grouping.Gallery] | None] = [None] * len(model.banks)
+        wholes = models.whole_part(model.layers, model.means, model.embeddings)
+        self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
+        self._searched: list[list[Bank] | None] = [None] * len(model.banks)
+        self.banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
+        one_thread_per_product()
+        self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """Where bank rows came from, and pictures of good images; read when asked for, since no score needs it."""
+        return self._evidence()
+
+    @property
+    def version(self) -> str:
+        """Hash of the model's content; empty for a fitted model that was not saved yet."""
+        return self._version
+
+    @property
+    def alarm_rate(self) -> float:
+        """The share of good parts that the model was asked to let fail."""
+        return self.model.alarm_rate
+
+    @property
+    def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
+        """The cut-offs of review and of reject."""
+        return self.model.review, self.model.reject
+
+    @property
+    def heatmap_range(self) -> tuple[float, float]:
+        """Heat map values between which binarising looks for its threshold: from what good parts rarely reach up."""
+        return self.model.heatmap_range
+
+    @property
+    def embedding_version(self) -> str:
+        """Changes when `patches`, `residuals` or close-ups of different versions cannot be compared."""
+        wanted = [self.model.layers[i] for i in models.embedding_layers(self.model.layers)]
+        names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
+        return sha256("|".join(names + [f"{each.size}/{each.stride}" for each in wanted]).encode()).hexdigest()[:12]
+
+    @property
+    def groups(self) -> int:
+        """Number of look-alike groups."""
+        return len(self.model.banks)
+
+    @property
+    def runtime(self) -> str:
+        """What the backbone runs on, with its precision."""
+        return f"{self._backbone.runtime}-{self._backbone.precision}"
+
+    def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
+        """Scores of uint8 RGB images (height, width, 3) of any size, in their order.
+
+        `masks` hold for each image None or bool (height, width), False where nothing is to be inspected: there nothing
+        scores and the heat map is cool. Raises FlawlineError for an array that is no such image, or a mask of another
+        size.
+        """
+        masks = [None] * len(images) if masks is None else masks
+        for image, mask in zip(images, masks, strict=True):
+            checked(image)
+            if mask is not None and mask.shape != image.shape[:2]:
+                raise FlawlineError(f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it anew")
+        return list(self._pool.map(self._score_one, images, masks))
+
+    def _score_one(self, image: Image, mask: Mask | None) -> Scores:
+        return self.score_features(self._backbone.features(image), mask=None if mask is None or mask.all() else mask)
+
+    def score_features(self, features: Maps, group: int | None = None, mask: Mask | None = None) -> Scores:
+        """Scores of one image from its feature maps (h, w, c), one per layer.
+
+        `group` is given where the product is known and the groups are products: the image is then compared with no
+        other. `mask`, as for `score`.
+        """
+        model = self.model
+        means = self._means(features)
+        look = self._look(means, group)
+        group = look.group
+        distances, known = [], []
+        for layer, each, bank in zip(model.layers, features, self.banks(group), strict=True):
+            height, width, channels = each.shape
+            distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
+            distances.append(distance.reshape(height, width))
+            known.append(nearest.reshape(height, width, channels))
+        if mask is not None:
+            distances = without_ignored(distances, model.units[group], mask)
+        ratios = maps.combined(distances, model.units[group])
+        if mask is not None:
+            ratios = cooled(ratios, mask)
+        log_score = maps.log_score(ratios) + (self._added_by_whole(means[-1], group) if mask is None else 0.0)
+        level = model.level(group, look.neighbours)
+        aligned = log_score - level
+        standardised = aligned / float(model.widths[group])
+        decision = self._decide(look, standardised)
+        patches = residuals = None
+        if decision is not Decision.ACCEPT:
+            patches, residuals = self._describe(features, known, group, ratios.shape[0])
+        return Scores(
+            group=group,
+            raw=float(np.exp(log_score)),
+            aligned=aligned,
+            p_value=float(calibration.p_values(np.asarray(standardised), model.calibration)),
+            decision=decision,
+            heatmap=np.asarray(np.log(ratios) - level, dtype=np.float32),
+            patches=patches,
+            residuals=residuals,
         )
-    started = time.monotonic()
-    given, sources = images, None
-    if settings.tile_px is not None:
-        from scorer.tiles import TiledImages
 
-        overlap_px = round(settings.tile_px * settings.tile_overlap)
-        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
-        sources = images.sources
-    one_thread_per_product()
-    if progress:
-        progress("backbone", 0, 1)  # the first time, it is converted
-    graphs, features = backbone.of_settings(settings)
-    if progress:
-        progress("backbone", 1, 1)
-    folder = WorkFolder(backbone.cache_dir() / "fits", _work_key(given, settings, graphs, features))
-    finished = False
-    try:
-        store, kept = extract(images, features, folder, progress, on_unreadable)
-        sources = None if sources is None else sources[kept]
-        model = models.fit(store, settings, features.threads, progress, sources=sources)
-        origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
-        first_scores = model.standardised
-        suspects = trimming.suspicious_images(first_scores, model.groups, sources)
-        left_out = np.zeros(len(kept), dtype=bool)
-        if settings.trim and suspects.any() and len(set(origins[~suspects])) >= settings.minimum_images:
-            left_out = suspects
-            store = trimming.only(store, np.flatnonzero(~left_out))
-            sources = None if sources is None else sources[~left_out]
-            model = models.fit(store, settings, features.threads, progress, sources=sources)
-        if sources is not None and settings.tile_px is not None:
-            model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
-        used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
-        evidence = gather(store, model.banks, model.groups, used)
-        finished = True
-    finally:
-        folder.close(remove=finished)
-    report = {
-        "fit_seconds": round(time.monotonic() - started, 3),
-        "images": len(set(origins[~left_out])),
-        "left_out": _named(given, origins[left_out], first_scores[left_out]),
-        "suspects": _named(given, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
-        "skipped": len(given) - len(set(origins)),
-        "settings": settings.model_dump(mode="json"),
-    }
-    return _kind(model)(model, graphs, features, report, evidence=lambda: evidence)
+    def standardised(self, scores: Scores) -> float:
+        """The aligned score in units of its group's spread, which the cut-offs are on."""
+        return scores.aligned / float(self.model.widths[scores.group])
+
+    @property
+    def field_px(self) -> int | None:
+        """Side of the part of an image that the model sees at once, in image pixels; None where it sees all of it."""
+        return None if self.model.tiles is None else self.model.tiles.side_px
+
+    def close_up(self, part: Image) -> Maps:
+        """Feature maps (h, w, c) of an enlarged part of an image in the layers of the first pass, from fine to deep."""
+        features = self._backbone.features(checked(part))
+        return [features[i] for i in models.embedding_layers(self.model.layers)]
+
+    def features(self, image: Image) -> Maps:
+        """Feature maps (h, w, c) of a uint8 RGB image, one per layer."""
+        return self._backbone.features(checked(image))
+
+    def embeddings(self, features: Sequence[Maps]) -> Vectors:
+        """Image embeddings (n, d) of images from their feature maps, in the precision that is kept."""
+        layers = models.embedding_layers(self.model.layers)
+        means = [np.stack([each[i].mean(axis=(0, 1)) for each in features]) for i in layers]
+        return np.asarray(grouping.embed(means).astype(np.float16), dtype=np.float32)
+
+    @property
+    def backbone(self) -> Backbone:
+        """What turns images into features."""
+        return self._backbone
+
+    @property
+    def threads(self) -> int:
+        """Images that are scored at once."""
+        return self._backbone.threads
+
+    def replaced(self, model: models.Model, evidence: Evidence | None, report: dict[str, Any]) -> CoresetDetector:
+        """Another model on the same backbone."""
+        return type(self)(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
+
+    def route(self, features: Maps, group: int | None = None) -> grouping.Look:
+        """Whom an image with these feature maps resembles, among all good images or those of one group."""
+        return self._look(self._means(features), group)
+
+    def _means(self, features: Maps) -> list[NDArray[np.float32]]:
+        """The mean features (c,) of the layers of the image embedding."""
+        means = []
+        for i in models.embedding_layers(self.model.layers):
+            rows = features[i].reshape(-1, features[i].shape[-1])
+            means.append(np.empty(rows.shape[1], dtype=np.float32))
+            loops.mean_of_rows(rows, means[-1])
+        return means
+
+    def _look(self, means: Sequence[NDArray[np.float32]], group: int | None) -> grouping.Look:
+        embedding = grouping.embed(means)
+        if group is None:
+            return self._gallery.look(embedding, self.model.look_alikes)
+        own, within = self._members(group)
+        look = within.look(embedding, self.model.look_alikes)
+        return grouping.Look(group, own[look.neighbours], look.distance)
+
+    def _members(self, group: int) -> tuple[NDArray[np.intp], grouping.Gallery]:
+        """The good images of one group by number, and their gallery, made when the first image asks for it."""
+        found = self._galleries[group]
+        if found is None:
+            own = np.flatnonzero(self.model.groups == group)
+            gallery = grouping.Gallery(self.model.embeddings[own], np.zeros(len(own), dtype=np.int64))
+            found = self._galleries[group] = own, gallery
+        return found
+
+    def _added_by_whole(self, deepest: NDArray[np.float32], group: int) -> float:
+        """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
+        distances = whole_image.log_distances(unit(deepest)[None], self._wholes[group])
+        return float(self.model.wholes[group].added(distances)[0])
+
+    def banks(self, group: int) -> list[Bank]:
+        """The group's banks, one a layer, in the order that the search wants, made when its first image comes."""
+        found = self._searched[group]
+        if found is None:
+            found = self._searched[group] = [Bank(rows) for rows in self.model.banks[group]]
+        return found
+
+    def _decide(self, look: grouping.Look, standardised: float) -> Decision:
+        if look.distance > self.model.gates[look.group]:
+            return Decision.UNKNOWN_PRODUCT
+        if standardised > self.model.reject.value:
+            return Decision.REJECT
+        return Decision.REVIEW if standardised > self.model.review.value else Decision.ACCEPT
+
+    def _describe(
+        self, features: Maps, known: Maps, group: int, side: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        patches, residuals = [], []
+        for i in models.region_layers(self.model.layers):
+            each = features[i]
+            lengths = np.sqrt(np.einsum("ijk,ijk->ij", each, each))[:, :, None]
+            patches.append(maps.enlarged(each - self.model.means[i][group], side))
+            residuals.append(maps.enlarged(each - lengths * known[i], side))
+        return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
+
+    def raw_scores(self, images: Sequence[Image]) -> list[float]:
+        """The raw score of each image."""
+        return [each.raw for each in self.score(images)]
+
+    def save(self, path: Path) -> str:
+        """Write the artefact to folder `path`, whole or not at all, and return its version."""
+        if self.evidence is not None and "golden" not in self.report:
+            self.report["golden"] = golden.golden(self.evidence, self.raw_scores)
+        self._version = artefact.save(
+            path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report, self.evidence
+        )
+        self._graphs = [(graph, path) for graph, _ in self._graphs]
+        return self._version
 
 
-def _named(images: Sequence[Image], numbers: NDArray[np.integer], scores: NDArray[np.float64]) -> list[str]:
-    """The names of some images by number, each once, those with the highest scores first."""
-    names = getattr(images, "names", [])
-    ordered = dict.fromkeys(numbers[np.argsort(-scores, kind="stable")].tolist())
-    return [names[i] if names else f"image {i}" for i in ordered]
+def one_thread_per_product() -> None:
+    """Keep matrix products on the thread that asks for them.
 
-
-def _kind(model: models.Model) -> type[HierarchicalCoreset]:
-    """The detector that serves a model: of tiles, or of whole images."""
-    if model.tiles is None:
-        return HierarchicalCoreset
-    from scorer.tiles import TiledCoreset
-
-    return TiledCoreset
-
-
-def _work_key(
-    images: Sequence[Image], settings: ScorerSettings, graphs: Sequence[tuple[Graph, Path]], features: Backbone
-) -> object | None:
-    """What a killed fit is known again by: images, settings, backbone; None for images that have no names."""
-    identities = getattr(images, "identities", None)
-    if identities is None:
-        return None
-    return [
-        _WORK_FORMAT,
-        __version__,
-        settings.model_dump(mode="json", exclude={"threads"}),
-        [asdict(graph) for graph, _ in graphs],
-        features.runtime,
-        features.precision,
-        identities(),
-    ]
-
-
-def load(
-    path: str | Path,
-    *,
-    runtime: str = "auto",
-    precision: str = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    weights: Path | None = None,
-) -> HierarchicalCoreset:
-    """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
-
-    In f32 all runtimes give nearly the same scores, which is checked on pictures in the model where it was calibrated
-    on another one or on another kind of processor; the thresholds of a model fitted in bf16 hold in bf16 only.
-    Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
+    Images are the unit of parallelism; products that start threads of their own would fight over the same cores, and
+    sum in an order that depends on how many there are. The setting is the process's, and stays.
     """
-    stored = artefact.load(Path(path))
-    if precision == "auto":
-        precision = stored.precision
-    if precision != stored.precision:
-        raise FlawlineError(
-            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: set "
-            f'worker.precision = "auto", or fit it again with scorer.precision = "{precision}"'
-        )
-    try:
-        features = backbone.load(
-            stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
-        )
-    except FlawlineError as error:
-        raise FlawlineError(f"{path}: {error}") from error
-    loaded = _kind(stored.model)(stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence)
-    if golden.wanted(stored.report.get("golden"), features.runtime, stored.runtime):
-        try:
-            golden.check(
-                stored.report.get("golden"), loaded.evidence, loaded.raw_scores, features.runtime, stored.runtime
-            )
-        except FlawlineError as error:
-            raise FlawlineError(f"{path}: {error}") from error
-    return loaded
+    threadpool_limits(limits=1, user_api="blas")
+    faiss.omp_set_num_threads(1)

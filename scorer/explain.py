@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from scorer import model as models
-from scorer.backbone import Image
 from scorer.coreset import unit
-from scorer.detector import HierarchicalCoreset
+from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
+from scorer.features.backbone import Image
 from scorer.tiles import TiledCoreset
 
 Box = tuple[float, float, float, float]
@@ -53,7 +53,7 @@ class Reason:
     shown: GoodPatch
 
 
-def reasons(detector: HierarchicalCoreset, image: Image, places: Sequence[tuple[float, float]]) -> list[Reason]:
+def reasons(detector: CoresetDetector, image: Image, places: Sequence[tuple[float, float]]) -> list[Reason]:
     """The reason for each place (x, y), in fractions of the sides of a uint8 RGB image.
 
     Raises FlawlineError for a model that was saved without evidence.
@@ -85,7 +85,7 @@ def _tile_reason(detector: TiledCoreset, evidence: Evidence, image: Image, place
 
 
 def _reason(
-    detector: HierarchicalCoreset,
+    detector: CoresetDetector,
     evidence: Evidence,
     features: Sequence[NDArray[np.float32]],
     group: int,

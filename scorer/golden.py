@@ -19,8 +19,8 @@ import numpy as np
 from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
-from scorer.backbone import Image
 from scorer.evidence import Evidence
+from scorer.features.backbone import Image
 
 # Pictures that are compared, and the most that the natural log of a score may differ: runtimes in f32 agree within 1 %.
 _PICTURES = 8

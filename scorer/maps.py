@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer import loops
+from scorer.search import loops
 
 Map = NDArray[np.float32]
 

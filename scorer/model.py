@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer import calibration, hierarchy, maps, whole_image
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer import calibration, maps, whole_image
+from scorer import groups as grouping
 from scorer.alignment import group_levels, neighbour_shares, normal_level, shrunk
 from scorer.calibration import Threshold
 from scorer.coreset import Vectors, projected
 from scorer.crossfit import cross_fit
-from scorer.features import FeatureStore, Progress
+from scorer.features.store import FeatureStore, Progress
 from scorer.maps import LayerUnit
-from scorer.settings import LayerSettings, ScorerSettings
 from scorer.whole_image import WholeUnit
 
 # Good images that are scored as if they were of another group, to see how hot a strong defect is.
@@ -130,13 +131,13 @@ def fit(
             f"{len(store)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     # The artefact keeps half precision, so the fit works with what will be loaded again.
-    embeddings = hierarchy.embed([store.means[i] for i in embedding_layers(layers)])
+    embeddings = grouping.embed([store.means[i] for i in embedding_layers(layers)])
     embeddings = embeddings.astype(np.float16).astype(np.float32)
-    groups = hierarchy.group(embeddings, settings.groups, settings.seed) if labels is None else labels
+    groups = grouping.group(embeddings, settings.groups, settings.seed) if labels is None else labels
     members = [np.flatnonzero(groups == k) for k in range(int(groups.max()) + 1)]
     # A copy of an image stands with it: apart, each would find itself in the bank, and score nothing. Tiles that are
     # alike are left alone, since an empty background would tie all images together.
-    copies = hierarchy.copies(embeddings) if sources is None else np.arange(len(store))
+    copies = grouping.copies(embeddings) if sources is None else np.arange(len(store))
     sources = copies if sources is None else sources
     banks, distances = cross_fit(store, settings, members, sources, threads, progress)
     return calibrated(store, settings, embeddings, groups, banks, distances, threads, sources=sources, copies=copies)
@@ -164,7 +165,7 @@ def calibrated(
     ratios = _ratio_maps(distances, store.grids, groups, units, threads)
     log_scores = np.asarray([maps.log_score(each) for each in ratios])
 
-    gallery = hierarchy.Gallery(embeddings, groups)
+    gallery = grouping.Gallery(embeddings, groups)
     look_alikes, within = gallery.neighbours_of_members(settings.look_alikes, copies)
     spreads = calibration.group_widths(log_scores - normal_level(log_scores, look_alikes), groups)
     wholes, added = whole_image.fit(whole_part(layers, store.means, embeddings), groups, sources, spreads)
@@ -188,7 +189,7 @@ def calibrated(
         embeddings=embeddings,
         groups=groups,
         log_scores=log_scores,
-        gates=hierarchy.gates(gallery, within),
+        gates=grouping.gates(gallery, within),
         widths=widths,
         standardised=standardised,
         review=review,

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import calibration, wholes
+from scorer import calibration
 from scorer import model as models
-from scorer.backbone import Image
-from scorer.detector import HierarchicalCoreset, Scores
+from scorer.detector import CoresetDetector, Scores
 from scorer.evidence import part_name
-from scorer.features import OnUnreadable, Progress, checked
+from scorer.features.backbone import Image
+from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Tiles
-from scorer.regions_of_interest import Mask
+from scorer.regions.masks import Mask
 
 # The longest side of an image's region inputs, in cells: bounds their memory whatever the image.
 _GRID = 96
@@ -48,6 +48,22 @@ class Box:
     def name(self, whole: str) -> str:
         """The tile's name, from that of its image."""
         return part_name(whole, self.x0, self.y0, self.x1 - self.x0, self.y1 - self.y0)
+
+
+def worst(scores: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The highest score of each whole image's tiles (n,), in rising order of `sources` (n,); NaN where one is."""
+    whole = np.unique(sources, return_inverse=True)[1]
+    result = np.full(int(whole.max()) + 1, -np.inf)
+    with np.errstate(invalid="ignore"):  # NaN is meant
+        np.maximum.at(result, whole, scores)
+    return result
+
+
+def worst_tiles(scores: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Which tile of each whole image has its highest score, in rising order of `sources` (n,)."""
+    order = np.lexsort((scores, sources))
+    last = np.flatnonzero(np.append(np.diff(sources[order]) != 0, True))
+    return np.asarray(order[last])
 
 
 def boxes(height: int, width: int, side_px: int, overlap_px: int) -> list[Box]:
@@ -107,7 +123,7 @@ class TiledImages(Sequence[Image]):
         return box.of(image)
 
 
-class TiledCoreset(HierarchicalCoreset):
+class TiledCoreset(CoresetDetector):
     """A detector whose model was fitted on tiles."""
 
     @property
@@ -119,8 +135,8 @@ class TiledCoreset(HierarchicalCoreset):
     @cached_property
     def worst(self) -> NDArray[np.float64]:
         """The standardised score of each good image's worst tile, in rising order: what images are calibrated on."""
-        worst = wholes.worst(self.model.standardised, self.tiles.sources)
-        return np.sort(worst[np.isfinite(worst)])  # NaN: images that were added for their high scores
+        scores = worst(self.model.standardised, self.tiles.sources)
+        return np.sort(scores[np.isfinite(scores)])  # NaN: images that were added for their high scores
 
     @property
     def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
@@ -261,3 +277,8 @@ class _Blend:
 def _taper(share: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights over a tile (0 to 1): a raised cosine that is all but zero at the edges."""
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * share) + 1e-4)
+
+
+def detector_class(model: models.Model) -> type[CoresetDetector]:
+    """Return the class that serves a model: of tiles, or of whole images."""
+    return CoresetDetector if model.tiles is None else TiledCoreset

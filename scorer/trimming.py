@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.features import FeatureStore
-from scorer.wholes import worst_tiles
-from scorer.workfolder import PatchFile
+from scorer.features.store import FeatureStore
+from scorer.features.workfolder import PatchFile
+from scorer.tiles import worst_tiles
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer import calibration, loops
+from scorer import calibration
 from scorer.coreset import Vectors, unit
+from scorer.search import loops
 
 Floats = NDArray[np.float64]
 

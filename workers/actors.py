@@ -6,9 +6,10 @@ import logging
 import math
 from typing import Any
 
-from flawline import clock, terminal
-from flawline.config import Settings
+from flawline import clock
 from flawline.errors import FlawlineError
+from flawline.logs import configure_logging
+from flawline.settings.tree import Settings
 from workers.inspector import Health, Inspector, Load, member_name
 from workers.models import ModelRef
 
@@ -42,7 +43,7 @@ class InspectorActor(Inspector):
     """What Ray starts."""
 
     def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
-        terminal.configure_logging(settings.log_level, f"actor-{slot}")
+        configure_logging(settings.log_level, f"actor-{slot}")
         # The first warns of every moment in which the CPU was busy with something else, the second tells of its search.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
         logging.getLogger("faiss").setLevel(logging.WARNING)

@@ -9,8 +9,8 @@ import signal
 import threading
 from typing import Any
 
-from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 

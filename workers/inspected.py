@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from producers.settings import CameraBase
-from scorer.regions_of_interest import RegionOfInterest, read_mask
+from flawline.settings.producers import CameraBase
+from scorer.regions.masks import RegionOfInterest, read_mask
 
 # Masks kept: frame sizes of a camera rarely change, and a mask of 12 megapixels is 12 MB.
 _KEPT = 64

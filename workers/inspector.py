@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flawline import broker, clock, telemetry, topics
-from flawline.config import Settings
+from flawline import clock, kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetterReason, Decision, Frame, Timings
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from flawline.settings.tree import Settings
+from flawline.settings.workers import WorkerSettings
 from workers import metrics, scoring, verdicts
 from workers.batching import Batcher, BatchPolicy
 from workers.budget import ByteGate
@@ -34,7 +35,6 @@ from workers.model_slot import ModelSlot, one_line
 from workers.models import ModelRef
 from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
-from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
@@ -49,9 +49,9 @@ Load = Callable[[Path, WorkerSettings], "Detector"]
 
 def load_detector(path: Path, settings: WorkerSettings) -> Detector:
     """The model in folder `path`, on the GPU when the actor has a share of one. Raises FlawlineError."""
-    from scorer import detector  # imports the whole compute stack, which the supervisor never needs
+    from scorer import load  # imports the whole compute stack, which the supervisor never needs
 
-    return detector.load(
+    return load.load_detector(
         path,
         runtime=settings.runtime,
         precision=settings.precision,
@@ -158,7 +158,7 @@ class Inspector:
         self._model.load_first()
         if self._stop.is_set():
             return
-        publisher = Publisher(broker.producer(self._settings), self._unacknowledged, self._reread, self._fail)
+        publisher = Publisher(kafka_clients.producer(self._settings), self._unacknowledged, self._reread, self._fail)
         try:
             self._inspect(publisher)
         finally:
@@ -167,7 +167,7 @@ class Inspector:
             raise self._error if isinstance(self._error, FlawlineError) else FlawlineError(one_line(self._error))
 
     def _inspect(self, publisher: Publisher) -> None:
-        consumer = broker.consumer(
+        consumer = kafka_clients.consumer(
             self._settings,
             group=topics.WORKERS_GROUP,
             group_instance_id=self._member,

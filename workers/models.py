@@ -16,10 +16,10 @@ import fsspec
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
-from flawline import broker, messages
-from flawline.config import Settings
+from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import ModelPointer, SchemaError
+from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ModelWatch:
                 self._stop.wait(RETRY_S)
 
     def _follow(self) -> None:
-        consumer = broker.consumer(self._settings)
+        consumer = kafka_clients.consumer(self._settings)
         try:
             partition = TopicPartition(self._settings.topic("models"), 0)
             consumer.assign([partition])

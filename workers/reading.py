@@ -9,7 +9,7 @@ import numpy as np
 
 from flawline import imaging, messages
 from flawline.messages import DeadLetterReason, Frame, SchemaError
-from flawline.objects import MissingObjectError, ObjectStore
+from flawline.object_store import MissingObjectError, ObjectStore
 from flawline.topics import ENVELOPE_BYTES
 
 log = logging.getLogger(__name__)

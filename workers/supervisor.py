@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
-from flawline import broker, clock, telemetry, topics
-from flawline.config import Settings
+from flawline import clock, kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
 from workers.actors import Actor
 from workers.cluster import check_room, start_ray, stop_ray
 from workers.inspected import Inspected
@@ -64,7 +64,7 @@ class Supervisor:
         stop = stop or threading.Event()
         Inspected(self._settings.cameras)  # a mask that cannot be used is to be said here, not by every actor
         start_ray(self._settings)
-        broker.ensure_topics(self._settings)
+        kafka_clients.ensure_topics(self._settings)
         self._check_partitions()
         if not self._await_model(stop):
             return False
@@ -137,7 +137,7 @@ class Supervisor:
     # Start
 
     def _check_partitions(self) -> None:
-        client = broker.admin(self._settings)
+        client = kafka_clients.admin(self._settings)
         try:
             names = [self._settings.topic(name) for name in ("frames", "verdicts", "defects")]
             counts = {each["name"]: len(each["partitions"]) for each in client.describe_topics(names)}
@@ -273,7 +273,7 @@ class Supervisor:
         """Take static members out of the group: by themselves they keep their cameras until their session ends."""
         if not slots:
             return
-        client = broker.admin(self._settings)
+        client = kafka_clients.admin(self._settings)
         try:
             client.remove_group_members(
                 f"{self._settings.kafka.topic_prefix}{topics.WORKERS_GROUP}",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from discovery import regions as defect_regions
 from flawline import messages
 from flawline.messages import Decision, Defect, DefectRegion, Frame, Region, Tensor, Timings, Verdict
+from scorer.regions import regions as defect_regions
 from workers.lane import Outcome, Outgoing
 
 if TYPE_CHECKING:

@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 import psycopg
 
-from flawline import broker, config
+from flawline import kafka_clients
+from flawline.settings.scorer import ScorerSettings
+from flawline.settings.tree import load_settings
 from producers.simulation.dataset import write_dataset
 from producers.simulation.line import SimulatedLine
 from producers.simulation.settings import LineSettings
-from scorer import detector
-from scorer.settings import ScorerSettings
+from scorer.fit import fit_detector
 from tests.support.brokers import free_port
 from tests.support.prometheus import PrometheusServer
 
@@ -50,11 +51,11 @@ class LiveLine:
         write_dataset(self.folder / "parts", line, train=1, test_good=10, test_per_defect=12)
         self._write_oversize_picture()
         good = [part.image for part in SimulatedLine(line).good_parts(GOOD_IMAGES)]
-        detector.fit(good, ScorerSettings()).save(self.folder / "model")
+        fit_detector(good, ScorerSettings()).save(self.folder / "model")
         file = self._write_config()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FLAWLINE_")}
         with (self.folder / "roles.log").open("wb") as log:
-            command = [sys.executable, "-m", "flawline", "up", "--config", str(file)]
+            command = [sys.executable, "-m", "station.cli", "up", "--config", str(file)]
             self._roles = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -107,12 +108,12 @@ class LiveLine:
         }
         file = self.folder / "line.toml"
         file.write_text(_toml(content))
-        self.settings = config.load(file)
+        self.settings = load_settings(file)
         return file
 
     def _send_rubbish(self) -> None:
         """One record that workers, and one that discovery cannot use."""
-        producer = broker.producer(self.settings)
+        producer = kafka_clients.producer(self.settings)
         try:
             for topic in ("frames", "defects"):
                 producer.send(topic, key=b"camera-1", value=b"no message", partition=0).get(timeout=30)

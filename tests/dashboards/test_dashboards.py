@@ -13,7 +13,8 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from discovery import dashboards, grafana
+from discovery import dashboards
+from discovery.dashboards import push
 from discovery.dashboards.panels import GRID_WIDTH, POSTGRESQL, PROMETHEUS
 from flawline import telemetry
 from tests.dashboards import queries
@@ -64,7 +65,7 @@ def test_every_data_source_that_is_named_is_one_that_is_provisioned(board):
     named = {json.dumps(ref) for ref in _references(board)}
     known = {
         json.dumps({"type": source["type"], "uid": source["uid"]})
-        for source in (grafana.prometheus_source("http://x"), grafana.postgresql_source(grafana.PLANT_STORE))
+        for source in (push.prometheus_source("http://x"), push.postgresql_source(push.PLANT_STORE))
     }
     assert named and named <= known
     assert "${DS_" not in text  # the placeholder of exported dashboards, which nobody would fill
@@ -113,29 +114,29 @@ def test_every_variable_of_a_query_is_one_of_its_dashboard_or_a_macro(query):
 
 
 def test_the_files_that_the_plant_mounts_are_the_generated_ones(tmp_path):
-    for path in grafana.write_provisioning(tmp_path):
+    for path in push.write_provisioning(tmp_path):
         committed = ROOT / "deploy" / "grafana" / path.relative_to(tmp_path)
         assert committed.read_text() == path.read_text(), f"{committed.name}: run `flawline dashboards write`"
 
 
 def test_provisioning_writes_two_data_sources_one_provider_and_the_dashboards_without_a_password(tmp_path):
-    files = {str(path.relative_to(tmp_path)): path.read_text() for path in grafana.write_provisioning(tmp_path)}
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in push.write_provisioning(tmp_path)}
     sources = yaml.safe_load(files["provisioning/datasources/flawline.yaml"])["datasources"]
     assert {source["uid"] for source in sources} == {PROMETHEUS.uid, POSTGRESQL.uid}
     assert [source["secureJsonData"] for source in sources if "secureJsonData" in source] == [
         {"password": "$__env{GRAFANA_READER_PASSWORD}"}
     ]
     provider = yaml.safe_load(files["provisioning/dashboards/flawline.yaml"])["providers"][0]
-    assert provider["options"]["path"] == grafana.PROVISIONED_DASHBOARDS
+    assert provider["options"]["path"] == push.PROVISIONED_DASHBOARDS
     assert {json.loads(files[f"dashboards/{uid}.json"])["uid"] for uid in BOARDS} == set(BOARDS)
 
 
 def test_provisioning_into_a_folder_that_cannot_be_written_says_which(tmp_path):
     (tmp_path / "provisioning").write_text("a file where a folder should be")
-    with pytest.raises(grafana.FlawlineError, match="cannot be written"):
-        grafana.write_provisioning(tmp_path)
+    with pytest.raises(push.FlawlineError, match="cannot be written"):
+        push.write_provisioning(tmp_path)
 
 
 def test_the_scrape_interval_that_grafana_is_told_is_that_of_prometheus():
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    assert config["global"]["scrape_interval"] == grafana.SCRAPE_INTERVAL
+    assert config["global"]["scrape_interval"] == push.SCRAPE_INTERVAL

@@ -6,11 +6,11 @@ import socket
 
 import pytest
 
-from discovery import dashboards, grafana
-from discovery.dashboards import defect_trends, line_overview
+from discovery import dashboards
+from discovery.dashboards import defect_trends, line_overview, push
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
-from flawline.config import Settings
 from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
 from tests.dashboards.grafana_double import TOKEN, GrafanaDouble
 from tests.support.brokers import free_port
 
@@ -29,8 +29,8 @@ def double():
 
 
 def test_push_creates_the_folder_both_data_sources_and_both_dashboards(double):
-    done = grafana.push(settings(double.url))
-    assert list(double.folders) == [grafana.FOLDER_UID]
+    done = push.push(settings(double.url))
+    assert list(double.folders) == [push.FOLDER_UID]
     assert double.sources[PROMETHEUS.uid]["url"] == "http://prom:9090"
     store = double.sources[POSTGRESQL.uid]
     assert (store["url"], store["user"]) == ("store.plant:5433", "reader")
@@ -41,10 +41,10 @@ def test_push_creates_the_folder_both_data_sources_and_both_dashboards(double):
 
 
 def test_a_second_push_changes_nothing_but_the_dashboards(double):
-    grafana.push(settings(double.url))
+    push.push(settings(double.url))
     double.sources[PROMETHEUS.uid]["url"] = "http://changed-by-the-operator"
     double.dashboards[line_overview.UID] = {"title": "changed by hand"}
-    done = grafana.push(settings(double.url))
+    done = push.push(settings(double.url))
     assert double.sources[PROMETHEUS.uid]["url"] == "http://changed-by-the-operator"
     assert double.dashboards == dashboards.build()
     assert sum(line.endswith(": kept") for line in done) == 3
@@ -53,14 +53,14 @@ def test_a_second_push_changes_nothing_but_the_dashboards(double):
 def test_a_grafana_below_a_path_is_found():
     double = GrafanaDouble(prefix="/grafana")
     try:
-        grafana.push(settings(double.url + "/"))
+        push.push(settings(double.url + "/"))
         assert len(double.dashboards) == 2
     finally:
         double.stop()
 
 
 def test_with_sqlite_the_dashboard_of_the_store_is_left_out_and_said_so(double):
-    done = grafana.push(settings(double.url, store=None))
+    done = push.push(settings(double.url, store=None))
     assert list(double.dashboards) == [line_overview.UID] and list(double.sources) == [PROMETHEUS.uid]
     assert any(defect_trends.TITLE in line and "store.url" in line for line in done)
 
@@ -69,7 +69,7 @@ def test_grafana_may_reach_the_store_by_another_address_and_role_than_discovery(
     given = settings(double.url)
     reader = {"store_url": "postgresql://grafana_reader:pw@db-for-grafana/line"}
     changed = Settings(grafana=given.grafana.model_dump() | reader, store={"url": STORE})
-    grafana.push(changed)
+    push.push(changed)
     store = double.sources[POSTGRESQL.uid]
     assert (store["url"], store["user"]) == ("db-for-grafana:5432", "grafana_reader")
 
@@ -81,7 +81,7 @@ def test_a_store_address_that_is_none_is_a_usage_error_that_hides_it(double, key
         wrong = given.grafana.model_dump() | {"store_url": "no address, secret1"}
         given = Settings(grafana=wrong, store={"url": STORE})
     with pytest.raises(UsageError) as error:
-        grafana.push(given)
+        push.push(given)
     assert "store" in one_line(error) and "secret1" not in one_line(error)
     assert not double.requests
 
@@ -94,7 +94,7 @@ def one_line(error: pytest.ExceptionInfo[FlawlineError]) -> str:
 
 def test_a_wrong_token_is_named(double):
     with pytest.raises(FlawlineError) as error:
-        grafana.push(settings(double.url, token="wrong"))
+        push.push(settings(double.url, token="wrong"))
     assert double.url in one_line(error) and "grafana.token" in one_line(error)
 
 
@@ -102,7 +102,7 @@ def test_a_token_without_the_right_role_is_named():
     double = GrafanaDouble(role="Viewer")
     try:
         with pytest.raises(FlawlineError) as error:
-            grafana.push(settings(double.url))
+            push.push(settings(double.url))
         assert "role Admin" in one_line(error)
     finally:
         double.stop()
@@ -110,30 +110,30 @@ def test_a_token_without_the_right_role_is_named():
 
 def test_without_a_token_nothing_is_sent(double):
     with pytest.raises(UsageError, match="FLAWLINE_GRAFANA__TOKEN"):
-        grafana.push(settings(double.url, token=None))
+        push.push(settings(double.url, token=None))
     assert not double.requests
 
 
 def test_a_grafana_that_is_away_is_named():
     with pytest.raises(FlawlineError) as error:
-        grafana.push(settings(f"http://127.0.0.1:{free_port()}"))
+        push.push(settings(f"http://127.0.0.1:{free_port()}"))
     assert "cannot be reached (" in one_line(error) and "grafana.url" in one_line(error)
 
 
 def test_a_server_that_is_no_grafana_is_named(double):
     with pytest.raises(FlawlineError) as error:
-        grafana.push(settings(double.url + "/nothing-here"))
+        push.push(settings(double.url + "/nothing-here"))
     assert "grafana.url" in one_line(error)
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(grafana, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(push, "TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(FlawlineError) as error:
-        grafana.push(settings(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        push.push(settings(f"http://127.0.0.1:{silent.getsockname()[1]}"))
     assert "does not answer" in one_line(error)
 
 
 @pytest.mark.parametrize("url", ["grafana:3000", "ftp://grafana", "nonsense", ""])
 def test_an_address_that_is_none_is_a_usage_error(url):
     with pytest.raises(UsageError, match=r"grafana\.url"):
-        grafana.push(settings(url))
+        push.push(settings(url))

@@ -13,15 +13,15 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flawline import config
+from flawline.settings.tree import MetricsSettings, Settings, load_settings
 from tests.deploy import compose
 
 PASSWORDS = {name: f"secret{number}" for number, name in enumerate(compose.example_variables())}
 ROLE_PORTS = {
-    "producers": config.MetricsSettings().producers_port,
-    "workers": config.MetricsSettings().workers_port,
-    "discovery": config.MetricsSettings().discovery_port,
-    "ledger": config.MetricsSettings().ledger_port,
+    "producers": MetricsSettings().producers_port,
+    "workers": MetricsSettings().workers_port,
+    "discovery": MetricsSettings().discovery_port,
+    "ledger": MetricsSettings().ledger_port,
 }
 ONE_SHOT = {"topics", "cli"}
 SERVICES = compose.load(environment=PASSWORDS)["services"]
@@ -96,7 +96,7 @@ def test_what_a_service_waits_for_and_stores_on_exists(name):
 def test_every_command_is_one_that_the_command_line_has(arguments):
     words = [word for word in arguments if not word.startswith("-")]
     result = subprocess.run(
-        [sys.executable, "-m", "flawline", *words, "--help"],
+        [sys.executable, "-m", "station.cli", *words, "--help"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -119,7 +119,7 @@ def test_every_setting_in_the_environment_is_one_that_exists(path):
 
 
 def _setting(variable: str) -> bool:
-    model: type[BaseModel] = config.Settings
+    model: type[BaseModel] = Settings
     *sections, last = variable.removeprefix("FLAWLINE_").lower().split("__")
     for section in sections:
         model = typing.cast(type[BaseModel], model.model_fields[section].annotation)
@@ -129,7 +129,7 @@ def _setting(variable: str) -> bool:
 def test_the_plants_settings_are_valid_together_with_the_environment(monkeypatch):
     for key, value in OURS["discovery"]["environment"].items():
         monkeypatch.setenv(key, value)
-    settings = config.load(compose.ROOT / "deploy/line.plant.toml")
+    settings = load_settings(compose.ROOT / "deploy/line.plant.toml")
     assert (
         settings.store_url == f"postgresql+psycopg://flawline:{PASSWORDS['POSTGRES_PASSWORD']}@postgres:5432/flawline"
     )

@@ -14,9 +14,10 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from discovery.store import Store
-from flawline import broker, config
+from discovery.store.store import Store
+from flawline import kafka_clients
 from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings, load_settings
 from tests.deploy import compose
 from tests.support.brokers import free_port, kafka_home
 from tests.support.postgres import PostgresServer
@@ -84,9 +85,9 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
     raise RuntimeError(f"Kafka does not start: {log.read_text()[-3000:]}")
 
 
-def plant_settings(port: int, password: str) -> config.Settings:
+def plant_settings(port: int, password: str) -> Settings:
     """The plant's own settings, for a broker on this machine."""
-    settings = config.load(compose.ROOT / "deploy/line.plant.toml", kafka={"sasl_password": password})
+    settings = load_settings(compose.ROOT / "deploy/line.plant.toml", kafka={"sasl_password": password})
     return settings.model_copy(
         update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": f"localhost:{port}"})}
     )
@@ -95,8 +96,8 @@ def plant_settings(port: int, password: str) -> config.Settings:
 @pytest.mark.parametrize("port", ["9092", "9094"])
 def test_the_roles_settings_reach_the_plants_kafka_with_the_password(plant_kafka, port):
     settings = plant_settings(plant_kafka[port], PASSWORD)
-    broker.ensure_topics(settings)
-    producer = broker.producer(settings)
+    kafka_clients.ensure_topics(settings)
+    producer = kafka_clients.producer(settings)
     try:
         producer.send(settings.topic("ledger"), key=b"camera", value=b"value").get(timeout=30)
     finally:
@@ -104,9 +105,9 @@ def test_the_roles_settings_reach_the_plants_kafka_with_the_password(plant_kafka
 
 
 def test_a_wrong_password_is_refused(plant_kafka, monkeypatch):
-    monkeypatch.setattr(broker, "BOOTSTRAP_TIMEOUT_MS", 3000)
+    monkeypatch.setattr(kafka_clients, "BOOTSTRAP_TIMEOUT_MS", 3000)
     with pytest.raises(FlawlineError):
-        broker.admin(plant_settings(plant_kafka["9092"], "wrong"))
+        kafka_clients.admin(plant_settings(plant_kafka["9092"], "wrong"))
 
 
 def test_only_the_health_check_inside_the_container_needs_no_password(plant_kafka):
@@ -117,7 +118,7 @@ def test_only_the_health_check_inside_the_container_needs_no_password(plant_kafk
     assert check[-1] == "localhost:9091"
     settings = plant_settings(plant_kafka["9091"], "")
     plain = settings.kafka.model_copy(update={"security_protocol": "PLAINTEXT", "sasl_mechanism": None})
-    broker.admin(settings.model_copy(update={"kafka": plain})).close()
+    kafka_clients.admin(settings.model_copy(update={"kafka": plain})).close()
 
 
 @pytest.fixture

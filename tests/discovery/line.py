@@ -11,9 +11,9 @@ from pathlib import Path
 
 from kafka import TopicPartition
 
-from flawline import broker, config, messages, topics
-from flawline.config import Settings
+from flawline import kafka_clients, messages, topics
 from flawline.messages import ClassEvent, Defect, Verdict
+from flawline.settings.tree import Settings, load_settings
 
 _PROCESS = """
 import json, signal, sys, threading
@@ -47,14 +47,14 @@ def settings_for(
     )
     file = folder / "line.toml"
     file.write_text(text)
-    settings = config.load(file)
-    broker.ensure_topics(settings, only=[topics.VERDICTS.name, topics.DEFECTS.name, topics.CLASSES.name])
+    settings = load_settings(file)
+    kafka_clients.ensure_topics(settings, only=[topics.VERDICTS.name, topics.DEFECTS.name, topics.CLASSES.name])
     return settings
 
 
 def publish(settings: Settings, sent: Iterable[Verdict | Defect | tuple[str, bytes | None]]) -> None:
     """Send verdicts, defects and raw (topic, value) pairs, each camera to its own partition."""
-    client = broker.producer(settings)
+    client = kafka_clients.producer(settings)
     try:
         futures = []
         for message in sent:
@@ -79,7 +79,7 @@ def publish(settings: Settings, sent: Iterable[Verdict | Defect | tuple[str, byt
 
 def published_events(settings: Settings) -> list[ClassEvent]:
     """Everything on the topic `classes`, in order."""
-    client = broker.consumer(settings)
+    client = kafka_clients.consumer(settings)
     try:
         place = TopicPartition(settings.topic(topics.CLASSES.name), 0)
         client.assign([place])

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from discovery import views
-from discovery.views import Crop
+from discovery.learned import augment
+from discovery.learned.augment import Crop
 from flawline import imaging
 from flawline.messages import Codec
 
@@ -49,7 +49,7 @@ def crops(count: int, seed: int = 0) -> tuple[list[Crop], list[str]]:
         kind = KINDS[number % len(KINDS)]
         image, mask = draw(kind, rng)
         encoded = imaging.encode(image, Codec.JPEG), imaging.encode_mask(mask)
-        made.append(views.decode(*encoded))
+        made.append(augment.decode(*encoded))
         kinds.append(kind)
     return made, kinds
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy import func, select
 
-from discovery import schema
 from discovery.round_runner import RoundRunner
-from discovery.store import Batch, Store, TakenDefect
-from flawline import config, imaging
+from discovery.store import schema
+from discovery.store.store import Batch, Store, TakenDefect
+from flawline import imaging
 from flawline.messages import Codec
+from flawline.settings.tree import load_settings
 from tests.discovery.factories import START_NS, defect, directions, near
 from tests.discovery.pictures import KINDS, draw
 
@@ -23,7 +24,7 @@ class RoundLine:
 
     def __init__(self, folder, weights, **discovery):
         values = ROUND | {"crop_backbone": "test_vit", "crop_weights": weights, "device": "cpu"} | discovery
-        self.settings = config.load(None, data_dir=folder, discovery=values)
+        self.settings = load_settings(None, data_dir=folder, discovery=values)
         self.store = Store(self.settings.store_url, utc_ns=lambda: START_NS)
         self.runner = RoundRunner(self.settings, self.store)
         self.rng = np.random.default_rng(5)

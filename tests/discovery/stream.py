@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from discovery import registry, rounds
-from discovery.clustering import unit
-from discovery.lineage import Registry
-from discovery.settings import DiscoverySettings
-from discovery.store import Batch, Store, TakenDefect
+from discovery.round import rounds
+from discovery.round.clustering import unit
+from discovery.round.lineage import Registry
+from discovery.store import registry
+from discovery.store.store import Batch, Store, TakenDefect
+from flawline.settings.discovery import DiscoverySettings
 from tests.discovery import factories
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from discovery import people, registry, schema
-from discovery.clustering import cluster
-from discovery.settings import DiscoverySettings
-from discovery.store import Batch, Store, TakenDefect
+from discovery.round.clustering import cluster
+from discovery.store import people, registry, schema
+from discovery.store.store import Batch, Store, TakenDefect
 from flawline.messages import ClassState
+from flawline.settings.discovery import DiscoverySettings
 from tests.discovery.factories import DIMENSION, START_NS, VERSION, defect, directions
 from tests.discovery.round_line import RoundLine
 from tests.discovery.stream import Stream

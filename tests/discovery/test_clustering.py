@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from sklearn.metrics import adjusted_rand_score
 
-from discovery.clustering import cluster, nearest, radius_of, unit
-from discovery.counting import _agreement, estimate_count
+from discovery.round.clustering import cluster, nearest, radius_of, unit
+from discovery.round.number_of_classes import _agreement, estimate_count
 from tests.discovery.factories import directions, near
 
 

@@ -8,8 +8,8 @@ import timm
 import torch
 from torch.nn import functional
 
-from discovery import crop_backbone, masked_vit, views
-from discovery.views import Crop
+from discovery.learned import augment, crop_backbone, masked_vit
+from discovery.learned.augment import Crop
 from flawline.errors import FlawlineError
 from tests.discovery.pictures import KINDS, crops
 
@@ -109,7 +109,7 @@ def test_random_views_keep_mask_and_pixels_together():
     mask[10:40, 20:50] = True
     rng = np.random.default_rng(0)
     for _ in range(20):
-        shown, covered = views.augmented(Crop(pixels, mask), 64, rng)
+        shown, covered = augment.augmented(Crop(pixels, mask), 64, rng)
         assert shown.shape == (64, 64, 3) and covered.shape == (64, 64)
         bright = shown.mean(axis=2) > shown.mean()
         assert ((covered > 0.5) == bright).mean() > 0.85
@@ -134,7 +134,7 @@ def test_device_that_is_not_there_is_said(vit_weights):
 def test_crop_that_is_gone_or_damaged_is_said_in_one_line():
     for crop, mask in ((b"", b""), (b"\xff\xd8none", b"png")):
         with pytest.raises(FlawlineError):
-            views.decode(crop, mask)
+            augment.decode(crop, mask)
 
 
 def test_mask_that_cannot_be_asked_of_an_old_timm_is_said():

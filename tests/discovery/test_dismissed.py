@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from discovery import dismissed, people, registry
-from discovery.lineage import DefectClass
-from discovery.store import Batch, Store, TakenDefect
-from flawline import broker, imaging, messages, topics
-from flawline.cli import main
+from discovery import dismissed
+from discovery.round.lineage import DefectClass
+from discovery.store import people, registry
+from discovery.store.store import Batch, Store, TakenDefect
+from flawline import imaging, kafka_clients, messages, topics
 from flawline.messages import ClassState, Codec, Frame
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from station.cli.main import main
 from tests.discovery import line
 from tests.discovery.factories import START_NS, VERSION, defect, directions
 from tests.support.brokers import unique
@@ -23,7 +24,7 @@ from tests.support.brokers import unique
 @pytest.fixture
 def settings(embedded_broker, tmp_path):
     made = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("dismissed"))
-    broker.ensure_topics(made, only=[topics.FRAMES.name])
+    kafka_clients.ensure_topics(made, only=[topics.FRAMES.name])
     return made
 
 
@@ -72,7 +73,7 @@ def frame(sequence, codec=Codec.JPEG, **changes):
 
 
 def send(settings, *frames):
-    client = broker.producer(settings)
+    client = kafka_clients.producer(settings)
     try:
         for each in frames:
             value, headers = messages.encode(each), messages.headers(each)

@@ -11,9 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from discovery import learned_round, learning_task, people, registry
-from discovery.learning_task import Job, LearningFailed, Result
-from discovery.rounds import Regions
+from discovery.learned import learned_round, learning_task
+from discovery.learned.learning_task import Job, LearningFailed, Result
+from discovery.round.rounds import Regions
+from discovery.store import people, registry
 from flawline.messages import ClassState
 from tests.discovery.round_line import RoundLine
 
@@ -199,7 +200,7 @@ def test_learning_process_ends_with_a_service_that_was_killed(line, tmp_path):
         plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     (tmp_path / "job").write_bytes(Job(**vars(plan.job) | {"epochs": 100_000}).encode())
     script = (
-        "import sys, time; from discovery.learning_task import ChildProcess, Job; from pathlib import Path;"
+        "import sys, time; from discovery.learned.learning_task import ChildProcess, Job; from pathlib import Path;"
         "job = ChildProcess(Job.decode(Path(sys.argv[1]).read_bytes())); print(job._process.pid, flush=True);"
         "time.sleep(600)"
     )

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from discovery import crop_backbone, learning, metrics
-from discovery.learning import Task
+from discovery.learned import crop_backbone, learning
+from discovery.learned.learning import Task
+from discovery.offline import agreement
 from flawline.errors import FlawlineError
 from tests.discovery.pictures import KINDS, crops, draw
 
@@ -77,7 +78,7 @@ def test_learning_mends_clusters_that_are_partly_wrong(backbone):
     task = Task(made, np.zeros((36, 1), np.float32), start, np.zeros(36, bool), epochs=4)
     found = learning.learn(task, backbone)
     assert (found.labels == truth).mean() > (start == truth).mean()
-    assert metrics.accuracy(truth, found.labels) >= 0.9
+    assert agreement.accuracy(truth, found.labels) >= 0.9
     assert found.posteriors.sum(axis=1) == pytest.approx(np.ones(36), abs=1e-4)
     again = learning.learn(task, backbone)
     assert (again.posteriors == found.posteriors).all()

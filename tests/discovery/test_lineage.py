@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.lineage import DefectClass, Registry, Rules, class_id, evolve, match
+from discovery.round.lineage import DefectClass, Registry, Rules, class_id, evolve, match
 from flawline.messages import ClassState, Transition
 
 AXES = np.eye(12, dtype=np.float32)

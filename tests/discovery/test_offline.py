@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from discovery import offline
-from discovery.settings import DiscoverySettings
-from flawline.cli import main
+from discovery.offline import offline
 from flawline.errors import FlawlineError, UsageError
-from scorer import detector
-from scorer.settings import LayerSettings, ScorerSettings
+from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer.fit import fit_detector
+from station.cli.main import main
 from tests.discovery.pictures import KINDS, draw, write_folder
 
 
@@ -61,7 +61,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
     rng = np.random.default_rng(9)
     layers = (LayerSettings(size=64, stride=8, rows=300, rows_per_image=20),)
     small = ScorerSettings(layers=layers, threads=2, runtime="openvino", alarm_rate=0.05)
-    detector.fit([draw("good", rng)[0] for _ in range(40)], small).save(tmp_path / "model")
+    fit_detector([draw("good", rng)[0] for _ in range(40)], small).save(tmp_path / "model")
     arguments = ["discover", "--once", str(folder), "--model", str(tmp_path / "model"), "--k", "3"]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--json", str(tmp_path / "found.json")])

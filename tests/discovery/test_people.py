@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from discovery import commands, people, schema
-from discovery.settings import DiscoverySettings
-from discovery.store import Store
+from discovery.store import commands, people, schema
+from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
+from flawline.settings.discovery import DiscoverySettings
 from tests.discovery.factories import directions
 from tests.discovery.stream import Stream
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select, text, update
 
-from discovery import commands, intake, people, pruning, registry, schema
+from discovery import intake
 from discovery.intake import Rejected
-from discovery.settings import DiscoverySettings
-from discovery.store import Batch, Store
+from discovery.store import commands, people, pruning, registry, schema
+from discovery.store.store import Batch, Store
 from flawline import messages
+from flawline.settings.discovery import DiscoverySettings
 from tests.discovery.factories import DIMENSION, START_NS, VERSION, defect, directions
 from tests.discovery.stream import Stream
 
@@ -42,7 +43,7 @@ def arrive(store, sequence, after_days):
 
 
 def _taken(sequence, captured_at):
-    from discovery.store import TakenDefect
+    from discovery.store.store import TakenDefect
 
     return TakenDefect(defect(sequence, directions(3)[0], captured_at=captured_at), (None,))
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from discovery import clustering, registry, rounds, schema
-from discovery.lineage import Registry
-from discovery.settings import DiscoverySettings
-from discovery.store import Store
+from discovery.round import clustering, rounds
+from discovery.round.lineage import Registry
+from discovery.store import registry, schema
+from discovery.store.store import Store
 from flawline.messages import ClassState
+from flawline.settings.discovery import DiscoverySettings
 from tests.discovery.factories import DIMENSION, VERSION, directions, near
 from tests.discovery.stream import Stream
 

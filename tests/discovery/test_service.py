@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from discovery import people, registry, schema, service
+from discovery import service
 from discovery.service import DiscoveryService
-from discovery.store import Store
+from discovery.store import people, registry, schema
+from discovery.store.store import Store
 from flawline import messages
 from flawline.errors import FlawlineError
 from flawline.messages import Decision, Defect, Tensor, Transition

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
-from discovery import registry, schema
-from discovery.database import nanoseconds, stamp
-from discovery.lineage import DefectClass
-from discovery.store import Batch, Store, TakenDefect, add_event
+from discovery.round.lineage import DefectClass
+from discovery.store import registry, schema
+from discovery.store.database import nanoseconds, stamp
+from discovery.store.store import Batch, Store, TakenDefect, add_event
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import ClassEvent, ClassState, Decision, Transition
 from tests.discovery.factories import DIMENSION, MINUTE_NS, START_NS, VERSION, defect, directions, verdict

@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from flawline import config
+from flawline.settings.tree import load_settings
 
 DEADLINE_S = 280.0
 ANSWER_S = 5.0
@@ -19,7 +19,7 @@ ANSWER_S = 5.0
 
 def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """`flawline demo` with its run, JSON and output in `folder`; `environment` is added to this process's own."""
-    command = [sys.executable, "-m", "flawline", "demo", "--no-open", "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
     command += ["--json", str(folder / "result.json"), *arguments]
     with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, text=True, env=os.environ | environment)
@@ -44,7 +44,7 @@ def verdicts_so_far(file: Path) -> int:
     """
     if not file.exists() or not file.stat().st_size:
         return 0
-    settings = config.load(file)
+    settings = load_settings(file)
     consumer = Consumer({"bootstrap.servers": settings.bootstrap_servers, "group.id": "watch", "log_level": 0})
     try:
         topic = consumer.list_topics(timeout=ANSWER_S).topics.get(settings.topic("verdicts"))

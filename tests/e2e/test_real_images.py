@@ -45,7 +45,7 @@ def test_streamed_scores_equal_offline_scores(data: Path, tmp_path: Path) -> Non
     assert result["ledger"]["scored"] == images
 
     offline = tmp_path / "offline.json"
-    command = [sys.executable, "-m", "flawline", "evaluate", result["artefacts"]["model"], str(data)]
+    command = [sys.executable, "-m", "station.cli", "evaluate", result["artefacts"]["model"], str(data)]
     command += ["--scores", str(offline), "--json", str(tmp_path / "evaluation.json")]
     subprocess.run(command, check=True, timeout=DEADLINE_S)
     expected = {Path(row["path"]).resolve(): row for row in json.loads(offline.read_text())}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
 from flawline.messages import DeadLetter, Defect, Verdict
 from tests.support.brokers import RunningBroker
 from tests.workers.conftest import either_broker, ray_here

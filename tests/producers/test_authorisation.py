@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
-from flawline import broker
-from flawline.config import Settings
+from flawline import kafka_clients
 from flawline.messages import DropReason
+from flawline.settings.producers import CameraBase
+from flawline.settings.tree import Settings
 from producers.publisher import Publisher
-from producers.settings import CameraBase
 from tests.producers import topics
 from tests.producers.doubles import capture, until
 from tests.support.brokers import ApacheKafka, kafka_home
@@ -47,8 +47,8 @@ def test_permission_that_is_taken_and_given_back_costs_the_frames_between(
         kafka={"bootstrap_servers": guarded_kafka.bootstrap},
         producer={"ledger_interval_s": 0.2},
     )
-    broker.ensure_topics(settings)
-    admin = broker.admin(settings)
+    kafka_clients.ensure_topics(settings)
+    admin = kafka_clients.admin(settings)
     anyone, frames = "User:ANONYMOUS", ResourcePattern(ResourceType.TOPIC, "frames")
     rule = ACL(
         principal=anyone, host="*", operation=ACLOperation.WRITE, permission_type=ACLPermissionType.DENY,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from flawline.errors import UsageError
+from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
 from producers.redaction import redact
-from producers.settings import RtspCamera, UsbCamera, VideoCamera
 from producers.supervise import CameraRunner, CameraState
 from producers.watch import Backoff
 from tests.producers.doubles import FakeClock, until

@@ -11,9 +11,9 @@ import pytest
 from flawline import imaging
 from flawline.errors import UsageError
 from flawline.messages import Codec
+from flawline.settings.producers import FolderCamera
 from producers.folder import FolderReplay, playlist
 from producers.framing import to_frame
-from producers.settings import FolderCamera
 from tests.producers.doubles import picture
 
 

@@ -14,11 +14,11 @@ from kafka import errors
 from kafka.future import Future
 
 from flawline.messages import DropReason, Frame
+from flawline.settings.producers import CameraBase, ProducerSettings
 from producers import backlog
 from producers.camera import Capture
 from producers.flow import ByteBudget
 from producers.lane import Lane
-from producers.settings import CameraBase, ProducerSettings
 from producers.spool import Quota, Spool
 from tests.producers.doubles import capture, until
 

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from kafka.errors import TopicAuthorizationFailedError
 
-from flawline import broker, imaging, messages, telemetry
-from flawline.config import Settings
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
+from flawline import imaging, kafka_clients, messages, telemetry
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, DropReason
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from flawline.settings.producers import CameraBase
+from flawline.settings.tree import Settings
 from producers import link, service
 from producers.publisher import Publisher
-from producers.settings import CameraBase
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, capture, picture, until
 from tests.support.brokers import free_port, unique
@@ -218,7 +218,7 @@ def test_topic_whose_own_limit_is_lower_costs_the_frame_and_not_the_line(
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images))
     small = settings.model_copy(update={"frames": settings.frames.model_copy(update={"limit_bytes": 20_000})})
-    broker.ensure_topics(small)  # as if limit_bytes had been raised after the topic was created
+    kafka_clients.ensure_topics(small)  # as if limit_bytes had been raised after the topic was created
     (images / "000.jpg").write_bytes(imaging.encode(picture(0, 400, 400), Codec.PNG))
     service.run(settings, threading.Event())
     ((_, dropped, closed),) = topics.accounts(settings).values()
@@ -419,7 +419,7 @@ def test_topic_with_too_few_partitions_is_refused_with_the_mend(
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images, partition=6))
     fewer = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"camera_partitions": 2})})
-    broker.ensure_topics(fewer)
+    kafka_clients.ensure_topics(fewer)
     with pytest.raises(UsageError, match=r"has 2 partitions and kafka\.camera_partitions is 8"):
         service.run(settings, threading.Event())
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from flawline.config import Settings
 from flawline.errors import UsageError
+from flawline.settings.producers import FolderCamera, ProducerSettings, RtspCamera, SimulatedCamera, WhenFull
+from flawline.settings.tree import Settings
 from producers.service import make_camera
-from producers.settings import FolderCamera, ProducerSettings, RtspCamera, SimulatedCamera, WhenFull
 
 
 def test_sources_without_a_rate_wait_and_all_others_spool_unless_told() -> None:
@@ -63,6 +63,7 @@ def test_cameras_of_each_kind_are_told_apart() -> None:
 
 def test_settings_load_without_the_libraries_that_cameras_need() -> None:
     code = (
-        "import sys, producers.settings; print([name for name in ('cv2', 'kafka', 'skimage') if name in sys.modules])"
+        "import sys, flawline.settings.producers; "
+        "print([name for name in ('cv2', 'kafka', 'skimage') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

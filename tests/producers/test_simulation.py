@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flawline.errors import FlawlineError, UsageError
-from producers.settings import SimulatedCamera
+from flawline.settings.producers import SimulatedCamera
 from producers.simulated import SimulatedLineCamera, line_settings
 from producers.simulation import DEFECTS, PRODUCTS, LineSettings, SimulatedLine, Truth, write_dataset
 

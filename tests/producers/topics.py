@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from kafka import TopicPartition
 
-from flawline import broker, messages
-from flawline.config import Settings
+from flawline import kafka_clients, messages
 from flawline.messages import DropReason, Frame, LedgerEntry
+from flawline.settings.tree import Settings
 
 
 def records(settings: Settings, topic: str) -> list:
     """Everything in a topic, partition by partition in log order."""
-    consumer = broker.consumer(settings)
+    consumer = kafka_clients.consumer(settings)
     try:
         name = settings.topic(topic)
         partitions = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or [])]

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scorer import detector
-from scorer.settings import LayerSettings, ScorerSettings
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer.detector import CoresetDetector
+from scorer.fit import fit_detector
 
 SIDE = 64
 
@@ -56,12 +57,12 @@ def settings() -> ScorerSettings:
 
 
 @pytest.fixture(scope="session")
-def fitted(settings: ScorerSettings) -> detector.HierarchicalCoreset:
-    return detector.fit(good_images(), settings)
+def fitted(settings: ScorerSettings) -> CoresetDetector:
+    return fit_detector(good_images(), settings)
 
 
 @pytest.fixture(scope="session")
-def model_path(fitted: detector.HierarchicalCoreset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_path(fitted: CoresetDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     fitted.save(path)
     return path

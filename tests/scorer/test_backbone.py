@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from scorer import backbone
-from scorer.settings import LayerSettings, ScorerSettings
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer.features import backbone
 
 SIDE = 64
 LAYERS = (

@@ -13,8 +13,8 @@ from PIL import Image
 
 from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
+from flawline.settings.scorer import ScorerSettings
 from scorer import artefact, commands
-from scorer.settings import ScorerSettings
 from tests.scorer.conftest import draw
 
 

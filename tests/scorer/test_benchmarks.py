@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import frontier, report, scorer_ablations, scorer_growth
-from scorer.detector import HierarchicalCoreset
-from scorer.settings import ScorerSettings
+from flawline.settings.scorer import ScorerSettings
+from scorer.detector import CoresetDetector
 from tests.scorer.conftest import draw, good_images
 
 
@@ -22,7 +22,7 @@ def figures(settings: ScorerSettings) -> dict[str, float]:
     return scorer_ablations.ablations(good_images(), images, products, [bool(bad) for bad in defects], settings)
 
 
-def test_the_products_cell_is_the_product(figures: dict[str, float], fitted: HierarchicalCoreset) -> None:
+def test_the_products_cell_is_the_product(figures: dict[str, float], fitted: CoresetDetector) -> None:
     images = [draw(p, 700 + i, defect=bad) for p in ("cloth", "board") for bad in (False, True) for i in range(10)]
     aligned = [each.aligned for each in fitted.score(images)]
     is_defect = np.tile(np.repeat([False, True], 10), 2)

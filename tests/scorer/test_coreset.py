@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer import coreset, kernels, search
+from scorer import coreset
 from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected, unit
-from scorer.search import Bank
+from scorer.search import bank as search
+from scorer.search import kernels
+from scorer.search.bank import Bank
 
 
 def vectors(n: int, d: int = 16, seed: int = 0) -> np.ndarray:

@@ -13,19 +13,22 @@ import pytest
 
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Decision
-from scorer import backbone, detector
-from scorer.detector import HierarchicalCoreset
-from scorer.settings import LayerSettings, ScorerSettings
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer.cache import cache_dir
+from scorer.detector import CoresetDetector, Scores
+from scorer.features import backbone
+from scorer.fit import fit_detector
+from scorer.load import load_detector
 from tests.scorer.conftest import SIDE, draw, good_images
 
 DEFECTS = [draw(product, 900 + i, defect=True) for i in range(10) for product in ("cloth", "board")]
 
 
-def values(scores: list[detector.Scores]) -> np.ndarray:
+def values(scores: list[Scores]) -> np.ndarray:
     return np.asarray([(each.group, each.raw, each.aligned, each.p_value) for each in scores])
 
 
-def test_products_are_told_apart_and_defects_are_found(fitted: HierarchicalCoreset) -> None:
+def test_products_are_told_apart_and_defects_are_found(fitted: CoresetDetector) -> None:
     assert fitted.groups == 2
     good, bad = fitted.score(good_images(20, first=500)), fitted.score(DEFECTS)
     assert max(each.aligned for each in good) < min(each.aligned for each in bad)
@@ -34,7 +37,7 @@ def test_products_are_told_apart_and_defects_are_found(fitted: HierarchicalCores
     assert all(each.p_value == pytest.approx(1 / 61) for each in bad)
 
 
-def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fitted: HierarchicalCoreset) -> None:
+def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fitted: CoresetDetector) -> None:
     clean, spoiled = draw("board", 700), draw("board", 700)
     spoiled[8:18, 30:40] = (250, 60, 200)
     accepted, rejected = fitted.score([clean, spoiled])
@@ -52,17 +55,17 @@ def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fi
 
 
 def test_scores_do_not_depend_on_batch_threads_or_process(
-    fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
+    fitted: CoresetDetector, model_path: Path, tmp_path: Path
 ) -> None:
     images = good_images(3, first=300) + DEFECTS[:4]
     together = values(fitted.score(images))
-    single = detector.load(model_path, threads=1)
+    single = load_detector(model_path, threads=1)
     np.testing.assert_array_equal(values([single.score([image])[0] for image in images]), together)
     np.testing.assert_array_equal(values(single.score(images[::-1])), together[::-1])
     np.save(tmp_path / "images.npy", np.stack(images))
     code = (
-        "import numpy, sys; from scorer import detector;"
-        "d = detector.load(sys.argv[1], runtime='openvino');"
+        "import numpy, sys; from scorer.load import load_detector;"
+        "d = load_detector(sys.argv[1], runtime='openvino');"
         "s = d.score(list(numpy.load(sys.argv[2])));"
         "assert not {'torch', 'timm', 'scipy.stats', 'sklearn'} & set(sys.modules), 'scoring must start fast';"
         "assert not sys.modules['openvino_telemetry'], 'nothing is reported to anybody';"
@@ -73,8 +76,8 @@ def test_scores_do_not_depend_on_batch_threads_or_process(
     np.testing.assert_allclose(np.asarray(json.loads(done.stdout)), together, rtol=1e-6)
 
 
-def test_loaded_model_equals_the_fitted_one(fitted: HierarchicalCoreset, model_path: Path) -> None:
-    loaded = detector.load(model_path)
+def test_loaded_model_equals_the_fitted_one(fitted: CoresetDetector, model_path: Path) -> None:
+    loaded = load_detector(model_path)
     assert loaded.version == fitted.version
     assert len(loaded.version) == 12
     assert loaded.heatmap_range == fitted.heatmap_range
@@ -88,17 +91,17 @@ def test_loaded_model_equals_the_fitted_one(fitted: HierarchicalCoreset, model_p
 
 
 def test_same_images_and_seed_give_the_same_version(
-    settings: ScorerSettings, fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
+    settings: ScorerSettings, fitted: CoresetDetector, model_path: Path, tmp_path: Path
 ) -> None:
-    again = detector.fit(good_images(), settings.model_copy(update={"threads": 1}))
+    again = fit_detector(good_images(), settings.model_copy(update={"threads": 1}))
     assert again.save(tmp_path / "again") == fitted.version
-    other = detector.fit(good_images(first=1), settings)
+    other = fit_detector(good_images(first=1), settings)
     assert other.save(tmp_path / "other") != fitted.version
 
 
-def test_openvino_and_torch_give_the_same_scores(model_path: Path, fitted: HierarchicalCoreset) -> None:
+def test_openvino_and_torch_give_the_same_scores(model_path: Path, fitted: CoresetDetector) -> None:
     images = good_images(5, first=200) + DEFECTS[:5]
-    torch_scores = detector.load(model_path, runtime="torch", device="cpu").score(images)
+    torch_scores = load_detector(model_path, runtime="torch", device="cpu").score(images)
     own = fitted.score(images)
     np.testing.assert_allclose([s.raw for s in torch_scores], [s.raw for s in own], rtol=1e-2)
     assert [s.decision for s in torch_scores] == [s.decision for s in own]
@@ -112,19 +115,19 @@ def test_flipped_bit_is_refused_in_one_line_that_names_the_file(model_path: Path
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     with pytest.raises(FlawlineError, match="is damaged") as caught:
-        detector.load(copy)
+        load_detector(copy)
     assert str(copy / name) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_parts_are_named(model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(FlawlineError, match=r"holds no manifest\.json"):
-        detector.load(tmp_path)
+        load_detector(tmp_path)
     copy = tmp_path / "model"
     shutil.copytree(model_path, copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(FlawlineError, match=r"model\.safetensors: is missing"):
-        detector.load(copy)
+        load_detector(copy)
 
 
 def test_model_of_another_format_says_so(model_path: Path, tmp_path: Path) -> None:
@@ -137,17 +140,15 @@ def test_model_of_another_format_says_so(model_path: Path, tmp_path: Path) -> No
     content["checksum"] = artefact._digest({k: v for k, v in content.items() if k != "checksum"})
     (copy / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(FlawlineError, match="has format 99"):
-        detector.load(copy)
+        load_detector(copy)
 
 
-def test_saving_replaces_a_model_but_nothing_else(
-    fitted: HierarchicalCoreset, model_path: Path, tmp_path: Path
-) -> None:
+def test_saving_replaces_a_model_but_nothing_else(fitted: CoresetDetector, model_path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(model_path, copy)
-    loaded = detector.load(copy)
+    loaded = load_detector(copy)
     loaded.save(copy)
-    assert detector.load(copy).version == fitted.version
+    assert load_detector(copy).version == fitted.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").touch()
@@ -158,14 +159,12 @@ def test_saving_replaces_a_model_but_nothing_else(
 
 def test_calibration_in_another_precision_is_refused(model_path: Path) -> None:
     with pytest.raises(FlawlineError, match="calibrated in f32"):
-        detector.load(model_path, precision="bf16")
+        load_detector(model_path, precision="bf16")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (3, 7), (SIDE, SIDE), (700, 500), (20_000, 2)])
 @pytest.mark.parametrize("value", [0, 255])
-def test_odd_and_constant_images_get_finite_scores(
-    fitted: HierarchicalCoreset, shape: tuple[int, int], value: int
-) -> None:
+def test_odd_and_constant_images_get_finite_scores(fitted: CoresetDetector, shape: tuple[int, int], value: int) -> None:
     (scores,) = fitted.score([np.full((*shape, 3), value, dtype=np.uint8)])
     assert np.isfinite([scores.raw, scores.aligned, scores.p_value]).all()
     assert np.isfinite(scores.heatmap).all()
@@ -173,19 +172,19 @@ def test_odd_and_constant_images_get_finite_scores(
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((8, 8), "u1"), ((8, 8, 4), "u1"), ((8, 8, 3), "f4"), ((0, 8, 3), "u1")])
-def test_array_that_is_no_rgb_image_is_refused(fitted: HierarchicalCoreset, shape: tuple[int, ...], kind: str) -> None:
+def test_array_that_is_no_rgb_image_is_refused(fitted: CoresetDetector, shape: tuple[int, ...], kind: str) -> None:
     with pytest.raises(FlawlineError, match="takes uint8"):
         fitted.score([np.zeros(shape, dtype=kind)])
 
 
-def test_unseen_product_is_unknown_rather_than_defective(fitted: HierarchicalCoreset) -> None:
+def test_unseen_product_is_unknown_rather_than_defective(fitted: CoresetDetector) -> None:
     rng = np.random.default_rng(0)
     foliage = [np.clip(rng.normal([30, 160, 40], 60, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8) for _ in range(10)]
     assert {each.decision for each in fitted.score(foliage)} == {Decision.UNKNOWN_PRODUCT}
 
 
 def test_constant_training_images_give_a_model_that_finds_anything_else(settings: ScorerSettings) -> None:
-    model = detector.fit([np.full((SIDE, SIDE, 3), 90, np.uint8)] * 25, settings)
+    model = fit_detector([np.full((SIDE, SIDE, 3), 90, np.uint8)] * 25, settings)
     same, other = model.score([np.full((SIDE, SIDE, 3), 90, np.uint8), draw("board", 1)])
     assert np.isfinite([same.aligned, other.aligned]).all()
     assert same.aligned < 0.05 < 1 < other.aligned  # half precision in the bank leaves a trace of itself
@@ -194,11 +193,11 @@ def test_constant_training_images_give_a_model_that_finds_anything_else(settings
 @pytest.mark.parametrize("count", [0, 1, 2, 19])
 def test_too_few_images_are_refused(settings: ScorerSettings, count: int) -> None:
     with pytest.raises(FlawlineError, match=f"{count} good images: at least 20 are needed"):
-        detector.fit(good_images()[:count], settings)
+        fit_detector(good_images()[:count], settings)
 
 
 def test_twenty_images_are_enough(settings: ScorerSettings) -> None:
-    model = detector.fit(good_images()[:20], settings)
+    model = fit_detector(good_images()[:20], settings)
     assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
 
 
@@ -207,9 +206,9 @@ def test_second_pass_at_another_size_joins_the_map(settings: ScorerSettings, tmp
         LayerSettings(size=2 * SIDE, stride=16, rows=200, rows_per_image=20, neighbours=5),
         LayerSettings(size=SIDE, stride=8, rows=200, rows_per_image=20),
     )
-    model = detector.fit(good_images(), settings.model_copy(update={"layers": layers}))
+    model = fit_detector(good_images(), settings.model_copy(update={"layers": layers}))
     version = model.save(tmp_path / "model")
-    loaded = detector.load(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
     assert loaded.version == version
     good, bad = loaded.score(good_images(5, first=400)), loaded.score(DEFECTS)
     assert max(each.aligned for each in good) < min(each.aligned for each in bad)
@@ -220,13 +219,13 @@ def test_second_pass_at_another_size_joins_the_map(settings: ScorerSettings, tmp
 
 def test_unknown_backbone_and_missing_weights_are_one_line(settings: ScorerSettings, tmp_path: Path) -> None:
     with pytest.raises(FlawlineError, match=r"'no_such_net' cannot be made"):
-        detector.fit(good_images(), settings.model_copy(update={"backbone": "no_such_net"}))
+        fit_detector(good_images(), settings.model_copy(update={"backbone": "no_such_net"}))
     with pytest.raises(UsageError, match="no such weights file"):
-        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "none.pth"}))
+        fit_detector(good_images(), settings.model_copy(update={"weights": tmp_path / "none.pth"}))
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(FlawlineError, match="cannot be read as weights"):
-        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "text.pth"}))
-    assert not list((backbone.cache_dir() / "backbones").glob(".partial-*"))
+        fit_detector(good_images(), settings.model_copy(update={"weights": tmp_path / "text.pth"}))
+    assert not list((cache_dir() / "backbones").glob(".partial-*"))
 
 
 def test_any_timm_backbone_with_local_weights_serves_and_broken_ones_are_refused(tmp_path: Path) -> None:
@@ -240,15 +239,15 @@ def test_any_timm_backbone_with_local_weights_serves_and_broken_ones_are_refused
     save_file(net.state_dict(), file)
     layers = (LayerSettings(size=SIDE, stride=8, rows=100), LayerSettings(size=SIDE, stride=16, rows=100))
     settings = ScorerSettings(backbone="resnet10t", weights=file, layers=layers, runtime="openvino", threads=2)
-    model = detector.fit(good_images(), settings)
+    model = fit_detector(good_images(), settings)
     assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
     with pytest.raises(FlawlineError, match="give the matching file"):
-        detector.fit(good_images(), settings.model_copy(update={"backbone": "resnet14t"}))
+        fit_detector(good_images(), settings.model_copy(update={"backbone": "resnet14t"}))
     state = net.state_dict()
     state["conv1.0.weight"][0, 0, 0, 0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(FlawlineError, match="NaN"):
-        detector.fit(good_images(), settings.model_copy(update={"weights": tmp_path / "nan.safetensors"}))
+        fit_detector(good_images(), settings.model_copy(update={"weights": tmp_path / "nan.safetensors"}))
 
 
 def test_cache_that_cannot_be_written_names_the_mend(

@@ -15,10 +15,12 @@ from sklearn.metrics import roc_auc_score
 from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec
-from scorer import commands, dataset, detector
-from scorer.evaluation import Row, summarise, write_scores
-from scorer.metrics import PixelHistogram
-from scorer.settings import ScorerSettings
+from flawline.settings.scorer import ScorerSettings
+from scorer import commands
+from scorer.evaluate.accuracy import PixelHistogram
+from scorer.evaluate.evaluation import Row, summarise, write_scores
+from scorer.features import dataset
+from scorer.load import load_detector
 from tests.scorer.conftest import draw
 
 
@@ -74,7 +76,7 @@ def test_model_fitted_through_the_cameras_codec_does_not_take_it_for_a_defect(
     good = [sample for sample in dataset.test_samples(data) if not sample.is_defect]
     delivered = list(dataset.LazyImages([sample.path for sample in good], coarse))
     alarms = {
-        name: sum(each.decision != "accept" for each in detector.load(tmp_path / name).score(delivered))
+        name: sum(each.decision != "accept" for each in load_detector(tmp_path / name).score(delivered))
         for name in ("lossless", "through")
     }
     assert alarms["through"] <= 2 < alarms["lossless"]

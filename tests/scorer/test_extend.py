@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flawline.cli import app
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Decision
-from scorer import detector
-from scorer.audit import Audit, audit, defective
+from flawline.settings.scorer import ScorerSettings
+from scorer.detector import CoresetDetector
 from scorer.explain import reasons
-from scorer.extend import _refuse_worse, extend, recalibrated
-from scorer.settings import ScorerSettings
+from scorer.extend.audit import Audit, audit, defective
+from scorer.extend.extend import _refuse_worse, extend, recalibrated
+from scorer.load import load_detector
+from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
 
 
@@ -64,7 +65,7 @@ def test_confirmed_false_alarms_are_accepted_afterwards_and_defects_still_found(
     before, after = report["audit"]["before"], report["audit"]["after"]
     assert after["alarm_rate"] <= before["alarm_rate"] + 0.02
     assert after["found_rate"] >= before["found_rate"] - 0.02
-    old, new = detector.load(model_path), detector.load(tmp_path / "new")
+    old, new = load_detector(model_path), load_detector(tmp_path / "new")
     assert new.version == report["version"] != old.version == report["extended"]
     fresh = [marked(900 + i) for i in range(10)]
     accepted = [sum(each.decision is Decision.ACCEPT for each in m.score(fresh)) for m in (old, new)]
@@ -80,7 +81,7 @@ def test_confirmed_false_alarms_are_accepted_afterwards_and_defects_still_found(
 
 
 def test_new_product_gets_its_own_group_and_is_known_afterwards(
-    fitted: detector.HierarchicalCoreset, settings: ScorerSettings, tmp_path: Path
+    fitted: CoresetDetector, settings: ScorerSettings, tmp_path: Path
 ) -> None:
     images = [tile(i) for i in range(24)]
     result = extend(fitted, images, [f"tile {i}" for i in range(24)], settings)
@@ -97,15 +98,13 @@ def test_new_product_gets_its_own_group_and_is_known_afterwards(
     for before, after in zip(fitted.score(old), result.detector.score(old), strict=True):
         assert (before.group, before.raw) == (after.group, after.raw)
     result.detector.save(tmp_path / "model")
-    loaded = detector.load(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
     assert loaded.score([images[0]])[0].group == 2
     assert loaded.evidence is not None
     assert loaded.evidence.names[-1] == "tile 23"
 
 
-def test_images_that_the_model_has_are_not_added_again(
-    fitted: detector.HierarchicalCoreset, settings: ScorerSettings
-) -> None:
+def test_images_that_the_model_has_are_not_added_again(fitted: CoresetDetector, settings: ScorerSettings) -> None:
     old, new = draw("board", 3), marked(820)
     result = extend(fitted, [old, new, new], ["old", "new", "again"], settings)
     assert (result.known, result.copies) == (1, 2)
@@ -115,7 +114,7 @@ def test_images_that_the_model_has_are_not_added_again(
 
 
 def test_too_few_of_a_new_product_and_no_images_are_one_line(
-    fitted: detector.HierarchicalCoreset, settings: ScorerSettings, model_path: Path, tmp_path: Path
+    fitted: CoresetDetector, settings: ScorerSettings, model_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawlineError, match=r"5 images are of no known product, and at least 20 .*: tile 0, tile 1"):
         extend(fitted, [tile(i) for i in range(5)], [f"tile {i}" for i in range(5)], settings)
@@ -128,7 +127,7 @@ def test_too_few_of_a_new_product_and_no_images_are_one_line(
 
 
 def test_audit_that_worsens_refuses_and_names_the_figures(
-    fitted: detector.HierarchicalCoreset, settings: ScorerSettings, tmp_path: Path
+    fitted: CoresetDetector, settings: ScorerSettings, tmp_path: Path
 ) -> None:
     # The audit's own defects, passed off as good parts: whoever does that blinds the model to them.
     assert fitted.evidence is not None
@@ -148,7 +147,7 @@ def test_audit_that_worsens_refuses_and_names_the_figures(
         _refuse_worse(good, Audit(0.01, 0.8, 100, 50), bound=0.02)
 
 
-def test_recalibration_of_an_unchanged_model_changes_nothing(fitted: detector.HierarchicalCoreset) -> None:
+def test_recalibration_of_an_unchanged_model_changes_nothing(fitted: CoresetDetector) -> None:
     again = recalibrated(fitted.model, np.ones(60, dtype=bool))
     np.testing.assert_array_equal(again.standardised, fitted.model.standardised)
     np.testing.assert_array_equal(again.gates, fitted.model.gates)

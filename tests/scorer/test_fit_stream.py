@@ -15,10 +15,12 @@ import pytest
 
 from flawline import imaging
 from flawline.errors import FlawlineError
-from scorer import backbone, detector
-from scorer.dataset import LazyImages
-from scorer.settings import ScorerSettings
-from scorer.workfolder import PatchFile, WorkFolder
+from flawline.settings.scorer import ScorerSettings
+from scorer.cache import cache_dir
+from scorer.features import backbone
+from scorer.features.dataset import LazyImages
+from scorer.features.workfolder import PatchFile, WorkFolder
+from scorer.fit import fit_detector
 from tests.scorer.conftest import good_images
 
 
@@ -39,8 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def cache(settings: ScorerSettings) -> Path:
     """The cache, with the converted backbone in it, and nothing of another fit."""
     backbone.prepare(settings)
-    shutil.rmtree(backbone.cache_dir() / "fits", ignore_errors=True)
-    return backbone.cache_dir()
+    shutil.rmtree(cache_dir() / "fits", ignore_errors=True)
+    return cache_dir()
 
 
 class Stopped(Exception):
@@ -68,7 +70,7 @@ def fitted(files: list[Path], settings: ScorerSettings, stop_at: tuple[str, int]
 
     Counted.counting = True
     skipped: list[int] = []
-    found = detector.fit(Counted(files), settings, progress, lambda index, error: skipped.append(index))
+    found = fit_detector(Counted(files), settings, progress, lambda index, error: skipped.append(index))
     assert skipped == [5]
     return repr((found.model.log_scores.tolist(), [each.tobytes() for banks in found.model.banks for each in banks]))
 
@@ -101,11 +103,11 @@ def test_other_images_or_settings_start_afresh(files: list[Path], settings: Scor
 
 def test_a_killed_process_is_taken_up_by_the_next(files: list[Path], settings: ScorerSettings, cache: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom scorer import detector\n"
-        "from scorer.dataset import LazyImages\nfrom scorer.settings import ScorerSettings\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom scorer.fit import fit_detector\n"
+        "from scorer.features.dataset import LazyImages\nfrom flawline.settings.scorer import ScorerSettings\n"
         "def progress(stage, done, total):\n    if stage == 'banks': os.kill(os.getpid(), signal.SIGKILL)\n"
         "settings = ScorerSettings.model_validate_json(sys.argv[1])\n"
-        "detector.fit(LazyImages([Path(p) for p in sys.argv[2:]]), settings, progress, lambda *_: None)\n"
+        "fit_detector(LazyImages([Path(p) for p in sys.argv[2:]]), settings, progress, lambda *_: None)\n"
     )
     arguments = [settings.model_dump_json(), *map(str, files)]
     result = subprocess.run([sys.executable, "-c", program, *arguments], env=os.environ.copy(), check=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flawline.settings.scorer import ScorerSettings
 from scorer import commands
-from scorer.settings import ScorerSettings
 
 ROOT = os.environ.get("LINEBENCH")
 

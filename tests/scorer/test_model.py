@@ -9,12 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from flawline.errors import FlawlineError
-from scorer import crossfit, hierarchy, maps
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer import crossfit, maps
+from scorer import groups as grouping
 from scorer import model as models
 from scorer.coreset import greedy_k_centre, merged, projected, unit
 from scorer.crossfit import cross_fit, selection, split
-from scorer.features import FeatureStore
-from scorer.settings import LayerSettings, ScorerSettings
+from scorer.features.store import FeatureStore
 
 GRIDS, CHANNELS = (8, 4), (12, 20)
 LAYERS = (
@@ -56,8 +57,8 @@ def store_of(layers: list[np.ndarray]) -> FeatureStore:
 
 def scores(model: models.Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Raw log scores, aligned scores and groups, by the definition."""
-    gallery = hierarchy.Gallery(model.embeddings, model.groups)
-    embeddings = hierarchy.embed(store.means)
+    gallery = grouping.Gallery(model.embeddings, model.groups)
+    embeddings = grouping.embed(store.means)
     rows = []
     for i in range(len(store)):
         look = gallery.look(embeddings[i], model.look_alikes)

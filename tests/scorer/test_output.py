@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import pytest
 
-from flawline import models, terminal
-from flawline.config import Settings
+from flawline.settings.scorer import ScorerSettings
+from flawline.settings.tree import Settings
 from scorer import commands
-from scorer.settings import ScorerSettings
+from station import terminal
+from station.cli import fitting
 from tests.scorer.conftest import draw
 
 
@@ -37,7 +38,7 @@ def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = Settings(scorer=settings)
-    models.fit(own, data, tmp_path / "model", None)
+    fitting.fit(own, data, tmp_path / "model", None)
     said = " ".join(capsys.readouterr().out.split())
     percent = r"\d+\.\d\d %"
     assert re.search(rf"good parts alarmed: {percent} \(worst product {percent}, asked for 5.00 %\)", said)
@@ -47,7 +48,7 @@ def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     assert "review above" in said
     assert "meant for 5.00 % of good parts" in said
     assert f"next: flawline publish {tmp_path}/model" in said
-    models.evaluate(own, tmp_path / "model", data, None, None)
+    fitting.evaluate(own, tmp_path / "model", data, None, None)
     said = " ".join(capsys.readouterr().out.split())
     assert "next: --scores FILE.csv lists every image" in said
     assert f"flawline explain {tmp_path}/model IMAGE" in said
@@ -61,7 +62,7 @@ def test_interrupted_fit_says_that_it_can_be_taken_up(
 
     monkeypatch.setattr(commands, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        models.fit(Settings(scorer=settings), data, tmp_path / "model", None)
+        fitting.fit(Settings(scorer=settings), data, tmp_path / "model", None)
     assert "the same command takes the fit up where it was" in " ".join(capsys.readouterr().err.split())
 
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flawline.cli import app
 from flawline.errors import FlawlineError, UsageError
-from scorer import commands, dataset, detector, scenarios
-from scorer.dataset import Sample
-from scorer.settings import ScorerSettings
+from flawline.settings.scorer import ScorerSettings
+from scorer import commands
+from scorer.detector import CoresetDetector
+from scorer.evaluate import scenarios
+from scorer.features import dataset
+from scorer.features.dataset import Sample
+from station.cli.main import app
 from tests.scorer.conftest import draw
 
 
@@ -68,7 +71,7 @@ def test_shuffled_labels_change_no_bit_of_what_is_said_without_labels(
     assert one["group_purity"] == 1.0 > other["group_purity"]
 
 
-def test_groups_given_as_labels_keep_an_image_among_its_own(fitted: detector.HierarchicalCoreset) -> None:
+def test_groups_given_as_labels_keep_an_image_among_its_own(fitted: CoresetDetector) -> None:
     features = fitted.features(draw("board", 5))
     routed = fitted.score_features(features)
     forced = fitted.score_features(features, group=1 - routed.group)
@@ -101,9 +104,9 @@ def test_product_that_was_never_fitted_or_is_too_small_is_one_line(data: Path, s
 
 
 def test_model_that_does_not_say_how_it_was_fitted_is_one_line(
-    fitted: detector.HierarchicalCoreset, data: Path, tmp_path: Path
+    fitted: CoresetDetector, data: Path, tmp_path: Path
 ) -> None:
-    bare = detector.HierarchicalCoreset(fitted.model, fitted._graphs, fitted._backbone)
+    bare = CoresetDetector(fitted.model, fitted._graphs, fitted._backbone)
     bare.save(tmp_path / "model")
     with pytest.raises(FlawlineError, match="does not say how it was fitted"):
         commands.compare_scenarios(tmp_path / "model", data)

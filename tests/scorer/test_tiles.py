@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.regions import extract
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer import artefact, commands, detector
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer import artefact, commands
 from scorer.explain import reasons
-from scorer.extend import extend, recalibrated
-from scorer.settings import LayerSettings, ScorerSettings
+from scorer.extend.extend import extend, recalibrated
+from scorer.fit import fit_detector
+from scorer.load import load_detector
+from scorer.regions.regions import extract
 from scorer.tiles import TiledCoreset, TiledImages, boxes
 
 SIDE, TILE = 64, 128
@@ -47,7 +49,7 @@ def settings() -> ScorerSettings:
 
 @pytest.fixture(scope="module")
 def fitted(settings: ScorerSettings) -> TiledCoreset:
-    model = detector.fit([sheet(i) for i in range(24)], settings)
+    model = fit_detector([sheet(i) for i in range(24)], settings)
     assert isinstance(model, TiledCoreset)
     return model
 
@@ -112,7 +114,7 @@ def test_alarm_rate_holds_for_whole_images_not_for_tiles(fitted: TiledCoreset) -
 
 def test_saved_model_scores_alike_and_explains_by_tile(fitted: TiledCoreset, tmp_path: Path) -> None:
     version = fitted.save(tmp_path / "model")
-    loaded = detector.load(tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
     assert loaded.version == version
     assert isinstance(loaded, TiledCoreset)
     image = sheet(41, 300, 500)
@@ -153,7 +155,7 @@ def test_false_alarms_on_large_images_are_accepted_once_confirmed_and_scratches_
     assert result.after.found_rate >= result.before.found_rate - 0.02
     assert result.before.images == 24  # whole ones, not tiles
     result.detector.save(tmp_path / "model")
-    new = detector.load(tmp_path / "model")
+    new = load_detector(tmp_path / "model")
     assert isinstance(new, TiledCoreset)
     assert len(np.unique(new.tiles.sources)) == 40
     assert len(new.worst) == 24 + result.accepted_before  # false alarms are chosen for their scores: no calibration
@@ -222,7 +224,7 @@ def test_large_images_with_defects_among_the_good_ones_are_named_whole_and_left_
     assert trimmed["left_out"] == report["suspects"]
     assert trimmed["good_images"] == 110 - len(trimmed["left_out"])
     assert trimmed["per_group"][0]["good_images"] == trimmed["good_images"]
-    clean = detector.fit([sheet(i, 200, 300) for i in range(110)], settings)
+    clean = fit_detector([sheet(i, 200, 300) for i in range(110)], settings)
     assert clean.report["suspects"] == []
 
 
@@ -230,7 +232,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
     assert settings.layers is not None
     closer = LayerSettings(size=2 * SIDE, stride=16, rows=800, rows_per_image=10, neighbours=5)
     accurate = settings.model_copy(update={"layers": (*settings.layers, closer)})
-    model = detector.fit([sheet(i, 200, 300) for i in range(20)], accurate)
+    model = fit_detector([sheet(i, 200, 300) for i in range(20)], accurate)
     image = sheet(900, 700, 900)
     (clean,) = model.score([image])
     cv2.line(image, (601, 303), (615, 317), (240, 240, 240), 2)
@@ -258,7 +260,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
     assert result.accepted_before <= 1
     assert result.accepted_after >= 7
     result.detector.save(tmp_path / "model")
-    (again,) = detector.load(tmp_path / "model").score([image])
+    (again,) = load_detector(tmp_path / "model").score([image])
     assert again.decision is not Decision.ACCEPT
 
 

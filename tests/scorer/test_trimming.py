@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flawline.settings.scorer import ScorerSettings
 from scorer import commands, trimming
-from scorer.features import FeatureStore
-from scorer.settings import ScorerSettings
+from scorer.features.store import FeatureStore
 from tests.scorer.conftest import draw
 
 

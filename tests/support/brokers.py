@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
 
 _KAFKA_START_TIMEOUT_S = 60.0
 

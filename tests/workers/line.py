@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from kafka.structs import TopicPartition
 
-from flawline import broker, imaging, messages
-from flawline.config import KafkaSettings, Settings
+from flawline import imaging, kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, Decision, Frame
+from flawline.settings.tree import KafkaSettings, Settings
+from flawline.settings.workers import WorkerSettings
 from tests.support.brokers import unique
 from workers.inspector import Inspector, member_name
 from workers.models import ModelRef
-from workers.settings import WorkerSettings
 
 SIDE = 32
 EPOCH = 1_700_000_000_000
@@ -126,7 +126,7 @@ class Feeder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer = broker.producer(settings)
+        self._producer = kafka_clients.producer(settings)
         self._partitions = settings.kafka.camera_partitions
 
     def partition(self, camera: str) -> int:
@@ -154,7 +154,7 @@ class Feeder:
 
 @contextmanager
 def feeding(settings: Settings) -> Iterator[Feeder]:
-    broker.ensure_topics(settings)
+    kafka_clients.ensure_topics(settings)
     feeder = Feeder(settings)
     try:
         yield feeder
@@ -200,7 +200,7 @@ def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float
 
 
 def read_records(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 60) -> list[tuple[Any, Any]]:
-    consumer = broker.consumer(settings)
+    consumer = kafka_clients.consumer(settings)
     topic = settings.topic(name)
     found: list[tuple[Any, Any]] = []
     deadline = time.monotonic() + timeout_s
@@ -224,7 +224,7 @@ def read_records(settings: Settings, name: str, kind: type, count: int, timeout_
 
 def committed(settings: Settings, partition: int) -> int | None:
     """The workers' committed offset of a partition of `frames`."""
-    consumer = broker.consumer(settings, group="workers")
+    consumer = kafka_clients.consumer(settings, group="workers")
     try:
         return consumer.committed(TopicPartition(settings.topic("frames"), partition))
     finally:

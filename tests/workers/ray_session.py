@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flawline.config import Settings
+from flawline.settings.tree import Settings
+from flawline.settings.workers import WorkerSettings
 from tests.workers.line import load_plain, wait_until
 from workers.inspector import Load
-from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor, start_ray, stop_ray
 
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from flawline import config
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Verdict
-from producers.settings import FolderCamera
+from flawline.settings.producers import FolderCamera
+from flawline.settings.tree import load_settings
 from tests.support.brokers import RunningBroker
 from tests.workers.line import FULL, SIDE, PlainDetector, PlainScores, feeding, frame, inspecting, line_settings, read
 from workers.inspected import Inspected
@@ -85,4 +85,4 @@ def test_regions_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     ):
         (tmp_path / "line.toml").write_text(start + line)
         with pytest.raises(UsageError, match=words):
-            config.load(tmp_path / "line.toml")
+            load_settings(tmp_path / "line.toml")

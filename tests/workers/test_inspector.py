@@ -11,8 +11,8 @@ import pytest
 from kafka.admin import MemberToRemove
 from kafka.structs import TopicPartition
 
-from flawline import broker, messages
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
 from flawline.topics import WORKERS_GROUP
@@ -174,7 +174,7 @@ def test_a_second_member_takes_partitions_and_gives_them_back_without_loss_or_di
 
 
 def _remove_member(settings: object, slot: int) -> None:
-    client = broker.admin(settings)
+    client = kafka_clients.admin(settings)
     client.remove_group_members(
         settings.kafka.topic_prefix + WORKERS_GROUP, [MemberToRemove(group_instance_id=member_name(settings, slot))]
     )
@@ -306,6 +306,6 @@ def test_a_model_that_cannot_be_loaded_is_named_before_the_group_is_joined(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
     settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "nowhere"))
-    broker.ensure_topics(settings)
+    kafka_clients.ensure_topics(settings)
     with pytest.raises(FlawlineError, match="nowhere: no model"), inspecting(settings):
         pass

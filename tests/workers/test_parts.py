@@ -19,7 +19,8 @@ from kafka.structs import TopicPartition
 from flawline import imaging, messages
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
-from flawline.objects import ObjectStore
+from flawline.object_store import ObjectStore
+from flawline.settings.workers import WorkerSettings
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
 from workers import metrics, scoring, verdicts
 from workers.actors import Seldom
@@ -30,7 +31,6 @@ from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
 from workers.models import ModelRef, local_folder, pointer_of
 from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
-from workers.settings import WorkerSettings
 
 PARTITION = TopicPartition("frames", 0)
 DONE = Outcome((), "cam-0", 0)
@@ -382,10 +382,10 @@ def test_a_large_heat_map_is_made_coarse_and_fits_half_floats() -> None:
 
 
 def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scorer import detector
+    from scorer import load
 
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(detector, "load", lambda path, **options: asked.append({"path": path, **options}))
+    monkeypatch.setattr(load, "load_detector", lambda path, **options: asked.append({"path": path, **options}))
     load_detector(tmp_path, WorkerSettings(num_gpus=0.5, runtime="torch"))
     load_detector(tmp_path, WorkerSettings(num_cpus=3.5, precision="f32", weights=tmp_path))
     assert asked == [

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawline import broker, imaging, messages
-from flawline.config import Settings
-from flawline.embedded import EmbeddedBroker
+from embedded_broker import EmbeddedBroker
+from flawline import imaging, kafka_clients, messages
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, Decision, Defect, ModelPointer, Verdict
+from flawline.settings.scorer import ScorerSettings
+from flawline.settings.tree import Settings
 from producers.simulation import PRODUCTS, LineSettings, SimulatedLine
-from scorer import detector
-from scorer.settings import ScorerSettings
+from scorer import load
+from scorer.fit import fit_detector
 from tests.support.brokers import RunningBroker, free_port
 from tests.workers.line import (
     committed,
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def publish_model(settings: Settings, version: str, uri: Path, role: str = "active") -> None:
-    producer = broker.producer(settings)
+    producer = kafka_clients.producer(settings)
     pointer = ModelPointer(role, version, str(uri), time.time_ns())
     producer.send(settings.topic("models"), key=role.encode(), value=messages.encode(pointer)).get(20)
     producer.close()
@@ -77,10 +78,10 @@ def test_scores_of_a_real_model_are_the_same_through_two_actors_as_without_any(
 ) -> None:
     side = 128
     line = SimulatedLine(LineSettings(products=PRODUCTS[:2], defect_rate=0.4, height=side, width=side))
-    fitted = detector.fit([part.image for part in line.good_parts(40)], ScorerSettings())
+    fitted = fit_detector([part.image for part in line.good_parts(40)], ScorerSettings())
     fitted.save(tmp_path / "real")
     images = [line.render("cam", i).image for i in range(48)]
-    alone = detector.load(tmp_path / "real", device="cpu", threads=2)
+    alone = load.load_detector(tmp_path / "real", device="cpu", threads=2)
     expected = alone.score(images)
     settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, model=str(tmp_path / "real"))
     with feeding(settings) as feeder, supervising(settings, load_detector) as supervisor:
@@ -142,7 +143,7 @@ def test_without_a_model_the_workers_wait_for_one_and_stop_when_asked(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
     settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
-    broker.ensure_topics(settings)
+    kafka_clients.ensure_topics(settings)
     stop = threading.Event()
     supervisor = Supervisor(settings, load=load_plain)
     started: list[bool] = []
@@ -173,7 +174,7 @@ def test_an_actor_that_keeps_dying_is_given_up_with_a_clear_error(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
     settings = line_settings(embedded_broker.bootstrap, tmp_path, restart_limit=1)
-    broker.ensure_topics(settings)
+    kafka_clients.ensure_topics(settings)
     with (
         pytest.raises(FlawlineError, match="actor 0 ended 2 times within 60 s, lastly: its process died"),
         supervising(settings) as supervisor,
@@ -191,7 +192,7 @@ def test_verdicts_without_room_for_the_frames_partitions_are_refused(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
     settings = line_settings(embedded_broker.bootstrap, tmp_path)
-    client = broker.admin(settings)
+    client = kafka_clients.admin(settings)
     client.create_topics({settings.topic("verdicts"): {"num_partitions": 2, "replication_factor": 1}})
     client.close()
     with pytest.raises(FlawlineError, match=r"verdicts has 2 partitions and .*frames has 4"):

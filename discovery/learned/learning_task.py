@@ -1,0 +1,242 @@
+"""A learning round beside intake: in a process of its own, or as a task on a Ray cluster.
+
+Job and result are msgpack, whoever carries them. What goes wrong there is a LearningFailed of one line here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+import numpy as np
+
+from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings
+from flawline.stopping import PARENT_VARIABLE, follow_parent
+
+log = logging.getLogger(__name__)
+
+NICENESS = 10
+STOP_TIMEOUT_S = 10.0
+
+
+class LearningFailed(FlawlineError):
+    """A learning round that came to nothing; the classes are as they were."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a learning round takes: `learning.Task` with the crops encoded as they are stored, and the backbone's name.
+
+    `ids` name the regions (n); `scores` is empty without pseudo-label correction.
+    """
+
+    ids: tuple[int, ...]
+    crops: tuple[bytes, ...]
+    masks: tuple[bytes, ...]
+    vectors: np.ndarray
+    start: tuple[int, ...]
+    told: tuple[bool, ...]
+    scores: tuple[float, ...]
+    epochs: int
+    seed: int
+    backbone: str
+    weights: str | None
+    device: str
+
+    def encode(self) -> bytes:
+        values = vars(self) | {"vectors": self.vectors.astype("<f4").tobytes()}
+        return msgpack.packb(values, use_bin_type=True)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Job:
+        values = msgpack.unpackb(data, use_list=False)
+        vectors = np.frombuffer(values.pop("vectors"), "<f4").reshape(len(values["ids"]), -1)
+        return cls(vectors=vectors, **values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The kind of each region by its id, -1 for nothing; the last loss, and how long it took."""
+
+    labels: dict[int, int]
+    loss: float
+    seconds: float
+
+
+class Running(Protocol):
+    """A job that has been started."""
+
+    def poll(self) -> Result | None:
+        """The result, None while there is none yet. Raises LearningFailed."""
+        ...
+
+    def cancel(self) -> None:
+        """End it, whatever it is at; harmless when it has ended."""
+        ...
+
+
+def start(job: Job, settings: Settings) -> Running:
+    """Start a job where the settings say. Raises LearningFailed when that cannot be done."""
+    runner = settings.discovery.learning_runner
+    if runner == "ray" or (runner == "auto" and settings.worker.ray_address):
+        return RayTask(job, settings)
+    return ChildProcess(job)
+
+
+def work(data: bytes) -> bytes:
+    """Do an encoded job, and encode its result. Runs where torch may use the machine."""
+    from discovery.learned import augment, crop_backbone, learning
+
+    started = time.monotonic()
+    job = Job.decode(data)
+    backbone = crop_backbone.load(job.backbone, Path(job.weights) if job.weights else None, job.device)
+    task = learning.Task(
+        crops=[augment.decode(crop, mask) for crop, mask in zip(job.crops, job.masks, strict=True)],
+        vectors=job.vectors,
+        start=np.array(job.start),
+        told=np.array(job.told),
+        scores=np.array(job.scores) if job.scores else None,
+        epochs=job.epochs,
+        seed=job.seed,
+    )
+    found = learning.learn(task, backbone)
+    labels = [int(label) for label in found.labels]
+    result: bytes = msgpack.packb([list(job.ids), labels, found.loss, time.monotonic() - started])
+    return result
+
+
+def _result(data: bytes) -> Result:
+    ids, labels, loss, seconds = msgpack.unpackb(data)
+    return Result(dict(zip(ids, labels, strict=True)), loss, seconds)
+
+
+class ChildProcess:
+    """A job in a process of its own, which ends with this one."""
+
+    def __init__(self, job: Job) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="flawline-job-")
+        folder = Path(self._folder.name)
+        self._done, self._said = folder / "result", folder / "stderr"
+        (folder / "job").write_bytes(job.encode())
+        command = [sys.executable, "-m", "discovery.learned.learning_task", str(folder / "job"), str(self._done)]
+        try:
+            with self._said.open("wb") as said:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=_environment()
+                )
+        except OSError as error:
+            self._folder.cleanup()
+            raise LearningFailed(f"a process for learning cannot be started: {error.strerror}") from error
+
+    def poll(self) -> Result | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        try:
+            if code == 0:
+                return _result(self._done.read_bytes())
+            said = self._said.read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+            how = f"was ended by signal {-code}" if code < 0 else f"failed: {said[-1][:300]}"
+            raise LearningFailed(f"the learning process {how}")
+        finally:
+            self._folder.cleanup()
+
+    def cancel(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+        self._folder.cleanup()
+
+
+class RayTask:
+    """A job as a task on Ray: on the cluster of `worker.ray_address`, else on one of this machine."""
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        try:
+            import ray
+
+            with _own_signals():
+                if not ray.is_initialized():
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR, **_ray_options(settings))
+            self._ray: Any = ray
+            task = ray.remote(work).options(
+                num_cpus=1, num_gpus=settings.discovery.learning_gpus, max_retries=0, name="learning-round"
+            )
+            self._reference = task.remote(job.encode())
+        except (ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise LearningFailed(f"Ray cannot take a learning round: {_line(error)}") from error
+
+    def poll(self) -> Result | None:
+        ready, _ = self._ray.wait([self._reference], timeout=0)
+        if not ready:
+            return None
+        try:
+            return _result(self._ray.get(self._reference))
+        except self._ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise LearningFailed(f"the learning task failed: {_line(cause)}") from error
+
+    def cancel(self) -> None:
+        self._ray.cancel(self._reference, force=True)
+
+
+def _ray_options(settings: Settings) -> dict[str, Any]:
+    if settings.worker.ray_address:
+        return {"address": settings.worker.ray_address}
+    gpus = settings.discovery.learning_gpus
+    return {"address": "local", "include_dashboard": False, "num_cpus": 1} | ({} if gpus else {"num_gpus": 0})
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep Ray from ending the process at SIGTERM: what was taken in is to be finished first."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ) | {PARENT_VARIABLE: str(os.getpid())}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in the first file and leave its result in the second; one line on stderr when it cannot be done."""
+    follow_parent()
+    os.nice(NICENESS)  # frames come first
+    job, done = (Path(each) for each in arguments)
+    try:
+        result = work(job.read_bytes())
+    except (FlawlineError, MemoryError, RuntimeError, OSError) as error:
+        print(_line(error), file=sys.stderr)
+        return 1
+    part = done.with_suffix(".part")
+    part.write_bytes(result)
+    part.rename(done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""Which region is of which kind of defects, in a set of region embeddings.
+
+Clusters are first merged by Ward's rule and then refined by spherical k-means: kinds are of unlike size and extent, and
+k-means from scattered starts cuts large ones rather than find small ones. How many there are is estimated (`counting`).
+Deterministic given the data and the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from scipy.linalg import eigh
+from sklearn.cluster import HDBSCAN
+
+from discovery.round.number_of_classes import DENSE_MEMBERS, estimate_count, merged, sample_of
+
+REGIONS_MIN = 30
+PRINCIPAL_AXES = 32
+KMEANS_STEPS = 20
+BETTER_START = 0.01
+DENSE_SHARE = 0.5
+OWN_SHARE = 0.8
+RADIUS_SHARE = 0.95
+LOOSE_FACTOR = 1.2
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """`labels` int (n), `centroids` unit float32 (k, D), what each criterion proposed, and the stability of k."""
+
+    labels: np.ndarray
+    centroids: np.ndarray
+    proposals: Mapping[str, int]
+    stability: float
+
+    @property
+    def count(self) -> int:
+        return len(self.centroids)
+
+
+def cluster(
+    vectors: np.ndarray,
+    known: np.ndarray | None = None,
+    radii: np.ndarray | None = None,
+    *,
+    groups: np.ndarray | None = None,
+    limit: int = 40,
+    seed: int = 0,
+    seen: float = 1.0,
+) -> Clustering | None:
+    """Clusters of embeddings float (n, D), n >= 30; None when there are fewer.
+
+    `groups` (n) says which look-alike images each region comes from, so that telling products apart is not taken for
+    telling kinds of defects apart.
+
+    `known` (m, D) are the centroids of known classes, from which the search starts, and `radii` (m) the cosine
+    distances that hold 95 % of their members: a dense group outside of all of them becomes a cluster of its own. `seen`
+    is the share of the regions that were there when the known classes were found.
+    """
+    if len(vectors) < REGIONS_MIN:
+        return None
+    vectors = unit(np.asarray(vectors, np.float32))
+    mean, axes = _principal_axes(vectors)
+    points = unit((vectors - mean) @ axes)
+    start = unit((unit(known) - mean) @ axes) if known is not None and len(known) else None
+    previous = len(start) if start is not None else None
+    count, stability, proposals = estimate_count(points, previous, limit, seed, groups, seen)
+    labels = fit(points, count, start, seed)
+    if known is not None and radii is not None and len(known):
+        labels = _with_dense_groups(labels, vectors, points, unit(known), radii)
+    labels = np.unique(labels, return_inverse=True)[1]
+    return Clustering(labels, centroids_of(vectors, labels), proposals, stability)
+
+
+def reduced(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors (n, 32 at most) on the principal axes of the data, which is where it is clustered."""
+    vectors = unit(vectors)
+    mean, axes = _principal_axes(vectors)
+    return unit((vectors - mean) @ axes)
+
+
+def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
+    data = np.ascontiguousarray(points)
+    sample = data[sample_of(data, seed)]
+    rough = merged(sample, [min(count, len(sample))])[0]
+    cold = _trained(data, centroids_of(sample, rough), seed)
+    labels, quality = _labelled(data, cold)
+    if start is None or not len(start):
+        return labels
+    warm_labels, warm_quality = _labelled(data, _trained(data, _adapted(start, cold), seed))
+    return labels if quality > warm_quality + BETTER_START else warm_labels
+
+
+def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index of the nearest centroid of each vector, and the cosine distances to it and to the second nearest."""
+    distances = 1 - unit(vectors) @ centroids.T
+    order = np.argsort(distances, axis=1, kind="stable")
+    rows = np.arange(len(vectors))
+    second = distances[rows, order[:, 1]] if distances.shape[1] > 1 else np.full(len(vectors), np.inf)
+    return order[:, 0], distances[rows, order[:, 0]], second
+
+
+def centroids_of(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Unit centroids float32 (k, D) of labels 0..k-1."""
+    sums = np.zeros((int(labels.max()) + 1, vectors.shape[1]), np.float64)
+    np.add.at(sums, labels, vectors)
+    return unit(sums.astype(np.float32))
+
+
+def radius_of(vectors: np.ndarray, centroid: np.ndarray) -> float:
+    """Cosine distance from the centroid that holds 95 % of unit vectors (n, D)."""
+    return float(np.quantile(1 - vectors @ centroid, RADIUS_SHARE))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = vectors.mean(axis=0)
+    centred = vectors - mean
+    size = vectors.shape[1]
+    wanted = (max(0, size - PRINCIPAL_AXES), size - 1)  # the last are the largest
+    _, axes = eigh(centred.T @ centred / len(vectors), subset_by_index=wanted, check_finite=False)
+    axes = axes[:, ::-1]
+    # The sign of an axis is arbitrary; fixing it keeps rounds alike.
+    return mean, axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+
+
+def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
+    """Centroids of spherical k-means by faiss from given ones."""
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        len(start),
+        niter=KMEANS_STEPS,
+        spherical=True,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(points),
+    )
+    kmeans.train(points, init_centroids=np.ascontiguousarray(start))
+    return np.asarray(kmeans.centroids)
+
+
+def _labelled(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
+    """Labels, and the mean cosine of the points to their centroids."""
+    cosines, labels = faiss.knn(points, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    return labels[:, 0], float(cosines.mean())
+
+
+def _adapted(start: np.ndarray, cold: np.ndarray) -> np.ndarray:
+    """As many centroids as `cold` has: those of `start`, the nearest ones joined or the farthest of `cold` added."""
+    kept = start.copy()
+    while len(kept) > len(cold):
+        cosines = kept @ kept.T
+        np.fill_diagonal(cosines, -np.inf)
+        i, j = sorted(np.unravel_index(int(cosines.argmax()), cosines.shape))
+        kept[i] = unit(kept[i] + kept[j])
+        kept = np.delete(kept, j, axis=0)
+    while len(kept) < len(cold):
+        farthest = int((cold @ kept.T).max(axis=1).argmin())
+        kept = np.vstack([kept, cold[farthest]])
+    return kept
+
+
+def _with_dense_groups(
+    labels: np.ndarray, vectors: np.ndarray, points: np.ndarray, known: np.ndarray, radii: np.ndarray
+) -> np.ndarray:
+    """Give groups outside of every known class that are compact for their distance to it a cluster of their own."""
+    index, distance, _ = nearest(vectors, known)
+    loose = np.flatnonzero(distance > LOOSE_FACTOR * radii[index])
+    if len(loose) < DENSE_MEMBERS:
+        return labels
+    groups = HDBSCAN(min_cluster_size=DENSE_MEMBERS, min_samples=3, allow_single_cluster=True, copy=True).fit_predict(
+        points[loose]
+    )
+    result = labels.copy()
+    for group in range(int(groups.max()) + 1):
+        members = loose[groups == group]
+        centre = unit(vectors[members].mean(axis=0))
+        # What density left over belongs to the group when it is nearer to it than to what is known.
+        members = loose[(groups == group) | ((groups < 0) & (1 - vectors[loose] @ centre < distance[loose]))]
+        inside = vectors[members]
+        if radius_of(inside, unit(inside.mean(axis=0))) > DENSE_SHARE * float(np.median(distance[members])):
+            continue
+        own = np.bincount(labels[members]).argmax()
+        if (labels[members] == own).sum() < OWN_SHARE * (labels == own).sum():  # not a cluster already
+            result[members] = result.max() + 1
+    return result

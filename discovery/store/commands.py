@@ -1,0 +1,124 @@
+"""`flawline classes`: the classes and their histories as plain dicts, and what people may say about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+
+from discovery.round.lineage import DefectClass
+from discovery.store import people, registry, schema
+from discovery.store.people import SEVERITIES
+from discovery.store.pruning import frames_by_class
+from discovery.store.store import Store, stamp
+
+__all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "set_severity", "show", "split"]
+
+HISTORY = 50
+
+
+def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]:
+    """Every class, the largest first; merged and dismissed ones only with `everything`."""
+    with store.transaction() as connection:
+        known = registry.load(connection)
+        frames = frames_by_class(connection)
+    hidden = () if everything else ("merged", "dismissed")
+    shown = [one for one in known.classes if one.state not in hidden]
+    return [_plain(one, frames.get(one.id, 0)) for one in sorted(shown, key=lambda one: (-one.members, one.number))]
+
+
+def show(store: Store, reference: str) -> dict[str, Any]:
+    """One class by id or name, with its lineage, events, audit trail and where it occurs."""
+    d, parents, events, audit = schema.defects, schema.class_parents, schema.class_events, schema.audit
+    with store.transaction() as connection:
+        known = registry.load(connection)
+        one = next((one for one in known.classes if one.id == reference.upper()), None) or people.find(known, reference)
+        frames = frames_by_class(connection).get(one.id, 0)
+        places = connection.execute(
+            select(d.c.camera, d.c.group_id, func.count().label("frames"))
+            .where(d.c.class_id == one.id)
+            .group_by(d.c.camera, d.c.group_id)
+            .order_by(func.count().desc(), d.c.camera, d.c.group_id)
+        ).all()
+        origin = connection.scalars(select(parents.c.parent_id).where(parents.c.class_id == one.id)).all()
+        children = connection.scalars(select(parents.c.class_id).where(parents.c.parent_id == one.id)).all()
+        told = connection.execute(
+            select(events).where(events.c.class_id == one.id).order_by(events.c.id.desc()).limit(HISTORY)
+        ).all()
+        said = connection.execute(
+            select(audit).where(audit.c.class_id == one.id).order_by(audit.c.id.desc()).limit(HISTORY)
+        ).all()
+    return _plain(one, frames) | {
+        "parents": sorted(origin),
+        "children": sorted(children),
+        "merged_from": sorted(other.id for other in known.classes if other.merged_into == one.id),
+        "places": [{"camera": row.camera, "group": row.group_id, "frames": row.frames} for row in places],
+        "events": [
+            {
+                "at": row.at.isoformat(),
+                "transition": row.transition,
+                "round": row.round,
+                "members": row.members,
+                "who": row.who,
+                "why": row.why,
+            }
+            for row in reversed(told)
+        ],
+        "audit": [
+            {
+                "at": row.at.isoformat(),
+                "who": row.who,
+                "action": row.action,
+                "value": row.value,
+                "before": row.before,
+                "why": row.why,
+            }
+            for row in reversed(said)
+        ],
+    }
+
+
+def name(store: Store, reference: str, new_name: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Name a class; the class as it is then."""
+    people.name(store, reference, new_name, who=who, why=why)
+    return show(store, new_name.strip())
+
+
+def merge(store: Store, reference: str, into: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Merge one class into another; the survivor as it is then."""
+    people.merge(store, reference, into, who=who, why=why)
+    return show(store, into)
+
+
+def split(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Split a class in two; the new class."""
+    return show(store, people.split(store, reference, who=who, why=why))
+
+
+def dismiss(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Say that a class is no defect; the class as it is then."""
+    people.dismiss(store, reference, who=who, why=why)
+    return show(store, reference)
+
+
+def set_severity(
+    store: Store, reference: str, severity: str, who: str | None = None, why: str | None = None
+) -> dict[str, Any]:
+    """Say how bad a class is; the class as it is then."""
+    people.set_severity(store, reference, severity, who=who, why=why)
+    return show(store, reference)
+
+
+def _plain(one: DefectClass, frames: int) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name": one.name,
+        "severity": one.severity,
+        "state": str(one.state),
+        "frames": frames,
+        "regions": one.members,
+        "born_at": stamp(one.born_at).isoformat(),
+        "last_seen_at": stamp(one.last_seen_at).isoformat(),
+        "confirmed_at": stamp(one.confirmed_at).isoformat() if one.confirmed_at is not None else None,
+        "merged_into": one.merged_into,
+    }

@@ -1,0 +1,206 @@
+"""The registry of classes in the store: read it, read what a round looks at, write what a round or a person decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
+
+from discovery.round.lineage import DefectClass, Registry
+from discovery.round.rounds import Outcome, Regions
+from discovery.store import schema
+from discovery.store.database import fact, insert, nanoseconds, set_fact, stamp
+from discovery.store.store import Store, add_event, refresh_frame_classes
+from flawline.messages import ClassState
+from flawline.settings.discovery import DiscoverySettings
+
+
+class StaleRegistry(Exception):
+    """A person has changed classes since the registry was read: what was computed from it must not be written."""
+
+
+def load(connection: Connection) -> Registry:
+    """The registry as it stands."""
+    rows = connection.execute(select(schema.classes).order_by(schema.classes.c.number))
+    pending = fact(connection, "pending", "")
+    return Registry(
+        classes=tuple(_class_of(row) for row in rows),
+        round=int(fact(connection, "round", "0")),
+        next_number=int(fact(connection, "next_number", "1")),
+        revision=int(fact(connection, "revision", "0")),
+        pending=frozenset(pending.split(",")) if pending else frozenset(),
+    )
+
+
+def read(store: Store) -> Registry:
+    """The registry of a store."""
+    with store.transaction() as connection:
+        return load(connection)
+
+
+def regions_of_round(connection: Connection, settings: DiscoverySettings, version: str) -> Regions:
+    """What a round looks at: the latest regions, the latest without a class, and every class's exemplars.
+
+    Bounded by the settings and the number of classes, whatever the history.
+    """
+    r, d = schema.regions, schema.defects
+    same = r.c.embedding_version == version
+    latest = _latest(connection, same, settings.window_regions)
+    loose = _latest(connection, same & r.c.class_id.is_(None), settings.pool_regions)
+    wanted = (r.c.id >= latest) | (r.c.class_id.is_(None) & (r.c.id >= loose)) | r.c.exemplar.is_(True)
+    query = (
+        select(
+            r.c.id,
+            r.c.defect_id,
+            r.c.position,
+            r.c.class_id,
+            r.c.exemplar,
+            r.c.embedding,
+            d.c.frame_id,
+            d.c.captured_ns,
+            d.c.model_version,
+            d.c.group_id,
+        )
+        .join_from(r, d, r.c.defect_id == d.c.id)
+        .where(same, wanted)
+        .order_by(r.c.id)
+    )
+    rows = connection.execute(query).all()
+    vectors = np.frombuffer(b"".join(row.embedding for row in rows), "<f2").astype(np.float32)
+    return Regions(
+        ids=np.array([row.id for row in rows], np.int64),
+        defect_ids=np.array([row.defect_id for row in rows], np.int64),
+        keys=tuple(f"{row.frame_id}/{row.position}" for row in rows),
+        classes=tuple(row.class_id for row in rows),
+        exemplars=np.array([row.exemplar for row in rows], bool),
+        captured_at=np.array([row.captured_ns for row in rows], np.int64),
+        vectors=vectors.reshape(len(rows), -1) if rows else vectors.reshape(0, 1),
+        groups=_numbered([(row.model_version, row.group_id) for row in rows]),
+    )
+
+
+def _numbered(names: Sequence[tuple[str, int]]) -> np.ndarray:
+    """A number for each distinct name: groups of different models have nothing in common."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+def write_round(
+    store: Store, regions: Regions, outcome: Outcome, version: str, seconds: float, at: int
+) -> tuple[str, ...]:
+    """Write a round, whole or not at all, and return the classes it speaks of.
+
+    Raises StaleRegistry when a person was faster; the round is then to be run again.
+    """
+    registry = outcome.registry
+    with store.transaction() as connection:
+        if int(fact(connection, "revision", "0")) != registry.revision:
+            raise StaleRegistry
+        before = {one.id: one for one in load(connection).classes}
+        save_classes(connection, registry.classes, registry.next_number)
+        for child, parent in outcome.parents:
+            statement = insert(connection, schema.class_parents).values(class_id=child, parent_id=parent)
+            connection.execute(statement.on_conflict_do_nothing())
+        _move_regions(connection, regions, outcome)
+        for one in registry.classes:
+            if one.state is ClassState.MERGED and before[one.id].state is not ClassState.MERGED:
+                assert one.merged_into is not None
+                move_members(connection, one.id, one.merged_into)
+        for message in outcome.events:
+            add_event(connection, message)
+        figures = vars(outcome.figures) | {"at": stamp(at), "seconds": seconds, "embedding_version": version}
+        connection.execute(schema.rounds.insert().values(round=registry.round, **figures))
+        set_fact(connection, "round", str(registry.round))
+        set_fact(connection, "pending", ",".join(sorted(registry.pending)))
+        set_fact(connection, "last_region", str(int(regions.ids.max())))
+    return tuple(message.class_id for message in outcome.events)
+
+
+def save_classes(connection: Connection, classes: Iterable[DefectClass], next_number: int) -> None:
+    """Write classes, new and known; a name is given up before another class takes it."""
+    for one in sorted(classes, key=lambda one: (one.name is not None, one.number)):
+        row = _row_of(one)
+        statement = insert(connection, schema.classes).values(row)
+        connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+    set_fact(connection, "next_number", str(next_number))
+
+
+def move_members(connection: Connection, loser: str, survivor: str) -> None:
+    """Give every region and defect of one class to another; its exemplars are chosen anew by the next round."""
+    for table in (schema.regions, schema.defects, schema.defect_totals):
+        connection.execute(update(table).where(table.c.class_id == loser).values(class_id=survivor))
+
+
+def _latest(connection: Connection, condition: ColumnElement[bool], count: int) -> int:
+    """The id from which on there are `count` regions."""
+    ids = select(schema.regions.c.id).where(condition).order_by(schema.regions.c.id.desc()).limit(count).subquery()
+    return int(connection.scalar(select(func.min(ids.c.id))) or 0)
+
+
+def _move_regions(connection: Connection, regions: Regions, outcome: Outcome) -> None:
+    changed = [
+        (row, name, bool(exemplar))
+        for row, (name, exemplar) in enumerate(zip(outcome.assigned, outcome.exemplars, strict=True))
+        if name != regions.classes[row] or exemplar != regions.exemplars[row]
+    ]
+    if changed:
+        statement = (
+            update(schema.regions)
+            .where(schema.regions.c.id == bindparam("row"))
+            .values(class_id=bindparam("name"), exemplar=bindparam("chosen"), assigned_by=bindparam("by"))
+        )
+        rows = [
+            {"row": int(regions.ids[i]), "name": name, "chosen": chosen, "by": "round" if name else None}
+            for i, name, chosen in changed
+        ]
+        connection.execute(statement, rows)
+    moved = [int(regions.defect_ids[row]) for row, name, _ in changed if name != regions.classes[row]]
+    refresh_frame_classes(connection, moved)
+
+
+def _class_of(row: Any) -> DefectClass:
+    return DefectClass(
+        id=row.id,
+        number=row.number,
+        state=ClassState(row.state),
+        members=row.members,
+        born_at=nanoseconds(row.born_at),
+        born_round=row.born_round,
+        last_seen_at=nanoseconds(row.last_seen_at),
+        centroid=np.frombuffer(row.centroid, "<f4"),
+        radius=row.radius,
+        embedding_version=row.embedding_version,
+        seen_rounds=row.seen_rounds,
+        missed_rounds=row.missed_rounds,
+        announced=row.announced,
+        name=row.name,
+        severity=row.severity,
+        confirmed_at=nanoseconds(row.confirmed_at) if row.confirmed_at else None,
+        merged_into=row.merged_into,
+        bound=row.bound,
+    )
+
+
+def _row_of(one: DefectClass) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "number": one.number,
+        "state": str(one.state),
+        "name": one.name,
+        "severity": one.severity,
+        "members": one.members,
+        "born_at": stamp(one.born_at),
+        "born_round": one.born_round,
+        "confirmed_at": stamp(one.confirmed_at) if one.confirmed_at is not None else None,
+        "last_seen_at": stamp(one.last_seen_at),
+        "merged_into": one.merged_into,
+        "seen_rounds": one.seen_rounds,
+        "missed_rounds": one.missed_rounds,
+        "announced": one.announced,
+        "bound": one.bound,
+        "radius": one.radius,
+        "centroid": np.asarray(one.centroid, "<f4").tobytes(),
+        "embedding_version": one.embedding_version,
+    }

@@ -1,0 +1,307 @@
+"""The store of discovery: what is taken in is counted once, whatever is delivered twice and whenever it dies.
+
+The tables are described in `discovery/store/schema.py`. Everything that a batch of records changes, and how far the
+topics have been read, is one transaction: the positions here, not those at the broker, say where reading goes on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, literal, select, update
+
+from discovery.frame_class import frame_class
+from discovery.store import schema
+from discovery.store.database import Database, greatest, insert, parts, stamp, upsert
+from flawline.intervals import IntervalSet
+from flawline.messages import ClassEvent, ClassState, Defect, DefectRegion, Transition, Verdict
+
+MINUTE_NS = 60_000_000_000
+
+Position = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class TakenDefect:
+    """A defect with the class that each of its regions was given on arrival, None for those without one."""
+
+    defect: Defect
+    classes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that are taken in together, and the next offset of every partition they came from."""
+
+    verdicts: Sequence[Verdict] = ()
+    defects: Sequence[TakenDefect] = ()
+    rejections: Sequence[tuple[str, str]] = ()
+    positions: Mapping[Position, int] | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What of a batch was new."""
+
+    verdicts: int
+    defects: tuple[Defect, ...]
+    regions: int
+
+
+class Store(Database):
+    """Defects, classes, their events and the roll-ups."""
+
+    def positions(self) -> dict[Position, int]:
+        """Next offset to read, by topic and partition."""
+        table = schema.positions
+        with self.reading() as connection:
+            return {(row.topic, row.partition): row.next_offset for row in connection.execute(select(table))}
+
+    def ingest(self, batch: Batch) -> Taken:
+        """Take a batch in, as one transaction; frames that are known already change nothing."""
+        with self.transaction() as connection:
+            verdicts = _new_verdicts(connection, batch.verdicts)
+            _add_to_minutes(connection, verdicts)
+            defects, count = _add_defects(connection, batch.defects)
+            now = stamp(self.utc_ns())
+            for reason, error in batch.rejections:
+                row = {"reason": reason, "records": 1, "last_error": error, "last_at": now}
+                upsert(connection, schema.rejections, row, add=("records",))
+            for (topic, partition), offset in (batch.positions or {}).items():
+                row = {"topic": topic, "partition": partition, "next_offset": offset}
+                upsert(connection, schema.positions, row)
+        return Taken(len(verdicts), defects, count)
+
+    def outbox(self, limit: int = 1000) -> list[tuple[int, ClassEvent]]:
+        """Events that still have to be published, oldest first, with their row ids."""
+        table = schema.class_events
+        query = select(table).where(table.c.published.is_(False)).order_by(table.c.id).limit(limit)
+        with self.reading() as connection:
+            return [(row.id, event_of(row)) for row in connection.execute(query)]
+
+    def mark_published(self, rows: Iterable[int]) -> None:
+        """Say that events have been acknowledged by the broker."""
+        table = schema.class_events
+        with self.transaction() as connection:
+            for part in parts(list(rows)):
+                connection.execute(update(table).where(table.c.id.in_(part)).values(published=True))
+
+    def assignments(self) -> dict[str, str]:
+        """Frame id -> class id of every defective frame that has a class."""
+        table = schema.defects
+        query = select(table.c.frame_id, table.c.class_id).where(table.c.class_id.is_not(None))
+        with self.reading() as connection:
+            return {row.frame_id: row.class_id for row in connection.execute(query)}
+
+    def rejections(self) -> dict[str, int]:
+        """Records that could not be used, by reason."""
+        with self.reading() as connection:
+            return {row.reason: row.records for row in connection.execute(select(schema.rejections))}
+
+
+def add_event(connection: Connection, message: ClassEvent) -> None:
+    """Put an event into the history and the outbox; one that is there already stays as it is."""
+    row = {
+        "event_id": message.event_id,
+        "class_id": message.class_id,
+        "transition": str(message.transition),
+        "at": stamp(message.at),
+        "at_ns": message.at,
+        "round": message.round,
+        "state": str(message.state),
+        "members": message.members,
+        "name": message.name,
+        "severity": message.severity,
+        "parents": ",".join(message.parents),
+        "merged_into": message.merged_into,
+        "who": message.who,
+        "why": message.why,
+    }
+    connection.execute(insert(connection, schema.class_events).values(row).on_conflict_do_nothing())
+
+
+def event_of(row: Any) -> ClassEvent:
+    """The message of a row of `class_events`."""
+    return ClassEvent(
+        event_id=row.event_id,
+        class_id=row.class_id,
+        transition=Transition(row.transition),
+        at=row.at_ns,
+        round=row.round,
+        state=ClassState(row.state),
+        members=row.members,
+        name=row.name,
+        severity=row.severity,
+        parents=tuple(row.parents.split(",")) if row.parents else (),
+        merged_into=row.merged_into,
+        who=row.who,
+        why=row.why,
+    )
+
+
+def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> None:
+    """Derive the class of frames again from those of their regions."""
+    d, r = schema.defects, schema.regions
+    for part in parts(sorted(set(defect_ids))):
+        query = (
+            select(d.c.id, d.c.class_id.label("known"), r.c.class_id, r.c.peak)
+            .join_from(d, r, r.c.defect_id == d.c.id)
+            .where(d.c.id.in_(part))
+            .order_by(d.c.id, r.c.position)
+        )
+        frames: dict[int, list[Any]] = defaultdict(list)
+        for row in connection.execute(query):
+            frames[row.id].append(row)
+        for defect_id, rows in frames.items():
+            found = frame_class([row.class_id for row in rows], [row.peak for row in rows])
+            if found != rows[0].known:
+                connection.execute(update(d).where(d.c.id == defect_id).values(class_id=found))
+
+
+def _new_verdicts(connection: Connection, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Verdicts of frames that have not been counted; they are marked as counted.
+
+    A frame counts once, also when a redelivery after a change of model gives it a second verdict.
+    """
+    table = schema.sequences_seen
+    by_epoch: dict[tuple[str, int], list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_epoch[verdict.camera, verdict.epoch].append(verdict)
+    fresh: list[Verdict] = []
+    for (camera, epoch), members in by_epoch.items():
+        low = min(verdict.sequence for verdict in members)
+        high = max(verdict.sequence for verdict in members)
+        # Ranges that overlap or touch what has come; the others cannot change.
+        here = (table.c.camera == camera) & (table.c.epoch == epoch)
+        near = here & (table.c.last >= low - 1) & (table.c.first <= high + 1)
+        known = IntervalSet((row.first, row.last) for row in connection.execute(select(table).where(near)))
+        before = len(known)
+        for verdict in members:
+            if verdict.sequence not in known:
+                known.add(verdict.sequence)
+                fresh.append(verdict)
+        if len(known) > before:
+            connection.execute(table.delete().where(near))
+            rows = [{"camera": camera, "epoch": epoch, "first": a, "last": b} for a, b in known.ranges()]
+            connection.execute(table.insert(), rows)
+    return fresh
+
+
+def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None:
+    scores: dict[tuple[int, str, int, str], list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        minute = verdict.captured_at // MINUTE_NS
+        scores[minute, verdict.camera, verdict.group, str(verdict.decision)].append(verdict.score)
+    for (minute, camera, group, decision), values in sorted(scores.items()):
+        row = {
+            "minute": stamp(minute * MINUTE_NS),
+            "camera": camera,
+            "group_id": group,
+            "decision": decision,
+            "frames": len(values),
+            "score_sum": sum(values),
+            "score_max": max(values),
+        }
+        upsert(connection, schema.verdict_minutes, row, add=("frames", "score_sum"), highest=("score_max",))
+
+
+def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[tuple[Defect, ...], int]:
+    table = schema.defects
+    fresh: dict[str, TakenDefect] = {}
+    for item in taken:
+        fresh.setdefault(item.defect.frame_id, item)
+    for part in parts(list(fresh)):
+        for known in connection.scalars(select(table.c.frame_id).where(table.c.frame_id.in_(part))).all():
+            del fresh[known]
+    survivors = _survivors(connection, {name for item in fresh.values() for name in item.classes if name})
+    added, count = [], 0
+    for item in fresh.values():
+        defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
+        frame = frame_class(classes, [region.peak for region in defect.regions])
+        key = connection.execute(table.insert().values(_defect_row(defect, frame))).inserted_primary_key
+        assert key is not None
+        rows = [
+            _region_row(key[0], position, region, defect.embedding_version, name)
+            for position, (region, name) in enumerate(zip(defect.regions, classes, strict=True))
+        ]
+        if rows:
+            connection.execute(schema.regions.insert(), rows)
+        for name in classes:
+            if name is not None:
+                add_members(connection, name, defect.captured_at)
+        added.append(defect)
+        count += len(rows)
+    return tuple(added), count
+
+
+def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
+    """Each class, or the class that it has been merged into since it was read."""
+    table = schema.classes
+    query = select(table.c.id, table.c.merged_into).where(table.c.merged_into.is_not(None))
+    merged = {row.id: row.merged_into for row in connection.execute(query)}
+    result = {}
+    for name in names:
+        survivor = name
+        while survivor in merged:
+            survivor = merged[survivor]
+        result[name] = survivor
+    return result
+
+
+def add_members(connection: Connection, name: str, captured_ns: int, count: int = 1) -> None:
+    """Count regions into a class, the latest captured at `captured_ns`."""
+    table = schema.classes
+    connection.execute(
+        update(table)
+        .where(table.c.id == name)
+        .values(
+            members=table.c.members + count,
+            last_seen_at=greatest(connection)(table.c.last_seen_at, literal(stamp(captured_ns), schema.UtcStamp())),
+        )
+    )
+
+
+def _defect_row(defect: Defect, frame: str | None) -> dict[str, Any]:
+    height, width = defect.heatmap.shape[:2]
+    return {
+        "frame_id": defect.frame_id,
+        "camera": defect.camera,
+        "epoch": defect.epoch,
+        "sequence": defect.sequence,
+        "captured_at": stamp(defect.captured_at),
+        "captured_ns": defect.captured_at,
+        "minute": stamp(defect.captured_at // MINUTE_NS * MINUTE_NS),
+        "group_id": defect.group,
+        "score": defect.score,
+        "p_value": defect.p_value,
+        "decision": str(defect.decision),
+        "height": defect.height,
+        "width": defect.width,
+        "model_version": defect.model_version,
+        "part": defect.part,
+        "lot": defect.lot,
+        "heatmap": defect.heatmap.array().astype("<f2").tobytes(),
+        "heatmap_height": height,
+        "heatmap_width": width,
+        "class_id": frame,
+    }
+
+
+def _region_row(defect_id: int, position: int, region: DefectRegion, version: str, name: str | None) -> dict[str, Any]:
+    return {
+        "defect_id": defect_id,
+        "position": position,
+        **dict(zip(("x", "y", "width", "height"), region.box, strict=True)),
+        "area_px": region.area_px,
+        "peak": region.peak,
+        **dict(zip(("crop_x", "crop_y", "crop_width", "crop_height"), region.crop_box, strict=True)),
+        "mask": region.mask,
+        "crop": region.crop,
+        "embedding": region.embedding.array().astype("<f2").tobytes(),
+        "embedding_version": version,
+        "class_id": name,
+        "assigned_by": "stream" if name else None,
+    }

@@ -1,0 +1,142 @@
+"""The embedded broker: a single-node Kafka-protocol server for demo, tests and one-box lines.
+
+It is no replacement for Apache Kafka: one process, one disk, no security; `UNSUPPORTED` lists what it leaves out.
+`EmbeddedBroker` runs it as a child process, `python -m embedded_broker` in the foreground.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from embedded_broker.unsupported import UNSUPPORTED
+from flawline.errors import FlawlineError
+
+__all__ = ["READY_PREFIX", "UNSUPPORTED", "EmbeddedBroker"]
+
+READY_PREFIX: Final = "listening on "
+_START_TIMEOUT_S: Final = 30.0
+_STOP_TIMEOUT_S: Final = 20.0
+
+
+class EmbeddedBroker:
+    """A broker in a child process that ends with its parent, however that ends.
+
+    Port 0 takes a free one at the first start and keeps it for later starts. What the broker logs goes to `broker.log`
+    in the data directory.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        fsync: str = "interval",
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self.data_dir = Path(data_dir)
+        self.host = host
+        self.port = port
+        self._arguments = ("--fsync", fsync, *options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """Return `host:port` for `bootstrap_servers`."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the running broker; raises `FlawlineError` when none runs."""
+        if self._process is None:
+            raise FlawlineError(f"the embedded broker on {self.data_dir} is not running: call start() first")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the child process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> EmbeddedBroker:
+        """Start the broker and return once clients can connect; raises `FlawlineError` with its own words otherwise."""
+        if self.running:
+            return self
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            log = (self.data_dir / "broker.log").open("ab")
+        except OSError as error:
+            raise FlawlineError(
+                f"the broker's data directory {self.data_dir} cannot be used ({error.strerror}): name another one"
+            ) from error
+        log_start = log.tell()
+        command = [sys.executable, "-m", "embedded_broker", "--data", str(self.data_dir), "--host", self.host]
+        command += ["--port", str(self.port), *self._arguments, "--until-stdin-closes"]
+        with log:
+            # The child reads the end of its standard input when this process is gone, killed included.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+        address = self._wait_until_ready(self._process)
+        if address is None:
+            self.kill()
+            raise FlawlineError(self._failure(log_start))
+        self.port = int(address.rpartition(":")[2])
+        return self
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str | None:
+        assert process.stdout is not None
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            if select.select([process.stdout], [], [], left_s)[0]:
+                line = process.stdout.readline().decode()
+                if line.startswith(READY_PREFIX):
+                    return line.removeprefix(READY_PREFIX).strip()
+                if not line:
+                    return None
+        return None
+
+    def _failure(self, log_start: int) -> str:
+        with (self.data_dir / "broker.log").open("rb") as log:
+            log.seek(log_start)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        said = lines[-1].removeprefix("error: ") if lines else f"no answer within {_START_TIMEOUT_S:g} s"
+        return f"the embedded broker did not start: {said}"
+
+    def stop(self) -> None:
+        """End the broker cleanly; harmless when it does not run."""
+        if self.running and self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the broker as a crash would."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def restart(self) -> EmbeddedBroker:
+        """Stop and start again on the same port and data."""
+        self.stop()
+        return self.start()
+
+    def __enter__(self) -> EmbeddedBroker:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

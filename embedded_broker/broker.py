@@ -1,0 +1,200 @@
+"""The broker's state and its housekeeping: what the request handlers work on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from embedded_broker import compaction
+from embedded_broker.groups import Group
+from embedded_broker.log import PartitionLog, wall_clock_ms
+from embedded_broker.members import GroupState
+from embedded_broker.store import FsyncPolicy, MetadataStore
+from embedded_broker.topic_config import TopicConfig
+from embedded_broker.topics import Topics
+from flawline.errors import FlawlineError
+
+log = logging.getLogger(__name__)
+
+NODE_ID: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """How one broker runs; fixed while it does."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 9092
+    advertised_host: str | None = None
+    allow_remote: bool = False
+    fsync: FsyncPolicy = FsyncPolicy.INTERVAL
+    fsync_interval_s: float = 1.0
+    housekeeping_interval_s: float = 2.0
+    default_partitions: int = 1
+    auto_create_topics: bool = True
+    # Long enough that the members of a group that starts as one share the first generation.
+    group_initial_delay_s: float = 0.2
+    max_request_bytes: int = 128 << 20
+    topic_defaults: TopicConfig = field(default_factory=TopicConfig)
+
+
+class Broker:
+    """Everything behind the sockets. Used from the event loop only."""
+
+    def __init__(self, options: BrokerOptions) -> None:
+        self.options = options
+        self.host = options.advertised_host or options.host
+        self.port = options.port
+        self._lock = _lock_data_dir(options.data_dir)
+        try:
+            self.store = MetadataStore(options.data_dir / "metadata.sqlite", options.fsync)
+            self.topics = Topics(
+                options.data_dir / "topics", self.store, options.topic_defaults, options.default_partitions
+            )
+        except (sqlite3.Error, OSError, ValueError, KeyError) as error:
+            self._lock.close()
+            raise FlawlineError(
+                f"the broker's data directory {options.data_dir} cannot be opened ({error}): "
+                "free space or correct its permissions, or name another one with --data"
+            ) from error
+        self._groups: dict[str, Group] = {}
+        self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
+
+    # Groups
+
+    def restore_groups(self) -> None:
+        """Bring the groups of an earlier run back; needs the running event loop for their timers."""
+        for group_id, snapshot in self.store.groups():
+            self._new_group(group_id).restore(snapshot)
+
+    def group(self, group_id: str) -> Group | None:
+        """Return a group that has or had members, None otherwise."""
+        return self._groups.get(group_id)
+
+    def group_for_join(self, group_id: str) -> Group:
+        """Return the group, made now if need be."""
+        return self._groups.get(group_id) or self._new_group(group_id)
+
+    def _new_group(self, group_id: str) -> Group:
+        group = Group(group_id, self.options.group_initial_delay_s, self._group_changed)
+        self._groups[group_id] = group
+        return group
+
+    def _group_changed(self, group: Group) -> None:
+        try:
+            self.store.put_group(group.group_id, group.snapshot())
+        except sqlite3.Error as error:  # without it a restart only makes the members join again
+            log.error("membership of group %s not stored: %s", group.group_id, error)
+
+    def group_ids(self) -> list[str]:
+        """Return all groups: those with members, and those that only have committed offsets."""
+        return sorted(set(self._groups) | set(self.store.groups_with_offsets()))
+
+    def forget_group(self, group_id: str) -> None:
+        """Delete an empty group with its offsets."""
+        self.store.delete_group(group_id)
+        self._groups.pop(group_id, None)
+
+    def subscribed(self, group_id: str) -> bool:
+        """Tell whether the group has members at the moment."""
+        group = self._groups.get(group_id)
+        return group is not None and group.state is not GroupState.EMPTY
+
+    # Disk
+
+    def partitions(self) -> Iterator[PartitionLog]:
+        """Iterate over the logs of all topics."""
+        for topic in self.topics:
+            yield from topic.partitions
+
+    async def make_durable(self, partitions: list[PartitionLog]) -> None:
+        """Under the policy `batch`, return when everything appended to the partitions is on the disk."""
+        if self.options.fsync is FsyncPolicy.BATCH:
+            await self._sync(partitions)
+
+    async def _sync(self, partitions: list[PartitionLog]) -> None:
+        loop = asyncio.get_running_loop()
+        for partition in partitions:
+            for segment in tuple(partition.unsynced):
+                size_bytes = segment.size_bytes
+                await loop.run_in_executor(self._workers, segment.sync)
+                if segment.size_bytes == size_bytes:  # else something was appended while the disk worked
+                    partition.unsynced.discard(segment)
+            partition.save_indexes()
+
+    async def housekeeping(self) -> None:
+        """Run retention and compaction for ever."""
+        while True:
+            await asyncio.sleep(self.options.housekeeping_interval_s)
+            for partition in tuple(self.partitions()):
+                try:
+                    if self.options.fsync is FsyncPolicy.NEVER:
+                        partition.unsynced.clear()  # as safe as it ever will be
+                        partition.save_indexes()
+                    partition.retain()
+                    if partition.config.compacted:
+                        await self._compact(partition)
+                except (OSError, sqlite3.Error) as error:
+                    log.error("housekeeping of %s failed, tried again later: %s", partition.folder, error)
+
+    async def _compact(self, partition: PartitionLog) -> None:
+        plan = compaction.plan(partition, wall_clock_ms())
+        if plan is None:
+            return
+        results = await asyncio.get_running_loop().run_in_executor(self._workers, compaction.rewrite, plan)
+        compaction.install(partition, plan, results)
+
+    async def sync_regularly(self) -> None:
+        """Under the policy `interval`, bring everything to the disk once per interval, for ever."""
+        while self.options.fsync is FsyncPolicy.INTERVAL:
+            await asyncio.sleep(self.options.fsync_interval_s)
+            try:
+                await self._sync(list(self.partitions()))
+            except OSError as error:
+                log.error("data not forced to the disk, tried again in %g s: %s", self.options.fsync_interval_s, error)
+
+    def close(self) -> None:
+        """Bring everything to the disk and let the data directory go."""
+        self._workers.shutdown(wait=True)
+        if self.options.fsync is not FsyncPolicy.NEVER:
+            for partition in self.partitions():
+                with contextlib.suppress(OSError):  # it was answered already, and there is no one left to tell
+                    partition.sync()
+        self.topics.close()
+        self.store.close()
+        self._lock.close()
+
+
+def _lock_data_dir(data_dir: Path) -> IO[str]:
+    """Take the data directory for this process until the returned file is closed."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("a+")
+    except OSError as error:
+        raise FlawlineError(
+            f"the broker's data directory {data_dir} cannot be used ({error.strerror}): name another one with --data"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise FlawlineError(
+            f"the broker's data directory {data_dir} is in use by process {holder}: "
+            "stop that broker or name another directory with --data"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock

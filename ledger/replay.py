@@ -1,0 +1,205 @@
+"""Dead letters: what there is, and sending the original frames again.
+
+A replay sends the original bytes, key and headers to the original partition, plus the header `replayed-from`. Nothing
+else remembers it, and nothing else is needed to make it idempotent: a replayed frame is in the log behind the workers'
+offset (its header says from which letter), or it has a verdict, or it is a dead letter again, with the header in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from flawline import kafka_clients, topics
+from flawline.clock import UtcNs, utc_ns
+from flawline.errors import FlawlineError
+from flawline.messages import REPLAYED_FROM, DeadLetter, DeadLetterReason, decode
+from flawline.settings.tree import Settings
+from ledger.accounting import Identity
+from ledger.reader import LedgerReader, Progress, Record, parse_identity
+
+CONFIRM_TIMEOUT_S = 60.0
+
+IN_FLIGHT_LIMIT_BYTES = 64 << 20
+"""Unconfirmed bytes of a replay, because the client itself bounds nothing."""
+
+
+class Status(StrEnum):
+    """Where a dead letter stands."""
+
+    OPEN = "open"
+    SCORED = "scored"  # its frame has a verdict by now
+    IN_LOG = "in-log"  # its replay waits for a worker
+    SUPERSEDED = "superseded"  # a later letter of the same record stands for it
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter without its bytes, which may be many megabytes."""
+
+    partition: int
+    offset: int
+    at: int
+    reason: DeadLetterReason
+    error: str
+    origin: tuple[str, int, int]  # topic, partition and offset of the original record
+    identity: Identity | None
+    camera: str | None
+    size_bytes: int
+    replayed_from: str | None
+    status: Status = Status.OPEN
+
+    @property
+    def name(self) -> str:
+        """What `replayed-from` says of its replay."""
+        return f"{topics.DEAD_LETTERS.name}/{self.partition}/{self.offset}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "letter": self.name,
+            "status": str(self.status),
+            "reason": str(self.reason),
+            "error": self.error,
+            "camera": self.camera,
+            "frame_id": ":".join(map(str, self.identity)) if self.identity else None,
+            "at": self.at,
+            "size_bytes": self.size_bytes,
+            "replayed_from": self.replayed_from,
+        }
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which letters are meant."""
+
+    reasons: frozenset[DeadLetterReason] = frozenset()
+    cameras: frozenset[str] = frozenset()
+    youngest_s: float | None = None  # not younger than this
+    oldest_s: float | None = None  # not older than this
+
+    def matches(self, letter: Letter, now_ns: int) -> bool:
+        age_s = (now_ns - letter.at) / 1e9
+        return (
+            (not self.reasons or letter.reason in self.reasons)
+            and (not self.cameras or letter.camera in self.cameras)
+            and (self.youngest_s is None or age_s >= self.youngest_s)
+            and (self.oldest_s is None or age_s <= self.oldest_s)
+        )
+
+
+def letter_of(record: Record, message: DeadLetter) -> Letter:
+    """The summary of a record of `dead-letters`."""
+    identity = parse_identity(message.frame_id)
+    replayed_from = dict(message.headers).get(REPLAYED_FROM)
+    key = message.key.decode("utf-8", "replace") if message.key else None
+    return Letter(
+        partition=record.partition,
+        offset=record.offset,
+        at=message.at,
+        reason=message.reason,
+        error=message.error,
+        origin=(message.topic, message.partition, message.offset),
+        identity=identity,
+        camera=identity[0] if identity else key,
+        size_bytes=len(message.value),
+        replayed_from=replayed_from.decode("utf-8", "replace") if replayed_from else None,
+    )
+
+
+def with_status(
+    letters: Iterable[Letter], is_scored: Callable[[Identity], bool], in_log: Iterable[str]
+) -> list[Letter]:
+    """Every letter with where it stands; `in_log` names the letters whose replay waits for a worker."""
+    letters = list(letters)
+    waiting = set(in_log)
+    replayed_and_back = {letter.replayed_from for letter in letters}
+    newest: dict[Any, Letter] = {}
+    for letter in letters:
+        newest[letter.identity or letter.origin] = letter
+
+    def status(letter: Letter) -> Status:
+        if letter.identity and is_scored(letter.identity):
+            return Status.SCORED
+        if letter.name in replayed_and_back or newest[letter.identity or letter.origin] is not letter:
+            return Status.SUPERSEDED
+        return Status.IN_LOG if letter.name in waiting else Status.OPEN
+
+    return [replace(letter, status=status(letter)) for letter in letters]
+
+
+def find(settings: Settings, wanted: Filter, progress: Progress | None = None, clock: UtcNs = utc_ns) -> list[Letter]:
+    """The line's dead letters that match, oldest first, with where each stands."""
+    letters: list[Letter] = []
+    with LedgerReader(settings) as reader:
+        reader.poll(progress, lambda record, message: letters.append(letter_of(record, message)))
+        in_log = [origin.decode("utf-8", "replace") for origin in reader.replays_in_log()]
+        found = with_status(letters, reader.ledger.is_scored, in_log)
+    return [letter for letter in found if wanted.matches(letter, clock())]
+
+
+def send(settings: Settings, letters: Iterable[Letter], progress: Progress | None = None) -> int:
+    """Send the open ones of the letters again; how many. Each is confirmed by the broker before this returns.
+
+    Raises FlawlineError when a letter has gone from its topic or the broker does not confirm.
+    """
+    ours = {settings.topic(topics.FRAMES.name)}
+    chosen = [letter for letter in letters if letter.status is Status.OPEN and letter.origin[0] in ours]
+    if not chosen:
+        return 0
+    reader, writer = kafka_clients.consumer(settings, max_poll_records=1), kafka_clients.producer(settings)
+    pending: list[tuple[Letter, int, Any]] = []
+    try:
+        for done, letter in enumerate(chosen):
+            message = _fetch(settings, reader, letter)
+            headers = [pair for pair in message.headers if pair[0] != REPLAYED_FROM]
+            future = writer.send(
+                message.topic,
+                key=message.key,
+                value=message.value,
+                headers=[*headers, (REPLAYED_FROM, letter.name.encode())],
+                partition=message.partition,
+            )
+            pending.append((letter, len(message.value), future))
+            while sum(size for _, size, _ in pending) > IN_FLIGHT_LIMIT_BYTES:
+                _confirm(*pending.pop(0))
+            if progress:
+                progress(done + 1, len(chosen))
+        for item in pending:
+            _confirm(*item)
+    except KafkaError as error:
+        raise FlawlineError(f"replay: broker {settings.bootstrap_servers}: {error}: run it again") from error
+    finally:
+        reader.close()
+        writer.close()
+    return len(chosen)
+
+
+def count_by_reason(letters: Iterable[Letter]) -> dict[str, int]:
+    """How many letters have each reason."""
+    return dict(sorted(Counter(str(letter.reason) for letter in letters).items()))
+
+
+def _fetch(settings: Settings, reader: Any, letter: Letter) -> DeadLetter:
+    place = TopicPartition(settings.topic(topics.DEAD_LETTERS.name), letter.partition)
+    reader.assign([place])
+    reader.seek(place, letter.offset)
+    for records in reader.poll(timeout_ms=int(CONFIRM_TIMEOUT_S * 1000)).values():
+        for record in records:
+            if record.offset == letter.offset:
+                return decode(DeadLetter, record.value or b"")
+    raise FlawlineError(f"{letter.name} has gone from its topic: list the dead letters again")
+
+
+def _confirm(letter: Letter, _size: int, future: Any) -> None:
+    try:
+        future.get(timeout=CONFIRM_TIMEOUT_S)
+    except KafkaError as error:
+        raise FlawlineError(
+            f"the replay of {letter.name} was not confirmed ({error}): run it again, what was sent is not sent twice"
+        ) from error

@@ -1,0 +1,114 @@
+"""Fits a detector on good images; a fit that was interrupted is taken up where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline import __version__
+from flawline.errors import FlawlineError
+from flawline.settings.scorer import ScorerSettings
+from scorer import model as models
+from scorer import trimming
+from scorer.cache import cache_dir
+from scorer.detector import CoresetDetector, one_thread_per_product
+from scorer.evidence import gather
+from scorer.features import backbone
+from scorer.features.backbone import Backbone, Graph, Image
+from scorer.features.dataset import Chosen
+from scorer.features.store import OnUnreadable, Progress, extract
+from scorer.features.workfolder import WorkFolder
+from scorer.tiles import TiledImages, detector_class
+
+# Part of the key by which a killed fit is known again: raise it whenever features or banks change their meaning.
+_WORK_FORMAT = 1
+
+
+def fit_detector(
+    images: Sequence[Image],
+    settings: ScorerSettings,
+    progress: Progress | None = None,
+    on_unreadable: OnUnreadable | None = None,
+) -> CoresetDetector:
+    """A detector fitted on good images (uint8 RGB, any size); no label is asked for.
+
+    `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for; one
+    that raises FlawlineError is handed to `on_unreadable(index, error)` and left out, or, without that, ends the fit.
+    """
+    if len(images) < settings.minimum_images:
+        raise FlawlineError(
+            f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
+        )
+    started = time.monotonic()
+    given, sources = images, None
+    if settings.tile_px is not None:
+        overlap_px = round(settings.tile_px * settings.tile_overlap)
+        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
+        sources = images.sources
+    one_thread_per_product()
+    if progress:
+        progress("backbone", 0, 1)  # the first time, it is converted
+    graphs, features = backbone.of_settings(settings)
+    if progress:
+        progress("backbone", 1, 1)
+    folder = WorkFolder(cache_dir() / "fits", _work_key(given, settings, graphs, features))
+    finished = False
+    try:
+        store, kept = extract(images, features, folder, progress, on_unreadable)
+        sources = None if sources is None else sources[kept]
+        model = models.fit(store, settings, features.threads, progress, sources=sources)
+        origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
+        first_scores = model.standardised
+        suspects = trimming.suspicious_images(first_scores, model.groups, sources)
+        left_out = np.zeros(len(kept), dtype=bool)
+        if settings.trim and suspects.any() and len(set(origins[~suspects])) >= settings.minimum_images:
+            left_out = suspects
+            store = trimming.only(store, np.flatnonzero(~left_out))
+            sources = None if sources is None else sources[~left_out]
+            model = models.fit(store, settings, features.threads, progress, sources=sources)
+        if sources is not None and settings.tile_px is not None:
+            model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
+        used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
+        evidence = gather(store, model.banks, model.groups, used)
+        finished = True
+    finally:
+        folder.close(remove=finished)
+    report = {
+        "fit_seconds": round(time.monotonic() - started, 3),
+        "images": len(set(origins[~left_out])),
+        "left_out": _named(given, origins[left_out], first_scores[left_out]),
+        "suspects": _named(given, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
+        "skipped": len(given) - len(set(origins)),
+        "settings": settings.model_dump(mode="json"),
+    }
+    return detector_class(model)(model, graphs, features, report, evidence=lambda: evidence)
+
+
+def _named(images: Sequence[Image], numbers: NDArray[np.integer], scores: NDArray[np.float64]) -> list[str]:
+    """The names of some images by number, each once, those with the highest scores first."""
+    names = getattr(images, "names", [])
+    ordered = dict.fromkeys(numbers[np.argsort(-scores, kind="stable")].tolist())
+    return [names[i] if names else f"image {i}" for i in ordered]
+
+
+def _work_key(
+    images: Sequence[Image], settings: ScorerSettings, graphs: Sequence[tuple[Graph, Path]], features: Backbone
+) -> object | None:
+    """What a killed fit is known again by: images, settings, backbone; None for images that have no names."""
+    identities = getattr(images, "identities", None)
+    if identities is None:
+        return None
+    return [
+        _WORK_FORMAT,
+        __version__,
+        settings.model_dump(mode="json", exclude={"threads"}),
+        [asdict(graph) for graph, _ in graphs],
+        features.runtime,
+        features.precision,
+        identities(),
+    ]

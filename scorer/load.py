@@ -1,0 +1,53 @@
+"""Loads a detector that was saved, and checks that it still scores here as it did where it was fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flawline.errors import FlawlineError
+from scorer import artefact, golden
+from scorer.detector import CoresetDetector
+from scorer.features import backbone
+from scorer.tiles import detector_class
+
+
+def load_detector(
+    path: str | Path,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    weights: Path | None = None,
+) -> CoresetDetector:
+    """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
+
+    In f32 all runtimes give nearly the same scores, which is checked on pictures in the model where it was calibrated
+    on another one or on another kind of processor; the thresholds of a model fitted in bf16 hold in bf16 only.
+    Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
+    """
+    stored = artefact.load(Path(path))
+    if precision == "auto":
+        precision = stored.precision
+    if precision != stored.precision:
+        raise FlawlineError(
+            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: set "
+            f'worker.precision = "auto", or fit it again with scorer.precision = "{precision}"'
+        )
+    try:
+        features = backbone.load(
+            stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
+        )
+    except FlawlineError as error:
+        raise FlawlineError(f"{path}: {error}") from error
+    loaded = detector_class(stored.model)(
+        stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence
+    )
+    if golden.wanted(stored.report.get("golden"), features.runtime, stored.runtime):
+        try:
+            golden.check(
+                stored.report.get("golden"), loaded.evidence, loaded.raw_scores, features.runtime, stored.runtime
+            )
+        except FlawlineError as error:
+            raise FlawlineError(f"{path}: {error}") from error
+    return loaded

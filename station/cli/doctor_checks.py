@@ -1,0 +1,397 @@
+"""The checks of `flawline doctor`: each looks at one thing, changes nothing, and says ok, warn or fail and the mend."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import urllib.request
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from flawline import kafka_clients, topics
+from flawline.clock import utc_ns
+from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings
+
+CONNECT_TIMEOUT_S = 3.0
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+CLOCK_TOLERANCE_MS = 60_000
+RELEASED_NS = 1_735_689_600 * 1_000_000_000  # 2025-01-01: no frame can be older than this project
+LEAST_FREE_BYTES = 1 << 30
+PARTITIONS_PER_ACTOR = 4
+
+
+class Status(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `mend` says what to do when it is not ok."""
+
+    name: str
+    status: Status
+    text: str
+    mend: str = ""
+
+
+def checksum_library(settings: Settings) -> list[Finding]:
+    """The C implementation of CRC-32C that the Kafka client needs for frames."""
+    kafka_clients.require_fast_checksum()
+    return [Finding("crc32c", Status.OK, "the C library is in use")]
+
+
+def broker_answers(settings: Settings) -> list[Finding]:
+    """The broker, or the free port for the embedded one."""
+    name, address = "broker", settings.bootstrap_servers
+    if not _reachable(settings):
+        if settings.kafka.bootstrap_servers is None:
+            text = f"the embedded broker does not run on {address}"
+            return [Finding(name, Status.WARN, text, "`flawline up` or `flawline broker` starts it")]
+        text = f"{address} does not answer"
+        return [Finding(name, Status.FAIL, text, "start it, or correct kafka.bootstrap_servers")]
+    client = kafka_clients.admin(settings)  # its error names the mend
+    client.close()
+    return [Finding(name, Status.OK, f"{address} answers")]
+
+
+def topic_limits(settings: Settings) -> list[Finding]:
+    """Topics are there, with the partitions and size limits that the settings ask for."""
+    findings = _limits_of_settings(settings)
+    if not _reachable(settings):
+        return [*findings, Finding("topics", Status.WARN, "not looked at: no broker", "start it first")]
+    client = kafka_clients.admin(settings)
+    try:
+        wanted = dict(topics.named(settings.kafka.topic_prefix))
+        there = set(client.list_topics())
+        for name in sorted(wanted.keys() - there):
+            findings.append(Finding("topics", Status.WARN, f"{name} is missing", "create it: `flawline topics create`"))
+        present = sorted(wanted.keys() & there)
+        limits = _max_message_bytes(client, present)
+        for name in present:
+            findings += _compare_limit(settings, name, wanted[name], limits.get(name))
+        findings += _partitions(settings, client, [name for name in present if wanted[name].per_camera])
+        if present and all(finding.name != "topics" for finding in findings):
+            findings.append(Finding("topics", Status.OK, f"{len(present)} topics agree with the settings"))
+    finally:
+        client.close()
+    return findings
+
+
+def cameras(settings: Settings) -> list[Finding]:
+    """The configured cameras have a source, and their frames fit the limits."""
+    if not settings.cameras:
+        return [Finding("cameras", Status.WARN, "none is configured", "add a [[cameras]] section to line.toml")]
+    findings = []
+    for camera in settings.cameras:
+        where = getattr(camera, "path", None)
+        if where is not None and not Path(where).exists():
+            findings.append(
+                Finding("cameras", Status.FAIL, f"{camera.name}: {where} does not exist", "correct its path")
+            )
+            continue
+        findings += [*_frame_size(settings, camera), *_inspected(camera)]
+    return findings or [Finding("cameras", Status.OK, f"{len(settings.cameras)} configured")]
+
+
+def weights(settings: Settings) -> list[Finding]:
+    """The backbone's weights are on this machine."""
+    from scorer.features import weights as files
+
+    found = files.find(settings.scorer.backbone, settings.scorer.weights)
+    if found.file is None:
+        text = f"{settings.scorer.backbone} has no weights on this machine, timm downloads them at the first use"
+        return [Finding("weights", Status.WARN, text, "name a local file in scorer.weights for a line without network")]
+    size = found.file.stat().st_size
+    if size == 0:
+        return [Finding("weights", Status.FAIL, f"{found.file} is empty", "install or copy it again")]
+    return [Finding("weights", Status.OK, f"{found.name}: {found.file} ({size / 1e6:.1f} MB)")]
+
+
+def model(settings: Settings) -> list[Finding]:
+    """The artefact that the workers will use verifies."""
+    from scorer import artefact
+    from workers.publish_model import active_model
+
+    where = settings.worker.model
+    if where is None:
+        if not _reachable(settings):
+            text = "worker.model is not set and there is no broker to ask for the active one"
+            return [Finding("model", Status.WARN, text, "fit one, then `flawline publish MODEL`")]
+        pointer = active_model(settings)
+        if pointer is None:
+            return [
+                Finding(
+                    "model", Status.WARN, "none is active", "`flawline fit DATA --out MODEL`, then `flawline publish`"
+                )
+            ]
+        where = pointer.uri
+    if "://" in where:
+        return [Finding("model", Status.OK, f"{where} is verified by each worker that fetches it")]
+    return [Finding("model", Status.OK, f"{where}: version {artefact.load(Path(where)).version} verifies")]
+
+
+def store(settings: Settings) -> list[Finding]:
+    """The database of classes and roll-ups can be reached."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    mend = "start it, or correct store.url"
+    try:
+        url = make_url(settings.store_url)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+            # Connecting would create the file, and a check leaves nothing behind.
+            return [_writable("store", Path(url.database or "."), "SQLite file will be made on first use")]
+        engine = create_engine(url, connect_args={"connect_timeout": 5} if url.get_backend_name() != "sqlite" else {})
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        engine.dispose()
+    except ArgumentError:
+        return [
+            Finding("store", Status.FAIL, "store.url is no SQLAlchemy URL", "e.g. postgresql+psycopg://user@host/db")
+        ]
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return [Finding("store", Status.FAIL, f"{url.render_as_string()} cannot be used: {reason}", mend)]
+    return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
+
+
+def objects(settings: Settings) -> list[Finding]:
+    """The claim check store takes, gives back and removes an object."""
+    from flawline.object_store import ObjectStore
+
+    url = settings.frames.objects_url
+    if url is None:
+        text = f"no claim check store: frames over {settings.frames.inline_limit_bytes} bytes travel inline"
+        return [Finding("objects", Status.OK, text)]
+    try:
+        ObjectStore(url).check()
+    except OSError as error:
+        text = f"{without_credentials(url)} cannot be written: {error}"
+        return [Finding("objects", Status.FAIL, text, "make it writable, or correct frames.objects_url")]
+    return [Finding("objects", Status.OK, f"{without_credentials(url)} is writable")]
+
+
+def disk(settings: Settings) -> list[Finding]:
+    """The data directory has room for what the settings let grow there."""
+    folder = settings.data_dir.absolute()
+    place = _writable("disk", folder / "x", "")
+    if place.status is Status.FAIL:
+        return [place]
+    free = shutil.disk_usage(_existing(folder)).free
+    spool = settings.producer.spool_limit_bytes if settings.cameras else 0
+    log = topics.FRAMES.retention_bytes * settings.kafka.camera_partitions
+    need = spool + (log if settings.kafka.bootstrap_servers is None else 0)
+    text = f"{folder}: {free / 1e9:.1f} GB free, spool and frame log may grow to {need / 1e9:.1f} GB"
+    if free < LEAST_FREE_BYTES:
+        return [Finding("disk", Status.FAIL, text, "free at least 1 GB or move data_dir")]
+    if free < need:
+        return [Finding("disk", Status.WARN, text, "free space, or lower producer.spool_limit_bytes or the partitions")]
+    return [Finding("disk", Status.OK, text)]
+
+
+def ports(settings: Settings) -> list[Finding]:
+    """The metrics ports are free, or used by this line."""
+    findings = []
+    own = settings.metrics
+    for name in ("producers_port", "workers_port", "discovery_port", "ledger_port"):
+        port = getattr(own, name)
+        if port and not _can_bind(own.host, port):
+            text = f"metrics.{name} {own.host}:{port} is in use"
+            if _serves_our_metrics(own.host, port):
+                findings.append(Finding("ports", Status.OK, f"{text} by a role that runs"))
+            else:
+                findings.append(Finding("ports", Status.FAIL, text, "choose another, or 0 for no endpoint"))
+    return findings or [Finding("ports", Status.OK, "the metrics ports are free")]
+
+
+def clock(settings: Settings) -> list[Finding]:
+    """This machine's time can be right, and agrees with what the other machines have written."""
+    now_ns = utc_ns()
+    if now_ns < RELEASED_NS:
+        return [Finding("clock", Status.FAIL, "the system time is before 2025", "set it, and run a time service")]
+    newest_ms = _newest_stamp_ms(settings) if _reachable(settings) else None
+    if newest_ms is not None and newest_ms > now_ns // 1_000_000 + CLOCK_TOLERANCE_MS:
+        ahead_s = (newest_ms - now_ns // 1_000_000) / 1000
+        text = f"the newest ledger record is {ahead_s:.0f} s in this machine's future"
+        return [Finding("clock", Status.WARN, text, "run a time service (NTP, PTP) on every machine")]
+    return [Finding("clock", Status.OK, "the system time is plausible")]
+
+
+ALL = (
+    checksum_library,
+    broker_answers,
+    topic_limits,
+    cameras,
+    weights,
+    model,
+    store,
+    objects,
+    disk,
+    ports,
+    clock,
+)
+
+
+def _reachable(settings: Settings) -> bool:
+    """Whether something listens at one of the broker's addresses; cheap, so that a missing broker costs no wait."""
+    for address in settings.bootstrap_servers.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+                return True
+        except (OSError, ValueError):
+            continue
+    return False
+
+
+def _limits_of_settings(settings: Settings) -> list[Finding]:
+    """Limits that contradict each other before any broker is asked."""
+    findings = []
+    limit = settings.frames.limit_bytes
+    letter = topics.DEAD_LETTERS.max_message_bytes or 0
+    if limit + 2 * topics.ENVELOPE_BYTES > letter:
+        text = f"a frame of frames.limit_bytes {limit} does not fit into a dead letter of {letter} bytes"
+        findings.append(Finding("limits", Status.FAIL, text, f"lower it to {letter - 2 * topics.ENVELOPE_BYTES}"))
+    client = kafka_clients.largest_message_bytes(settings)
+    frame_record = int(topics.FRAMES.configs(limit)["max.message.bytes"])
+    if client < frame_record:
+        text = f"clients send at most {client} bytes, a frame record may have {frame_record}"
+        findings.append(Finding("limits", Status.FAIL, text, "lower frames.limit_bytes"))
+    if not findings:
+        text = f"frame {limit} <= topic {frame_record} <= client {client} bytes"
+        findings.append(Finding("limits", Status.OK, text))
+    return findings
+
+
+def _max_message_bytes(client: Any, names: list[str]) -> dict[str, int]:
+    if not names:
+        return {}
+    wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": None}) for name in names]
+    described = client.describe_configs(wanted, config_filter="all")
+    return {name: _int_config(configs, "max.message.bytes") for name, configs in described["topic"].items()}
+
+
+def _int_config(configs: Any, key: str) -> int:
+    value = configs[key]
+    return int(value["value"] if isinstance(value, dict) else value)
+
+
+def _compare_limit(settings: Settings, name: str, topic: topics.Topic, found: int | None) -> list[Finding]:
+    wanted = int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
+    if found is None or found >= wanted:
+        return []
+    text = f"{name} takes records of {found} bytes, the settings need {wanted}"
+    mend = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={wanted}"
+    return [Finding("topics", Status.FAIL, text, mend)]
+
+
+def _partitions(settings: Settings, client: Any, names: list[str]) -> list[Finding]:
+    findings = []
+    actors, wanted = settings.worker.actors, settings.kafka.camera_partitions
+    for described in client.describe_topics(names) if names else []:
+        name, count = described["name"], len(described["partitions"])
+        if count < wanted:
+            text = f"{name} has {count} partitions, kafka.camera_partitions is {wanted}"
+            mend = "set it to that number: a camera's partition must not change while frames of it are in the log"
+            findings.append(Finding("topics", Status.FAIL, text, mend))
+    if wanted < actors:
+        text = f"{actors} actors share {wanted} partitions: {actors - wanted} will be idle"
+        findings.append(
+            Finding("partitions", Status.WARN, text, "raise kafka.camera_partitions before the first start")
+        )
+    elif wanted < PARTITIONS_PER_ACTOR * actors:
+        text = f"{wanted} partitions for {actors} actors leave little room to spread cameras"
+        findings.append(Finding("partitions", Status.WARN, text, f"{PARTITIONS_PER_ACTOR * actors} are better"))
+    return findings
+
+
+def _frame_size(settings: Settings, camera: Any) -> list[Finding]:
+    """Only simulated cameras say how large their frames are before they are opened."""
+    height, width = getattr(camera, "height", None), getattr(camera, "width", None)
+    if height is None or width is None:
+        return []
+    raw, limit = 3 * height * width, settings.frames.limit_bytes
+    if raw <= limit:
+        return []
+    text = f"{camera.name}: {height}x{width} px are {raw} bytes raw, frames.limit_bytes is {limit}"
+    if camera.codec == "raw":
+        return [Finding("cameras", Status.FAIL, text, f"raise it to {raw}, or encode as jpeg")]
+    return [Finding("cameras", Status.WARN, text, "a frame that does not compress well is dropped as oversize")]
+
+
+def _inspected(camera: Any) -> list[Finding]:
+    """The camera's mask can be read, and its regions leave something to inspect."""
+    from workers.inspected import Inspected
+
+    try:
+        inspected = Inspected([camera])
+        if camera.mask is None:  # polygons are in fractions of any frame
+            inspected.mask(camera.name, 1000, 1000)
+    except FlawlineError as error:
+        return [Finding("cameras", Status.FAIL, str(error), f"correct mask, inspect or ignore of {camera.name}")]
+    return []
+
+
+def _newest_stamp_ms(settings: Settings) -> int | None:
+    client = kafka_clients.consumer(settings, max_poll_records=1)
+    try:
+        place = TopicPartition(settings.topic(topics.LEDGER.name), 0)
+        if place.topic not in client.topics():
+            return None
+        end = client.end_offsets([place])[place]
+        if end <= client.beginning_offsets([place])[place]:
+            return None
+        client.assign([place])
+        client.seek(place, end - 1)
+        records = client.poll(timeout_ms=int(1000 * CONNECT_TIMEOUT_S)).get(place, [])
+        return records[0].timestamp if records else None
+    finally:
+        client.close()
+
+
+def _writable(name: str, file: Path, text: str) -> Finding:
+    """Whether `file` could be made; nothing is made."""
+    parent = _existing(file.absolute().parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return Finding(name, Status.FAIL, f"{parent} cannot be written", "make it writable or choose another place")
+    return Finding(name, Status.OK, f"{file}: {text}" if text else f"{parent} is writable")
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _can_bind(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _serves_our_metrics(host: str, port: int) -> bool:
+    where = "127.0.0.1" if host in ("0.0.0.0", "") else host
+    try:
+        with urllib.request.urlopen(f"http://{where}:{port}/metrics", timeout=CONNECT_TIMEOUT_S) as answer:
+            return b"flawline_" in answer.read(200_000)
+    except (OSError, ValueError):
+        return False
+
+
+def without_credentials(text: str) -> str:
+    """Text with the user and password of every URL in it replaced."""
+    return CREDENTIALS.sub("***@", text)

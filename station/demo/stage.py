@@ -1,0 +1,131 @@
+"""What the demo runs on: its folder, its settings as a `line.toml` of their own, and the roles as child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import tomli_w
+
+from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings, load_settings
+from flawline.stopping import PARENT_VARIABLE
+
+MARKER = ".flawline-demo"
+CAMERAS = 4
+STOP_TIMEOUT_S = 60.0
+
+
+def prepare_folder(out: Path) -> Path:
+    """An empty folder for this run. A former run in it is replaced; anything else is never touched."""
+    out = out.absolute()
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise UsageError(f"--out {out}: holds something that is no demo run: name a new or empty folder")
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        (out / "logs").mkdir(parents=True)
+        (out / MARKER).touch()
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+    return out
+
+
+def simulated_cameras(frames: int, rate_hz: float, seed: int) -> list[dict[str, Any]]:
+    """Four cameras over which `frames` parts pass, one in five with a defect."""
+    shares = [frames // CAMERAS + (index < frames % CAMERAS) for index in range(CAMERAS)]
+    return [
+        {"name": f"camera-{index + 1}", "kind": "simulated", "seed": seed, "frames": share, "rate_hz": rate_hz}
+        | {"defect_rate": 0.2}
+        for index, share in enumerate(shares)
+        if share
+    ]
+
+
+def folder_cameras(data: Path, rate_hz: float, seed: int) -> list[dict[str, Any]]:
+    """Four cameras that share the test images of `data`, mixed."""
+    return [
+        {"name": f"camera-{index + 1}", "kind": "folder", "path": str(data.absolute()), "rate_hz": rate_hz}
+        | {"shuffle_seed": seed, "shard": index, "shards": CAMERAS}
+        for index in range(CAMERAS)
+    ]
+
+
+def write_settings(out: Path, base: Settings, bootstrap: str, cameras: list[dict[str, Any]], actors: int) -> Settings:
+    """The run's settings, written to `out/line.toml`, with which every command can be used on the run."""
+    own = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    kafka = {"bootstrap_servers": bootstrap, "camera_partitions": max(8, 4 * actors)}
+    if base.kafka.bootstrap_servers is not None:
+        # A broker of the user's own: the run's topics must not meet those of a line.
+        kafka["topic_prefix"] = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-"
+    metrics = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0)
+    content = own | {
+        "line": "demo",
+        "data_dir": str(out),
+        "kafka": own.get("kafka", {}) | kafka,
+        "metrics": own.get("metrics", {}) | metrics,
+        "worker": own.get("worker", {}) | {"actors": actors},
+        "cameras": cameras,
+    }
+    file = out / "line.toml"
+    for section, secret in (("kafka", "sasl_password"), ("grafana", "token")):
+        content.get(section, {}).pop(secret, None)  # dumped masked; the roles read secrets from the environment
+    file.write_text(tomli_w.dumps(json.loads(json.dumps(content))), encoding="utf-8")
+    return load_settings(file)
+
+
+class Role:
+    """A sub-command of flawline in a child process that ends with this one, its output in `logs/NAME.txt`."""
+
+    def __init__(self, out: Path, name: str, *arguments: str) -> None:
+        self.name = name
+        self.log = out / "logs" / f"{name}.txt"
+        self._output: TextIO = self.log.open("w", encoding="utf-8")
+        environment = dict(os.environ) | {
+            "FLAWLINE_CONFIG": str(out / "line.toml"),
+            PARENT_VARIABLE: str(os.getpid()),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "station.cli", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs. Raises FlawlineError with its last line when it failed."""
+        code = self._process.poll()
+        if code not in (None, 0):
+            raise FlawlineError(f"role {self.name} ended with exit code {code}: {self._last_line()} (see {self.log})")
+        return code is None
+
+    def stop(self) -> None:
+        """End it: SIGTERM, and after a while SIGKILL."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._output.close()
+
+    def _last_line(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def require_running(roles: Sequence[Role]) -> None:
+    """Raises FlawlineError when one of the roles that never end by themselves has ended."""
+    for role in roles:
+        if not role.running:
+            raise FlawlineError(f"role {role.name} ended before its work was done (see {role.log})")

@@ -1,0 +1,62 @@
+"""What passed the demo's cameras, known to the simulator or by the folder an image lies in; never part of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flawline.errors import FlawlineError
+from flawline.messages import Verdict
+from flawline.settings.producers import FolderCamera, SimulatedCamera
+from flawline.settings.tree import Settings
+from producers.folder import playlist
+from producers.simulated import line_settings
+from producers.simulation import SimulatedLine
+from station.demo.figures import Truth
+
+TruthOf = Callable[[Verdict], Truth]
+FileOf = Callable[[Verdict], Path]
+
+
+def simulated_line(camera: Any) -> SimulatedLine:
+    """The line that a simulated camera looks at."""
+    return SimulatedLine(line_settings(camera))
+
+
+def expected_frames(settings: Settings) -> int:
+    """How many frames the cameras will show."""
+    return sum(
+        len(playlist(camera)) if isinstance(camera, FolderCamera) else getattr(camera, "frames", None) or 0
+        for camera in settings.cameras
+    )
+
+
+def of_cameras(settings: Settings) -> tuple[TruthOf, FileOf | None]:
+    """Truth by frame and, for replayed folders (`<product>/test/<good|defect>/<image>`), the image's file."""
+    if all(isinstance(camera, SimulatedCamera) for camera in settings.cameras):
+        lines = {camera.name: simulated_line(camera) for camera in settings.cameras}
+
+        def rendered(verdict: Verdict) -> Truth:
+            found = lines[verdict.camera].truth(verdict.camera, verdict.sequence)
+            return Truth(found.product, found.defect)
+
+        return rendered, None
+
+    shown = {
+        camera.name: [camera.path / relative for relative in playlist(camera)]
+        for camera in settings.cameras
+        if isinstance(camera, FolderCamera)
+    }
+
+    def file_of(verdict: Verdict) -> Path:
+        files = shown[verdict.camera]
+        if verdict.sequence >= len(files):
+            raise FlawlineError(f"{verdict.frame_id}: its camera has only {len(files)} images")
+        return files[verdict.sequence]
+
+    def by_folder(verdict: Verdict) -> Truth:
+        *_, product, _, label, _ = file_of(verdict).parts
+        return Truth(product, None if label == "good" else label)
+
+    return by_folder, file_of

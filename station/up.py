@@ -1,0 +1,187 @@
+"""All roles of a line on one machine: child processes, watched, restarted at a bounded rate, stopped in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flawline import kafka_clients
+from flawline.clock import Monotonic, monotonic
+from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
+from flawline.stopping import PARENT_VARIABLE
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+BROKER_READY_S = 30.0
+STOP_TIMEOUT_S = 45.0
+"""A role's own stop (drain, spool, commit) must fit in here; after it the role is killed."""
+
+USAGE_EXIT = 2
+
+
+@dataclass
+class RestartPolicy:
+    """Allows `limit` restarts within `window_s`, each after a longer wait; None means that it is enough."""
+
+    limit: int = 5
+    window_s: float = 60.0
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 10.0
+    clock: Monotonic = monotonic
+    _deaths: deque[float] = field(default_factory=deque)
+
+    def after_death(self) -> float | None:
+        """Seconds to wait before the next start, or None when it died too often."""
+        now = self.clock()
+        self._deaths.append(now)
+        while self._deaths and now - self._deaths[0] > self.window_s:
+            self._deaths.popleft()
+        if len(self._deaths) > self.limit:
+            return None
+        return min(self.longest_wait_s, self.first_wait_s * 2 ** (len(self._deaths) - 1))
+
+
+@dataclass(frozen=True)
+class Role:
+    """A sub-command that `up` runs; `may_end` says that exit code 0 is no death (cameras that have an end)."""
+
+    name: str
+    arguments: tuple[str, ...]
+    may_end: bool = False
+
+
+class Child:
+    """One role's process, over its restarts."""
+
+    def __init__(self, role: Role, environment: dict[str, str], policy: RestartPolicy, clock: Monotonic) -> None:
+        self.role = role
+        self.ended = False
+        self._environment = environment
+        self._policy = policy
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_at = clock()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def tend(self) -> None:
+        """Start it when it is due; look whether it died. Raises FlawlineError when it died too often."""
+        if self.ended:
+            return
+        if self._process is None:
+            if self._clock() >= self._start_at:
+                self._start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        self._process = None
+        if code == 0 and self.role.may_end:
+            self.ended = True
+            log.info("%s has ended: its cameras have no more frames", self.role.name)
+            return
+        if code == USAGE_EXIT:
+            raise UsageError(f"role {self.role.name} refuses its configuration: mend what it says above")
+        wait_s = self._policy.after_death()
+        if wait_s is None:
+            raise FlawlineError(
+                f"role {self.role.name} died {self._policy.limit + 1} times within {self._policy.window_s:.0f} s, "
+                f"last with exit code {code}: mend what it says above, then start again"
+            )
+        log.warning("%s died with exit code %d, it starts again in %.1f s", self.role.name, code, wait_s)
+        self._start_at = self._clock() + wait_s
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "station.cli", *self.role.arguments]
+        # Its own session: Ctrl-C in a terminal reaches `up` alone, which then stops the roles in order.
+        self._process = subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        log.info("%s runs as process %d", self.role.name, self._process.pid)
+
+    def stop(self, deadline: float) -> None:
+        """Ask it to end, and kill it when it has not by `deadline` (of the clock)."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(max(0.1, deadline - self._clock()))
+        except subprocess.TimeoutExpired:
+            log.error("%s does not stop, so it is killed", self.role.name)
+            self._process.kill()
+            self._process.wait()
+
+
+def roles(settings: Settings) -> list[Role]:
+    """The roles of a line, in the order in which they stop: what makes work first, what others need last."""
+    result = [Role("produce", ("produce",), may_end=True)] if settings.cameras else []
+    result += [Role("work", ("work",)), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
+    return [*result, Role("console", ("console",))] if settings.console.port else result
+
+
+def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:
+    """Run every role until `stop` is set. Raises FlawlineError when one cannot be kept alive."""
+    environment = dict(os.environ) | {PARENT_VARIABLE: str(os.getpid())}
+    if config:
+        environment["FLAWLINE_CONFIG"] = str(config.absolute())
+    server: Child | None = None
+    children: list[Child] = []
+    try:
+        if settings.kafka.bootstrap_servers is None:
+            if settings.embedded.port == 0:
+                settings = settings.model_copy(
+                    update={"embedded": settings.embedded.model_copy(update={"port": _free_port(settings)})}
+                )
+                environment["FLAWLINE_EMBEDDED__PORT"] = str(settings.embedded.port)
+            server = Child(Role("broker", ("broker",)), environment, RestartPolicy(), monotonic)
+            _wait_for_broker(settings, server, stop)
+        if stop.is_set():
+            return
+        kafka_clients.ensure_topics(settings)
+        children = [Child(role, environment, RestartPolicy(), monotonic) for role in roles(settings)]
+        if not settings.cameras:
+            log.warning("no cameras are configured: the line waits for frames from elsewhere")
+        tended = [*([server] if server else []), *children]
+        while not stop.wait(POLL_S):
+            for child in tended:
+                child.tend()
+    finally:
+        for child in [*children, *([server] if server else [])]:
+            child.stop(monotonic() + STOP_TIMEOUT_S)
+
+
+def _wait_for_broker(settings: Settings, server: Child, stop: threading.Event) -> None:
+    deadline = monotonic() + BROKER_READY_S
+    while not stop.is_set():
+        server.tend()
+        try:
+            with socket.create_connection((settings.embedded.host, settings.embedded.port), timeout=1.0):
+                # A port that was taken by something else would answer too; then our own process has died.
+                if server.pid is not None:
+                    return
+        except OSError:
+            pass
+        if monotonic() > deadline:
+            raise FlawlineError(
+                f"the embedded broker does not answer on {settings.bootstrap_servers} after {BROKER_READY_S:.0f} s: "
+                "see what it says above"
+            )
+        stop.wait(POLL_S)
+
+
+def _free_port(settings: Settings) -> int:
+    with socket.socket() as probe:
+        probe.bind((settings.embedded.host, 0))
+        return int(probe.getsockname()[1])

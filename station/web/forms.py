@@ -1,0 +1,72 @@
+"""What people send: small urlencoded forms, checked before anything is done with them."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import HTTPException, Request
+
+from discovery.store import commands
+from discovery.store.store import Store
+from flawline.errors import UsageError
+
+LIMIT_BYTES = 16 << 10
+FIELDS_LIMIT = 20
+WHO_LENGTH = 64
+WHY_LENGTH = 500
+
+Form = dict[str, str]
+
+
+async def read_form(request: Request) -> Form:
+    """The fields of a form, without blanks around them. Raises HTTPException in one line for anything else."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "a form was expected: use the forms of the pages")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LIMIT_BYTES:
+            raise HTTPException(413, f"the form is larger than {LIMIT_BYTES} bytes")
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
+    except ValueError:
+        raise HTTPException(400, f"the form has more than {FIELDS_LIMIT} fields") from None
+    return {name: values[-1].strip() for name, values in fields.items()}
+
+
+def check_token(form: Form, token: str) -> None:
+    """Refuse a form that none of this console's pages held: another site cannot read the token off a page."""
+    if not hmac.compare_digest(form.get("token", "").encode(), token.encode()):
+        raise HTTPException(403, "the form is not of this console, or from before it started: load the page again")
+
+
+def person(form: Form) -> tuple[str, str | None]:
+    """Who says it and why, for the audit trail. Raises UsageError."""
+    who, why = form.get("who", ""), form.get("why", "")
+    if not 1 <= len(who) <= WHO_LENGTH or not who.isprintable():
+        raise UsageError(f"who: give your name, 1 to {WHO_LENGTH} printable characters")
+    if len(why) > WHY_LENGTH or not why.isprintable():
+        raise UsageError(f"why: at most {WHY_LENGTH} printable characters")
+    return who, why or None
+
+
+def act(store: Store, class_id: str, action: str, form: Form) -> str:
+    """Do to a class what a form asks for; the id of the class to look at then. Raises UsageError."""
+    who, why = person(form)
+    value = form.get("value", "")
+    done = ACTIONS[action](store, class_id, value, who, why)
+    return str(done["id"])
+
+
+Action = Callable[[Store, str, str, str, str | None], dict[str, Any]]
+
+ACTIONS: dict[str, Action] = {
+    "name": commands.name,
+    "severity": commands.set_severity,
+    "merge": commands.merge,
+    "dismiss": lambda store, class_id, _, who, why: commands.dismiss(store, class_id, who, why),
+    "split": lambda store, class_id, _, who, why: commands.split(store, class_id, who, why),
+}

@@ -1,0 +1,198 @@
+"""What the pages read from the store. Nothing here writes, so nobody is held up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+
+from discovery.store import schema
+from discovery.store.pruning import frames_by_class
+from discovery.store.store import Store
+from flawline.messages import ClassState
+
+HIDDEN = (ClassState.MERGED.value, ClassState.DISMISSED.value)
+HISTORY = 50
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class in the list; frames and regions are counts, the stamps are UTC."""
+
+    id: str
+    name: str | None
+    severity: str | None
+    state: str
+    frames: int
+    regions: int
+    born_at: datetime
+    last_seen_at: datetime
+    confirmed_at: datetime | None
+    merged_into: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys that `flawline classes list --json` prints."""
+        stamps = {
+            name: value.isoformat() if value else None
+            for name, value in vars(self).items()
+            if name in ("born_at", "last_seen_at", "confirmed_at")
+        }
+        return vars(self) | stamps
+
+
+@dataclass(frozen=True)
+class MinuteCount:
+    """Frames of one camera and decision in one minute."""
+
+    minute: datetime
+    camera: str
+    decision: str
+    frames: int
+
+
+def ready(store: Store) -> None:
+    """Raise FlawlineError when the store cannot be read."""
+    with store.reading() as connection:
+        connection.execute(select(schema.facts.c.name).limit(1))
+
+
+def minute_counts(store: Store, since: datetime) -> list[MinuteCount]:
+    """Frames by minute from `since` on, camera and decision."""
+    table = schema.verdict_minutes.c
+    query = (
+        select(table.minute, table.camera, table.decision, func.sum(table.frames).label("frames"))
+        .where(table.minute >= since)
+        .group_by(table.minute, table.camera, table.decision)
+        .order_by(table.minute, table.camera, table.decision)
+    )
+    with store.reading() as connection:
+        return [MinuteCount(row.minute, row.camera, row.decision, int(row.frames)) for row in connection.execute(query)]
+
+
+def latest_minute(store: Store) -> datetime | None:
+    """The latest minute that has a verdict."""
+    with store.reading() as connection:
+        latest: datetime | None = connection.scalar(select(func.max(schema.verdict_minutes.c.minute)))
+    return latest
+
+
+def classes(store: Store, everything: bool = False) -> list[ClassRow]:
+    """The classes, the largest first; merged and dismissed ones only with `everything`."""
+    c = schema.classes.c
+    query = select(schema.classes).order_by(c.members.desc(), c.number)
+    with store.reading() as connection:
+        frames = frames_by_class(connection)
+        rows = connection.execute(query if everything else query.where(c.state.not_in(HIDDEN))).all()
+    return [
+        ClassRow(
+            id=row.id,
+            name=row.name,
+            severity=row.severity,
+            state=row.state,
+            frames=frames.get(row.id, 0),
+            regions=row.members,
+            born_at=row.born_at,
+            last_seen_at=row.last_seen_at,
+            confirmed_at=row.confirmed_at,
+            merged_into=row.merged_into,
+        )
+        for row in rows
+    ]
+
+
+def salient_regions(store: Store, class_ids: Iterable[str], limit: int) -> dict[str, list[int]]:
+    """Ids of the most salient regions of each class."""
+    r = schema.regions.c
+    with store.reading() as connection:
+        return {
+            name: list(
+                connection.scalars(
+                    select(r.id).where(r.class_id == name).order_by(r.peak.desc(), r.id.desc()).limit(limit)
+                )
+            )
+            for name in class_ids
+        }
+
+
+def members(store: Store, class_id: str, before: int | None, limit: int) -> Sequence[Any]:
+    """Regions of a class with their frame, the latest first, those with an id below `before`."""
+    d, r = schema.defects, schema.regions
+    query = (
+        select(r.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, r.c.peak)
+        .join_from(r, d, r.c.defect_id == d.c.id)
+        .where(r.c.class_id == class_id)
+        .order_by(r.c.id.desc())
+        .limit(limit)
+    )
+    with store.reading() as connection:
+        return connection.execute(query if before is None else query.where(r.c.id < before)).all()
+
+
+def history(store: Store, class_id: str) -> Sequence[Any]:
+    """The latest events of a class, the newest first."""
+    events = schema.class_events
+    query = select(events).where(events.c.class_id == class_id).order_by(events.c.id.desc()).limit(HISTORY)
+    with store.reading() as connection:
+        return connection.execute(query).all()
+
+
+def audit(store: Store, class_id: str) -> Sequence[Any]:
+    """What people did to a class, the newest first."""
+    table = schema.audit
+    query = select(table).where(table.c.class_id == class_id).order_by(table.c.id.desc()).limit(HISTORY)
+    with store.reading() as connection:
+        return connection.execute(query).all()
+
+
+def defects(store: Store, before: int | None, limit: int) -> Sequence[Any]:
+    """Frames that were not accepted, the latest first, those with an id below `before`."""
+    d, c = schema.defects, schema.classes
+    columns = (d.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, d.c.decision, d.c.score, d.c.p_value, d.c.class_id)
+    query = (
+        select(*columns, c.c.name.label("class_name"))
+        .join_from(d, c, c.c.id == d.c.class_id, isouter=True)
+        .order_by(d.c.id.desc())
+        .limit(limit)
+    )
+    with store.reading() as connection:
+        return connection.execute(query if before is None else query.where(d.c.id < before)).all()
+
+
+def regions_of(store: Store, defect_ids: Sequence[int]) -> dict[int, list[Any]]:
+    """The regions of some defects in their order, without pixels."""
+    r, c = schema.regions, schema.classes
+    columns = (r.c.id, r.c.defect_id, r.c.x, r.c.y, r.c.width, r.c.height, r.c.area_px, r.c.peak, r.c.class_id)
+    query = (
+        select(*columns, c.c.name.label("class_name"))
+        .join_from(r, c, c.c.id == r.c.class_id, isouter=True)
+        .where(r.c.defect_id.in_(defect_ids))
+        .order_by(r.c.defect_id, r.c.position)
+    )
+    found: dict[int, list[Any]] = defaultdict(list)
+    with store.reading() as connection:
+        for row in connection.execute(query):
+            found[row.defect_id].append(row)
+    return found
+
+
+def defect(store: Store, frame_id: str) -> Any:
+    """One frame that was not accepted, with its heat map; None when there is none of that name."""
+    d, c = schema.defects, schema.classes
+    query = (
+        select(d, c.c.name.label("class_name"))
+        .join_from(d, c, c.c.id == d.c.class_id, isouter=True)
+        .where(d.c.frame_id == frame_id)
+    )
+    with store.reading() as connection:
+        return connection.execute(query).one_or_none()
+
+
+def crop(store: Store, region_id: int) -> bytes | None:
+    """A region's crop (JPEG), None when there is none, or none any more."""
+    with store.reading() as connection:
+        data: bytes | None = connection.scalar(select(schema.regions.c.crop).where(schema.regions.c.id == region_id))
+    return data or None  # emptied when it was too old

@@ -1,0 +1,73 @@
+"""The role `flawline console`: serves the pages until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import closing
+
+import uvicorn
+
+from discovery.store.store import Store
+from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
+from station.web.app import create
+from station.web.ledger_watch import LedgerWatch
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 0.5
+STOP_TIMEOUT_S = 5
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Serve until `stop`. Raises FlawlineError for a port in use or a store that cannot be opened."""
+    # While a broker is away the client says so many times a minute; the watch says it once.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    listener = _listen(settings.console.host, settings.console.port)
+    with closing(listener), closing(Store(settings.store_url)) as store:
+        _serve(settings, store, listener, stop)
+
+
+def _serve(settings: Settings, store: Store, listener: socket.socket, stop: threading.Event) -> None:
+    watch, over = LedgerWatch(settings), threading.Event()
+    # A broker that does not answer holds this thread for seconds, which no stop should wait for.
+    ledger = threading.Thread(target=watch.run, args=(over,), name="ledger", daemon=True)
+    config = uvicorn.Config(
+        create(settings, store, watch),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+    )
+    server = uvicorn.Server(config)
+    # Not in the main thread: there uvicorn would take the signals that set `stop`.
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
+    ledger.start()
+    serving.start()
+    log.info("the console is on http://%s:%d", settings.console.host, settings.console.port)
+    try:
+        while not stop.wait(CHECK_S):
+            for thread in (serving, ledger):
+                if not thread.is_alive():
+                    raise FlawlineError(
+                        f"the console's {thread.name} thread has ended by itself: see what it says above"
+                    )
+    finally:
+        over.set()
+        server.should_exit = True
+        serving.join()
+        ledger.join(STOP_TIMEOUT_S)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if port == 0:
+        raise UsageError("console.port 0: the console is turned off: give it a port, such as 8400")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise FlawlineError(
+            f"console {host}:{port} cannot be used ({error.strerror}): choose another console.port or console.host"
+        ) from error

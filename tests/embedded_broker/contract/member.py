@@ -1,0 +1,24 @@
+"""A member of a group in a process of its own, to be killed: prints the number of its partitions when it changes."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.embedded_broker.contract.clients import CLIENTS
+
+
+def main(name: str, bootstrap: str, group: str, topic: str, session_ms: str) -> None:
+    """Poll for ever."""
+    consumer = CLIENTS[name](bootstrap).consumer(group=group, session_ms=int(session_ms), cooperative=True)
+    consumer.subscribe(topic)
+    known = 0
+    while True:
+        consumer.poll(0.1)
+        count = len(consumer.assigned())
+        if count != known:
+            known = count
+            print(count, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

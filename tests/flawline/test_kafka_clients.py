@@ -1,0 +1,144 @@
+"""Clients and topics are made from the settings; what cannot work is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import MessageSizeTooLargeError
+from pydantic import SecretStr
+
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients, topics
+from flawline.errors import FlawlineError, UsageError
+from flawline.settings.tree import Settings
+from tests.support.brokers import free_port
+from tests.support.talking_line import TalkingLine
+
+
+def with_kafka(settings: Settings, **values: Any) -> Settings:
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=values)})
+
+
+def test_topics_are_created_once_with_their_settings(line_settings: Settings) -> None:
+    for _ in range(2):
+        kafka_clients.ensure_topics(line_settings)
+    client = kafka_clients.admin(line_settings)
+    try:
+        prefix = line_settings.kafka.topic_prefix
+        there = {name.removeprefix(prefix) for name in client.list_topics() if name.startswith(prefix)}
+        partitions = {
+            each["name"].removeprefix(prefix): len(each["partitions"])
+            for each in client.describe_topics([prefix + topic.name for topic in topics.ALL])
+        }
+    finally:
+        client.close()
+    assert there == {topic.name for topic in topics.ALL}
+    assert partitions == {topic.name: 3 if topic.per_camera else 1 for topic in topics.ALL}
+
+
+def test_only_some_topics_when_asked(line_settings: Settings) -> None:
+    kafka_clients.ensure_topics(line_settings, only=["models"])
+    client = kafka_clients.admin(line_settings)
+    prefix = line_settings.kafka.topic_prefix
+    assert [name for name in client.list_topics() if name.startswith(prefix)] == [f"{prefix}models"]
+    client.close()
+
+
+def test_largest_legal_frame_passes_and_a_larger_one_is_refused(line: TalkingLine) -> None:
+    settings = line.settings
+    writer = kafka_clients.producer(settings)
+    topic = settings.topic("frames")
+    try:
+        assert writer.send(topic, value=bytes(settings.frames.limit_bytes), partition=0).get(60).offset == 0
+        with pytest.raises(MessageSizeTooLargeError):
+            writer.send(topic, value=bytes(settings.frames.limit_bytes + topics.ENVELOPE_BYTES), partition=0).get(60)
+    finally:
+        writer.close()
+    reader = kafka_clients.consumer(settings, max_poll_records=1)
+    place = TopicPartition(topic, 0)
+    reader.assign([place])
+    reader.seek_to_beginning(place)
+    try:
+        [record] = reader.poll(timeout_ms=60_000)[place]
+        assert len(record.value) == settings.frames.limit_bytes
+    finally:
+        reader.close()
+
+
+def test_dead_letter_of_the_largest_frame_fits(line_settings: Settings) -> None:
+    letter = topics.DEAD_LETTERS.max_message_bytes
+    assert letter is not None and letter >= line_settings.frames.limit_bytes + 2 * topics.ENVELOPE_BYTES
+    assert kafka_clients.largest_message_bytes(line_settings) >= letter
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 1 << 20, 16 << 20, 100 << 20])
+def test_every_topic_has_whole_settings(limit: int) -> None:
+    for topic in topics.ALL:
+        configs = topic.configs(limit)
+        assert int(configs["max.message.bytes"]) >= (limit if topic is topics.FRAMES else 1 << 20)
+        if topic.compacted:
+            assert configs["cleanup.policy"] == "compact" and "retention.ms" not in configs
+        else:
+            assert int(configs["retention.ms"]) > 0 and int(configs["segment.bytes"]) >= 1 << 20
+
+
+def test_broker_that_is_away_names_its_address_and_the_mend(line_settings: Settings) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(FlawlineError, match=address) as caught:
+        kafka_clients.producer(with_kafka(line_settings, bootstrap_servers=address))
+    assert "flawline broker" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"security_protocol": "SSL", "ssl_cafile": Path("/no/such/ca.pem")},
+        {"bootstrap_servers": "127.0.0.1:not-a-port"},
+    ],
+)
+def test_contradicting_security_settings_are_one_line(line_settings: Settings, values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="kafka") as caught:
+        kafka_clients.producer(with_kafka(line_settings, **values))
+    assert "\n" not in str(caught.value)
+
+
+def test_broker_without_security_asked_for_it_is_one_line(line_settings: Settings) -> None:
+    values: dict[str, Any] = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "u"}
+    with pytest.raises(FlawlineError, match="security settings") as caught:
+        kafka_clients.producer(with_kafka(line_settings, **values, sasl_password=SecretStr("p")))
+    assert "\n" not in str(caught.value)
+
+
+def test_security_reaches_the_clients(line_settings: Settings) -> None:
+    options = kafka_clients.client_options(
+        with_kafka(
+            line_settings,
+            bootstrap_servers="a:1,b:2",
+            security_protocol="SASL_SSL",
+            sasl_mechanism="SCRAM-SHA-512",
+            sasl_username="u",
+            sasl_password=SecretStr("p"),
+            ssl_cafile=Path(__file__),
+        )
+    )
+    assert options["bootstrap_servers"] == ["a:1", "b:2"]
+    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("u", "p")
+    assert options["ssl_cafile"] == __file__ and "ssl_keyfile" not in options
+
+
+def test_missing_checksum_library_is_a_start_up_error(
+    embedded_broker: EmbeddedBroker, line_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_clients.record_util, "crc32c_c", None)
+    with pytest.raises(FlawlineError, match="pip install crc32c"):
+        kafka_clients.producer(line_settings)
+
+
+def test_second_broker_on_the_same_data_is_one_line(fresh_broker: EmbeddedBroker) -> None:
+    with pytest.raises(FlawlineError, match="did not start") as caught:
+        EmbeddedBroker(fresh_broker.data_dir).start()
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, UsageError)

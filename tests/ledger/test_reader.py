@@ -1,0 +1,272 @@
+"""The ledger tells every outcome from the topics of a real broker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients, telemetry
+from flawline.messages import DeadLetterReason, DroppedRange, DropReason
+from flawline.settings.tree import Settings
+from ledger import reader as ledger
+from ledger.accounting import Account
+from ledger.reader import LedgerReader
+from station.cli import ledger as ledger_view
+from tests.support.brokers import free_port
+from tests.support.talking_line import TalkingLine
+
+
+def account_of(line: TalkingLine) -> Account:
+    return ledger.read(line.settings).cameras[line.camera]
+
+
+def test_line_that_never_ran_is_empty_and_balanced(line_settings: Settings) -> None:
+    report = ledger.read(line_settings)
+    assert report.balanced and report.total == Account()
+
+
+def test_scored_frames_are_scored_even_when_they_were_told_twice(line: TalkingLine) -> None:
+    line.scored(0, 1, 1, 2, 0)
+    line.captured(3, closed=True)
+    account = account_of(line)
+    assert (account.captured, account.scored, account.gaps) == (3, 3, 0) and account.balanced
+
+
+@pytest.mark.parametrize("reason", list(DropReason))
+def test_dropped_captures_have_their_reason(line: TalkingLine, reason: DropReason) -> None:
+    line.captured(4, dropped=(DroppedRange(1, 2, reason),))
+    line.captured(4, dropped=(DroppedRange(1, 2, reason),), closed=True)
+    line.scored(0, 3)
+    account = account_of(line)
+    assert account.dropped == {reason: 2} and account.gaps == 0 and account.balanced
+
+
+@pytest.mark.parametrize("reason", list(DeadLetterReason))
+def test_dead_letters_have_their_reason(line: TalkingLine, reason: DeadLetterReason) -> None:
+    record = line.frame(0)
+    for _ in range(2):  # a redelivery
+        line.dead(record, 0, reason)
+    line.committed(1)
+    line.captured(1, closed=True)
+    account = account_of(line)
+    assert account.dead_lettered == {reason: 1} and account.in_flight == 0 and account.balanced
+
+
+def test_frame_behind_the_committed_offset_is_in_flight_and_before_it_is_a_gap(line: TalkingLine) -> None:
+    for sequence in range(4):
+        line.frame(sequence)
+    line.captured(4, closed=True)
+    assert account_of(line).in_flight == 4
+    line.scored(0)
+    line.committed(2)  # 1 was passed over without an outcome
+    account = account_of(line)
+    assert (account.scored, account.in_flight, account.gaps) == (1, 2, 1) and account.balanced
+    assert [(gap.first, gap.last) for gap in account.gap_ranges] == [(1, 1)]
+
+
+def test_capture_that_never_reached_the_log_is_a_gap(line: TalkingLine) -> None:
+    line.captured(3, closed=True)
+    line.scored(0, 2)
+    account = account_of(line)
+    assert account.gaps == 1 and account.balanced
+
+
+def test_capture_with_two_outcomes_does_not_balance(line: TalkingLine) -> None:
+    line.captured(2, dropped=(DroppedRange(1, 1, DropReason.BROKER_REFUSED),), closed=True)
+    line.scored(0, 1)
+    account = account_of(line)
+    assert account.conflicts == 1 and not account.balanced
+
+
+def test_replayed_and_then_scored_frame_counts_as_scored(line: TalkingLine) -> None:
+    line.dead(line.frame(0), 0, DeadLetterReason.SCORING_FAILED)
+    line.captured(1, closed=True)
+    line.committed(1)
+    assert account_of(line).dead_lettered == {"scoring-failed": 1}
+    line.scored(0)
+    account = account_of(line)
+    assert (account.scored, account.dead_lettered, account.recovered) == (1, {}, 1) and account.balanced
+
+
+def test_epochs_and_cameras_are_counted_apart(line: TalkingLine) -> None:
+    line.captured(2, closed=True)
+    line.scored(0, 1)
+    line.epoch += 1
+    line.captured(1, closed=True)
+    line.scored(0)
+    line.camera = "other"
+    line.captured(5, closed=True)
+    report = ledger.read(line.settings)
+    assert (report.cameras["cam"].captured, report.cameras["cam"].gaps) == (3, 0)
+    assert (report.cameras["other"].captured, report.cameras["other"].gaps) == (5, 5)
+
+
+def test_foreign_record_is_reported_beside_the_sum(line: TalkingLine) -> None:
+    record = line.frame(0)
+    line.dead(record, None, DeadLetterReason.UNDECODABLE)
+    line.committed(1)
+    report = ledger.read(line.settings)
+    assert report.unidentified == {"undecodable": 1}
+
+
+def test_record_of_a_newer_release_is_named_and_never_balanced(line: TalkingLine) -> None:
+    writer = kafka_clients.producer(line.settings)
+    writer.send(line.settings.topic("ledger"), value=b"no message", partition=0).get(20)
+    writer.close()
+    report = ledger.read(line.settings)
+    assert not report.balanced and "ledger/0 offset 0" in report.unreadable[0]
+
+
+def test_reader_continues_where_it_was(line: TalkingLine) -> None:
+    with LedgerReader(line.settings) as reader:
+        for count in range(1, 4):
+            line.frame(count - 1)
+            line.scored(count - 1)
+            line.committed(count)
+            line.captured(count)
+            report = reader.poll()
+            assert (report.total.captured, report.total.scored, report.total.in_flight) == (count, count, 0)
+        assert report.balanced
+
+
+def test_in_flight_frames_are_not_read_again_by_every_poll(line: TalkingLine) -> None:
+    with LedgerReader(line.settings) as reader:
+        for sequence in range(5):
+            line.frame(sequence)
+        line.captured(5, closed=True)
+        assert reader.poll().total.in_flight == 5
+        line.scored(0, 1)
+        line.committed(2)
+        read: list[int] = []
+        report = reader.poll(lambda done, total: read.append(total))
+        assert (report.total.in_flight, report.total.scored, report.total.gaps) == (3, 2, 0)
+        assert sum(read) == 2  # the two verdicts
+
+
+def test_expired_verdicts_leave_their_captures_out(line: TalkingLine) -> None:
+    line.captured(3)
+    line.scored(0, 1, 2)
+    admin = kafka_clients.admin(line.settings)
+    from kafka import TopicPartition
+
+    admin.delete_records({TopicPartition(line.settings.topic("verdicts"), 1): 3})
+    admin.close()
+    report = ledger.read(line.settings)
+    assert (report.total.gaps, report.total.captured, report.balanced) == (0, 0, True)
+    assert report.total.expired == 3
+
+
+def test_figures_are_exported_by_camera_outcome_and_reason(line: TalkingLine) -> None:
+    line.captured(3, dropped=(DroppedRange(2, 2, DropReason.OVERSIZE),), closed=True)
+    line.scored(0)
+    ledger.export(ledger.read(line.settings))
+    exported = generate_latest(telemetry.REGISTRY).decode()
+    assert 'flawline_ledger_frames{camera="cam",outcome="scored",reason=""} 1.0' in exported
+    assert 'flawline_ledger_frames{camera="cam",outcome="dropped",reason="oversize"} 1.0' in exported
+    assert 'flawline_ledger_frames{camera="cam",outcome="gap",reason=""} 1.0' in exported
+    assert "flawline_ledger_balanced 1.0" in exported
+
+
+def test_watch_serves_the_metric_and_outlives_a_broker_restart(
+    fresh_broker: EmbeddedBroker, line_settings: Settings
+) -> None:
+    port = free_port()
+    settings = line_settings.model_copy(
+        update={
+            "kafka": line_settings.kafka.model_copy(update={"bootstrap_servers": fresh_broker.bootstrap}),
+            "metrics": line_settings.metrics.model_copy(update={"ledger_port": port}),
+        }
+    )
+    kafka_clients.ensure_topics(settings)
+    stop = threading.Event()
+    watcher = threading.Thread(target=ledger_view.watch, args=(settings, stop, 0.2))
+    watcher.start()
+    try:
+        line = TalkingLine(settings)
+        line.captured(1, closed=True)
+        line.scored(0)
+        wait_for(lambda: scraped(port, "scored") == 1)
+        fresh_broker.restart()
+        line.scored(1)
+        line.captured(2, closed=True)
+        line.close()
+        wait_for(lambda: scraped(port, "scored") == 2)
+    finally:
+        stop.set()
+        watcher.join(30)
+    assert not watcher.is_alive()
+
+
+def scraped(port: int, outcome: str) -> float | None:
+    try:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    except OSError:
+        return None
+    wanted = f'flawline_ledger_frames{{camera="cam",outcome="{outcome}",reason=""}} '
+    return next((float(row.removeprefix(wanted)) for row in text.splitlines() if row.startswith(wanted)), None)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition did not come true"
+        time.sleep(0.05)
+
+
+def run_ledger(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "station.cli", "ledger", "--config", str(config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_command_prints_the_contract_and_exits_1_for_a_gap(
+    line: TalkingLine, settings_file: Callable[[Settings], Path], tmp_path: Path
+) -> None:
+    file = settings_file(line.settings)
+    line.captured(2, closed=True)
+    line.scored(0, 1)
+    fine = run_ledger(file, "--json")
+    assert fine.returncode == 0, fine.stderr
+    printed = json.loads(fine.stdout)
+    keys = {"captured", "scored", "dropped", "dead_lettered", "gaps", "balanced", "in_flight"}
+    assert keys | {"cameras"} <= printed.keys() and keys <= printed["cameras"]["cam"].keys()
+    assert (printed["captured"], printed["scored"], printed["balanced"]) == (2, 2, True)
+
+    line.captured(3, closed=True)
+    gap = run_ledger(file, "--json", str(tmp_path / "ledger.json"))
+    assert gap.returncode == 1 and not gap.stdout
+    assert json.loads((tmp_path / "ledger.json").read_text())["gaps"] == 1
+    table = run_ledger(file, "--camera", "cam")
+    assert table.returncode == 1 and "sequence 2" in table.stdout and "cam" in table.stdout
+    unknown = run_ledger(file, "--camera", "nobody")
+    assert unknown.returncode == 2 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
+
+
+def test_ledger_reads_apache_kafka_the_same(apache_kafka: Any, line_settings: Settings) -> None:
+    settings = line_settings.model_copy(
+        update={"kafka": line_settings.kafka.model_copy(update={"bootstrap_servers": apache_kafka.bootstrap})}
+    )
+    assert ledger.read(settings).total == Account()
+    kafka_clients.ensure_topics(settings)
+    line = TalkingLine(settings)
+    try:
+        for sequence in range(3):
+            line.frame(sequence)
+        line.captured(5, dropped=(DroppedRange(4, 4, DropReason.OVERSIZE),), closed=True)
+        line.scored(0)
+        line.committed(1)
+        account = account_of(line)
+    finally:
+        line.close()
+    assert (account.scored, account.in_flight, account.gaps, account.dropped) == (1, 2, 1, {"oversize": 1})
+    assert account.balanced

@@ -1,0 +1,142 @@
+"""MEBin against its definition, written down step by step and slowly."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from scorer.regions.binarize import defect_mask, erosion_kernel, mebin, mebin_set
+
+
+def slow_counts(scaled: np.ndarray, kernel: int) -> list[int]:
+    """Components of the eroded mask at each of the 64 thresholds 255, 251, ..., 3."""
+    ones = np.ones((kernel, kernel), np.uint8)
+    counts = []
+    for j in range(64):
+        mask = (scaled > 255 - 4 * j).astype(np.uint8)
+        counts.append(ndimage.label(cv2.erode(mask, ones), structure=np.ones((3, 3)))[1])
+    return counts
+
+
+def slow_choice(counts: list[int]) -> tuple[int, int] | None:
+    """Defect count and index of the chosen threshold: longest run of at least four equal, non-zero counts."""
+    runs = []  # count, length, last index
+    start = 0
+    for index in range(1, 65):
+        if index == 64 or counts[index] != counts[start]:
+            if counts[start] and index - start >= 4:
+                runs.append((counts[start], index - start, index - 1))
+            start = index
+    if not runs:
+        return None
+    longest: dict[int, int] = {}
+    for count, length, _ in runs:
+        longest[count] = max(length, longest.get(count, 0))
+    count = next(c for c in longest if longest[c] == max(longest.values()))
+    return count, max(last for c, length, last in runs if c == count and length == longest[count])
+
+
+def blobs(seed: int, side: int = 48, count: int = 4) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    canvas = rng.random((side, side)).astype(np.float32) * 0.4
+    for _ in range(count):
+        y, x = rng.integers(0, side, 2)
+        height, width = rng.integers(2, side // 2, 2)
+        canvas[y : y + height, x : x + width] += rng.random() * 3
+    return cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.3, 3)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 6),
+    st.integers(2, 7),
+    st.floats(0.1, 1.5),
+    st.floats(0.2, 3),
+    st.integers(0, 6),
+)
+def test_any_map_gives_the_mask_and_count_of_the_definition(seed, shrink, kernel, lo, extent, count):
+    heatmap = blobs(seed, side=16 + 8 * shrink, count=count)
+    hi = lo + extent
+    found = mebin(heatmap, lo, hi, kernel=kernel)
+    scaled = (heatmap - np.float32(lo)) * np.float32(255 / (hi - lo))
+    choice = slow_choice(slow_counts(scaled, kernel))
+    if choice is None:
+        assert (found.count, found.mask.any(), found.threshold) == (0, False, np.inf)
+        return
+    expected_count, index = choice
+    assert found.count == expected_count
+    cut = lo + (255 - 4 * index) * (hi - lo) / 255
+    assert found.threshold == pytest.approx(cut)
+    mask = cv2.erode((heatmap > np.float32(cut)).astype(np.uint8), np.ones((kernel, kernel), np.uint8))
+    assert np.array_equal(found.mask, mask.astype(bool))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_set_form_on_uint8_maps_follows_the_published_steps(seed, images):
+    maps = [(np.clip(blobs(seed + i), 0, 4) / 4 * 255).astype(np.uint8) for i in range(images)]
+    lo, hi = min(int(m.max()) for m in maps), max(int(m.max()) for m in maps)
+    for one, found in zip(maps, mebin_set(maps), strict=True):
+        if lo == hi:
+            assert found.count == 0
+            continue
+        scaled = np.where(one < lo, 0, 255 * (one.astype(float) - lo) / (hi - lo))
+        choice = slow_choice(slow_counts(scaled, 6))
+        assert found.count == (choice[0] if choice else 0)
+        if choice:
+            cut = int((255 - 4 * choice[1]) * (hi - lo) / 255 + lo)
+            mask = cv2.erode((one > cut).astype(np.uint8), np.ones((6, 6), np.uint8))
+            assert np.array_equal(found.mask, mask.astype(bool))
+            assert found.threshold == cut
+
+
+def test_set_form_does_not_overflow_in_eight_bits():
+    quiet, loud = np.full((64, 64), 100, np.uint8), np.full((64, 64), 20, np.uint8)
+    loud[20:40, 20:40] = 240
+    found = mebin_set([quiet, loud])[1]
+    assert found.count == 1
+    assert 100 <= found.threshold < 240
+
+
+def test_two_blobs_on_a_quiet_map_are_two_defects():
+    heatmap = np.zeros((256, 256), np.float32)
+    heatmap[40:80, 40:80], heatmap[150:190, 150:200] = 3, 2
+    found = mebin(heatmap, 0.5, 2.5)
+    assert found.count == 2
+    assert found.mask[60, 60]
+    assert found.mask[170, 170]
+    assert not found.mask[100, 100]
+
+
+def test_good_map_below_the_range_gives_an_empty_mask():
+    found = defect_mask(np.full((64, 64), 0.4, np.float32), 0.5, 2.0)
+    assert (found.count, found.mask.any()) == (0, False)
+
+
+def test_spot_smaller_than_the_kernel_is_found_without_erosion():
+    heatmap = np.zeros((256, 256), np.float32)
+    heatmap[100:103, 100:103] = 3
+    assert mebin(heatmap, 0.5, 2.5).count == 0
+    found = defect_mask(heatmap, 0.5, 2.5)
+    assert (found.count, found.eroded, int(found.mask.sum())) == (1, False, 9)
+
+
+def test_erosion_kernel_grows_with_the_map():
+    assert [erosion_kernel(side, side) for side in (32, 128, 256, 512, 1024)] == [2, 3, 6, 12, 24]
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 4)), np.zeros(5), np.array([[1.0, np.nan]]), np.array([[1.0, np.inf]])])
+def test_map_that_is_no_finite_matrix_is_refused(bad):
+    with pytest.raises(ValueError, match="anomaly map"):
+        mebin(bad, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.inf)])
+def test_range_without_extent_is_refused(lo, hi):
+    with pytest.raises(ValueError, match="no extent"):
+        mebin(np.zeros((8, 8)), lo, hi)

@@ -1,0 +1,78 @@
+"""Kernels compiled by a child process: all of them, once, and never at the price of a score."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scorer.cache import cpu_count
+from scorer.search import warm
+
+SCORE = """
+import sys
+import numpy as np
+from scorer.load import load_detector
+from scorer.search import kernels, loops, warm
+if sys.argv[2] == "child":
+    warm.start()
+    warm.wait()
+scores = load_detector(sys.argv[1]).score([np.full((64, 64, 3), 90, dtype=np.uint8)])
+kept = [each for module in (kernels, loops) for each in vars(module).values() if hasattr(each, "stats")]
+misses = {each.__name__: sum(each.stats.cache_misses.values()) for each in kept}
+print(sum(misses.values()), float(scores[0].aligned).hex(), misses)
+"""
+
+
+def _score(model: Path, cache: Path, how: str) -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE, str(model), how],
+        env=environment | {"FLAWLINE_CACHE": str(cache)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    misses, aligned, _ = done.stdout.split(maxsplit=2)
+    return int(misses), aligned
+
+
+def test_a_child_compiles_all_that_an_image_needs(model_path: Path, tmp_path: Path) -> None:
+    if cpu_count() < 2:
+        pytest.skip("one CPU: the kernels are compiled where they are used")
+    misses, aligned = _score(model_path, tmp_path / "child", "child")
+    assert misses == 0
+    misses, again = _score(model_path, tmp_path / "own", "own")
+    assert misses > 0
+    assert aligned == again
+
+
+def test_a_child_that_dies_or_hangs_is_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(warm, "cpu_count", lambda: 2)
+    monkeypatch.setattr(warm, "TIMEOUT_S", 0.2)
+    sleeper = tmp_path / "python"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    for executable in ("/bin/false", str(sleeper), str(tmp_path / "missing")):
+        monkeypatch.setattr(sys, "executable", executable)
+        warm.start()
+        child = warm._child
+        started = time.monotonic()
+        warm.wait()
+        assert time.monotonic() - started < 60
+        assert warm._child is None
+        assert child is None or child.returncode is not None
+
+
+def test_nothing_is_started_where_kernels_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(warm, "cpu_count", lambda: 2)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    (tmp_path / "scorer_1").mkdir()
+    (tmp_path / "scorer_1" / "kernels.search-1.py311.nbi").touch()
+    warm.start()
+    assert warm._child is None

@@ -1,0 +1,234 @@
+"""Each check of the doctor says what is wrong and the mend, and a healthy line has none."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients, telemetry
+from flawline.settings.tree import Settings
+from station.cli import doctor, doctor_checks
+from station.cli.doctor_checks import Finding, Status
+from tests.support.brokers import free_port
+from tests.support.talking_line import TalkingLine
+
+PASSWORD = "pass-word-of-a-test"
+
+
+def changed(settings: Settings, section: str, **values: Any) -> Settings:
+    part = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: part})
+
+
+def worst(findings: list[Finding], name: str) -> Finding:
+    order = [Status.OK, Status.WARN, Status.FAIL]
+    return max((finding for finding in findings if finding.name == name), key=lambda found: order.index(found.status))
+
+
+def test_healthy_line_has_no_failure_and_exit_0(
+    line: TalkingLine, settings_file: Callable[[Settings], Path], tmp_path: Path
+) -> None:
+    settings = changed(line.settings, "frames", objects_url=f"file://{tmp_path}/objects")
+    settings = changed(settings, "grafana", url=f"http://admin:{PASSWORD}@grafana:3000")
+    file = settings_file(settings)
+    done = flawline("doctor", "--config", str(file), "--json", str(tmp_path / "doctor.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads((tmp_path / "doctor.json").read_text())
+    assert said["healthy"] and {check["status"] for check in said["checks"]} <= {"ok", "warn"}
+    names = {check["name"] for check in said["checks"]}
+    assert {"crc32c", "broker", "limits", "topics", "cameras", "weights", "model", "store", "objects", "disk"} <= names
+    assert {"ports", "clock"} <= names
+    assert said["settings"]["kafka"]["bootstrap_servers"] == settings.bootstrap_servers
+    assert PASSWORD not in json.dumps(said)
+    shown = flawline("doctor", "--config", str(file))
+    assert shown.returncode == 0 and "bootstrap_servers" in shown.stdout and PASSWORD not in shown.stdout
+    assert not list((tmp_path / "objects").rglob("*.part"))
+
+
+def test_any_failure_is_exit_1(tmp_path: Path) -> None:
+    file = tmp_path / "line.toml"
+    file.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{free_port()}"\n')
+    done = flawline("doctor", "--config", str(file))
+    assert done.returncode == 1 and "does not answer" in done.stdout and not done.stderr
+
+
+def test_embedded_broker_that_does_not_run_says_how_to_start_it(line_settings: Settings) -> None:
+    settings = changed(line_settings, "kafka", bootstrap_servers=None)
+    settings = changed(settings, "embedded", port=free_port())
+    [found] = doctor_checks.broker_answers(settings)
+    assert found.status is Status.WARN and "flawline up" in found.mend
+
+
+def test_something_else_on_the_brokers_port_is_a_failure(line_settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = changed(line_settings, "kafka", bootstrap_servers=address)
+        [found] = doctor._guarded(doctor_checks.broker_answers, settings)
+    assert found.status is Status.FAIL and address in found.text
+
+
+def test_missing_topics_are_named_with_their_mend(line_settings: Settings) -> None:
+    found = [each for each in doctor_checks.topic_limits(line_settings) if each.name == "topics"]
+    assert len(found) == 7 and all("flawline topics create" in each.mend for each in found)
+
+
+def test_topics_that_agree_are_ok(line: TalkingLine) -> None:
+    assert worst(doctor_checks.topic_limits(line.settings), "topics").status is Status.OK
+
+
+def test_topic_with_a_smaller_limit_than_the_frames_is_a_failure(line: TalkingLine) -> None:
+    grown = changed(line.settings, "frames", limit_bytes=20 << 20)
+    found = worst(doctor_checks.topic_limits(grown), "topics")
+    assert found.status is Status.FAIL and str((20 << 20) + 65536) in found.mend
+
+
+def test_topic_with_fewer_partitions_is_a_failure(line: TalkingLine) -> None:
+    found = worst(doctor_checks.topic_limits(changed(line.settings, "kafka", camera_partitions=9)), "topics")
+    assert found.status is Status.FAIL and "has 3 partitions" in found.text
+
+
+def test_more_actors_than_partitions_is_a_warning(line: TalkingLine) -> None:
+    found = worst(doctor_checks.topic_limits(changed(line.settings, "worker", actors=5)), "partitions")
+    assert found.status is Status.WARN and "2 will be idle" in found.text
+
+
+def test_frame_that_does_not_fit_into_a_dead_letter_is_a_failure(line_settings: Settings) -> None:
+    found = worst(doctor_checks.topic_limits(changed(line_settings, "frames", limit_bytes=40 << 20)), "limits")
+    assert found.status is Status.FAIL and "dead letter" in found.text
+
+
+@pytest.mark.parametrize(
+    ("camera", "status", "word"),
+    [
+        ({"kind": "simulated", "codec": "raw", "height": 4000, "width": 4000}, Status.FAIL, "48000000"),
+        ({"kind": "simulated", "height": 4000, "width": 4000}, Status.WARN, "48000000"),
+        ({"kind": "simulated"}, Status.OK, "1 configured"),
+        ({"kind": "folder", "path": "/no/such/folder"}, Status.FAIL, "/no/such/folder"),
+        ({"kind": "simulated", "mask": "/no/such/mask.png"}, Status.FAIL, "/no/such/mask.png"),
+        ({"kind": "simulated", "ignore": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}, Status.FAIL, "nothing of a"),
+        (None, Status.WARN, "none is configured"),
+    ],
+)
+def test_cameras(line_settings: Settings, camera: dict[str, Any] | None, status: Status, word: str) -> None:
+    cameras = [{"name": "c", **camera}] if camera else []
+    settings = Settings(**(line_settings.model_dump(exclude_unset=True) | {"cameras": cameras}))
+    [found] = doctor_checks.cameras(settings)
+    assert found.status is status and word in found.text
+
+
+def test_missing_weights_file_is_a_failure_and_packaged_ones_are_ok(line_settings: Settings) -> None:
+    assert doctor_checks.weights(line_settings)[0].status is Status.OK
+    [found] = doctor._guarded(doctor_checks.weights, changed(line_settings, "scorer", weights=Path("/gone.pth")))
+    assert found.status is Status.FAIL and "/gone.pth" in found.text
+    [unknown] = doctor_checks.weights(changed(line_settings, "scorer", backbone="resnet18"))
+    assert unknown.status is Status.WARN
+
+
+def test_model_that_does_not_verify_is_a_failure(line: TalkingLine, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    settings = changed(line.settings, "worker", model=str(tmp_path / "model"))
+    [found] = doctor._guarded(doctor_checks.model, settings)
+    assert found.status is Status.FAIL and str(tmp_path / "model") in found.text
+    [none] = doctor_checks.model(line.settings)
+    assert none.status is Status.WARN and "flawline publish" in none.mend
+
+
+def test_store(line_settings: Settings, tmp_path: Path) -> None:
+    from pydantic import SecretStr
+
+    assert doctor_checks.store(line_settings)[0].status is Status.OK
+    assert not (tmp_path / "data").exists()  # looking has made nothing
+    away = f"postgresql+psycopg://flawline:{PASSWORD}@127.0.0.1:{free_port()}/flawline"
+    [found] = doctor_checks.store(changed(line_settings, "store", url=SecretStr(away)))
+    assert found.status is Status.FAIL and PASSWORD not in found.text + found.mend
+    [wrong] = doctor_checks.store(changed(line_settings, "store", url=SecretStr("no url")))
+    assert wrong.status is Status.FAIL
+
+
+def test_object_store_that_cannot_be_written_is_a_failure(line_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("no folder")
+    settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/taken")
+    [found] = doctor_checks.objects(settings)
+    assert found.status is Status.FAIL and "frames.objects_url" in found.mend
+
+
+def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "taken").write_text("no folder")
+    [found] = doctor_checks.disk(line_settings.model_copy(update={"data_dir": tmp_path / "taken" / "data"}))
+    assert found.status is Status.FAIL
+    usage = doctor_checks.shutil.disk_usage(tmp_path)
+    for free, status in ((1 << 20, Status.FAIL), (2 << 30, Status.WARN), (1 << 50, Status.OK)):
+        monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        embedded = changed(line_settings, "kafka", bootstrap_servers=None)
+        assert doctor_checks.disk(embedded)[0].status is status
+
+
+def test_ports_in_use(line_settings: Settings) -> None:
+    endpoint = telemetry.serve(free_port(), "127.0.0.1", *telemetry.OF_THE_LEDGER)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        ours = changed(line_settings, "metrics", ledger_port=endpoint.port)
+        assert [found.status for found in doctor_checks.ports(ours)] == [Status.OK]
+        theirs = changed(line_settings, "metrics", workers_port=server.server_port)
+        [found] = doctor_checks.ports(theirs)
+        assert found.status is Status.FAIL and str(server.server_port) in found.text
+    finally:
+        endpoint.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_clock(line: TalkingLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.captured(1)
+    assert doctor_checks.clock(line.settings)[0].status is Status.OK
+    now = doctor_checks.utc_ns()
+    monkeypatch.setattr(doctor_checks, "utc_ns", lambda: now - 600 * 10**9)
+    [behind] = doctor_checks.clock(line.settings)
+    assert behind.status is Status.WARN and "future" in behind.text
+    monkeypatch.setattr(doctor_checks, "utc_ns", lambda: 0)
+    assert doctor_checks.clock(line.settings)[0].status is Status.FAIL
+
+
+def test_missing_checksum_library_is_a_failure(line_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_clients.record_util, "crc32c_c", None)
+    [found] = doctor._guarded(doctor_checks.checksum_library, line_settings)
+    assert found.status is Status.FAIL and "pip install crc32c" in found.text
+
+
+def test_check_that_breaks_is_a_failure_and_not_the_end(line_settings: Settings) -> None:
+    def broken(_: Settings) -> list[Finding]:
+        raise RuntimeError("two\nlines")
+
+    [found] = doctor._guarded(broken, line_settings)
+    assert found.status is Status.FAIL and "RuntimeError: two lines" in found.text
+
+
+def test_doctor_against_apache_kafka(apache_kafka: Any, line_settings: Settings) -> None:
+    settings = changed(line_settings, "kafka", bootstrap_servers=apache_kafka.bootstrap)
+    kafka_clients.ensure_topics(settings)
+    assert doctor_checks.broker_answers(settings)[0].status is Status.OK
+    assert worst(doctor_checks.topic_limits(settings), "topics").status is Status.OK
+    grown = changed(settings, "frames", limit_bytes=20 << 20)
+    assert worst(doctor_checks.topic_limits(grown), "topics").status is Status.FAIL
+
+
+def test_embedded_broker_answers(embedded_broker: EmbeddedBroker, line_settings: Settings) -> None:
+    assert doctor_checks.broker_answers(line_settings)[0].status is Status.OK
+
+
+def flawline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "station.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,140 @@
+"""`flawline explain`: the nearest good patch of each region, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Decision
+from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer import artefact, commands
+from scorer.coreset import unit
+from scorer.detector import CoresetDetector, Scores
+from scorer.explain import GoodPatch, Reason, reasons
+from scorer.load import load_detector
+from station.cli import explain as page
+from station.cli.main import app
+from tests.scorer.conftest import SIDE, draw
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good images of two products, and the model that was fitted on them."""
+    root = tmp_path_factory.mktemp("explained")
+    for product in ("cloth", "board"):
+        (root / "data" / product / "train/good").mkdir(parents=True)
+        for i in range(24):
+            cv2.imwrite(str(root / "data" / product / f"train/good/{i:02}.png"), draw(product, i)[:, :, ::-1])
+    layers = (
+        LayerSettings(size=SIDE, stride=8, rows=200, rows_per_image=20),
+        LayerSettings(size=SIDE, stride=16, rows=100, rows_per_image=10, neighbours=5),
+    )
+    settings = ScorerSettings(layers=layers, threads=2, runtime="openvino", alarm_rate=0.05)
+    commands.fit(root / "data", root / "model", settings, report=False)
+    spoiled = draw("board", 700)
+    spoiled[8:18, 30:40] = (250, 60, 200)
+    cv2.imwrite(str(root / "spoiled.png"), spoiled[:, :, ::-1])
+    cv2.imwrite(str(root / "fine.png"), draw("board", 701)[:, :, ::-1])
+    return root
+
+
+def explain(line: Path, image: str, out: Path, *more: str):  # type: ignore[no-untyped-def]
+    arguments = ["explain", str(line / "model"), str(line / image), "-o", str(out), *more]
+    return CliRunner().invoke(app, arguments)
+
+
+def test_region_stands_beside_the_good_patch_that_its_score_comes_from(line: Path, tmp_path: Path) -> None:
+    target = tmp_path / "why.json"
+    assert explain(line, "spoiled.png", tmp_path / "page.png", "--json", str(target)).exit_code == 0
+    report = json.loads(target.read_text())
+    assert report["decision"] in ("review", "reject")
+    (region, *_) = report["regions"]
+    x, y = region["hottest"]
+    assert abs(x - 35) <= 10
+    assert abs(y - 13) <= 10
+    near = region["nearest"]
+    assert Path(near["image"]).parent == line / "data/board/train/good"
+    # The distance is that of the two patches themselves, computed anew from the two files.
+    loaded = load_detector(line / "model")
+    index = [layer.stride for layer in loaded.model.layers].index(region["layer"]["stride"])
+    ours = loaded.features(cv2.imread(str(line / "spoiled.png"))[:, :, ::-1])[index]
+    good = loaded.features(cv2.imread(near["image"])[:, :, ::-1])[index]
+    grid = ours.shape[0]
+    here = unit(ours[int(y / SIDE * grid), int(x / SIDE * grid)])
+    there = unit(good[round(near["box"][1] * grid), round(near["box"][0] * grid)])
+    assert near["distance"] == pytest.approx(float(np.linalg.norm(here - there)), abs=2e-3)
+    assert near["distance"] <= np.linalg.norm(unit(good.reshape(-1, good.shape[2])) - here, axis=1).min() + 0.2
+    page = np.asarray(Image.open(tmp_path / "page.png"))
+    assert page.shape[1] == 1240
+    assert page.std() > 20
+
+
+def test_accepted_image_shows_its_hottest_place_and_no_region(line: Path, tmp_path: Path) -> None:
+    result = explain(line, "fine.png", tmp_path / "page.jpg")
+    assert result.exit_code == 0
+    assert "fine.png: accept" in result.stdout
+    assert "no defect; hottest at" in result.stdout
+    assert (tmp_path / "page.jpg").stat().st_size > 10_000
+
+
+def test_pictures_stay_in_the_model_when_the_data_is_gone(line: Path, tmp_path: Path) -> None:
+    moved = line / "elsewhere"
+    (line / "data").rename(moved)
+    try:
+        loaded = load_detector(line / "model")
+        image = cv2.imread(str(line / "spoiled.png"))[:, :, ::-1]
+        (reason,) = reasons(loaded, image, [(0.5, 0.2)])
+        assert reason.shown.picture is not None
+        assert reason.shown.picture.shape == (SIDE, SIDE, 3)
+        assert reason.shown.distance >= reason.nearest.distance
+        assert explain(line, "spoiled.png", tmp_path / "page.png").exit_code == 0
+    finally:
+        moved.rename(line / "data")
+
+
+def test_evidence_names_every_bank_row_and_is_bounded(line: Path) -> None:
+    stored = artefact.load(line / "model")
+    evidence = stored.evidence()
+    assert evidence is not None
+    assert len(evidence.names) == 48
+    for k, layers in enumerate(evidence.sources):
+        for i, rows in enumerate(layers):
+            assert len(rows) == len(stored.model.banks[k][i])
+            assert rows.min() >= 0
+            assert (stored.model.groups[rows[:, 0]] == k).all()
+    assert len(evidence.pictures) <= 12 * 2
+
+
+def test_what_cannot_be_explained_is_one_line(line: Path, tmp_path: Path) -> None:
+    assert isinstance(explain(line, "spoiled.png", tmp_path / "page.txt").exception, UsageError)
+    gone = explain(line, "nothing.png", tmp_path / "page.png").exception
+    assert isinstance(gone, FlawlineError)
+    assert "nothing.png: cannot be read" in str(gone)
+    nowhere = explain(line, "spoiled.png", tmp_path / "none" / "page.png").exception
+    assert isinstance(nowhere, FlawlineError)
+    assert "cannot be written" in str(nowhere)
+    loaded = load_detector(line / "model")
+    bare = CoresetDetector(loaded.model, loaded._graphs, loaded._backbone)
+    with pytest.raises(FlawlineError, match="does not know where its patches are from"):
+        reasons(bare, draw("board", 1), [(0.5, 0.5)])
+
+
+def test_part_of_a_large_image_and_the_good_tile_are_shown_at_one_scale() -> None:
+    whole = np.random.default_rng(0).integers(0, 255, (600, 800, 3)).astype(np.uint8)
+    tile = whole[200:400, 400:600]
+    nearest = GoodPatch(0, "a.png#xywh=400,200,200,200", (0.45, 0.45, 0.1, 0.1), 0.5, 2.0, tile)
+    box = ((400 + 90) / 800, (200 + 90) / 600, 20 / 800, 20 / 600)
+    scores = Scores(0, 1.0, 1.0, 0.01, Decision.REJECT, np.ones((8, 8), np.float32))
+    place = page.Place((490, 290, 20, 20), (500.0, 300.0), 1.0)
+    drawn = page.draw("x.png", whole, scores, [place], [Reason(256, 8, box, nearest, nearest)], "v", field_px=200)
+    side, top = page.PANEL_PX // 2, 110 + page.PANEL_PX + 60
+    crops = [drawn[top : top + side, left : left + side] for left in (20, 40 + side)]
+    np.testing.assert_array_equal(*crops)
+    assert crops[0].std() > 20

@@ -1,0 +1,76 @@
+"""A console over a store that discovery has filled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from discovery.store.store import Batch, Store
+from flawline.messages import Decision
+from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.tree import Settings, load_settings
+from station.web.app import create
+from station.web.ledger_watch import LedgerWatch
+from tests.discovery import factories
+from tests.discovery.stream import Stream
+from tests.support.brokers import free_port
+
+ADDRESS = "http://127.0.0.1:8400"
+NOW_NS = factories.START_NS + 90 * 1_000_000_000
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A line whose broker is away."""
+    nothing = tmp_path / "nothing.toml"
+    nothing.touch()  # so that no file of the working directory is read
+    return load_settings(nothing, data_dir=str(tmp_path), kafka={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+
+
+def filled(url: str) -> Store:
+    """Two classes of 28 frames each, and verdicts of two cameras within two minutes."""
+    opened = Store(url, utc_ns=lambda: NOW_NS)
+    stream = Stream(opened, DiscoverySettings(window_regions=200, class_limit=10), factories.directions(5), spread=0.4)
+    for _ in range(2):
+        stream.feed([0, 1] * 14)
+        stream.round()
+    accepted = [factories.verdict(n) for n in range(80)]
+    rejected = [factories.verdict(n, "cam-2", Decision.REJECT) for n in range(5)]
+    opened.ingest(Batch(verdicts=[*accepted, *rejected, *(factories.verdict(n, "cam-2") for n in range(5, 20))]))
+    return opened
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    opened = filled(settings.store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def watch(settings: Settings) -> Iterator[LedgerWatch]:
+    following = LedgerWatch(settings)
+    yield following
+    following.close()
+
+
+def browser(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
+    """A browser; what the console does wrong is a response of its own, not an exception here."""
+    app = create(settings, store, watch)
+    return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
+    return browser(settings, store, watch)
+
+
+def token(client: TestClient, class_id: str) -> str:
+    """The token in the forms of a class's page."""
+    found = re.search(r'name="token" value="([^"]+)"', client.get(f"/classes/{class_id}").text)
+    assert found is not None
+    return found[1]

@@ -1,0 +1,160 @@
+"""Each page shows what the store holds."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from discovery.store import commands
+from discovery.store.store import Store
+from flawline import imaging
+from flawline.messages import Codec
+from flawline.settings.tree import Settings
+from station.web import views
+from station.web.ledger_watch import LedgerWatch
+from station.web.queries import MinuteCount
+from tests.discovery import factories
+from tests.station.web.conftest import browser, filled
+from tests.support.postgres import PostgresServer
+
+FRAME = "cam-1:1:55"
+
+
+def test_line_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
+    text = client.get("/").text
+    titles = re.findall(r"<title>(\d\d:\d\d [a-z]+: \d+)</title>", text)
+    assert sorted(titles) == ["22:14 accept: 75", "22:14 reject: 5", "22:15 accept: 20"]
+    assert re.search(r"<td>cam-2</td><td class=\"n\">20</td>\s*<td class=\"n\">5</td><td class=\"n\">25.00%", text)
+    assert re.search(r"<td>all</td><td class=\"n\">100</td>\s*<td class=\"n\">5</td><td class=\"n\">5.00%", text)
+
+
+def test_line_serves_while_the_broker_is_away(client: TestClient, watch: LedgerWatch) -> None:
+    assert client.get("/api/ledger").status_code == 503
+    assert client.get("/api/ledger").json() == {"read_at": None, "error": "not read yet", "ledger": None}
+    assert watch.poll().problem is not None
+    page = client.get("/")
+    assert page.status_code == 200 and "The ledger cannot be read now" in page.text and "cam-2" in page.text
+    assert "cannot be used" in client.get("/api/ledger").json()["error"]
+    assert client.get("/healthz").json() == {"status": "ok", "ledger": "away"}
+    assert client.get("/classes").status_code == client.get("/defects").status_code == 200
+
+
+def test_classes_are_listed_with_crops_and_as_the_command_lists_them(client: TestClient, store: Store) -> None:
+    known = commands.list_classes(store)
+    assert len(known) == 2
+    assert client.get("/api/classes").json() == {"classes": known}
+    text = client.get("/classes").text
+    assert all(one["id"] in text for one in known) and text.count("28 members in 28 frames") == 2
+    crops = re.findall(r'src="(/regions/\d+/crop\.jpg)"', text)
+    assert len(crops) == 16
+    image = client.get(crops[0])
+    assert image.headers["content-type"] == "image/jpeg"
+    assert imaging.decode(image.content, Codec.JPEG).shape == (8, 8, 3)
+
+
+def test_hidden_classes_are_shown_when_asked_for(client: TestClient, store: Store) -> None:
+    first, second = (one["id"] for one in commands.list_classes(store))
+    commands.merge(store, first, second, who="ana")
+    assert [one["id"] for one in client.get("/api/classes").json()["classes"]] == [second]
+    assert {one["id"] for one in client.get("/api/classes?all=true").json()["classes"]} == {first, second}
+    assert first in client.get("/classes?all=1").text
+    gone = client.get(f"/classes/{first}").text
+    assert f'merged into <a href="/classes/{second}">' in gone and "<form" not in gone
+
+
+def test_class_shows_its_members_and_events(client: TestClient, store: Store) -> None:
+    one = commands.list_classes(store)[0]
+    text = client.get(f"/classes/{one['id']}").text
+    assert len(set(re.findall(r'href="/defects/([^"]+)"', text))) == 28
+    assert "<td>born</td>" in text and "<td>named</td>" not in text
+    commands.name(store, one["id"], "dent", who="ana")
+    text = client.get(f"/classes/{one['id']}").text
+    assert "<td>named</td>" in text and "<td>ana</td>" in text
+
+
+def test_defects_are_paged_from_the_latest_on(client: TestClient) -> None:
+    first = client.get("/defects").text
+    older = re.search(r"/defects\?before=(\d+)", first)
+    assert older is not None
+    second = client.get(older[0]).text
+    pages = [re.findall(r'href="/defects/cam-1%3A1%3A(\d+)"', page) for page in (first, second)]
+    assert [int(n) for page in pages for n in page] == list(range(55, -1, -1)) and len(pages[0]) == 50
+    assert ">Older<" not in second
+
+
+def test_defect_shows_scores_regions_and_its_heat_map(client: TestClient) -> None:
+    text = client.get(f"/defects/{FRAME}").text
+    assert FRAME in text and "3.000" in text and "0.001" in text and "8 × 8" in text
+    image = client.get(f"/defects/{FRAME}/heatmap.png")
+    stored = factories.defect(55).heatmap.array()
+    assert image.headers["content-type"] == "image/png"
+    assert np.array_equal(imaging.decode(image.content, Codec.PNG), views.heat_colours(stored))
+
+
+def test_heat_maps_share_one_scale() -> None:
+    low, high = views.HEAT_RANGE
+    faint, strong = views.heat_colours(np.array([[low, (low + high) / 2]])), views.heat_colours(np.array([[high] * 2]))
+    assert faint.sum(axis=2)[0, 0] < faint.sum(axis=2)[0, 1] < strong.sum(axis=2)[0, 0]
+    beyond = views.heat_colours(np.array([[low - 9, high + 9]]))
+    assert np.array_equal(beyond[0, 0], faint[0, 0]) and np.array_equal(beyond[0, 1], strong[0, 0])
+
+
+def test_chart_stacks_the_hour_and_leaves_the_rest_out() -> None:
+    now = datetime(2026, 3, 4, 12, 30, 20, tzinfo=UTC)
+    minute = now.replace(second=0)
+    counts = [
+        MinuteCount(minute, "a", "reject", 1),
+        MinuteCount(minute, "b", "accept", 3),
+        MinuteCount(minute - timedelta(minutes=59), "a", "accept", 2),
+        MinuteCount(minute - timedelta(minutes=60), "a", "accept", 99),
+    ]
+    chart = views.chart(counts, now)
+    assert chart.highest == 4 and [bar.decision for bar in chart.bars] == ["accept", "accept", "reject"]
+    oldest, bottom, top = chart.bars
+    assert oldest.x == views.CHART_LEFT and bottom.x == top.x > oldest.x
+    assert (top.y, top.y + top.height, bottom.y + bottom.height) == (0, bottom.y, views.CHART_HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/classes/D-9999", 404),
+        ("/defects/cam-1:1:999", 404),
+        ("/defects/cam-1:1:999/heatmap.png", 404),
+        ("/regions/999999/crop.jpg", 404),
+        ("/nothing", 404),
+        ("/docs", 404),
+        ("/defects?before=latest", 400),
+        (f"/defects?before={2**70}", 400),
+        ("/regions/0/crop.jpg", 400),
+    ],
+)
+def test_what_is_not_there_is_one_line(client: TestClient, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert answer.text.count('<p class="notice">') == 1 and "Traceback" not in answer.text
+
+
+def test_store_that_goes_away_is_one_line_of_503(client: TestClient, store: Store) -> None:
+    with store.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE verdict_minutes")
+    answer = client.get("/")
+    assert answer.status_code == 503 and "no such table: verdict_minutes" in answer.text
+    assert client.get("/classes").status_code == 200
+
+
+def test_pages_are_the_same_on_postgresql(
+    client: TestClient, settings: Settings, watch: LedgerWatch, postgres_server: PostgresServer
+) -> None:
+    one = client.get("/api/classes").json()["classes"][0]["id"]
+    with closing(filled(postgres_server.new_database())) as other:
+        there = browser(settings, other, watch)
+        for path in ("/", "/classes", "/api/classes", "/defects", "/defects?before=9", f"/defects/{FRAME}", "/healthz"):
+            assert there.get(path).text == client.get(path).text, path
+        page = there.get(f"/classes/{one}?before=40")
+        assert page.status_code == 200 and page.text.count('href="/defects/') > 1
