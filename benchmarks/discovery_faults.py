@@ -53,7 +53,7 @@ import sys, threading
 from pathlib import Path
 from discovery import service
 from discovery.round_runner import RoundRunner
-from flawline import config
+from flawline.settings.tree import load_settings
 step = RoundRunner.step
 def told(self):
     if self._wanted:
@@ -63,7 +63,7 @@ def told(self):
         print("written", flush=True)
     return changed
 RoundRunner.step = told
-service.run(config.load(Path(sys.argv[1])), threading.Event())
+service.run(load_settings(Path(sys.argv[1])), threading.Event())
 """
 
 

@@ -18,11 +18,11 @@ from flawline.settings.tree import Settings, load_settings
 _PROCESS = """
 import json, signal, sys, threading
 from pathlib import Path
-from flawline import config
+from flawline.settings.tree import load_settings
 from discovery import service
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-service.run(config.load(Path(sys.argv[1])), stop)
+service.run(load_settings(Path(sys.argv[1])), stop)
 """
 
 

@@ -305,7 +305,7 @@ def test_stop_while_the_broker_is_away_ends_in_time_and_the_next_start_completes
 
 ENDLESS = """
 import json, sys, threading
-from flawline.config import Settings
+from flawline.settings.tree import Settings
 from producers import service
 service.run(Settings(**json.loads(sys.argv[1])), threading.Event())
 """

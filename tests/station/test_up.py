@@ -142,7 +142,7 @@ def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
             victim.kill()
             wait_for(lambda name=name, pid=victim.pid: [c for c in children_with(name) if c.pid != pid])
         wait_for(lambda: answers(port))
-        pids = [child.pid for child in children_with("flawline")]
+        pids = [child.pid for child in children_with("station.cli")]
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
 
