@@ -24,11 +24,12 @@ from flawline.imaging import encode, read_image
 from flawline.messages import Codec
 from flawline.settings.scorer import ScorerSettings
 from scorer.cache import cache_dir, cpu_count
-from scorer.coreset import greedy_k_centre, unit
+from scorer.coreset import greedy_k_centre
 from scorer.evaluate.accuracy import image_metrics
 from scorer.features import backbone
 from scorer.features import weights as weight_files
 from scorer.fit import fit_detector
+from scorer.search.bank import unit_rows
 
 VERSION = "2.7.0"
 RATIO = 0.02
@@ -155,7 +156,7 @@ def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.n
             ]
             maps = [torch.nn.functional.interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps]
             vectors.append(torch.cat(maps, dim=1)[0].flatten(1).T.numpy())
-    return unit(np.concatenate(vectors))
+    return unit_rows(np.concatenate(vectors))
 
 
 def anomalib(

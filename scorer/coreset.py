@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.search import loops
-from scorer.search.bank import Bank, Vectors
+from scorer.search.bank import Bank
+from scorer.vectors import Vectors
 
 # Candidates that one round of the selection looks at, as a share of all vectors and at most: more means fewer passes
 # over all vectors, but a Gram matrix of the candidates that costs more than the passes.
@@ -20,14 +20,6 @@ _SHARE_OF_CANDIDATES = 1 / 12
 _MOST_CANDIDATES = 1024
 # Two unit vectors this close are the same vector: selecting the second would add nothing.
 _SAME = 1.0 - 1e-6
-
-
-def unit(vectors: NDArray[np.floating]) -> Vectors:
-    """The vectors (..., d) scaled to unit length, float32; a zero vector becomes the first axis."""
-    values = np.ascontiguousarray(vectors, dtype=np.float32)
-    scaled = np.empty_like(values)
-    loops.unit_rows(values.reshape(-1, values.shape[-1]), scaled.reshape(-1, values.shape[-1]))
-    return scaled
 
 
 def greedy_k_centre(vectors: Vectors, count: int) -> NDArray[np.intp]:

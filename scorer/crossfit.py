@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.settings.scorer import LayerSettings, ScorerSettings
-from scorer.coreset import Vectors, greedy_k_centre, merged, projected
+from scorer.coreset import greedy_k_centre, merged, projected
 from scorer.features.store import FeatureStore, Progress
 from scorer.search.bank import Bank
+from scorer.vectors import Vectors
 
 # Bytes that one greedy selection may run over; larger pools are selected in parts, which are then merged.
 _POOL_BYTES = 64 << 20

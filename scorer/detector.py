@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,13 @@ from flawline.messages import Decision
 from scorer import artefact, calibration, golden, maps, whole_image
 from scorer import groups as grouping
 from scorer import model as models
-from scorer.coreset import Vectors, projected, unit
+from scorer.coreset import projected
 from scorer.evidence import Evidence
 from scorer.features.backbone import Backbone, Graph, Image, Maps
 from scorer.features.store import checked
 from scorer.regions.masks import Mask, cooled, without_ignored
-from scorer.search import loops
-from scorer.search.bank import Bank
+from scorer.search.bank import Bank, unit_rows
+from scorer.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class CoresetDetector:
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         self._searched: list[list[Bank] | None] = [None] * len(model.banks)
         self.banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
-        one_thread_per_product()
+        one_thread_per_image()
         self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
     @cached_property
@@ -168,7 +169,7 @@ class CoresetDetector:
         distances, known = [], []
         for layer, each, bank in zip(model.layers, features, self.banks(group), strict=True):
             height, width, channels = each.shape
-            distance, nearest = projected(unit(each.reshape(-1, channels)), bank, layer.neighbours)
+            distance, nearest = projected(unit_rows(each.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
             known.append(nearest.reshape(height, width, channels))
         if mask is not None:
@@ -237,16 +238,13 @@ class CoresetDetector:
         """Whom an image with these feature maps resembles, among all good images or those of one group."""
         return self._look(self._means(features), group)
 
-    def _means(self, features: Maps) -> list[NDArray[np.float32]]:
+    def _means(self, features: Maps) -> list[NDArray[np.float64]]:
         """The mean features (c,) of the layers of the image embedding."""
-        means = []
-        for i in models.embedding_layers(self.model.layers):
-            rows = features[i].reshape(-1, features[i].shape[-1])
-            means.append(np.empty(rows.shape[1], dtype=np.float32))
-            loops.mean_of_rows(rows, means[-1])
-        return means
+        rows = (features[i].reshape(-1, features[i].shape[-1]) for i in models.embedding_layers(self.model.layers))
+        # In double precision, as exact as numpy's mean along the first axis and in a third of its time.
+        return [cv2.reduce(each, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0] for each in rows]
 
-    def _look(self, means: Sequence[NDArray[np.float32]], group: int | None) -> grouping.Look:
+    def _look(self, means: Sequence[NDArray[np.float64]], group: int | None) -> grouping.Look:
         embedding = grouping.embed(means)
         if group is None:
             return self._gallery.look(embedding, self.model.look_alikes)
@@ -263,9 +261,9 @@ class CoresetDetector:
             found = self._galleries[group] = own, gallery
         return found
 
-    def _added_by_whole(self, deepest: NDArray[np.float32], group: int) -> float:
+    def _added_by_whole(self, deepest: NDArray[np.float64], group: int) -> float:
         """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
-        distances = whole_image.log_distances(unit(deepest)[None], self._wholes[group])
+        distances = whole_image.log_distances(unit_rows(deepest)[None], self._wholes[group])
         return float(self.model.wholes[group].added(distances)[0])
 
     def banks(self, group: int) -> list[Bank]:
@@ -308,11 +306,12 @@ class CoresetDetector:
         return self._version
 
 
-def one_thread_per_product() -> None:
-    """Keep matrix products on the thread that asks for them.
+def one_thread_per_image() -> None:
+    """Keep matrix products, and what OpenCV does, on the thread that asks for them.
 
-    Images are the unit of parallelism; products that start threads of their own would fight over the same cores, and
-    sum in an order that depends on how many there are. The setting is the process's, and stays.
+    Images are the unit of parallelism. Products that start threads of their own would fight over the same CPUs, and
+    their sums would depend on the number of threads. The setting holds for the whole process.
     """
     threadpool_limits(limits=1, user_api="blas")
     faiss.omp_set_num_threads(1)
+    cv2.setNumThreads(1)

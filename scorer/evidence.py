@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
-from scorer.coreset import Vectors
 from scorer.features.backbone import Image
 from scorer.features.store import FeatureStore
+from scorer.vectors import Vectors
 
 # Pictures of each group, their longest side, and their JPEG quality: about 150 kB a group.
 _PICTURES = 12

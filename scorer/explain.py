@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from scorer import model as models
-from scorer.coreset import unit
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
 from scorer.features.backbone import Image
+from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset
 
 Box = tuple[float, float, float, float]
@@ -96,7 +96,7 @@ def _reason(
     for i in models.embedding_layers(model.layers):
         grid, usual = features[i].shape[0], model.units[group][i]
         row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
-        distances = _distances(unit(features[i][row, column]), model.banks[group][i])
+        distances = _distances(unit_rows(features[i][row, column]), model.banks[group][i])
         unusual = float(np.log(max(float(distances.min()), 1e-6) / usual.median) / usual.width)
         if best is None or unusual > best[0]:
             best = unusual, i, distances, (row, column)

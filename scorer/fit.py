@@ -16,7 +16,7 @@ from flawline.settings.scorer import ScorerSettings
 from scorer import model as models
 from scorer import trimming
 from scorer.cache import cache_dir
-from scorer.detector import CoresetDetector, one_thread_per_product
+from scorer.detector import CoresetDetector, one_thread_per_image
 from scorer.evidence import gather
 from scorer.features import backbone
 from scorer.features.backbone import Backbone, Graph, Image
@@ -50,7 +50,7 @@ def fit_detector(
         overlap_px = round(settings.tile_px * settings.tile_overlap)
         images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
         sources = images.sources
-    one_thread_per_product()
+    one_thread_per_image()
     if progress:
         progress("backbone", 0, 1)  # the first time, it is converted
     graphs, features = backbone.of_settings(settings)

@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.coreset import Vectors, unit
-from scorer.search.bank import Bank
+from scorer.search.bank import Bank, unit_rows
+from scorer.vectors import Vectors
 
 Labels = NDArray[np.int64]
 
@@ -44,7 +44,7 @@ def embed(means: Sequence[NDArray[np.floating]]) -> Vectors:
 
     Global on purpose: a local defect must hardly move it, or the image would be compared with the wrong good ones.
     """
-    return unit(np.concatenate([unit(each) for each in means], axis=-1))
+    return unit_rows(np.concatenate([unit_rows(each) for each in means], axis=-1))
 
 
 def group(embeddings: Vectors, count: int | None, seed: int) -> Labels:
@@ -92,7 +92,7 @@ def _cut(embeddings: Vectors, rng: np.random.Generator) -> Labels:
     most = max(2, min(len(embeddings) // _SMALLEST_GROUP, len(sample) // _FEWEST_PER_GROUP))
     labels = _best_cut(sample, most)
     centres = np.stack([sample[labels == k].mean(axis=0) for k in range(int(labels.max()) + 1)])
-    labels = (embeddings @ _settled(sample, unit(centres)).T).argmax(axis=1)
+    labels = (embeddings @ _settled(sample, unit_rows(centres)).T).argmax(axis=1)
     return _without_small(embeddings, labels, _SMALLEST_GROUP)
 
 
@@ -165,7 +165,7 @@ def _settled(embeddings: Vectors, centres: Vectors) -> Vectors:
             break
         members = np.eye(len(centres), dtype=np.float32)[:, labels]
         # A centre that lost all its images stays where it is.
-        centres = np.where(members.any(axis=1, keepdims=True), unit(members @ embeddings), centres)
+        centres = np.where(members.any(axis=1, keepdims=True), unit_rows(members @ embeddings), centres)
     return centres
 
 
@@ -187,7 +187,7 @@ def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels
         used, sizes = np.unique(labels, return_counts=True)
         if len(used) < 2 or sizes.min() >= smallest:
             return labels
-        centres = unit(np.stack([embeddings[labels == k].mean(axis=0) for k in used]))
+        centres = unit_rows(np.stack([embeddings[labels == k].mean(axis=0) for k in used]))
         small = int(sizes.argmin())
         similarity = centres @ centres[small]
         similarity[small] = -np.inf

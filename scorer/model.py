@@ -17,10 +17,11 @@ from scorer import calibration, maps, whole_image
 from scorer import groups as grouping
 from scorer.alignment import group_levels, neighbour_shares, normal_level, shrunk
 from scorer.calibration import Threshold
-from scorer.coreset import Vectors, projected
+from scorer.coreset import projected
 from scorer.crossfit import cross_fit
 from scorer.features.store import FeatureStore, Progress
 from scorer.maps import LayerUnit
+from scorer.vectors import Vectors
 from scorer.whole_image import WholeUnit
 
 # Good images that are scored as if they were of another group, to see how hot a strong defect is.

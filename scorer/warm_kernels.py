@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorer import maps, whole_image
-from scorer.coreset import unit
-from scorer.search import loops
-from scorer.search.bank import Bank
+from scorer.search.bank import Bank, unit_rows
 
 
 def compile_all() -> None:
     """Use every kernel once, as an image does."""
-    rows = unit(np.eye(32, 16))
-    mean = np.empty(rows.shape[1], dtype=np.float32)
-    loops.mean_of_rows(rows, mean)
-    distances, _ = Bank(rows).project(rows[:4], 5)
-    of_layer = maps.LayerUnit(median=1.0, width=1.0)
-    maps.log_score(maps.combined([distances.reshape(2, 2), np.ones((4, 4), dtype=np.float32)], [of_layer, of_layer]))
-    whole_image.log_distances(rows[:1], rows)
+    rows = unit_rows(np.eye(32, 16))
+    Bank(rows).project(rows[:4], 5)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer import calibration
-from scorer.coreset import Vectors, unit
-from scorer.search import loops
+from scorer.search.bank import unit_rows
+from scorer.vectors import Vectors
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class WholeUnit:
 
 def deepest(embeddings: Vectors, channels: int) -> Vectors:
     """The part (n, channels) of image embeddings (n, d) that comes from the deepest map, of unit length."""
-    return unit(embeddings[:, -channels:])
+    return unit_rows(embeddings[:, -channels:])
 
 
 def log_distances(wholes: Vectors, good: Vectors, allowed: NDArray[np.bool_] | None = None) -> Floats:
@@ -55,10 +55,9 @@ def log_distances(wholes: Vectors, good: Vectors, allowed: NDArray[np.bool_] | N
     """
     similarity = wholes @ good.T
     count = min(_NEAREST, similarity.shape[1])
-    if allowed is None:
-        return np.log([loops.mean_least_distance(each, count, _FLOOR**2) for each in similarity])
-    similarity = np.where(allowed, similarity, -np.inf)
-    nearest = -np.partition(-similarity, count - 1, axis=1)[:, :count]
+    if allowed is not None:
+        similarity = np.where(allowed, similarity, -np.inf)
+    nearest = np.partition(similarity, -count, axis=1)[:, -count:]
     squared = np.maximum(2 - 2 * nearest.astype(np.float64), _FLOOR**2)
     known = np.isfinite(squared)
     return np.asarray(np.log(np.where(known, np.sqrt(squared), 0).sum(axis=1) / known.sum(axis=1)), dtype=np.float64)

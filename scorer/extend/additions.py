@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer.coreset import greedy_k_centre, nearest_neighbours, projected, unit
+from scorer.coreset import greedy_k_centre, nearest_neighbours, projected
 from scorer.detector import CoresetDetector
 from scorer.features.backbone import Image, Maps
 from scorer.features.store import OnUnreadable, Progress, in_order
+from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset
 
 
@@ -136,4 +137,4 @@ def _is_far(vectors: NDArray[np.float32], detector: CoresetDetector, group: int,
 
 def _kept(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Unit patch vectors (h * w, c) as the artefact will keep them, in half precision."""
-    return unit(features.reshape(-1, features.shape[-1])).astype(np.float16).astype(np.float32)
+    return unit_rows(features.reshape(-1, features.shape[-1])).astype(np.float16).astype(np.float32)

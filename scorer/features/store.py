@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer.coreset import Vectors, unit
 from scorer.features.backbone import Backbone, Image
 from scorer.features.workfolder import PatchFile, WorkFolder
+from scorer.search.bank import unit_rows
+from scorer.vectors import Vectors
 
 Progress = Callable[[str, int, int], None]
 OnUnreadable = Callable[[int, FlawlineError], None]
@@ -86,7 +87,7 @@ def extract(
                 raise
             return error
         flat = [each.reshape(-1, each.shape[2]) for each in maps]
-        return [(unit(each).astype(np.float16), each.mean(axis=0)) for each in flat]
+        return [(unit_rows(each).astype(np.float16), each.mean(axis=0)) for each in flat]
 
     stream = _Stream(folder, len(images))
     for index, message in stream.unreadable:

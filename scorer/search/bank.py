@@ -20,10 +20,9 @@ from flawline.errors import FlawlineError
 from scorer.search import kernels, warm
 from scorer.search.instructions import PART
 from scorer.search.kernels import CELL, Kind
+from scorer.vectors import Vectors
 
 log = logging.getLogger(__name__)
-
-Vectors = NDArray[np.float32]
 
 # What float32 sums of products of unit vectors may be off by, in either way of adding them up.
 _ROUNDING = 4e-6
@@ -113,6 +112,17 @@ class Bank:
         distance = np.empty(len(queries), dtype=np.float32)
         kernels.known_vectors(queries, self.rows, similarity, found, known, distance)
         return distance, known
+
+
+def unit_rows(vectors: NDArray[np.floating]) -> Vectors:
+    """Return the vectors (..., d) scaled to unit length, float32 and contiguous, as a `Bank` takes them.
+
+    A zero vector becomes the first axis: the search knows no other vectors than those of unit length.
+    """
+    values = np.ascontiguousarray(vectors, dtype=np.float32)
+    scaled = np.empty_like(values)
+    kernels.scale_rows(values.reshape(-1, values.shape[-1]), scaled.reshape(-1, values.shape[-1]))
+    return scaled
 
 
 @functools.cache

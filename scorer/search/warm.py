@@ -1,4 +1,4 @@
-"""The kernels of `scorer.search.kernels` and `scorer.search.loops`, compiled by a child process beside other work.
+"""The kernels of `scorer.search.kernels`, compiled by a child process beside other work.
 
 Numba compiles for seconds with Python's lock held, so a thread would gain nothing. Where a backbone has to be converted
 the cache is new, and the kernels are missing from it too: `start` has them compiled meanwhile, and whoever wants to use
@@ -34,7 +34,7 @@ def folder() -> Path:
     An installation that cannot be written to has no place beside the sources. Numba looks at the source of the function
     that it compiled, not at the instructions in it: so all sources are part of the place.
     """
-    sources = (Path(__file__).with_name(f"{name}.py") for name in ("instructions", "kernels", "loops"))
+    sources = (Path(__file__).with_name(f"{name}.py") for name in ("instructions", "kernels"))
     digest = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
     return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "kernels" / digest)
 

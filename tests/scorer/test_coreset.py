@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scorer import coreset
-from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected, unit
+from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected
 from scorer.search import bank as search
 from scorer.search import kernels
-from scorer.search.bank import Bank
+from scorer.search.bank import Bank, unit_rows
 
 
 def vectors(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
-    return unit(np.random.default_rng(seed).standard_normal((n, d)))
+    return unit_rows(np.random.default_rng(seed).standard_normal((n, d)))
 
 
 def greedy_by_definition(points: np.ndarray, count: int) -> list[int]:
@@ -78,8 +78,8 @@ def test_distance_of_a_known_vector_is_zero_and_small_ones_keep_their_digits() -
 
 
 def test_soft_projection_lies_nearer_than_the_nearest_row_between_two_rows() -> None:
-    bank = unit(np.asarray([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1]]))
-    query = unit(np.asarray([[1.0, 0, 0]]))
+    bank = unit_rows(np.asarray([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1]]))
+    query = unit_rows(np.asarray([[1.0, 0, 0]]))
     assert projected(query, bank, 2)[0] < projected(query, bank, 1)[0]
 
 
@@ -95,8 +95,8 @@ def test_selection_has_no_repeats_and_the_asked_size(n: int, count: int, seed: i
 
 
 def test_unit_of_a_zero_vector_is_finite() -> None:
-    assert np.isfinite(unit(np.zeros((2, 4)))).all()
-    np.testing.assert_allclose(np.linalg.norm(unit(np.zeros((2, 4))), axis=1), 1)
+    assert np.isfinite(unit_rows(np.zeros((2, 4)))).all()
+    np.testing.assert_allclose(np.linalg.norm(unit_rows(np.zeros((2, 4))), axis=1), 1)
 
 
 @pytest.mark.parametrize("kind", kernels.supported(), ids=lambda kind: kind.name)
@@ -106,8 +106,8 @@ def test_search_is_exact_on_every_kind_of_cpu(kind: kernels.Kind, half: bool) ->
     rng = np.random.default_rng(3)
     for count, n, m, d in ((1, 100, 700, 40), (5, 97, 515, 13), (3, 7, 3, 4), (2, 1, 300, 100), (64, 20, 200, 8)):
         centres = vectors(12, d, seed=m)
-        bank = unit(centres[rng.integers(12, size=m)] + 0.03 * rng.standard_normal((m, d)).astype(np.float32))
-        queries = unit(centres[rng.integers(12, size=n)] + 0.03 * rng.standard_normal((n, d)).astype(np.float32))
+        bank = unit_rows(centres[rng.integers(12, size=m)] + 0.03 * rng.standard_normal((m, d)).astype(np.float32))
+        queries = unit_rows(centres[rng.integers(12, size=n)] + 0.03 * rng.standard_normal((n, d)).astype(np.float32))
         bank = bank.astype(np.float16).astype(np.float32) if half else bank
         similarity, rows = Bank(bank, kind).nearest(queries, min(count, m))
         every = queries @ bank.T
@@ -129,8 +129,8 @@ def test_one_query_finds_the_same_whatever_it_comes_with() -> None:
 def test_search_is_exact_on_small_and_repeated_rows(n: int, m: int, d: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     # Few different values: ties and duplicates in plenty.
-    bank = unit(rng.integers(-1, 2, (m, d)).astype(np.float32))
-    queries = unit(rng.integers(-1, 2, (n, d)).astype(np.float32))
+    bank = unit_rows(rng.integers(-1, 2, (m, d)).astype(np.float32))
+    queries = unit_rows(rng.integers(-1, 2, (n, d)).astype(np.float32))
     similarity, rows = Bank(bank).nearest(queries, min(count, m))
     every = queries @ bank.T
     np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)

@@ -7,15 +7,15 @@ import pytest
 
 from scorer import groups as grouping
 from scorer.alignment import normal_level
-from scorer.coreset import unit
 from scorer.groups import Gallery
+from scorer.search.bank import unit_rows
 
 
 def blobs(sizes: list[int], spread: float = 0.15, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    centres = unit(rng.standard_normal((len(sizes), 24)))
+    centres = unit_rows(rng.standard_normal((len(sizes), 24)))
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    return unit(centres[labels] + spread * rng.standard_normal((len(labels), 24)) / np.sqrt(24)), labels
+    return unit_rows(centres[labels] + spread * rng.standard_normal((len(labels), 24)) / np.sqrt(24)), labels
 
 
 @pytest.mark.parametrize("sizes", [[60, 50, 40], [80, 30], [40] * 9])
@@ -30,13 +30,15 @@ def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
 def test_many_products_are_told_apart_though_some_are_alike_and_some_are_rare(count: int) -> None:
     """A third of the products are variants of others, ten times nearer to them than products are to each other."""
     rng = np.random.default_rng(count)
-    centres = unit(rng.standard_normal((count, 48)))
+    centres = unit_rows(rng.standard_normal((count, 48)))
     variants = count - count // 3
-    centres[variants:] = unit(centres[: count - variants] + 0.14 * unit(rng.standard_normal((count // 3, 48))))
+    centres[variants:] = unit_rows(
+        centres[: count - variants] + 0.14 * unit_rows(rng.standard_normal((count // 3, 48)))
+    )
     labels = np.repeat(np.arange(count), rng.choice([12, 20, 40], count))
     spread = np.where((labels >= variants) | (labels < count // 3), 0.03, rng.uniform(0.03, 0.3, count)[labels])
     noise = rng.standard_normal((len(labels), 48)) / np.sqrt(48)
-    embeddings = unit(centres[labels] + spread[:, None] * noise)
+    embeddings = unit_rows(centres[labels] + spread[:, None] * noise)
     found = grouping.group(embeddings, None, seed=0)
     purity = sum(np.bincount(labels[found == k]).max() for k in range(found.max() + 1)) / len(labels)
     assert purity >= 0.98
@@ -61,7 +63,7 @@ def test_the_best_cut_is_the_best_by_the_definition_of_the_silhouette() -> None:
 
 def test_one_odd_image_does_not_hide_the_products() -> None:
     embeddings, labels = blobs([40, 40], spread=0.3)
-    embeddings[7] = unit(-embeddings.mean(axis=0, keepdims=True))[0]
+    embeddings[7] = unit_rows(-embeddings.mean(axis=0, keepdims=True))[0]
     found = np.delete(grouping.group(embeddings, None, seed=0), 7)
     assert found.max() == 1
     assert len(set(zip(found.tolist(), np.delete(labels, 7).tolist(), strict=True))) == 2
@@ -76,14 +78,14 @@ def test_gates_by_group_are_those_of_the_plain_quantiles() -> None:
 
 def test_images_of_one_look_are_one_group() -> None:
     rng = np.random.default_rng(0)
-    assert grouping.group(unit(rng.standard_normal((100, 24))), None, seed=0).max() == 0
+    assert grouping.group(unit_rows(rng.standard_normal((100, 24))), None, seed=0).max() == 0
 
 
 def test_one_product_whose_light_and_pose_vary_is_not_split() -> None:
     rng = np.random.default_rng(0)
     base, light, pose = rng.standard_normal((3, 24))
     variation = rng.normal(0, 0.3, (150, 2)) @ np.stack([light, pose])
-    embeddings = unit(base + variation + 0.2 * rng.standard_normal((150, 24)))
+    embeddings = unit_rows(base + variation + 0.2 * rng.standard_normal((150, 24)))
     assert grouping.group(embeddings, None, seed=0).max() == 0
 
 

@@ -49,3 +49,23 @@ def test_enlarging_keeps_constants_and_ranges_and_the_identity() -> None:
     assert large.shape == (32, 32)
     assert values.min() <= large.min() <= large.max() <= values.max()
     assert enlarged(np.ones((1, 1, 5), dtype=np.float32), 4).shape == (4, 4, 5)
+
+
+@pytest.mark.parametrize("channels", [1, 128, 129, 1100])
+def test_maps_of_any_number_of_channels_are_enlarged_as_each_channel_is_alone(channels: int) -> None:
+    values = np.random.default_rng(3).standard_normal((5, 5, channels)).astype(np.float32)
+    large = enlarged(values, 12)
+    assert large.shape == (12, 12, channels)
+    for channel in (0, channels // 2, channels - 1):
+        np.testing.assert_allclose(large[:, :, channel], enlarged(values[:, :, channel], 12), atol=1e-6)
+
+
+def test_smoothing_mirrors_the_map_about_its_outermost_patches() -> None:
+    usual = np.full((4, 4), 0.3, dtype=np.float32)
+    unit = LayerUnit(median=0.3, width=1.0)
+    usual[0, 0] = 0.9
+    inside = np.full((6, 6), 0.3, dtype=np.float32)
+    inside[2, 2] = 0.9
+    corner, middle = combined([usual], [unit]), combined([inside], [unit])
+    assert corner[0, 0] == pytest.approx(middle[2, 2], rel=1e-6)  # the corner itself is no mirror image
+    assert corner[0, 1] == pytest.approx(middle[2, 3], rel=1e-6)

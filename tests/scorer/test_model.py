@@ -13,9 +13,10 @@ from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import crossfit, maps
 from scorer import groups as grouping
 from scorer import model as models
-from scorer.coreset import greedy_k_centre, merged, projected, unit
+from scorer.coreset import greedy_k_centre, merged, projected
 from scorer.crossfit import cross_fit, selection, split
 from scorer.features.store import FeatureStore
+from scorer.search.bank import unit_rows
 
 GRIDS, CHANNELS = (8, 4), (12, 20)
 LAYERS = (
@@ -49,7 +50,7 @@ def raw_features(per_product: int, seed: int, defects: bool = False, scale: dict
 
 def store_of(layers: list[np.ndarray]) -> FeatureStore:
     return FeatureStore(
-        [unit(each).astype(np.float16) for each in layers],
+        [unit_rows(each).astype(np.float16) for each in layers],
         [each.mean(axis=1).astype(np.float32) for each in layers],
         list(GRIDS),
     )

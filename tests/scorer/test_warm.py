@@ -17,12 +17,12 @@ SCORE = """
 import sys
 import numpy as np
 from scorer.load import load_detector
-from scorer.search import kernels, loops, warm
+from scorer.search import kernels, warm
 if sys.argv[2] == "child":
     warm.start()
     warm.wait()
 scores = load_detector(sys.argv[1]).score([np.full((64, 64, 3), 90, dtype=np.uint8)])
-kept = [each for module in (kernels, loops) for each in vars(module).values() if hasattr(each, "stats")]
+kept = [each for each in vars(kernels).values() if hasattr(each, "stats")]
 misses = {each.__name__: sum(each.stats.cache_misses.values()) for each in kept}
 print(sum(misses.values()), float(scores[0].aligned).hex(), misses)
 """

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from scorer import whole_image
-from scorer.coreset import Vectors, unit
+from scorer.search.bank import unit_rows
+from scorer.vectors import Vectors
 
 
 def wholes(count: int, seed: int, spread: float, centre_seed: int = 0) -> Vectors:
     centre = np.random.default_rng(centre_seed).standard_normal(24)
-    return unit(centre + spread * np.random.default_rng(seed).standard_normal((count, 24)))
+    return unit_rows(centre + spread * np.random.default_rng(seed).standard_normal((count, 24)))
 
 
 def fitted(good: Vectors, sources: np.ndarray | None = None):  # type: ignore[no-untyped-def]
@@ -31,12 +32,12 @@ def test_good_images_hardly_ever_add_anything_and_unlike_ones_do() -> None:
 
 
 def test_where_good_images_differ_as_wholes_the_same_shift_adds_less() -> None:
-    shift = unit(np.random.default_rng(5).standard_normal((1, 24)))
+    shift = unit_rows(np.random.default_rng(5).standard_normal((1, 24)))
     added = []
     for spread in (0.1, 1.0):
         good = wholes(80, 1, spread)
         (usual,), _ = fitted(good)
-        added.append(float(usual.added(whole_image.log_distances(unit(good[:1] + 0.5 * shift), good[1:]))[0]))
+        added.append(float(usual.added(whole_image.log_distances(unit_rows(good[:1] + 0.5 * shift), good[1:]))[0]))
     assert added[0] > 5 * max(added[1], 0.01)
 
 
@@ -51,7 +52,7 @@ def test_images_of_one_source_are_not_compared_with_each_other() -> None:
     assert np.isfinite(own).all() and np.isfinite(alone).all()
 
 
-@pytest.mark.parametrize("good", [np.tile(unit(np.ones((1, 24))), (12, 1)), wholes(8, 1, 0.2)])
+@pytest.mark.parametrize("good", [np.tile(unit_rows(np.ones((1, 24))), (12, 1)), wholes(8, 1, 0.2)])
 def test_images_that_are_all_alike_or_few_give_finite_figures(good: Vectors) -> None:
     (usual,), own = fitted(good)
     assert np.isfinite(own).all()

@@ -15,10 +15,10 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import artefact, commands
-from scorer.coreset import unit
 from scorer.detector import CoresetDetector, Scores
 from scorer.explain import GoodPatch, Reason, reasons
 from scorer.load import load_detector
+from scorer.search.bank import unit_rows
 from station.cli import explain as page
 from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
@@ -67,10 +67,10 @@ def test_region_stands_beside_the_good_patch_that_its_score_comes_from(line: Pat
     ours = loaded.features(cv2.imread(str(line / "spoiled.png"))[:, :, ::-1])[index]
     good = loaded.features(cv2.imread(near["image"])[:, :, ::-1])[index]
     grid = ours.shape[0]
-    here = unit(ours[int(y / SIDE * grid), int(x / SIDE * grid)])
-    there = unit(good[round(near["box"][1] * grid), round(near["box"][0] * grid)])
+    here = unit_rows(ours[int(y / SIDE * grid), int(x / SIDE * grid)])
+    there = unit_rows(good[round(near["box"][1] * grid), round(near["box"][0] * grid)])
     assert near["distance"] == pytest.approx(float(np.linalg.norm(here - there)), abs=2e-3)
-    assert near["distance"] <= np.linalg.norm(unit(good.reshape(-1, good.shape[2])) - here, axis=1).min() + 0.2
+    assert near["distance"] <= np.linalg.norm(unit_rows(good.reshape(-1, good.shape[2])) - here, axis=1).min() + 0.2
     page = np.asarray(Image.open(tmp_path / "page.png"))
     assert page.shape[1] == 1240
     assert page.std() > 20
