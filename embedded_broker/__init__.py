@@ -6,7 +6,6 @@ It is no replacement for Apache Kafka: one process, one disk, no security; `UNSU
 
 from __future__ import annotations
 
-import contextlib
 import select
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from embedded_broker.unsupported import UNSUPPORTED
+from flawline.child_process import ChildProcess, last_line
 from flawline.errors import FlawlineError
 
 __all__ = ["READY_PREFIX", "UNSUPPORTED", "EmbeddedBroker"]
@@ -45,7 +45,7 @@ class EmbeddedBroker:
         self.host = host
         self.port = port
         self._arguments = ("--fsync", fsync, *options)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
 
     @property
     def bootstrap(self) -> str:
@@ -77,12 +77,9 @@ class EmbeddedBroker:
             ) from error
         log_start = log.tell()
         command = [sys.executable, "-m", "embedded_broker", "--data", str(self.data_dir), "--host", self.host]
-        command += ["--port", str(self.port), *self._arguments, "--until-stdin-closes"]
+        command += ["--port", str(self.port), *self._arguments]
         with log:
-            # The child reads the end of its standard input when this process is gone, killed included.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-            )
+            self._process = ChildProcess(command, stdout=subprocess.PIPE, stderr=log)
         address = self._wait_until_ready(self._process)
         if address is None:
             self.kill()
@@ -90,7 +87,7 @@ class EmbeddedBroker:
         self.port = int(address.rpartition(":")[2])
         return self
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str | None:
+    def _wait_until_ready(self, process: ChildProcess) -> str | None:
         assert process.stdout is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while (left_s := deadline - time.monotonic()) > 0:
@@ -103,30 +100,20 @@ class EmbeddedBroker:
         return None
 
     def _failure(self, log_start: int) -> str:
-        with (self.data_dir / "broker.log").open("rb") as log:
-            log.seek(log_start)
-            lines = log.read().decode(errors="replace").strip().splitlines()
-        said = lines[-1].removeprefix("error: ") if lines else f"no answer within {_START_TIMEOUT_S:g} s"
-        return f"the embedded broker did not start: {said}"
+        line = last_line(self.data_dir / "broker.log", log_start).removeprefix("error: ")
+        return f"the embedded broker did not start: {line or f'no answer within {_START_TIMEOUT_S:g} s'}"
 
     def stop(self) -> None:
         """End the broker cleanly; harmless when it does not run."""
-        if self.running and self._process is not None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_TIMEOUT_S)
-        self.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """End the broker as a crash would."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if process is not None:
+            process.kill()
 
     def restart(self) -> EmbeddedBroker:
         """Stop and start again on the same port and data."""

@@ -14,6 +14,7 @@ from embedded_broker.broker import BrokerOptions
 from embedded_broker.server import serve
 from embedded_broker.store import FsyncPolicy
 from flawline.errors import FlawlineError
+from flawline.stopping import follow_parent
 
 
 def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
@@ -66,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group-initial-delay", type=_number(float, 0, 60), default=defaults.group_initial_delay_s, metavar="SECONDS"
     )
-    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on, not only what went wrong")
     return parser
 
@@ -95,8 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     def listening(host: str, port: int) -> None:
         print(f"{READY_PREFIX}{host}:{port}", flush=True)
 
+    follow_parent()
     try:
-        asyncio.run(serve(options, listening, until_stdin_closes=args.until_stdin_closes))
+        asyncio.run(serve(options, listening))
     except FlawlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

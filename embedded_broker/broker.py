@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from embedded_broker import compaction
 from embedded_broker.groups import Group
@@ -22,6 +21,7 @@ from embedded_broker.store import FsyncPolicy, MetadataStore
 from embedded_broker.topic_config import TopicConfig
 from embedded_broker.topics import Topics
 from flawline.errors import FlawlineError
+from flawline.file_lock import holder, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -175,26 +175,19 @@ class Broker:
         self._lock.close()
 
 
-def _lock_data_dir(data_dir: Path) -> IO[str]:
-    """Take the data directory for this process until the returned file is closed."""
+def _lock_data_dir(data_dir: Path) -> FileIO:
+    """Take the data directory for this process until the returned file is closed. Raises FlawlineError."""
+    path = data_dir / "lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "lock").open("a+")
+        lock = try_lock(path)
     except OSError as error:
         raise FlawlineError(
             f"the broker's data directory {data_dir} cannot be used ({error.strerror}): name another one with --data"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
+    if lock is None:
         raise FlawlineError(
-            f"the broker's data directory {data_dir} is in use by process {holder}: "
+            f"the broker's data directory {data_dir} is in use by process {holder(path)}: "
             "stop that broker or name another directory with --data"
-        ) from error
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+        )
     return lock

@@ -284,23 +284,10 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def serve(options: BrokerOptions, listening: Callable[[str, int], None], *, until_stdin_closes: bool) -> None:
-    """Run a broker until SIGTERM, SIGINT or, if asked for, the end of standard input (the parent process is gone)."""
+async def serve(options: BrokerOptions, listening: Callable[[str, int], None]) -> None:
+    """Run a broker until SIGTERM or SIGINT; `listening` gets its address. Raises FlawlineError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
-    if until_stdin_closes:
-        await loop.connect_read_pipe(lambda: _StopAtEof(stop), open(0, "rb", buffering=0))  # noqa: SIM115
     await Server(options).run(stop, listening)
-
-
-class _StopAtEof(asyncio.Protocol):
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-
-    def eof_received(self) -> None:
-        self._stop.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop.set()

@@ -1,4 +1,6 @@
-"""Clocks, injected so that policies can be tested without waiting."""
+"""Clocks, passed as arguments so that policies can be tested without waiting."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -11,3 +13,6 @@ UtcNs = Callable[[], int]
 
 monotonic: Monotonic = time.monotonic
 utc_ns: UtcNs = time.time_ns
+
+NS = 1e-9
+"""One nanosecond in seconds."""

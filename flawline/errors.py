@@ -1,4 +1,8 @@
-"""The errors a user may see: one line each, naming the thing, its value and the mend."""
+"""The errors that a user may see: one line each, which names the thing, its value and the remedy."""
+
+from __future__ import annotations
+
+ONE_LINE_CHARACTERS = 300
 
 
 class FlawlineError(Exception):
@@ -11,3 +15,14 @@ class UsageError(FlawlineError):
     """The command line or the configuration is wrong, so nothing was started."""
 
     exit_code = 2
+
+
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """Return the message of an exception on one line of at most 300 characters, the name of its type when it has none.
+
+    `with_type` puts the type in front, for errors that nobody foresaw; a FlawlineError speaks for itself.
+    """
+    text = " ".join(str(error).split())[:ONE_LINE_CHARACTERS]
+    if with_type and text and not isinstance(error, FlawlineError):
+        return f"{type(error).__name__}: {text}"
+    return text or type(error).__name__

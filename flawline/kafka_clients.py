@@ -16,7 +16,7 @@ from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError
 from kafka.record import util as record_util
 
 from flawline import topics
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,8 @@ def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
     try:
         return kind(**client_options(settings), **options)
     except KafkaError as error:
-        reason = type(error).__name__ if not str(error) else str(error).splitlines()[0]
         raise FlawlineError(
-            f"broker {settings.bootstrap_servers} cannot be used ({reason}): start it with `flawline broker`, "
+            f"broker {settings.bootstrap_servers} cannot be used ({one_line(error)}): start it with `flawline broker`, "
             "or correct kafka.bootstrap_servers and its security settings"
         ) from error
     except (OSError, AssertionError, ValueError) as error:  # contradicting security options, an address that is none

@@ -66,8 +66,3 @@ def fate(error: BaseException, topic: str) -> Fate:
     if isinstance(error, _CLIENT_STATE_LOST):
         return Fate(counts=False)
     return Fate(DropReason.BROKER_REFUSED if isinstance(error, _REFUSED) else None)
-
-
-def said(error: BaseException) -> str:
-    """An error's words on one line, its kind when it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

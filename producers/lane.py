@@ -19,12 +19,13 @@ from typing import Any
 
 from flawline import messages, telemetry
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
+from flawline.errors import one_line
 from flawline.messages import DropReason, Frame, LedgerEntry
 from flawline.settings.producers import CameraBase, ProducerSettings, WhenFull
 from producers.accounts import Accounts
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
-from producers.delivery import fate, said
+from producers.delivery import fate
 from producers.flow import ByteBudget
 from producers.framing import to_frame
 from producers.journal import Journal
@@ -200,7 +201,7 @@ class Lane:
             if reason is None:
                 self._backlog.give_back(entry)
                 if not self._troubled:
-                    log.warning("camera %s: frames cannot be delivered now: %s", self.camera.name, said(error))
+                    log.warning("camera %s: frames cannot be delivered now: %s", self.camera.name, one_line(error))
                 self._troubled = self._said_away = True
             else:
                 self._say_dropped(entry, reason, error)

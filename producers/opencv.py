@@ -13,9 +13,9 @@ import numpy as np
 
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import UsageError
+from flawline.redaction import redact
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
-from producers.redaction import redact
 
 # FFmpeg and OpenCV print to stderr past every log handler, and FFmpeg prints URLs with their credentials; what matters
 # comes back as an error. Both read this once, before their first camera.

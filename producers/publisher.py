@@ -13,13 +13,13 @@ from kafka.errors import RetriableError
 
 from flawline import messages, topics
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from flawline.messages import Frame, LedgerEntry
 from flawline.object_store import ObjectStore
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers.camera import Capture
-from producers.delivery import NotConnected, said
+from producers.delivery import NotConnected
 from producers.flow import ByteBudget
 from producers.journal import Journal, left_behind
 from producers.lane import Lane
@@ -210,7 +210,7 @@ class Publisher:
             # A broken client fails its entries along with the frames; whoever reports it first has it replaced.
             if away or self._link.renew(client):
                 self._entries_from = self._clock() + ENTRIES_PAUSE_S
-                log.warning("a ledger entry of camera %s waits: %s", entry.camera, said(error))
+                log.warning("a ledger entry of camera %s waits: %s", entry.camera, one_line(error))
 
         try:
             future = client.send(

@@ -10,7 +10,6 @@ skipped and named; behind a damaged header nothing of that segment can be truste
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import struct
@@ -24,6 +23,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from flawline.errors import FlawlineError
+from flawline.file_lock import try_lock
 from producers.records import HEADER_BYTES, Header, Record, walk
 
 log = logging.getLogger(__name__)
@@ -94,15 +94,14 @@ class Spool:
         self._segment_bytes = segment_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (folder / "lock").open("ab")
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock_file.close()
-            raise FlawlineError(
-                f"spool {folder} is in use: stop the other producer of this camera or set another producer.spool_dir"
-            ) from error
+            lock_file = try_lock(folder / "lock")
         except OSError as error:
             raise FlawlineError(f"spool {folder} cannot be used ({error.strerror}): set producer.spool_dir") from error
+        if lock_file is None:
+            raise FlawlineError(
+                f"spool {folder} is in use: stop the other producer of this camera or set another producer.spool_dir"
+            )
+        self._lock_file = lock_file
         self._segments: list[_Segment] = []
         self._writer: FileIO | None = None
         self._reader: FileIO | None = None

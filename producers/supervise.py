@@ -14,9 +14,9 @@ from enum import StrEnum
 from flawline import telemetry
 from flawline.clock import Monotonic, monotonic
 from flawline.errors import FlawlineError
+from flawline.redaction import redact
 from flawline.settings.producers import CameraBase
 from producers.camera import Camera, Capture
-from producers.redaction import redact
 from producers.watch import Backoff, StallWatch
 
 log = logging.getLogger(__name__)

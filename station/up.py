@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from flawline import kafka_clients
+from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
 from flawline.errors import FlawlineError, UsageError
+from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
-from flawline.stopping import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +24,6 @@ STOP_TIMEOUT_S = 45.0
 """A role's own stop (drain, spool, commit) must fit in here; after it the role is killed."""
 
 USAGE_EXIT = 2
-
-
-@dataclass
-class RestartPolicy:
-    """Allows `limit` restarts within `window_s`, each after a longer wait; None means that it is enough."""
-
-    limit: int = 5
-    window_s: float = 60.0
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 10.0
-    clock: Monotonic = monotonic
-    _deaths: deque[float] = field(default_factory=deque)
-
-    def after_death(self) -> float | None:
-        """Seconds to wait before the next start, or None when it died too often."""
-        now = self.clock()
-        self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > self.window_s:
-            self._deaths.popleft()
-        if len(self._deaths) > self.limit:
-            return None
-        return min(self.longest_wait_s, self.first_wait_s * 2 ** (len(self._deaths) - 1))
 
 
 @dataclass(frozen=True)
@@ -63,13 +38,13 @@ class Role:
 class Child:
     """One role's process, over its restarts."""
 
-    def __init__(self, role: Role, environment: dict[str, str], policy: RestartPolicy, clock: Monotonic) -> None:
+    def __init__(self, role: Role, environment: dict[str, str], limit: RestartLimit, clock: Monotonic) -> None:
         self.role = role
         self.ended = False
         self._environment = environment
-        self._policy = policy
+        self._limit = limit
         self._clock = clock
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._start_at = clock()
 
     @property
@@ -94,34 +69,24 @@ class Child:
             return
         if code == USAGE_EXIT:
             raise UsageError(f"role {self.role.name} refuses its configuration: mend what it says above")
-        wait_s = self._policy.after_death()
+        wait_s = self._limit.wait_s()
         if wait_s is None:
             raise FlawlineError(
-                f"role {self.role.name} died {self._policy.limit + 1} times within {self._policy.window_s:.0f} s, "
-                f"last with exit code {code}: mend what it says above, then start again"
+                f"role {self.role.name} died {self._limit.limit + 1} times within {self._limit.window_s:.0f} s, "
+                f"last with {exit_text(code)}: correct what it reports above, then start again"
             )
-        log.warning("%s died with exit code %d, it starts again in %.1f s", self.role.name, code, wait_s)
+        log.warning("%s died with %s, it starts again in %.1f s", self.role.name, exit_text(code), wait_s)
         self._start_at = self._clock() + wait_s
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "station.cli", *self.role.arguments]
-        # Its own session: Ctrl-C in a terminal reaches `up` alone, which then stops the roles in order.
-        self._process = subprocess.Popen(
-            command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        self._process = ChildProcess(command, environment=self._environment)
         log.info("%s runs as process %d", self.role.name, self._process.pid)
 
     def stop(self, deadline: float) -> None:
         """Ask it to end, and kill it when it has not by `deadline` (of the clock)."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(max(0.1, deadline - self._clock()))
-        except subprocess.TimeoutExpired:
+        if self._process is not None and not self._process.stop(max(0.1, deadline - self._clock())):
             log.error("%s does not stop, so it is killed", self.role.name)
-            self._process.kill()
-            self._process.wait()
 
 
 def roles(settings: Settings) -> list[Role]:
@@ -133,7 +98,7 @@ def roles(settings: Settings) -> list[Role]:
 
 def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:
     """Run every role until `stop` is set. Raises FlawlineError when one cannot be kept alive."""
-    environment = dict(os.environ) | {PARENT_VARIABLE: str(os.getpid())}
+    environment: dict[str, str] = {}
     if config:
         environment["FLAWLINE_CONFIG"] = str(config.absolute())
     server: Child | None = None
@@ -145,12 +110,12 @@ def run(settings: Settings, stop: threading.Event, config: Path | None = None) -
                     update={"embedded": settings.embedded.model_copy(update={"port": _free_port(settings)})}
                 )
                 environment["FLAWLINE_EMBEDDED__PORT"] = str(settings.embedded.port)
-            server = Child(Role("broker", ("broker",)), environment, RestartPolicy(), monotonic)
+            server = Child(Role("broker", ("broker",)), environment, _restart_limit(), monotonic)
             _wait_for_broker(settings, server, stop)
         if stop.is_set():
             return
         kafka_clients.ensure_topics(settings)
-        children = [Child(role, environment, RestartPolicy(), monotonic) for role in roles(settings)]
+        children = [Child(role, environment, _restart_limit(), monotonic) for role in roles(settings)]
         if not settings.cameras:
             log.warning("no cameras are configured: the line waits for frames from elsewhere")
         tended = [*([server] if server else []), *children]
@@ -179,6 +144,10 @@ def _wait_for_broker(settings: Settings, server: Child, stop: threading.Event) -
                 "see what it says above"
             )
         stop.wait(POLL_S)
+
+
+def _restart_limit() -> RestartLimit:
+    return RestartLimit(limit=5, window_s=60.0, first_wait_s=0.5)  # a judgement, not measured
 
 
 def _free_port(settings: Settings) -> int:

@@ -23,7 +23,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each room, the rooms that it may import. Imports only ever go down, so the lists hold no circle."""
 
-SCORER_MAY_IMPORT = ("flawline", "flawline.errors", "flawline.imaging", "flawline.messages", "flawline.settings")
+SCORER_MAY_IMPORT = (
+    "flawline",
+    "flawline.errors",
+    "flawline.file_lock",
+    "flawline.imaging",
+    "flawline.messages",
+    "flawline.settings",
+)
 """What the scorer may use of the contract: it knows no Kafka client, no object store and no metrics."""
 
 NOT_IN_SCORER = {"kafka", "ray", "sqlalchemy", "psycopg", "sqlite3", "rich", "typer"}

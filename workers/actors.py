@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from flawline import clock
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from flawline.logs import configure_logging
 from flawline.settings.tree import Settings
 from workers.inspector import Health, Inspector, Load, member_name
@@ -172,5 +172,5 @@ class Actor:
         except RayActorError:
             return None
         except RayError as error:
-            return FlawlineError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return FlawlineError(one_line(error, with_type=True))
         return FlawlineError("it returned without being asked to")

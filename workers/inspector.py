@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flawline import clock, kafka_clients, telemetry, topics
-from flawline.errors import FlawlineError
+from flawline.clock import NS
+from flawline.errors import FlawlineError, one_line
 from flawline.messages import DeadLetterReason, Decision, Frame, Timings
 from flawline.object_store import ObjectStore
 from flawline.settings.tree import Settings
@@ -31,7 +32,7 @@ from workers.dead_letters import dead_letter
 from workers.inspected import Inspected
 from workers.intake import Intake
 from workers.lane import Job
-from workers.model_slot import ModelSlot, one_line
+from workers.model_slot import ModelSlot
 from workers.models import ModelRef
 from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NS = 1e-9
 HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
 
 Load = Callable[[Path, WorkerSettings], "Detector"]
@@ -164,7 +164,11 @@ class Inspector:
         finally:
             publisher.close(self._worker.stop_timeout_s)
         if self._error:
-            raise self._error if isinstance(self._error, FlawlineError) else FlawlineError(one_line(self._error))
+            raise (
+                self._error
+                if isinstance(self._error, FlawlineError)
+                else FlawlineError(one_line(self._error, with_type=True))
+            )
 
     def _inspect(self, publisher: Publisher) -> None:
         consumer = kafka_clients.consumer(
@@ -214,7 +218,7 @@ class Inspector:
     def _fail(self, error: Exception) -> None:
         if self._error is None and not self._ended.is_set():
             self._error = error
-            log.error("%s stops: %s", self._member, one_line(error))
+            log.error("%s stops: %s", self._member, one_line(error, with_type=True))
         if self._intake:
             self._intake.abort.set()
         self._stop.set()
@@ -240,7 +244,7 @@ class Inspector:
                 job.lane.abandon(job)
                 continue
             except Exception as error:  # a decoder that fails in a new way must not stop the line
-                self._reject(job, DeadLetterReason.UNDECODABLE, one_line(error), None)
+                self._reject(job, DeadLetterReason.UNDECODABLE, one_line(error, with_type=True), None)
                 continue
             try:
                 mask = self._inspected.mask(frame.camera, *pixels.shape[:2])
@@ -278,13 +282,15 @@ class Inspector:
         score_s = clock.monotonic() - started
         for opened, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(result), opened.frame)
+                self._reject(
+                    opened.job, DeadLetterReason.SCORING_FAILED, one_line(result, with_type=True), opened.frame
+                )
                 continue
             timings = _timings(opened, started_ns, score_s)
             try:
                 self._decide(detector, opened, result, timings)
             except ValueError as error:  # scores that no region can be made of
-                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error), opened.frame)
+                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.frame)
 
     def _decide(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
         frame = opened.frame

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flawline import telemetry
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from workers import scoring
 from workers.models import ModelRef, local_folder
 
@@ -64,7 +64,7 @@ class ModelSlot:
             detector = self._warm(model)
         except Exception as error:  # whatever is wrong with the new model, the old one must go on
             telemetry.MODEL_LOAD_FAILURES.inc()
-            log.error("model %s cannot be used, the running one stays: %s", model, one_line(error))
+            log.error("model %s cannot be used, the running one stays: %s", model, one_line(error, with_type=True))
             return
         with self._lock:
             if self._wanted == model:  # a still newer one may have been asked for meanwhile
@@ -78,9 +78,3 @@ class ModelSlot:
             )
         detector.score([scoring.canary()])  # compiles and allocates now rather than under the first frame
         return detector
-
-
-def one_line(error: Exception) -> str:
-    """An exception as one line; its type is left out where the message was written for people."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FlawlineError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import uuid
 from pathlib import Path
@@ -15,6 +14,7 @@ from flawline.clock import UtcNs, utc_ns
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import ModelPointer
 from flawline.settings.tree import Settings
+from flawline.user import user_name
 
 CONFIRM_TIMEOUT_S = 30.0
 
@@ -42,7 +42,7 @@ def publish_model(
         raise UsageError(f"{model}: no such model folder: make one with `flawline fit DATA --out {model}`")
     version = artefact.load(model).version
     place = _copied(model, settings.data_dir / "models" / version) if copy else model
-    pointer = ModelPointer(role, version, uri or str(place.resolve()), clock(), by=_user())
+    pointer = ModelPointer(role, version, uri or str(place.resolve()), clock(), by=user_name())
     kafka_clients.ensure_topics(settings, only=[topics.MODELS.name])
     writer = kafka_clients.producer(settings)
     try:
@@ -97,10 +97,3 @@ def _copied(model: Path, target: Path) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return None

@@ -9,11 +9,10 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
 from flawline import clock, telemetry
+from flawline.clock import NS
 from flawline.errors import FlawlineError
 from workers.budget import ByteGate
 from workers.lane import Job, Lane, Outcome
-
-NS = 1e-9
 
 
 class Publisher:

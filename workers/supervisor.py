@@ -14,14 +14,15 @@ from kafka.errors import KafkaError
 
 from flawline import clock, kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.ray_session import stop_ray
+from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
 from workers.actors import Actor
-from workers.cluster import check_room, start_ray, stop_ray
+from workers.cluster import check_room, start_ray
 from workers.inspected import Inspected
 from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
 from workers.models import ModelRef, ModelWatch
-from workers.restarts import RestartBudget
 
 __all__ = ["Supervisor", "run", "start_ray", "stop_ray"]
 
@@ -44,7 +45,7 @@ class Supervisor:
         self._now = now
         self._lock = threading.RLock()
         self._actors: dict[int, Actor] = {}
-        self._budgets: dict[int, RestartBudget] = {}
+        self._budgets: dict[int, RestartLimit] = {}
         self._model: ModelRef | None = None
         self._proven: ModelRef | None = None
         self._model_known = threading.Event()
@@ -242,10 +243,10 @@ class Supervisor:
         if isinstance(reason, FlawlineError) and self._proven is None:
             raise reason  # nothing has worked yet, so trying again would only hide the reason
         budget = self._budgets.setdefault(
-            actor.slot, RestartBudget(self._worker.restart_limit, self._worker.restart_window_s, self._now)
+            actor.slot, RestartLimit(self._worker.restart_limit, self._worker.restart_window_s, clock=self._now)
         )
         why = reason or "its process died"
-        if not budget.allow():
+        if budget.wait_s() is None:
             raise FlawlineError(
                 f"actor {actor.slot} ended {self._worker.restart_limit + 1} times within "
                 f"{self._worker.restart_window_s:g} s, lastly: {why}"

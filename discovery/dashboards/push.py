@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 from discovery import dashboards
 from discovery.dashboards import defect_trends
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -208,4 +208,4 @@ def _short(error: Exception) -> str:
     """The innermost reason of a chain of wrapped network errors, in one line."""
     while error.__context__ is not None:
         error = error.__context__  # type: ignore[assignment]
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return one_line(error)

@@ -5,16 +5,11 @@ Job and result are msgpack, whoever carries them. What goes wrong there is a Lea
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,14 +17,15 @@ from typing import Any, Protocol
 import msgpack
 import numpy as np
 
-from flawline.errors import FlawlineError
+from flawline import ray_session
+from flawline.child_process import ChildProcess, exit_text, last_line
+from flawline.errors import FlawlineError, one_line
 from flawline.settings.tree import Settings
-from flawline.stopping import PARENT_VARIABLE, follow_parent
+from flawline.stopping import follow_parent
 
 log = logging.getLogger(__name__)
 
 NICENESS = 10
-STOP_TIMEOUT_S = 10.0
 
 
 class LearningFailed(FlawlineError):
@@ -93,7 +89,7 @@ def start(job: Job, settings: Settings) -> Running:
     runner = settings.discovery.learning_runner
     if runner == "ray" or (runner == "auto" and settings.worker.ray_address):
         return RayTask(job, settings)
-    return ChildProcess(job)
+    return LearningProcess(job)
 
 
 def work(data: bytes) -> bytes:
@@ -123,20 +119,18 @@ def _result(data: bytes) -> Result:
     return Result(dict(zip(ids, labels, strict=True)), loss, seconds)
 
 
-class ChildProcess:
+class LearningProcess:
     """A job in a process of its own, which ends with this one."""
 
     def __init__(self, job: Job) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="flawline-job-")
         folder = Path(self._folder.name)
-        self._done, self._said = folder / "result", folder / "stderr"
+        self._done, self._log = folder / "result", folder / "log"
         (folder / "job").write_bytes(job.encode())
         command = [sys.executable, "-m", "discovery.learned.learning_task", str(folder / "job"), str(self._done)]
         try:
-            with self._said.open("wb") as said:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=_environment()
-                )
+            with self._log.open("wb") as log_file:
+                self._process = ChildProcess(command, stdout=log_file, stderr=log_file)
         except OSError as error:
             self._folder.cleanup()
             raise LearningFailed(f"a process for learning cannot be started: {error.strerror}") from error
@@ -148,17 +142,13 @@ class ChildProcess:
         try:
             if code == 0:
                 return _result(self._done.read_bytes())
-            said = self._said.read_text(errors="replace").strip().splitlines() or ["nothing was said"]
-            how = f"was ended by signal {-code}" if code < 0 else f"failed: {said[-1][:300]}"
-            raise LearningFailed(f"the learning process {how}")
+            reason = last_line(self._log)[:300] or "it printed nothing"
+            raise LearningFailed(f"the learning process ended with {exit_text(code)}: {reason}")
         finally:
             self._folder.cleanup()
 
     def cancel(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_TIMEOUT_S)
+        self._process.kill()
         self._folder.cleanup()
 
 
@@ -169,16 +159,15 @@ class RayTask:
         try:
             import ray
 
-            with _own_signals():
-                if not ray.is_initialized():
-                    ray.init(log_to_driver=False, logging_level=logging.ERROR, **_ray_options(settings))
+            gpus = {} if settings.discovery.learning_gpus else {"num_gpus": 0}
+            ray_session.start_ray(settings.worker.ray_address, log_to_driver=False, num_cpus=1, **gpus)
             self._ray: Any = ray
             task = ray.remote(work).options(
                 num_cpus=1, num_gpus=settings.discovery.learning_gpus, max_retries=0, name="learning-round"
             )
             self._reference = task.remote(job.encode())
-        except (ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise LearningFailed(f"Ray cannot take a learning round: {_line(error)}") from error
+        except (FlawlineError, ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise LearningFailed(f"Ray cannot take a learning round: {one_line(error)}") from error
 
     def poll(self) -> Result | None:
         ready, _ = self._ray.wait([self._reference], timeout=0)
@@ -188,38 +177,10 @@ class RayTask:
             return _result(self._ray.get(self._reference))
         except self._ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            raise LearningFailed(f"the learning task failed: {_line(cause)}") from error
+            raise LearningFailed(f"the learning task failed: {one_line(cause)}") from error
 
     def cancel(self) -> None:
         self._ray.cancel(self._reference, force=True)
-
-
-def _ray_options(settings: Settings) -> dict[str, Any]:
-    if settings.worker.ray_address:
-        return {"address": settings.worker.ray_address}
-    gpus = settings.discovery.learning_gpus
-    return {"address": "local", "include_dashboard": False, "num_cpus": 1} | ({} if gpus else {"num_gpus": 0})
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep Ray from ending the process at SIGTERM: what was taken in is to be finished first."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _environment() -> dict[str, str]:
-    return dict(os.environ) | {PARENT_VARIABLE: str(os.getpid())}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def main(arguments: list[str]) -> int:
@@ -230,7 +191,7 @@ def main(arguments: list[str]) -> int:
     try:
         result = work(job.read_bytes())
     except (FlawlineError, MemoryError, RuntimeError, OSError) as error:
-        print(_line(error), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     part = done.with_suffix(".part")
     part.write_bytes(result)

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
 
 SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
@@ -29,7 +29,7 @@ def read(path: Path) -> np.ndarray:
         else:
             values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, cv2.error) as error:
-        raise FlawlineError(f"{path}: cannot be read as an anomaly map: {str(error).splitlines()[0]}") from error
+        raise FlawlineError(f"{path}: cannot be read as an anomaly map: {one_line(error)}") from error
     if values is None or np.squeeze(values).ndim != 2 or values.dtype.kind not in "fui":
         shape = "unreadable" if values is None else f"{values.dtype} {list(values.shape)}"
         raise FlawlineError(f"{path}: {shape} is no anomaly map: it must be numbers (height, width)")

@@ -15,7 +15,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from discovery.store import schema
 from flawline import clock
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
+from flawline.file_lock import try_lock
 
 BUSY_TIMEOUT_S = 30.0
 PARAMETERS_PER_QUERY = 500
@@ -85,7 +86,7 @@ class Database:
             with self._engine.connect().execution_options(flawline_write=True) as connection, connection.begin():
                 yield connection
         except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_first_line(error)}: check that it runs and has room") from error
+            raise FlawlineError(f"store {self}: {_reason(error)}: check that it runs and has room") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -94,7 +95,7 @@ class Database:
             with self._engine.connect() as connection, connection.begin():
                 yield connection
         except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_first_line(error)}: check that it runs and can be reached") from error
+            raise FlawlineError(f"store {self}: {_reason(error)}: check that it runs and can be reached") from error
 
     def try_lock(self) -> contextlib.ExitStack | None:
         """The right to be the one discovery process of this store until the result is closed; None: another has it."""
@@ -105,7 +106,9 @@ class Database:
             held = connection.scalar(select(func.pg_try_advisory_lock(_ADVISORY_LOCK)))
             stack.callback(connection.invalidate)
         elif self.sqlite_file:
-            held = _lock_file(stack, self.sqlite_file.with_name(self.sqlite_file.name + ".lock"))
+            lock = try_lock(self.sqlite_file.with_name(self.sqlite_file.name + ".lock"))
+            held = lock is not None
+            stack.callback(lock.close if lock else lambda: None)
         else:
             held = True
         if not held:
@@ -166,19 +169,9 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _lock_file(stack: contextlib.ExitStack, path: Path) -> bool:
-    import fcntl
-
-    file = stack.enter_context(path.open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _first_line(error: DBAPIError) -> str:
-    return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: DBAPIError) -> str:
+    """Return what the database itself reports, without SQLAlchemy's statement and link around it."""
+    return one_line(error.orig or error)
 
 
 def insert(connection: Connection, table: Table) -> Any:

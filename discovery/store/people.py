@@ -6,7 +6,6 @@ runs; it notices through the registry's revision. Raises UsageError in one line,
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,19 +20,12 @@ from discovery.store.database import fact, insert, set_fact, stamp
 from discovery.store.store import Store, add_event, refresh_frame_classes
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
+from flawline.user import user_name
 
 SEVERITIES = ("minor", "major", "critical")
 NAME_LENGTH = 64
 SPLIT_MEMBERS_MIN = 4
 SPLIT_SAMPLE = 5_000
-
-
-def current_user() -> str:
-    """Who is at the keyboard."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"
 
 
 def name(store: Store, reference: str, new_name: str, *, who: str | None = None, why: str | None = None) -> None:
@@ -198,7 +190,7 @@ def _write(
     registry.save_classes(connection, [one for one, _ in changes], next_number or known.next_number)
     for one, change in changes:
         serial = f"p{revision}"  # by a person; rounds are numbered without a letter
-        who = who or current_user()
+        who = who or user_name() or "unknown"
         add_event(connection, event_of(one, change, known.round, store.utc_ns(), serial, who, why))
 
 
@@ -214,7 +206,7 @@ def _audit(
 ) -> None:
     row = {
         "at": stamp(store.utc_ns()),
-        "who": who or current_user(),
+        "who": who or user_name() or "unknown",
         "action": action,
         "class_id": class_id,
         "value": value,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +74,7 @@ def create(weights: Weights, size: int, indices: Sequence[int] | None) -> torch.
             model = timm.create_model(weights.name, **options)
     except Exception as error:  # timm, the hub and the network raise what they like: all mean "no such backbone here"
         raise FlawlineError(
-            f"backbone {weights.name!r} cannot be made: {_first_line(error)}: choose a name from timm.list_models() "
+            f"backbone {weights.name!r} cannot be made: {one_line(error)}: choose a name from timm.list_models() "
             f"or give scorer.weights"
         ) from error
     if state is not None:
@@ -97,7 +96,7 @@ def _read_state(weights: Weights) -> dict[str, torch.Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file surfaces as any of a dozen exception types
-        raise FlawlineError(f"{file}: cannot be read as weights: {_first_line(error)}: fetch it again") from error
+        raise FlawlineError(f"{file}: cannot be read as weights: {one_line(error)}: fetch it again") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -132,7 +131,3 @@ def _renamed_in_order(name: str, state: dict[str, torch.Tensor]) -> dict[str, to
     if [v.shape for v in reference.values()] != [v.shape for v in state.values()]:
         raise FlawlineError(f"the packaged weights of {name!r} do not match timm's layout: pin timm<2")
     return dict(zip(reference, state.values(), strict=True))
-
-
-def _first_line(error: BaseException) -> str:
-    return (inspect.cleandoc(str(error)).splitlines() or [type(error).__name__])[0][:200]

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two fits of one key at once are not kept apart there
-    fcntl = None  # type: ignore[assignment]
+from flawline.file_lock import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +77,7 @@ class WorkFolder:
     """The working folder of one fit, see the module; `key` None gives a private one that is never taken up again."""
 
     def __init__(self, root: Path, key: object | None) -> None:
-        self._lock: IO[bytes] | None = None
+        self._lock: FileIO | None = None
         self._files: list[PatchFile] = []
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -95,7 +92,7 @@ class WorkFolder:
         if key is None:
             return None
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-        self._lock = _locked(root / f"{name}.lock")
+        self._lock = try_lock(root / f"{name}.lock")
         if self._lock is None:
             log.warning("the same fit is running already: this one works on its own, and cannot be taken up again")
             return None
@@ -178,28 +175,9 @@ class WorkFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             if remove:
-                Path(self._lock.name).unlink(missing_ok=True)
+                Path(str(self._lock.name)).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    """The lock file at `path`, held by this process, or None when another holds it; a dead process holds nothing."""
-    while True:
-        file = path.open("ab")
-        if fcntl is None:
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file between the two calls: a lock on it would then keep nobody out.
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except BlockingIOError:
-            file.close()
-            return None
-        except FileNotFoundError:
-            pass
-        file.close()
 
 
 def _sweep(root: Path) -> None:
@@ -207,8 +185,8 @@ def _sweep(root: Path) -> None:
     for folder in root.iterdir():
         if not folder.is_dir() or time.time() - folder.stat().st_mtime < _KEPT_S:
             continue
-        lock = _locked(root / f"{folder.name}.lock")
+        lock = try_lock(root / f"{folder.name}.lock")
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            Path(lock.name).unlink(missing_ok=True)
+            Path(str(lock.name)).unlink(missing_ok=True)
             lock.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flawline.user import user_name
 from station.cli.options import Config, Json, json_target, settings_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def name(
     """Name a class."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.name(store, reference, new_name, who=_user(), why=why))
+    _tell(config, json, lambda store: commands.name(store, reference, new_name, who=user_name(), why=why))
 
 
 @app.command("merge")
@@ -82,7 +82,7 @@ def merge(
     """Merge a class into another one."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.merge(store, reference, into, who=_user(), why=why))
+    _tell(config, json, lambda store: commands.merge(store, reference, into, who=user_name(), why=why))
 
 
 @app.command("split")
@@ -90,7 +90,7 @@ def split(reference: Reference, why: Why = None, json: Json = None, config: Conf
     """Split a class in two."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.split(store, reference, who=_user(), why=why))
+    _tell(config, json, lambda store: commands.split(store, reference, who=user_name(), why=why))
 
 
 @app.command("dismiss")
@@ -98,7 +98,7 @@ def dismiss(reference: Reference, why: Why = None, json: Json = None, config: Co
     """Say that a class is no defect."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.dismiss(store, reference, who=_user(), why=why))
+    _tell(config, json, lambda store: commands.dismiss(store, reference, who=user_name(), why=why))
 
 
 @app.command("severity")
@@ -112,7 +112,7 @@ def severity(
     """Say how bad a class is."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.set_severity(store, reference, level, who=_user(), why=why))
+    _tell(config, json, lambda store: commands.set_severity(store, reference, level, who=user_name(), why=why))
 
 
 @app.command("dismissed")
@@ -194,10 +194,3 @@ def _tell(config: Path | None, json: str | None, work: Callable[[Store], dict[st
 
 def _minute(stamp: str) -> str:
     return stamp[:16].replace("T", " ")
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None

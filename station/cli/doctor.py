@@ -10,6 +10,7 @@ import tomli_w
 from rich.markup import escape
 
 from flawline.errors import FlawlineError
+from flawline.redaction import redact
 from flawline.settings.tree import Settings
 from station import terminal
 from station.cli import doctor_checks
@@ -56,7 +57,7 @@ def _mask(value: Any) -> Any:
         return {key: _mask(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_mask(item) for item in value]
-    return doctor_checks.without_credentials(value) if isinstance(value, str) else value
+    return redact(value) if isinstance(value, str) else value
 
 
 def _without_none(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import urllib.request
@@ -17,11 +16,11 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
+from flawline.redaction import redact
 from flawline.settings.tree import Settings
 
 CONNECT_TIMEOUT_S = 3.0
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 CLOCK_TOLERANCE_MS = 60_000
 RELEASED_NS = 1_735_689_600 * 1_000_000_000  # 2025-01-01: no frame can be older than this project
 LEAST_FREE_BYTES = 1 << 30
@@ -161,7 +160,7 @@ def store(settings: Settings) -> list[Finding]:
             Finding("store", Status.FAIL, "store.url is no SQLAlchemy URL", "e.g. postgresql+psycopg://user@host/db")
         ]
     except (SQLAlchemyError, ImportError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        reason = one_line(getattr(error, "orig", None) or error)
         return [Finding("store", Status.FAIL, f"{url.render_as_string()} cannot be used: {reason}", mend)]
     return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
 
@@ -177,9 +176,9 @@ def objects(settings: Settings) -> list[Finding]:
     try:
         ObjectStore(url).check()
     except OSError as error:
-        text = f"{without_credentials(url)} cannot be written: {error}"
+        text = f"{redact(url)} cannot be written: {error}"
         return [Finding("objects", Status.FAIL, text, "make it writable, or correct frames.objects_url")]
-    return [Finding("objects", Status.OK, f"{without_credentials(url)} is writable")]
+    return [Finding("objects", Status.OK, f"{redact(url)} is writable")]
 
 
 def disk(settings: Settings) -> list[Finding]:
@@ -390,8 +389,3 @@ def _serves_our_metrics(host: str, port: int) -> bool:
             return b"flawline_" in answer.read(200_000)
     except (OSError, ValueError):
         return False
-
-
-def without_credentials(text: str) -> str:
-    """Text with the user and password of every URL in it replaced."""
-    return CREDENTIALS.sub("***@", text)

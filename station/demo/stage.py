@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tomli_w
 
+from flawline.child_process import ChildProcess, exit_text, last_line
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings, load_settings
-from flawline.stopping import PARENT_VARIABLE
 
 MARKER = ".flawline-demo"
 CAMERAS = 4
@@ -86,42 +84,26 @@ class Role:
     def __init__(self, out: Path, name: str, *arguments: str) -> None:
         self.name = name
         self.log = out / "logs" / f"{name}.txt"
-        self._output: TextIO = self.log.open("w", encoding="utf-8")
-        environment = dict(os.environ) | {
-            "FLAWLINE_CONFIG": str(out / "line.toml"),
-            PARENT_VARIABLE: str(os.getpid()),
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "station.cli", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self.log.open("wb") as output:
+            self._process = ChildProcess(
+                [sys.executable, "-m", "station.cli", *arguments],
+                environment={"FLAWLINE_CONFIG": str(out / "line.toml")},
+                stdout=output,
+                stderr=output,
+            )
 
     @property
     def running(self) -> bool:
         """Whether it still runs. Raises FlawlineError with its last line when it failed."""
         code = self._process.poll()
         if code not in (None, 0):
-            raise FlawlineError(f"role {self.name} ended with exit code {code}: {self._last_line()} (see {self.log})")
+            reason = last_line(self.log) or "it printed nothing"
+            raise FlawlineError(f"role {self.name} ended with {exit_text(code)}: {reason} (see {self.log})")
         return code is None
 
     def stop(self) -> None:
-        """End it: SIGTERM, and after a while SIGKILL."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._output.close()
-
-    def _last_line(self) -> str:
-        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "it said nothing")
+        """End it: SIGTERM, and SIGKILL when that takes too long."""
+        self._process.stop(STOP_TIMEOUT_S)
 
 
 def require_running(roles: Sequence[Role]) -> None:

@@ -183,12 +183,12 @@ def test_process_that_cannot_learn_says_why_in_one_line(line, tmp_path):
         regions = registry.regions_of_round(connection, line.settings.discovery, "v")
         plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     broken = Job(**vars(plan.job) | {"weights": str(tmp_path / "missing")})
-    running = learning_task.ChildProcess(broken)
+    running = learning_task.LearningProcess(broken)
     with pytest.raises(LearningFailed, match="no such weights file") as raised:
         while running.poll() is None:
             time.sleep(0.05)
     assert "\n" not in str(raised.value)
-    ended = learning_task.ChildProcess(plan.job)
+    ended = learning_task.LearningProcess(plan.job)
     ended.cancel()
     ended.cancel()
 
@@ -200,8 +200,8 @@ def test_learning_process_ends_with_a_service_that_was_killed(line, tmp_path):
         plan = learned_round.job_of(connection, regions, registry.read(line.store), line.settings, "v", 0)
     (tmp_path / "job").write_bytes(Job(**vars(plan.job) | {"epochs": 100_000}).encode())
     script = (
-        "import sys, time; from discovery.learned.learning_task import ChildProcess, Job; from pathlib import Path;"
-        "job = ChildProcess(Job.decode(Path(sys.argv[1]).read_bytes())); print(job._process.pid, flush=True);"
+        "import sys, time; from discovery.learned.learning_task import LearningProcess, Job; from pathlib import Path;"
+        "job = LearningProcess(Job.decode(Path(sys.argv[1]).read_bytes())); print(job._process.pid, flush=True);"
         "time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "job")]

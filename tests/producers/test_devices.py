@@ -16,7 +16,6 @@ from flawline.errors import UsageError
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
-from producers.redaction import redact
 from producers.supervise import CameraRunner, CameraState
 from producers.watch import Backoff
 from tests.producers.doubles import FakeClock, until
@@ -223,20 +222,6 @@ def test_camera_that_never_answers_has_its_time_limit(tmp_path: Path) -> None:
         with pytest.raises(CameraError, match="does not answer"):
             camera.open()
         assert time.monotonic() - started < 10
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("rtsp://admin:p%40ss@10.0.0.9:554/1", "rtsp://***@10.0.0.9:554/1"),
-        ("rtsp://admin:p@ss@10.0.0.9/1", "rtsp://***@10.0.0.9/1"),
-        ("rtsp://10.0.0.9/1?user=a&password=b&channel=2", "rtsp://10.0.0.9/1?user=***&password=***&channel=2"),
-        ("could not open rtsp://a:b@c/d, nor http://e:f@g", "could not open rtsp://***@c/d, nor http://***@g"),
-        ("rtsp://10.0.0.9/live", "rtsp://10.0.0.9/live"),
-    ],
-)
-def test_credentials_are_redacted_wherever_a_url_holds_them(text: str, expected: str) -> None:
-    assert redact(text) == expected
 
 
 def test_settings_never_show_the_url_of_an_rtsp_camera() -> None:

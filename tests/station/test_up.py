@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -19,33 +18,11 @@ import pytest
 
 from embedded_broker import EmbeddedBroker
 from flawline.errors import FlawlineError, UsageError
+from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings, load_settings
 from station import up
-from station.up import Child, RestartPolicy, Role
+from station.up import Child, Role
 from tests.support.brokers import free_port
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_restarts_wait_longer_each_time_and_end_when_they_are_too_many() -> None:
-    clock = HandClock()
-    policy = RestartPolicy(limit=3, window_s=60, first_wait_s=1, longest_wait_s=3, clock=clock)
-    assert [policy.after_death() for _ in range(4)] == [1, 2, 3, None]
-
-
-def test_deaths_outside_the_window_are_forgotten() -> None:
-    clock = HandClock()
-    policy = RestartPolicy(limit=1, window_s=60, first_wait_s=1, clock=clock)
-    waits = []
-    for clock.now in (0.0, 100.0, 200.0, 201.0):
-        waits.append(policy.after_death())
-    assert waits == [1, 1, 1, None]
 
 
 def tend_until(child: Child, over: Callable[[], bool]) -> None:
@@ -57,8 +34,8 @@ def tend_until(child: Child, over: Callable[[], bool]) -> None:
 
 
 def a_child(*arguments: str, may_end: bool = False, limit: int = 1, **environment: str) -> Child:
-    policy = RestartPolicy(limit=limit, first_wait_s=0.01)
-    return Child(Role("role", arguments, may_end), dict(os.environ) | environment, policy, time.monotonic)
+    restarts = RestartLimit(limit=limit, window_s=60)
+    return Child(Role("role", arguments, may_end), environment, restarts, time.monotonic)
 
 
 def test_role_with_wrong_configuration_is_not_tried_again() -> None:

@@ -12,7 +12,6 @@ from workers.batching import Batcher, BatchPolicy
 from workers.budget import ByteGate
 from workers.offsets import ContiguousOffsets
 from workers.ordering import InOrder
-from workers.restarts import RestartBudget
 
 
 class ManualClock:
@@ -183,23 +182,3 @@ def test_a_closed_queue_hands_out_what_it_holds_and_refuses_more() -> None:
     assert batcher.take() == [1]
     assert batcher.take() == []
     assert not batcher.put(2, 1)
-
-
-def test_restarts_are_allowed_up_to_the_limit_within_the_window() -> None:
-    now = ManualClock()
-    budget = RestartBudget(2, 60, now)
-    assert [budget.allow(), budget.allow(), budget.allow()] == [True, True, False]
-    now.now += 60
-    assert budget.allow()
-
-
-@given(st.lists(st.floats(0, 30), max_size=50), st.integers(0, 5))
-def test_no_window_ever_holds_more_restarts_than_the_limit(gaps: list[float], limit: int) -> None:
-    now = ManualClock()
-    budget = RestartBudget(limit, 60, now)
-    times = []
-    for gap in gaps:
-        now.now += gap
-        if budget.allow():
-            times.append(now.now)
-    assert all(sum(start <= each < start + 60 for each in times) <= limit for start in times)

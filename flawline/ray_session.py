@@ -1,0 +1,56 @@
+"""Ray, joined where it runs or started on this machine; imported only when it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from flawline.errors import FlawlineError, one_line
+
+_starting = threading.Lock()
+
+
+def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None:
+    """Join the Ray cluster at `address`, or start Ray on this machine with the options `local` when it is None.
+
+    Does nothing when this process has a session already. May be called from any thread. Raises FlawlineError.
+    """
+    # Ray reads these when it is imported: no reports to its makers, and no warning about actors without a GPU.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False, **local}
+    with _starting, _kept_signal_handlers():
+        try:
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **options)
+        except (ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = f"cluster {address}" if address else "on this machine"
+            raise FlawlineError(f"Ray cannot be started ({where}): {one_line(error)}") from error
+
+
+def stop_ray() -> None:
+    """Stop what `start_ray` started, or leave the cluster that it joined."""
+    with _starting:
+        import ray
+
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    """Put the handlers of SIGTERM and SIGINT back: Ray's own end the process before its work is finished."""
+    in_main = threading.current_thread() is threading.main_thread()  # only there can Ray, or we, set a handler
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if in_main}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
