@@ -1,8 +1,10 @@
-"""Every message that crosses a topic: frozen dataclasses, schema-versioned msgpack, nothing else on the wire.
+"""Every message that crosses a topic: frozen dataclasses outside, msgpack with a schema version on the wire.
 
-A value is one msgpack map: `t` (message type), `v` (schema version) and the fields. Headers repeat the type, the
-version and the frame id, so that tools need not open the value. Decoding checks types and bounds before anything is
-built from them.
+A value is one msgpack map: `t` (message type), `v` (schema version) and the fields. Kafka headers repeat the type, the
+version and the frame id, so that tools need not open the value. Decoding checks every type and bound. Times are
+nanoseconds UTC, boxes are x, y, width and height in pixels.
+
+In this file: the vocabulary, the identity of a capture, the parts of messages, the messages, encoding and decoding.
 """
 
 from __future__ import annotations
@@ -22,19 +24,28 @@ from crc32c import crc32c
 from flawline.errors import FlawlineError
 
 CAMERA_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+MAX_SIDE_PX = 65_535
+"""A crafted header cannot ask for more memory than a real sensor has."""
+
 REPLAYED_FROM = "replayed-from"
 """Header of a replayed frame: the dead letter that it comes from, as `dead-letters/<partition>/<offset>`."""
 
-MAX_SIDE_PX = 65_535  # a crafted header must not be able to ask for more memory than a real sensor has
+
+# The vocabulary
 
 
 class Codec(StrEnum):
+    """How the image of a frame is encoded; `raw` is uint8 in C order."""
+
     JPEG = "jpeg"
     PNG = "png"
     RAW = "raw"
 
 
 class Decision(StrEnum):
+    """What is decided about a frame."""
+
     ACCEPT = "accept"
     REVIEW = "review"
     REJECT = "reject"
@@ -66,6 +77,8 @@ class DeadLetterReason(StrEnum):
 
 
 class ClassState(StrEnum):
+    """Where a defect class stands."""
+
     CANDIDATE = "candidate"
     CONFIRMED = "confirmed"
     DORMANT = "dormant"
@@ -74,6 +87,8 @@ class ClassState(StrEnum):
 
 
 class Transition(StrEnum):
+    """What happened to a defect class."""
+
     BORN = "born"
     CONFIRMED = "confirmed"
     GREW = "grew"
@@ -86,12 +101,56 @@ class Transition(StrEnum):
     SEVERITY_SET = "severity-set"
 
 
-class SchemaError(FlawlineError):
-    """A value that is not a message of the expected type and version; `reason` is its dead-letter reason."""
+# The identity of a capture
 
-    def __init__(self, reason: DeadLetterReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+
+def frame_id(camera: str, epoch: int, sequence: int) -> str:
+    """Return the name of a capture, which is the same wherever and whenever it is made."""
+    return f"{camera}:{epoch}:{sequence}"
+
+
+def parse_frame_id(text: str) -> tuple[str, int, int]:
+    """Return camera, epoch and sequence of a frame id. Raises ValueError for other text."""
+    camera, epoch, sequence = text.split(":")
+    identity = camera, int(epoch), int(sequence)
+    _check_identity(*identity)
+    return identity
+
+
+def _check_identity(camera: str, epoch: int, sequence: int) -> None:
+    if not CAMERA_NAME.fullmatch(camera):
+        raise ValueError(f"camera name {camera!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not (0 <= epoch < 1 << 63 and 0 <= sequence < 1 << 63):
+        raise ValueError(f"epoch {epoch} or sequence {sequence} is outside 0..2^63-1")
+
+
+def checksum(data: bytes) -> int:
+    """Return the CRC-32C of a frame's encoded image."""
+    return crc32c(data)
+
+
+@dataclass(frozen=True)
+class _OfCapture:
+    """What every message about one capture begins with.
+
+    `epoch` is the start of the producer in milliseconds UTC, `sequence` counts the camera's captures in it from 0.
+    """
+
+    camera: str
+    epoch: int
+    sequence: int
+    captured_at: int
+
+    def __post_init__(self) -> None:
+        _check_identity(self.camera, self.epoch, self.sequence)
+
+    @property
+    def frame_id(self) -> str:
+        """The name of the capture."""
+        return frame_id(self.camera, self.epoch, self.sequence)
+
+
+# The parts of messages
 
 
 @dataclass(frozen=True)
@@ -115,6 +174,7 @@ class Tensor:
 
     @classmethod
     def of(cls, array: np.ndarray, dtype: str = "float16") -> Tensor:
+        """Return `array` as a tensor of type `dtype`."""
         return cls(
             dtype,
             tuple(array.shape),
@@ -122,19 +182,72 @@ class Tensor:
         )
 
     def array(self) -> np.ndarray:
+        """Return the tensor as a read-only array."""
         return np.frombuffer(self.data, np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One capture of one camera. `data` is empty when the bytes are behind `object_key` (claim check)."""
+class Region:
+    """A connected piece of a defect; `peak` is its highest value in the anomaly map, in units of the aligned score."""
+
+    box: tuple[int, int, int, int]
+    area_px: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class DefectRegion:
+    """A region with what discovery needs to group it, and what a person needs to see it.
+
+    `crop` is a JPEG of `crop_box`, `mask` a PNG of the same size (0 or 255), `embedding` a unit vector (float16, D).
+    """
+
+    box: tuple[int, int, int, int]
+    area_px: int
+    peak: float
+    crop_box: tuple[int, int, int, int]
+    mask: bytes
+    crop: bytes
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that one frame spent in each stage of a worker."""
+
+    broker_s: float
+    decode_s: float
+    wait_s: float
+    score_s: float
+
+
+@dataclass(frozen=True)
+class DroppedRange:
+    """Sequences `first` to `last`, both included, that were dropped for one reason."""
+
+    first: int
+    last: int
+    reason: DropReason
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last:
+            raise ValueError(f"dropped range {self.first}..{self.last} runs backwards")
+
+
+# The messages
+
+
+@dataclass(frozen=True)
+class Frame(_OfCapture):
+    """The image of one capture, as the producer encoded it.
+
+    `data` holds the encoded image; it is empty when the image lies in the object store under `object_key` (claim
+    check). `size_bytes` and `checksum` (CRC-32C) are those of the encoded image, wherever it lies. `height`, `width`
+    and `channels` are those of the decoded image.
+    """
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    epoch: int
-    sequence: int
-    captured_at: int
     codec: Codec
     height: int
     width: int
@@ -149,7 +262,7 @@ class Frame:
     trigger: str | None = None
 
     def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.sequence)
+        super().__post_init__()
         if not (1 <= self.height <= MAX_SIDE_PX and 1 <= self.width <= MAX_SIDE_PX):
             raise ValueError(f"frame size {self.height}x{self.width} is outside 1..{MAX_SIDE_PX}")
         if self.channels not in (1, 3, 4):
@@ -159,40 +272,17 @@ class Frame:
         if self.object_key is None and self.size_bytes != len(self.data):
             raise ValueError(f"frame announces {self.size_bytes} bytes and holds {len(self.data)}")
 
-    @property
-    def frame_id(self) -> str:
-        return frame_id(self.camera, self.epoch, self.sequence)
-
 
 @dataclass(frozen=True)
-class Region:
-    """A connected piece of a defect. `box` is x, y, width, height in image pixels; `peak` in aligned units."""
+class Verdict(_OfCapture):
+    """The decision about one frame, and what it rests on.
 
-    box: tuple[int, int, int, int]
-    area_px: int
-    peak: float
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds that one frame spent in each stage of a worker."""
-
-    broker_s: float
-    decode_s: float
-    wait_s: float
-    score_s: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the active model says of one frame."""
+    `score` is `raw_score` aligned over all groups of products; `p_value` is the share of good parts that score at least
+    as high.
+    """
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    epoch: int
-    sequence: int
-    captured_at: int
     decided_at: int
     model_version: str
     group: int
@@ -206,40 +296,16 @@ class Verdict:
     view: str | None = None
     lot: str | None = None
 
-    def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.sequence)
-
-    @property
-    def frame_id(self) -> str:
-        return frame_id(self.camera, self.epoch, self.sequence)
-
 
 @dataclass(frozen=True)
-class DefectRegion:
-    """A region with what discovery needs to group it and a person needs to see it.
+class Defect(_OfCapture):
+    """The regions of one frame that was not accepted.
 
-    `mask` is a PNG of the crop's size (0 or 255), `crop` a JPEG, `embedding` a unit vector (float16, D).
+    `heatmap` is the anomaly map of the frame, smaller than the image of `height` x `width` pixels.
     """
-
-    box: tuple[int, int, int, int]
-    area_px: int
-    peak: float
-    crop_box: tuple[int, int, int, int]
-    mask: bytes
-    crop: bytes
-    embedding: Tensor
-
-
-@dataclass(frozen=True)
-class Defect:
-    """The regions of one frame that was not accepted."""
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    epoch: int
-    sequence: int
-    captured_at: int
     model_version: str
     group: int
     score: float
@@ -253,17 +319,10 @@ class Defect:
     part: str | None = None
     lot: str | None = None
 
-    def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.sequence)
-
-    @property
-    def frame_id(self) -> str:
-        return frame_id(self.camera, self.epoch, self.sequence)
-
 
 @dataclass(frozen=True)
 class ClassEvent:
-    """A change in a defect class's life, with the class's whole state after it (the topic is compacted by class id)."""
+    """A change of a defect class, with its whole state afterwards: the topic keeps the last event of each class."""
 
     SCHEMA: ClassVar[int] = 1
 
@@ -284,7 +343,7 @@ class ClassEvent:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A record that could not be processed: its original bytes and headers, and why."""
+    """A record that could not be processed: where it was, its original key, value and headers, and the reason."""
 
     SCHEMA: ClassVar[int] = 1
 
@@ -302,7 +361,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class ModelPointer:
-    """Which model artefact plays a role (`active`, `shadow`)."""
+    """The model artefact that plays a role (`active`, `shadow`), and who published it."""
 
     SCHEMA: ClassVar[int] = 1
 
@@ -314,23 +373,10 @@ class ModelPointer:
 
 
 @dataclass(frozen=True)
-class DroppedRange:
-    """Sequences `first` to `last`, both included, that were dropped for one reason."""
-
-    first: int
-    last: int
-    reason: DropReason
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last:
-            raise ValueError(f"dropped range {self.first}..{self.last} runs backwards")
-
-
-@dataclass(frozen=True)
 class LedgerEntry:
     """How far a camera has captured in one epoch, and what was dropped since the last entry.
 
-    `captured` counts the captures so far, which is the next sequence; `closed` says that the epoch has ended.
+    `captured` is the number of captures so far, which is also the next sequence; `closed` means that the epoch ended.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -350,52 +396,50 @@ Message = Frame | Verdict | Defect | ClassEvent | DeadLetter | ModelPointer | Le
 M = TypeVar("M", Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry)
 
 
-def _check_identity(camera: str, epoch: int, sequence: int) -> None:
-    if not CAMERA_NAME.fullmatch(camera):
-        raise ValueError(f"camera name {camera!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
-    if not (0 <= epoch < 1 << 63 and 0 <= sequence < 1 << 63):
-        raise ValueError(f"epoch {epoch} or sequence {sequence} is outside 0..2^63-1")
-
-
-def frame_id(camera: str, epoch: int, sequence: int) -> str:
-    """The deterministic name of a capture."""
-    return f"{camera}:{epoch}:{sequence}"
-
-
-def parse_frame_id(text: str) -> tuple[str, int, int]:
-    """Camera, epoch and sequence of a frame id; ValueError when it is none."""
-    camera, epoch, sequence = text.split(":")
-    identity = camera, int(epoch), int(sequence)
-    _check_identity(*identity)
-    return identity
-
-
-def checksum(data: bytes) -> int:
-    """CRC-32C of a frame's encoded bytes."""
-    return crc32c(data)
+# Encoding
 
 
 def type_name(cls: type) -> str:
-    """`LedgerEntry` -> `ledger-entry`."""
+    """Return the name of a message type on the wire: `LedgerEntry` is `ledger-entry`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
 
 def headers(message: Message) -> list[tuple[str, bytes]]:
-    """Kafka headers of a message: its schema and, where it has one, its frame id."""
+    """Return the Kafka headers of a message: its schema and, where it has one, its frame id."""
     result = [("schema", f"{type_name(type(message))}/{message.SCHEMA}".encode())]
     identity = getattr(message, "frame_id", None)
     return [*result, ("frame-id", identity.encode())] if identity else result
 
 
 def encode(message: Message) -> bytes:
-    """One message as msgpack bytes."""
+    """Return a message as msgpack bytes."""
     return msgpack.packb({"t": type_name(type(message)), "v": message.SCHEMA, **_to_plain(message)}, use_bin_type=True)
 
 
-def decode(cls: type[M], data: bytes) -> M:
-    """The message of type `cls` in `data`.
+def _to_plain(value: Any) -> Any:
+    """Return a dataclass as maps, lists and scalars, which msgpack knows; enums become their text."""
+    if is_dataclass(value):
+        return {item.name: _to_plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
 
-    Raises SchemaError with reason `wrong-schema` (another type or version) or `undecodable` (anything else).
+
+# Decoding
+
+
+class SchemaError(FlawlineError):
+    """A value is no message of the expected type and version; `reason` is the one that its dead letter gives."""
+
+    def __init__(self, reason: DeadLetterReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode(cls: type[M], data: bytes) -> M:
+    """Return the message of type `cls` in `data`.
+
+    Raises SchemaError with the reason `wrong-schema` (another type or version) or `undecodable` (everything else).
     """
     try:
         plain = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=False)
@@ -407,10 +451,10 @@ def decode(cls: type[M], data: bytes) -> M:
         raise SchemaError(DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes has no message type and version")
     kind, version = plain.pop("t"), plain.pop("v")
     if (kind, version) != (type_name(cls), cls.SCHEMA):
-        found = ascii(f"{kind}/{version}")[1:-1][:80]  # a foreign value must not break the line of the error
+        schema = ascii(f"{kind}/{version}")[1:-1][:80]  # a foreign value must not break the line of the error
         raise SchemaError(
             DeadLetterReason.WRONG_SCHEMA,
-            f"schema {found} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
+            f"schema {schema} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
         )
     try:
         return _from_plain(cls, plain, type_name(cls))
@@ -418,33 +462,10 @@ def decode(cls: type[M], data: bytes) -> M:
         raise SchemaError(DeadLetterReason.UNDECODABLE, f"{type_name(cls)}: {error}") from error
 
 
-# Frozen dataclasses to and from the plain values that msgpack knows, checked type by type
-
-
-def _to_plain(value: Any) -> Any:
-    """Maps, lists and scalars of a dataclass, with enums as their text."""
-    if is_dataclass(value):
-        return {each.name: _to_plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, tuple):
-        return [_to_plain(item) for item in value]
-    return str(value) if isinstance(value, StrEnum) else value
-
-
-@cache
-def _field_types(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {each.name: hints[each.name] for each in fields(cls)}
-
-
-@cache
-def _required(cls: type) -> frozenset[str]:
-    return frozenset(each.name for each in fields(cls) if each.default is MISSING)
-
-
 def _from_plain(expected: Any, value: Any, where: str) -> Any:
-    """`value` as `expected`: a dataclass, enum, tuple, optional or scalar, the few types that messages are made of.
+    """Return `value` as `expected`: a dataclass, enum, tuple, optional or scalar, the types that messages are made of.
 
-    Raises TypeError or ValueError that names the place (`where`, then dotted field names) of what does not fit.
+    Raises TypeError or ValueError, which name the place of what does not fit: `where`, then dotted field names.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin is types.UnionType:
@@ -452,10 +473,10 @@ def _from_plain(expected: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, tuple):
             raise TypeError(f"{where} is no list")
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise ValueError(f"{where} has {len(value)} items instead of {len(inner)}")
-        return tuple(_from_plain(kind, item, where) for kind, item in zip(inner, value, strict=True))
+        item_types = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(item_types) != len(value):
+            raise ValueError(f"{where} has {len(value)} items instead of {len(item_types)}")
+        return tuple(_from_plain(kind, item, where) for kind, item in zip(item_types, value, strict=True))
     if is_dataclass(expected):
         return _dataclass_of(typing.cast(type, expected), value, where)
     if issubclass(expected, StrEnum):
@@ -470,9 +491,20 @@ def _from_plain(expected: Any, value: Any, where: str) -> Any:
 def _dataclass_of(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where} is no map")
-    types_ = _field_types(cls)
-    if unknown := value.keys() - types_.keys():
+    field_types = _field_types(cls)
+    if unknown := value.keys() - field_types.keys():
         raise ValueError(f"{where} has the unknown field {min(map(str, unknown))!r}")
     if missing := _required(cls) - value.keys():
         raise ValueError(f"{where} lacks the field {min(missing)!r}")
-    return cls(**{name: _from_plain(types_[name], item, f"{where}.{name}") for name, item in value.items()})
+    return cls(**{name: _from_plain(field_types[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+@cache
+def _field_types(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+@cache
+def _required(cls: type) -> frozenset[str]:
+    return frozenset(item.name for item in fields(cls) if item.default is MISSING)
