@@ -1,9 +1,9 @@
-"""The kernels of `scorer.search.kernels`, compiled by a child process beside other work.
+"""The kernels of `scorer.search.kernels`, compiled by a child process while other work goes on.
 
-Numba compiles for seconds with Python's lock held, so a thread would gain nothing. Where a backbone has to be converted
-the cache is new, and the kernels are missing from it too: `start` has them compiled meanwhile, and whoever wants to use
-one waits for that with `wait`. The child only ever fills numba's cache, whose files are replaced whole. So several may
-run at once, and when one fails, or is ended, the kernels are compiled where they are first used, as without it.
+Numba compiles for seconds and holds Python's lock, so that a thread would gain nothing. Where a backbone has to be
+converted the cache is new, and the kernels are missing too: `start` has them compiled meanwhile, and `wait` returns
+when they are ready. The child only fills numba's cache, whose files are replaced whole. So several children may run at
+once, and where one fails or is ended, the kernels are compiled at their first use, as without a child.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from scorer.cache import cache_dir, cpu_count
 
 log = logging.getLogger(__name__)
 
-# A child that takes this long is ended.
+# A child that takes longer is ended. The kernels take 8 s on a free CPU; how busy a machine may be is a judgement.
 TIMEOUT_S = 120.0
 
 _lock = threading.Lock()
 _child: subprocess.Popen[bytes] | None = None
 
 
-def folder() -> Path:
-    """Where numba keeps what it compiles: as set by NUMBA_CACHE_DIR, else a part of the cache.
+def kernel_cache() -> Path:
+    """Return where numba keeps what it compiles: NUMBA_CACHE_DIR where that is set, else a part of the scorer's cache.
 
-    An installation that cannot be written to has no place beside the sources. Numba looks at the source of the function
-    that it compiled, not at the instructions in it: so all sources are part of the place.
+    Not beside the sources, as numba would by default: an installation may be read-only. Numba looks at the source of
+    the function that it compiled, and not at the instructions in it, so that all sources are part of the name.
     """
     sources = (Path(__file__).with_name(f"{name}.py") for name in ("instructions", "kernels"))
-    digest = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "kernels" / digest)
 
 
 def keep_in_cache() -> None:
-    """Make numba keep what it compiles in `folder`; numba reads that when a kernel is decorated, so call it before."""
+    """Make numba keep what it compiles in `kernel_cache`. Call it before a kernel is decorated: numba reads it then."""
     import numba
 
-    numba.config.CACHE_DIR = str(folder())  # type: ignore[attr-defined]  # numba makes its settings when it is imported
+    numba.config.CACHE_DIR = str(kernel_cache())  # type: ignore[attr-defined]  # numba sets its options at import
 
 
 def start() -> None:
-    """Have the kernels compiled by a child process, unless there are some, one is at it, or there is no CPU for it."""
+    """Start a child that compiles the kernels, unless kernels are in the cache, a child runs, or there is one CPU."""
     global _child
     with _lock:
-        if _child is not None or any(folder().rglob("*.nbi")) or cpu_count() < 2 or not sys.executable:
+        if _child is not None or any(kernel_cache().rglob("*.nbi")) or cpu_count() < 2 or not sys.executable:
             return
         try:
             _child = subprocess.Popen(
@@ -60,11 +60,11 @@ def start() -> None:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            log.debug("kernels are compiled when they are used: %s", error)
+            log.debug("kernels are compiled at their first use: %s", error)
 
 
 def wait() -> None:
-    """Return when the child that `start` started has ended; at once when there is none."""
+    """Return when the child has ended; at once when there is none. A child that takes TIMEOUT_S is ended."""
     global _child
     with _lock:
         if _child is None:
@@ -76,8 +76,12 @@ def wait() -> None:
             code = _child.wait()
         _child = None
     if code:
-        log.debug("kernels are compiled when they are used: the process that was to do so ended with %d", code)
+        log.debug("kernels are compiled at their first use: the child that compiles them ended with %d", code)
 
 
-# A process that ends leaves none behind; what is nearly compiled is there for the next one.
-atexit.register(wait)
+@atexit.register
+def _stop() -> None:
+    """End the child, so that a process that ends, or that a user interrupts, leaves none behind and waits for none."""
+    if _child is not None:
+        _child.kill()
+        _child.wait()

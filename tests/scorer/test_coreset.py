@@ -13,6 +13,7 @@ from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projecte
 from scorer.search import bank as search
 from scorer.search import kernels
 from scorer.search.bank import Bank, unit_rows
+from scorer.search.instructions import Kind, supported
 
 
 def vectors(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -99,9 +100,9 @@ def test_unit_of_a_zero_vector_is_finite() -> None:
     np.testing.assert_allclose(np.linalg.norm(unit_rows(np.zeros((2, 4))), axis=1), 1)
 
 
-@pytest.mark.parametrize("kind", kernels.supported(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", supported(), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("half", [True, False])
-def test_search_is_exact_on_every_kind_of_cpu(kind: kernels.Kind, half: bool) -> None:
+def test_search_is_exact_on_every_kind_of_cpu(kind: Kind, half: bool) -> None:
     """Clustered vectors, whose nearest rows lie closer together than eight bits can tell apart."""
     rng = np.random.default_rng(3)
     for count, n, m, d in ((1, 100, 700, 40), (5, 97, 515, 13), (3, 7, 3, 4), (2, 1, 300, 100), (64, 20, 200, 8)):
@@ -152,16 +153,16 @@ def test_soft_projection_is_that_of_its_definition() -> None:
 def test_a_kernel_that_is_wrong_on_this_machine_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fastest, right = kernels.supported()[0], kernels.search_of
+    fastest, make_search = supported()[0], kernels.make_search
 
-    def search_of(name: str):
-        def wrong(*arguments) -> None:
-            right(name)(*arguments)
-            if name == fastest.name:
-                arguments[-1][:] = 0
+    def make_wrong_search(kind: Kind):  # type: ignore[no-untyped-def]
+        def search(queries, bank, similarity, nearest) -> None:  # type: ignore[no-untyped-def]
+            make_search(kind)(queries, bank, similarity, nearest)
+            if kind == fastest:
+                nearest[:] = 0
 
-        return wrong
+        return search
 
-    monkeypatch.setattr(kernels, "search_of", search_of)
+    monkeypatch.setattr(kernels, "make_search", make_wrong_search)
     assert search.trusted_kind.__wrapped__() != fastest
     assert fastest.name in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,12 +19,16 @@ import sys
 import numpy as np
 from scorer.load import load_detector
 from scorer.search import kernels, warm
+from scorer.search.bank import trusted_kind
 if sys.argv[2] == "child":
     warm.start()
     warm.wait()
 scores = load_detector(sys.argv[1]).score([np.full((64, 64, 3), 90, dtype=np.uint8)])
-kept = [each for each in vars(kernels).values() if hasattr(each, "stats")]
-misses = {each.__name__: sum(each.stats.cache_misses.values()) for each in kept}
+kernels_of_image = [each for each in vars(kernels).values() if hasattr(each, "stats")]
+kernels_of_image.append(kernels.make_search(trusted_kind()))
+misses = {each.__name__: sum(each.stats.cache_misses.values()) for each in kernels_of_image}
+if sys.argv[2] == "child":
+    assert sum(kernels.make_search(trusted_kind()).stats.cache_hits.values()) > 0, "numba does not keep the search"
 print(sum(misses.values()), float(scores[0].aligned).hex(), misses)
 """
 
@@ -67,6 +72,52 @@ def test_a_child_that_dies_or_hangs_is_forgotten(monkeypatch: pytest.MonkeyPatch
         assert time.monotonic() - started < 60
         assert warm._child is None
         assert child is None or child.returncode is not None
+
+
+INTERRUPTED = """
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from scorer.search import warm
+
+def tell():
+    while not warm._lock.locked():
+        time.sleep(0.01)
+    print(warm._child.pid, flush=True)
+
+warm.cpu_count = lambda: 2
+sys.executable = sys.argv[1]
+warm.start()
+threading.Thread(target=tell).start()
+if sys.argv[2] == "pool":
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(warm.wait).result()
+else:
+    warm.wait()
+"""
+
+
+@pytest.mark.parametrize("waits", ["main thread", "pool"])
+def test_a_process_that_is_interrupted_ends_its_child_and_does_not_wait_for_it(waits: str, tmp_path: Path) -> None:
+    sleeper = tmp_path / "python"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(sleeper), waits],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "empty")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())  # comes when the process waits
+    if waits == "pool":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_nothing_is_started_where_kernels_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
