@@ -24,7 +24,6 @@ import numpy as np
 from benchmarks.report import emit
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import PROFILES, LayerSettings, ScorerSettings
-from scorer import model as models
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evaluate.evaluation import Row, pixel_histograms, row, summarise
@@ -32,6 +31,7 @@ from scorer.features import backbone
 from scorer.features.dataset import LazyImages, Sample, test_samples, train_samples
 from scorer.features.store import FeatureStore, checked, extract, in_order
 from scorer.features.workfolder import WorkFolder
+from scorer.fit_model import fit_model
 
 Layers = tuple[LayerSettings, ...]
 
@@ -83,7 +83,7 @@ def measure(folder: Path, names: Sequence[str], settings: ScorerSettings) -> dic
         store, _ = extract(LazyImages([sample.path for sample in train]), features, work)
         for name, each in wanted.items():
             started = time.perf_counter()
-            model = models.fit(_some(store, chosen[name]), each, features.threads)
+            model = fit_model(_some(store, chosen[name]), each, features.threads)
             figures[f"{name}.fit_seconds_after_features"] = time.perf_counter() - started
             fitted[name] = CoresetDetector(model, *backbone.of_settings(each))
     finally:

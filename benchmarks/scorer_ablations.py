@@ -32,8 +32,6 @@ from sklearn.linear_model import Ridge
 from benchmarks.scorer_anomalib import ranking
 from flawline.settings.scorer import ScorerSettings
 from scorer import calibration
-from scorer import groups as grouping
-from scorer import model as models
 from scorer.alignment import group_levels, normal_level
 from scorer.cache import cache_dir
 from scorer.coreset import projected
@@ -43,6 +41,8 @@ from scorer.features import backbone
 from scorer.features.backbone import Image, Maps
 from scorer.features.store import FeatureStore, checked, extract
 from scorer.features.workfolder import WorkFolder
+from scorer.fit_model import GoodImages, calibrate_model, fit_model
+from scorer.gallery import Gallery, first_copies
 from scorer.model import Model
 from scorer.search.bank import Bank
 
@@ -93,8 +93,8 @@ def ablations(
     folder = WorkFolder(cache_dir() / "fits", None)
     try:
         store, _ = extract(train, features, folder)
-        grouped = models.fit(store, settings, features.threads)
-        flat = models.fit(
+        grouped = fit_model(store, settings, features.threads)
+        flat = fit_model(
             store, _as_many_rows(settings, grouped), features.threads, labels=np.zeros(len(store), dtype=np.int64)
         )
         fitted = {
@@ -145,9 +145,8 @@ def _in_sample(store: FeatureStore, settings: ScorerSettings, model: Model, thre
         distances.append(found)
     alone = np.arange(len(store))
     settings = settings.model_copy(update={"layers": model.layers})
-    return models.calibrated(
-        store, settings, model.embeddings, model.groups, model.banks, distances, threads, sources=alone, copies=alone
-    )
+    images = GoodImages(store, model.embeddings, model.groups, sources=alone, copies=alone)
+    return calibrate_model(images, settings, model.banks, distances, threads)
 
 
 def _tested(detector: CoresetDetector, maps: Sequence[Maps]) -> Tested:
@@ -189,8 +188,8 @@ def _cell(
 
 def _levels(row: str, model: Model, tested: Tested) -> tuple[Floats, Floats]:
     """The normal log scores of the good images and of the test images."""
-    gallery = grouping.Gallery(model.embeddings, model.groups)
-    own, _ = gallery.neighbours_of_members(model.look_alikes, grouping.copies(model.embeddings))
+    gallery = Gallery(model.embeddings, model.groups)
+    own, _ = gallery.neighbours_of_members(model.look_alikes, first_copies(model.embeddings))
     if row == "neighbour":
         return normal_level(model.log_scores, own), normal_level(model.log_scores, tested.neighbours)
     if row == "product":

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from flawline.settings.scorer import PROFILES, ScorerSettings
-from scorer import model as models
 from scorer.detector import CoresetDetector
 from scorer.features import backbone
 from scorer.features.backbone import Maps
 from scorer.fit import fit_detector
-from scorer.model import Model
+from scorer.model import Model, embedding_layers
 
 PRODUCTS = 10
 GROUPS = 1000
@@ -113,7 +112,7 @@ def _turned(features: Maps, turn: Sequence[np.ndarray]) -> Maps:
 def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
     """The model with all its groups once more for each rotation of feature space."""
     copies, own = len(turns), len(model.banks)
-    parts = models.embedding_layers(model.layers)
+    parts = embedding_layers(model.layers)
     ends = np.cumsum([turns[0][i].shape[0] for i in parts])
 
     def turned_embeddings(turn: Sequence[np.ndarray]) -> np.ndarray:

@@ -24,8 +24,6 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from flawline.settings.scorer import ScorerSettings
 from scorer import calibration, trimming
-from scorer import groups as grouping
-from scorer import model as models
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evaluate import scenarios
@@ -34,6 +32,10 @@ from scorer.features.backbone import Maps
 from scorer.features.dataset import LazyImages, Sample, test_samples, train_samples
 from scorer.features.store import extract
 from scorer.features.workfolder import WorkFolder
+from scorer.fit_model import fit_model
+from scorer.gallery import Gallery, group_gates, image_embeddings
+from scorer.groups import find_groups
+from scorer.model import embedding_layers
 
 PARTS = ("scenarios", "alarms", "unknown", "contamination", "decisions")
 RATES = {"5_percent": 0.05, "1_percent": 0.01}
@@ -65,9 +67,9 @@ class Lab:
     def fit(self, chosen: NDArray[np.intp], *, trim: bool = False) -> CoresetDetector:
         """A detector fitted on some images by number."""
         store = trimming.only(self.store, chosen)
-        model = models.fit(store, self.settings, self.features.threads)
+        model = fit_model(store, self.settings, self.features.threads)
         if trim and (out := trimming.suspects(model.standardised, model.groups)).any():
-            model = models.fit(trimming.only(self.store, chosen[~out]), self.settings, self.features.threads)
+            model = fit_model(trimming.only(self.store, chosen[~out]), self.settings, self.features.threads)
         return CoresetDetector(model, self.graphs, self.features)
 
     def maps(self, number: int) -> Maps:
@@ -130,18 +132,18 @@ def unknown(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
 
     Routing and gates need the embeddings alone, so that no bank is fitted.
     """
-    layers = models.embedding_layers(lab.settings.active_layers)
-    embeddings = grouping.embed([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
+    layers = embedding_layers(lab.settings.active_layers)
+    embeddings = image_embeddings([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
     names = np.unique(lab.products[lab.is_train])
     flagged, known = [], []
     for name in names:
         fitted_on = lab.is_train & (lab.products != name)
-        groups = grouping.group(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
-        gallery = grouping.Gallery(embeddings[fitted_on], groups)
+        groups = find_groups(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
+        gallery = Gallery(embeddings[fitted_on], groups)
         _, within = gallery.neighbours_of_members(lab.settings.look_alikes)
-        gates = grouping.gates(gallery, within)
+        gates = group_gates(gallery, within)
 
-        def is_unknown(chosen: NDArray[np.bool_], gallery: grouping.Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
+        def is_unknown(chosen: NDArray[np.bool_], gallery: Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
             looks = [gallery.look(each, 1) for each in embeddings[chosen]]
             return float(np.mean([look.distance > gates[look.group] for look in looks]))
 

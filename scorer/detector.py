@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import cv2
@@ -19,14 +20,14 @@ from threadpoolctl import threadpool_limits
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import artefact, calibration, golden, maps, whole_image
-from scorer import groups as grouping
-from scorer import model as models
 from scorer.coreset import projected
 from scorer.evidence import Evidence
 from scorer.features.backbone import Backbone, Graph, Image, Maps
 from scorer.features.store import checked
+from scorer.gallery import Gallery, Look, image_embeddings
+from scorer.model import Model, embedding_layers, region_layers, whole_part
 from scorer.regions.masks import Mask, cooled, without_ignored
-from scorer.search.bank import Bank, unit_rows
+from scorer.search.bank import Bank, trusted_kind, unit_rows
 from scorer.vectors import Vectors
 
 
@@ -75,7 +76,7 @@ class CoresetDetector:
 
     def __init__(
         self,
-        model: models.Model,
+        model: Model,
         graphs: Sequence[tuple[Graph, Path]],
         features: Backbone,
         report: dict[str, Any] | None = None,
@@ -88,14 +89,18 @@ class CoresetDetector:
         self._graphs = list(graphs)
         self._backbone = features
         self._version = version
-        self._gallery = grouping.Gallery(model.embeddings, model.groups)
-        self._galleries: list[tuple[NDArray[np.intp], grouping.Gallery] | None] = [None] * len(model.banks)
-        wholes = models.whole_part(model.layers, model.means, model.embeddings)
+        self._gallery = Gallery(model.embeddings, model.groups)
+        self._galleries: dict[int, tuple[NDArray[np.intp], Gallery]] = {}
+        self._galleries_lock = Lock()
+        wholes = whole_part(model.layers, model.means, model.embeddings)
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
-        self._searched: list[list[Bank] | None] = [None] * len(model.banks)
-        self.banks(0)[0].nearest(model.banks[0][0][:1])  # the search's kernels are compiled, or read, when first used
         one_thread_per_image()
         self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the search (5
+        # to 50 ms a group), and its kernels are compiled, or read, at their first use.
+        trusted_kind()
+        self._banks = list(self._pool.map(lambda layers: [Bank(rows) for rows in layers], model.banks))
+        self._banks[0][0].project(model.banks[0][0][:1], 1)
 
     @cached_property
     def evidence(self) -> Evidence | None:
@@ -125,7 +130,7 @@ class CoresetDetector:
     @property
     def embedding_version(self) -> str:
         """Changes when `patches`, `residuals` or close-ups of different versions cannot be compared."""
-        wanted = [self.model.layers[i] for i in models.embedding_layers(self.model.layers)]
+        wanted = [self.model.layers[i] for i in embedding_layers(self.model.layers)]
         names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
         return sha256("|".join(names + [f"{each.size}/{each.stride}" for each in wanted]).encode()).hexdigest()[:12]
 
@@ -208,7 +213,7 @@ class CoresetDetector:
     def close_up(self, part: Image) -> Maps:
         """Feature maps (h, w, c) of an enlarged part of an image in the layers of the first pass, from fine to deep."""
         features = self._backbone.features(checked(part))
-        return [features[i] for i in models.embedding_layers(self.model.layers)]
+        return [features[i] for i in embedding_layers(self.model.layers)]
 
     def features(self, image: Image) -> Maps:
         """Feature maps (h, w, c) of a uint8 RGB image, one per layer."""
@@ -216,9 +221,9 @@ class CoresetDetector:
 
     def embeddings(self, features: Sequence[Maps]) -> Vectors:
         """Image embeddings (n, d) of images from their feature maps, in the precision that is kept."""
-        layers = models.embedding_layers(self.model.layers)
+        layers = embedding_layers(self.model.layers)
         means = [np.stack([each[i].mean(axis=(0, 1)) for each in features]) for i in layers]
-        return np.asarray(grouping.embed(means).astype(np.float16), dtype=np.float32)
+        return np.asarray(image_embeddings(means).astype(np.float16), dtype=np.float32)
 
     @property
     def backbone(self) -> Backbone:
@@ -230,36 +235,39 @@ class CoresetDetector:
         """Images that are scored at once."""
         return self._backbone.threads
 
-    def replaced(self, model: models.Model, evidence: Evidence | None, report: dict[str, Any]) -> CoresetDetector:
+    def replaced(self, model: Model, evidence: Evidence | None, report: dict[str, Any]) -> CoresetDetector:
         """Another model on the same backbone."""
         return type(self)(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
 
-    def route(self, features: Maps, group: int | None = None) -> grouping.Look:
+    def route(self, features: Maps, group: int | None = None) -> Look:
         """Whom an image with these feature maps resembles, among all good images or those of one group."""
         return self._look(self._means(features), group)
 
     def _means(self, features: Maps) -> list[NDArray[np.float64]]:
         """The mean features (c,) of the layers of the image embedding."""
-        rows = (features[i].reshape(-1, features[i].shape[-1]) for i in models.embedding_layers(self.model.layers))
+        rows = (features[i].reshape(-1, features[i].shape[-1]) for i in embedding_layers(self.model.layers))
         # In double precision, as exact as numpy's mean along the first axis and in a third of its time.
         return [cv2.reduce(each, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0] for each in rows]
 
-    def _look(self, means: Sequence[NDArray[np.float64]], group: int | None) -> grouping.Look:
-        embedding = grouping.embed(means)
+    def _look(self, means: Sequence[NDArray[np.float64]], group: int | None) -> Look:
+        embedding = image_embeddings(means)
         if group is None:
             return self._gallery.look(embedding, self.model.look_alikes)
         own, within = self._members(group)
         look = within.look(embedding, self.model.look_alikes)
-        return grouping.Look(group, own[look.neighbours], look.distance)
+        return Look(group, own[look.neighbours], look.distance)
 
-    def _members(self, group: int) -> tuple[NDArray[np.intp], grouping.Gallery]:
-        """The good images of one group by number, and their gallery, made when the first image asks for it."""
-        found = self._galleries[group]
-        if found is None:
-            own = np.flatnonzero(self.model.groups == group)
-            gallery = grouping.Gallery(self.model.embeddings[own], np.zeros(len(own), dtype=np.int64))
-            found = self._galleries[group] = own, gallery
-        return found
+    def _members(self, group: int) -> tuple[NDArray[np.intp], Gallery]:
+        """Return the numbers of a group's good images, and their gallery, which is made once.
+
+        At first use, since no image of a line names its group: only those of a data folder with known products do.
+        """
+        with self._galleries_lock:
+            if group not in self._galleries:
+                members = np.flatnonzero(self.model.groups == group)
+                gallery = Gallery(self.model.embeddings[members], np.zeros(len(members), dtype=np.int64))
+                self._galleries[group] = members, gallery
+            return self._galleries[group]
 
     def _added_by_whole(self, deepest: NDArray[np.float64], group: int) -> float:
         """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
@@ -267,13 +275,10 @@ class CoresetDetector:
         return float(self.model.wholes[group].added(distances)[0])
 
     def banks(self, group: int) -> list[Bank]:
-        """The group's banks, one a layer, in the order that the search wants, made when its first image comes."""
-        found = self._searched[group]
-        if found is None:
-            found = self._searched[group] = [Bank(rows) for rows in self.model.banks[group]]
-        return found
+        """Return the group's banks, one for each layer, in the order that the search wants."""
+        return self._banks[group]
 
-    def _decide(self, look: grouping.Look, standardised: float) -> Decision:
+    def _decide(self, look: Look, standardised: float) -> Decision:
         if look.distance > self.model.gates[look.group]:
             return Decision.UNKNOWN_PRODUCT
         if standardised > self.model.reject.value:
@@ -284,7 +289,7 @@ class CoresetDetector:
         self, features: Maps, known: Maps, group: int, side: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         patches, residuals = [], []
-        for i in models.region_layers(self.model.layers):
+        for i in region_layers(self.model.layers):
             each = features[i]
             lengths = np.sqrt(np.einsum("ijk,ijk->ij", each, each))[:, :, None]
             patches.append(maps.enlarged(each - self.model.means[i][group], side))

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer import model as models
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
 from scorer.features.backbone import Image
+from scorer.model import embedding_layers
 from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset
 
@@ -93,7 +93,7 @@ def _reason(
 ) -> Reason:
     model = detector.model
     best: tuple[float, int, NDArray[np.float32], tuple[int, int]] | None = None
-    for i in models.embedding_layers(model.layers):
+    for i in embedding_layers(model.layers):
         grid, usual = features[i].shape[0], model.units[group][i]
         row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
         distances = _distances(unit_rows(features[i][row, column]), model.banks[group][i])

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import ScorerSettings
-from scorer import model as models
 from scorer import trimming
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector, one_thread_per_image
@@ -23,6 +22,8 @@ from scorer.features.backbone import Backbone, Graph, Image
 from scorer.features.dataset import Chosen
 from scorer.features.store import OnUnreadable, Progress, extract
 from scorer.features.workfolder import WorkFolder
+from scorer.fit_model import fit_model
+from scorer.model import Tiles
 from scorer.tiles import TiledImages, detector_class
 
 # Part of the key by which a killed fit is known again: raise it whenever features or banks change their meaning.
@@ -61,7 +62,7 @@ def fit_detector(
     try:
         store, kept = extract(images, features, folder, progress, on_unreadable)
         sources = None if sources is None else sources[kept]
-        model = models.fit(store, settings, features.threads, progress, sources=sources)
+        model = fit_model(store, settings, features.threads, progress, sources=sources)
         origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
         first_scores = model.standardised
         suspects = trimming.suspicious_images(first_scores, model.groups, sources)
@@ -70,9 +71,9 @@ def fit_detector(
             left_out = suspects
             store = trimming.only(store, np.flatnonzero(~left_out))
             sources = None if sources is None else sources[~left_out]
-            model = models.fit(store, settings, features.threads, progress, sources=sources)
+            model = fit_model(store, settings, features.threads, progress, sources=sources)
         if sources is not None and settings.tile_px is not None:
-            model = replace(model, tiles=models.Tiles(settings.tile_px, overlap_px, sources))
+            model = replace(model, tiles=Tiles(settings.tile_px, overlap_px, sources))
         used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
         evidence = gather(store, model.banks, model.groups, used)
         finished = True

@@ -1,58 +1,48 @@
-"""The upper level of the hierarchy, after HierCore: groups of look-alike images, and the way of an image to its group.
+"""Groups of look-alike images, the upper level of the hierarchy after HierCore; found when a model is fitted.
 
-No product label is used anywhere. The published method's grouping is not known to us; Ward's hierarchy of the images,
-cut where the silhouette is best, and every part cut again as long as it falls into parts, is our reconstruction.
+No product label is used. How the published method groups is not known to us. Our reconstruction: Ward's hierarchy of
+the images, cut where the silhouette is best, and each part cut again as long as it falls into parts.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from scorer.search.bank import Bank, unit_rows
+from scorer.gallery import Labels
+from scorer.search.bank import unit_rows
 from scorer.vectors import Vectors
 
-Labels = NDArray[np.int64]
-
-# Groups smaller than this join their nearest neighbour: their calibration would rest on too few scores. A split product
-# costs some calibration images, but products that were thrown together have no common scale.
+# A group smaller than this joins its nearest neighbour: its calibration would rest on too few scores. Where a product
+# is split each part has fewer calibration images; where two products are one group they have no common scale. A
+# judgement.
 _SMALLEST_GROUP = 10
-# The same where the number of groups was given: what cross-fitting needs at least.
+# The same where the number of groups is given: what cross-fitting needs at least.
 _SMALLEST_GIVEN = 8
 # Below this silhouette the images do not fall into groups. Good images of one product reach 0.2 to 0.63 when they are
-# split (and then each half has half the images for its bank), those of two different products 0.75 to 0.97.
+# split (and each half then has half the images for its bank), those of two different products 0.75 to 0.97.
 _SMALLEST_SILHOUETTE = 0.7
+# Runs of k-means, of which the best counts. A judgement.
 _RESTARTS = 5
-# Images that one cut is looked for on (its work grows with their square); all images are assigned afterwards, and what
-# a sample has too few images of is told apart when its part is cut again.
+# Images that one cut is searched on, since its work grows with their square. All images are assigned afterwards; what
+# has too few images in the sample is told apart when its part is cut again.
 _SAMPLE = 3000
-# Images of the sample that a group has on average where there are most groups.
+# Images of the sample in an average group of the finest cut. A judgement.
 _FEWEST_PER_GROUP = 3
 # Rounds of k-means: the default of faiss, a judgement.
 _ROUNDS = 25
-_ROUTE_BY = 10
-# An image this many times as far from its group as the farthest good one may still belong to it.
-_MARGIN = 1.25
 
 
-def embed(means: Sequence[NDArray[np.floating]]) -> Vectors:
-    """Unit embeddings (n, d) of images from their mean feature vectors (n, c) in each layer of one backbone pass.
+def find_groups(embeddings: Vectors, count: int | None, seed: int) -> Labels:
+    """Return group labels (n,) from 0, the largest group first, of images by unit embeddings (n, d).
 
-    Global on purpose: a local defect must hardly move it, or the image would be compared with the wrong good ones.
+    With `count` None the silhouette decides on the number of groups.
     """
-    return unit_rows(np.concatenate([unit_rows(each) for each in means], axis=-1))
-
-
-def group(embeddings: Vectors, count: int | None, seed: int) -> Labels:
-    """Group labels (n,) from 0, the largest group first; `count` None finds the number of groups by silhouette."""
     rng = np.random.default_rng(seed)
     if count is None:
-        labels = _found(embeddings, rng)
+        labels = _fallen_apart(embeddings, rng)
     else:
         sample = _sample(embeddings, max(_SAMPLE, _SMALLEST_GIVEN * count), rng)
         centres = _k_means(sample, min(count, len(sample)), rng)
@@ -66,10 +56,11 @@ def _sample(embeddings: Vectors, most: int, rng: np.random.Generator) -> Vectors
     return embeddings if n <= most else embeddings[np.sort(rng.choice(n, most, replace=False))]
 
 
-def _found(embeddings: Vectors, rng: np.random.Generator) -> Labels:
-    """Labels of the groups that the images fall into: from coarse to fine, each part is cut again until none falls.
+def _fallen_apart(embeddings: Vectors, rng: np.random.Generator) -> Labels:
+    """Return labels of the groups that the images fall into: each part is cut again until no part falls apart.
 
-    What one cut takes for one group since other products are much farther apart still falls into parts by itself.
+    One cut may take several products for one group, because other products are much farther apart. Such a group still
+    falls into parts by itself.
     """
     labels = np.empty(len(embeddings), dtype=np.int64)
     waiting, done = [np.arange(len(embeddings))], 0
@@ -86,7 +77,7 @@ def _found(embeddings: Vectors, rng: np.random.Generator) -> Labels:
 
 
 def _cut(embeddings: Vectors, rng: np.random.Generator) -> Labels:
-    """Labels (n,) of one cut into groups that are large enough; all 0 where the images do not fall into groups."""
+    """Return labels (n,) of one cut into groups that are large enough; all 0 where the images do not fall apart."""
     if len(embeddings) < 2 * _SMALLEST_GROUP:
         return np.zeros(len(embeddings), dtype=np.int64)
     sample = _sample(embeddings, _SAMPLE, rng)
@@ -99,15 +90,15 @@ def _cut(embeddings: Vectors, rng: np.random.Generator) -> Labels:
 
 def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:
     place = {old: new for new, old in enumerate(order)}
-    return np.asarray([place[int(each)] for each in labels], dtype=np.int64)
+    return np.asarray([place[int(label)] for label in labels], dtype=np.int64)
 
 
 def _best_cut(embeddings: Vectors, most: int) -> Labels:
-    """The cut of Ward's hierarchy into 2 to `most` groups with the best mean silhouette (Rousseeuw 1987), from 0.
+    """Return labels from 0 of the cut of Ward's hierarchy into 2 to `most` groups with the best mean silhouette.
 
-    All 0 when none is good enough. Ward's criterion, since average or complete linkage would cut single odd images off
-    first. From the finest cut on, one merge adds two columns of the images' summed distances to each group, so that the
-    exact silhouettes of all cuts cost little more than one.
+    All 0 where no silhouette (Rousseeuw 1987) is good enough. Ward's criterion, since average and complete linkage cut
+    single odd images off first. From the finest cut on, each merge adds two columns of the images' summed distances to
+    the groups, so that the exact silhouettes of all cuts cost little more than one.
     """
     from scipy.cluster.hierarchy import linkage  # here: scoring needs no scipy, which takes a second to import
     from scipy.spatial.distance import squareform
@@ -115,12 +106,12 @@ def _best_cut(embeddings: Vectors, most: int) -> Labels:
     n = len(embeddings)
     distance = np.maximum(1 - embeddings @ embeddings.T, 0)
     np.fill_diagonal(distance, 0)
-    # Ward works on Euclidean distances; of unit vectors these are sqrt(2 - 2 s).
+    # Ward's criterion is of Euclidean distances; between unit vectors these are sqrt(2 - 2 s).
     merges = linkage(np.sqrt(2 * squareform(distance, checks=False)), "ward")[:, :2].astype(int)
     nodes: dict[int, list[int]] = {leaf: [leaf] for leaf in range(n)}
     for merge in range(n - most):
-        one, two = (nodes.pop(int(node)) for node in merges[merge])
-        nodes[n + merge] = one + two
+        first, second = (nodes.pop(int(node)) for node in merges[merge])
+        nodes[n + merge] = first + second
     columns = {node: column for column, node in enumerate(nodes)}
     labels = np.empty(n, dtype=np.int64)
     for node, leaves in nodes.items():
@@ -131,23 +122,23 @@ def _best_cut(embeddings: Vectors, most: int) -> Labels:
     within = sums[rows, labels]
     others = sums / sizes
     others[rows, labels] = np.inf
-    best, best_value = np.zeros(n, dtype=np.int64), _SMALLEST_SILHOUETTE
+    best, best_silhouette = np.zeros(n, dtype=np.int64), _SMALLEST_SILHOUETTE
     for merge in range(n - most, n - 1):
-        own, nearest = within / np.maximum(sizes[labels] - 1, 1), others.min(axis=1)
-        silhouette = (nearest - own) / np.maximum(np.maximum(nearest, own), 1e-12)
-        value = float(np.where(sizes[labels] > 1, silhouette, 0).mean())
-        if value > best_value:  # ties go to more groups
-            best, best_value = labels.copy(), value
-        kept, gone = (columns.pop(int(node)) for node in merges[merge])
-        columns[n + merge] = kept
-        sums[:, kept] += sums[:, gone]
-        sizes[kept] += sizes[gone]
-        labels[labels == gone] = kept
-        members = np.flatnonzero(labels == kept)
-        within[members] = sums[members, kept]
-        others[:, kept] = sums[:, kept] / sizes[kept]
-        others[members, kept] = np.inf
-        others[:, gone] = np.inf
+        inside, nearest = within / np.maximum(sizes[labels] - 1, 1), others.min(axis=1)
+        silhouettes = (nearest - inside) / np.maximum(np.maximum(nearest, inside), 1e-12)
+        silhouette = float(np.where(sizes[labels] > 1, silhouettes, 0).mean())
+        if silhouette > best_silhouette:  # of equal ones, the cut into more groups
+            best, best_silhouette = labels.copy(), silhouette
+        stays, goes = (columns.pop(int(node)) for node in merges[merge])
+        columns[n + merge] = stays
+        sums[:, stays] += sums[:, goes]
+        sizes[stays] += sizes[goes]
+        labels[labels == goes] = stays
+        members = np.flatnonzero(labels == stays)
+        within[members] = sums[members, stays]
+        others[:, stays] = sums[:, stays] / sizes[stays]
+        others[members, stays] = np.inf
+        others[:, goes] = np.inf
     return np.unique(best, return_inverse=True)[1]
 
 
@@ -176,7 +167,7 @@ def _settled(embeddings: Vectors, centres: Vectors) -> Vectors:
 
 
 def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels:
-    """Labels in which every group that is too small has joined the group with the most similar centre."""
+    """Return labels in which each group that is too small has joined the group with the most similar centre."""
     labels = labels.copy()
     while True:
         used, sizes = np.unique(labels, return_counts=True)
@@ -187,100 +178,3 @@ def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels
         similarity = centres @ centres[small]
         similarity[small] = -np.inf
         labels[labels == used[small]] = used[int(similarity.argmax())]
-
-
-@dataclass(frozen=True)
-class Look:
-    """Whom an image resembles: its group, its most similar good images in order, and how far the first is."""
-
-    group: int
-    neighbours: NDArray[np.int64]
-    distance: float
-
-
-class Gallery:
-    """The good images by embedding: exact search for an image's look-alikes, and the vote on its group."""
-
-    def __init__(self, embeddings: Vectors, groups: Labels) -> None:
-        self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-        self.groups = groups
-        self._sizes = np.bincount(groups)
-        self._bank = Bank(self.embeddings)
-
-    def look(self, embedding: Vectors, neighbours: int) -> Look:
-        """What the image with this embedding (d,) resembles; its group is voted by its ten most similar good images."""
-        count = min(max(neighbours, _ROUTE_BY), len(self.groups))
-        similarity, indices = (each[0] for each in self._bank.nearest(embedding[None], count))
-        votes = self.groups[indices[:_ROUTE_BY]].tolist()
-        most = max(votes.count(each) for each in votes)
-        # A tie goes to the group of the most similar image among the tied ones.
-        group = next(each for each in votes if votes.count(each) == most)
-        own = min(neighbours, self._most_neighbours(group))
-        return Look(group, indices[:own].astype(np.int64), math.sqrt(max(0.0, 2 - 2 * float(similarity[0]))))
-
-    def _most_neighbours(self, group: int) -> int:
-        """More neighbours than the group has other members would be of another look."""
-        return max(1, int(self._sizes[group]) - 1)
-
-    def neighbours_of_members(
-        self, neighbours: int, copies: Labels | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For every good image its most similar other good images (n, k), and its distance (n,) to the first.
-
-        `copies` (n,) have the same number where images are the same: those are no others, unless their group has none.
-        Where the image's group has fewer than k others, the rest of its row is -1.
-        """
-        n = len(self.groups)
-        kinds = np.arange(n) if copies is None else copies
-        times = np.bincount(kinds)[kinds]
-        alone = times >= self._sizes[self.groups]
-        kinds, times = np.where(alone, n + np.arange(n), kinds), np.where(alone, 1, times)
-        count = min(neighbours, n - int(times.max()))
-        index = faiss.IndexFlatIP(self.embeddings.shape[1])
-        index.add(self.embeddings)
-        similarity, indices = index.search(self.embeddings, count + int(times.max()))
-        own = kinds[indices] == kinds[:, None]
-        # Where rounding has left one of the copies out of the list, the first others are there all the same.
-        order = np.argsort(own, axis=1, kind="stable")[:, :count]
-        kept = np.take_along_axis(indices, order, axis=1)
-        nearest = np.take_along_axis(similarity, order, axis=1)[:, 0]
-        most = np.maximum(1, self._sizes[self.groups] - times)
-        kept = np.where(np.arange(count) < most[:, None], kept, -1)
-        return kept, np.sqrt(np.maximum(0, 2 - 2 * nearest))
-
-
-def copies(embeddings: Vectors) -> Labels:
-    """For each image (n,) the number of the first one with the same embedding: itself, unless it is a copy."""
-    _, first, kind = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
-    return np.asarray(first[kind.reshape(-1)], dtype=np.int64)
-
-
-def gates(gallery: Gallery, within: NDArray[np.float32]) -> NDArray[np.float32]:
-    """For each group, the distance to its nearest good image from which on an image is of an unknown product.
-
-    Halfway (geometrically) between the distances that the group's own images keep and those that images of the nearest
-    other product keep to it, but never within 1.25 times the farthest of its own. A group that lies within that margin
-    is no other product but a variant; where there is none but variants, the gate is at twice the farthest.
-    `within` (n,): each good image's distance to the nearest other one.
-    """
-    result = np.empty(len(np.bincount(gallery.groups)), dtype=np.float32)
-    for k in range(len(result)):
-        inside = gallery.groups == k
-        own = max(float(np.quantile(within[inside], 0.99)), 1e-3)
-        farthest = max(float(within[inside].max()), 1e-3)
-        similarity = (gallery.embeddings[~inside] @ gallery.embeddings[inside].T).max(axis=1)
-        foreign = _low_quantiles(np.sqrt(np.maximum(0, 2 - 2 * similarity)), gallery.groups[~inside], 0.05)
-        products = foreign[foreign > _MARGIN * farthest]
-        result[k] = max(_MARGIN * farthest, float(np.sqrt(own * products.min()))) if len(products) else 2 * farthest
-    return result
-
-
-def _low_quantiles(values: NDArray[np.floating], kinds: Labels, share: float) -> NDArray[np.float64]:
-    """The quantile of the values (n,) of each kind that there is: all at once, since there may be a thousand kinds."""
-    order = np.lexsort((values, kinds))
-    _, starts, counts = np.unique(kinds[order], return_index=True, return_counts=True)
-    place = share * (counts - 1)
-    low = place.astype(np.int64)
-    ranked = values[order].astype(np.float64)
-    below, above = ranked[starts + low], ranked[starts + np.minimum(low + 1, counts - 1)]
-    return np.asarray(below + (place - low) * (above - below), dtype=np.float64)

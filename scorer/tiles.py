@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import calibration
-from scorer import model as models
 from scorer.detector import CoresetDetector, Scores
 from scorer.evidence import part_name
 from scorer.features.backbone import Image
 from scorer.features.store import OnUnreadable, Progress, checked
-from scorer.model import Tiles
+from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask
 
 # The longest side of an image's region inputs, in cells: bounds their memory whatever the image.
@@ -145,7 +144,7 @@ class TiledCoreset(CoresetDetector):
 
     @cached_property
     def _cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
-        return models.cut_offs(self.worst, self.model.review.rate, self.model.reject.rate)
+        return cut_offs(self.worst, self.model.review.rate, self.model.reject.rate)
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         """Scores of images of any size, one image after the other and its tiles side by side; see the parent."""
@@ -279,6 +278,6 @@ def _taper(share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * share) + 1e-4)
 
 
-def detector_class(model: models.Model) -> type[CoresetDetector]:
+def detector_class(model: Model) -> type[CoresetDetector]:
     """Return the class that serves a model: of tiles, or of whole images."""
     return CoresetDetector if model.tiles is None else TiledCoreset

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.scorer import ScorerSettings
 from scorer import calibration
-from scorer import model as models
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evaluate.accuracy import image_metrics
@@ -25,6 +24,8 @@ from scorer.features import backbone
 from scorer.features.dataset import LazyImages, Sample
 from scorer.features.store import Progress, checked, extract, in_order
 from scorer.features.workfolder import WorkFolder
+from scorer.fit_model import fit_model
+from scorer.model import Model
 
 Floats = NDArray[np.float64]
 OnUnreadable = Callable[[Sample, FlawlineError], None]
@@ -107,9 +108,9 @@ def compare(
             raise UsageError(f"{name}: {sizes.min()} good images: at least {settings.folds} are needed to compare")
         fitted = {
             "known": CoresetDetector(
-                models.fit(store, settings, features.threads, progress, labels=labels), graphs, features
+                fit_model(store, settings, features.threads, progress, labels=labels), graphs, features
             ),
-            "unknown": CoresetDetector(models.fit(store, settings, features.threads, progress), graphs, features),
+            "unknown": CoresetDetector(fit_model(store, settings, features.threads, progress), graphs, features),
         }
     finally:
         folder.close()
@@ -186,7 +187,7 @@ def _standardised(
     return readable, dict(zip(NAMES, scores, strict=True)), groups.astype(np.int64)
 
 
-def _cuts(model: models.Model, labels: NDArray[np.int64], rate: float, *, per_product: bool) -> Floats:
+def _cuts(model: Model, labels: NDArray[np.int64], rate: float, *, per_product: bool) -> Floats:
     """The threshold of each product (k,): its own good images' or, the same for all, the model's."""
     count = int(labels.max()) + 1
     if not per_product:

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from flawline.settings.scorer import ScorerSettings
-from scorer import calibration, groups
-from scorer import model as models
+from scorer import calibration
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence, gather
@@ -37,7 +36,9 @@ from scorer.features.backbone import Image
 from scorer.features.dataset import Chosen
 from scorer.features.store import OnUnreadable, Progress, extract
 from scorer.features.workfolder import WorkFolder
-from scorer.model import Model
+from scorer.fit_model import fit_model
+from scorer.gallery import Gallery, first_copies, group_gates
+from scorer.model import Model, Tiles, cut_offs
 from scorer.tiles import TiledImages
 
 # A bank that has grown to this many times what a fit allows is to be selected anew.
@@ -174,17 +175,17 @@ def recalibrated(model: Model, counted: NDArray[np.bool_]) -> Model:
 
     Spreads and cut-offs are those of the `counted` (n,) images; the others' standardised scores are NaN.
     """
-    gallery = groups.Gallery(model.embeddings, model.groups)
+    gallery = Gallery(model.embeddings, model.groups)
     # Tiles that are alike are no copies, as in a fit.
-    copies = groups.copies(model.embeddings) if model.tiles is None else None
+    copies = first_copies(model.embeddings) if model.tiles is None else None
     look_alikes, within = gallery.neighbours_of_members(model.look_alikes, copies)
     aligned = model.log_scores - model.levels(model.groups, look_alikes)
     widths = calibration.group_widths(aligned[counted], model.groups[counted])
     standardised = np.where(counted, aligned / widths[model.groups], np.nan)
-    review, reject = models.cut_offs(np.sort(standardised[counted]), model.review.rate, model.reject.rate)
+    review, reject = cut_offs(np.sort(standardised[counted]), model.review.rate, model.reject.rate)
     return dataclasses.replace(
         model,
-        gates=groups.gates(gallery, within),
+        gates=group_gates(gallery, within),
         widths=widths,
         standardised=standardised,
         review=review,
@@ -240,7 +241,7 @@ def _log_scores(detector: CoresetDetector, images: Sequence[Image], numbers: Seq
     return [float(np.log(detector.score_features(detector.features(part)).raw)) for part in parts]
 
 
-def _tiles_and(model: Model, counts: Sequence[int]) -> models.Tiles | None:
+def _tiles_and(model: Model, counts: Sequence[int]) -> Tiles | None:
     """The model's tiles with those of further images that have so many each."""
     if model.tiles is None:
         return None
@@ -284,7 +285,7 @@ def _with_new(
     folder = WorkFolder(cache_dir() / "fits", None)
     try:
         store, _ = extract(parts, detector.backbone, folder, progress)
-        part = models.fit(store, settings, detector.threads, progress, sources=None if tiled is None else tiled.sources)
+        part = fit_model(store, settings, detector.threads, progress, sources=None if tiled is None else tiled.sources)
         found = gather(store, part.banks, part.groups, parts)
     finally:
         folder.close()

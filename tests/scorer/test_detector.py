@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ import pytest
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
+from scorer import detector
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector, Scores
 from scorer.features import backbone
 from scorer.fit import fit_detector
+from scorer.gallery import Gallery
 from scorer.load import load_detector
+from scorer.search.bank import Bank
 from tests.scorer.conftest import SIDE, draw, good_images
 
 DEFECTS = [draw(product, 900 + i, defect=True) for i in range(10) for product in ("cloth", "board")]
@@ -264,3 +268,38 @@ def test_damaged_cache_entry_is_converted_again(settings: ScorerSettings, monkey
     (folder / "graph.json").write_text("{")
     again, _ = backbone.prepare(settings)[SIDE]
     assert again == graph
+
+
+def test_banks_are_built_before_the_first_frame(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    class CountedBank(Bank):
+        def __init__(self, rows: np.ndarray) -> None:
+            built.append(len(rows))
+            super().__init__(rows)
+
+    monkeypatch.setattr(detector, "Bank", CountedBank)
+    loaded = load_detector(model_path)
+    rows = [len(bank) for banks in loaded.model.banks for bank in banks]
+    assert sorted(built) == sorted(rows)
+    assert {scores.group for scores in loaded.score(good_images(2, first=300))} == {0, 1}
+    assert len(built) == len(rows), "a frame waited for a bank"
+
+
+def test_galleries_of_known_products_are_built_once_though_many_threads_ask(
+    fitted: CoresetDetector, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_detector(model_path)
+    features = loaded.features(draw("board", 1))
+    built = []
+
+    class CountedGallery(Gallery):
+        def __init__(self, embeddings: np.ndarray, groups: np.ndarray) -> None:
+            built.append(len(groups))
+            super().__init__(embeddings, groups)
+
+    monkeypatch.setattr(detector, "Gallery", CountedGallery)
+    with ThreadPoolExecutor(8) as pool:
+        looks = list(pool.map(lambda _: loaded.route(features, group=1), range(32)))
+    assert built == [30]
+    assert {look.group for look in looks} == {1}

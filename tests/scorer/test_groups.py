@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scorer import groups as grouping
 from scorer.alignment import normal_level
-from scorer.groups import Gallery
+from scorer.gallery import Gallery, _low_quantiles, first_copies, group_gates
+from scorer.groups import _SMALLEST_SILHOUETTE, _best_cut, find_groups
 from scorer.search.bank import unit_rows
 
 
@@ -21,7 +21,7 @@ def blobs(sizes: list[int], spread: float = 0.15, seed: int = 0) -> tuple[np.nda
 @pytest.mark.parametrize("sizes", [[60, 50, 40], [80, 30], [40] * 9])
 def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
     embeddings, labels = blobs(sizes)
-    found = grouping.group(embeddings, None, seed=0)
+    found = find_groups(embeddings, None, seed=0)
     assert found.max() + 1 == len(sizes)
     assert all(len(set(found[labels == k])) == 1 for k in range(len(sizes)))
 
@@ -39,7 +39,7 @@ def test_many_products_are_told_apart_though_some_are_alike_and_some_are_rare(co
     spread = np.where((labels >= variants) | (labels < count // 3), 0.03, rng.uniform(0.03, 0.3, count)[labels])
     noise = rng.standard_normal((len(labels), 48)) / np.sqrt(48)
     embeddings = unit_rows(centres[labels] + spread[:, None] * noise)
-    found = grouping.group(embeddings, None, seed=0)
+    found = find_groups(embeddings, None, seed=0)
     purity = sum(np.bincount(labels[found == k]).max() for k in range(found.max() + 1)) / len(labels)
     assert purity >= 0.98
     assert 0.97 * count <= found.max() + 1 <= count
@@ -56,15 +56,15 @@ def test_the_best_cut_is_the_best_by_the_definition_of_the_silhouette() -> None:
     cuts = {k: cut_tree(tree, k)[:, 0] for k in range(2, 13)}
     values = {k: silhouette_score(distance, cut, metric="precomputed") for k, cut in cuts.items()}
     best = max(values, key=lambda k: values[k])
-    found = grouping._best_cut(embeddings, 12)
-    assert values[best] > grouping._SMALLEST_SILHOUETTE
+    found = _best_cut(embeddings, 12)
+    assert values[best] > _SMALLEST_SILHOUETTE
     assert len(set(zip(found.tolist(), cuts[best].tolist(), strict=True))) == best == found.max() + 1
 
 
 def test_one_odd_image_does_not_hide_the_products() -> None:
     embeddings, labels = blobs([40, 40], spread=0.3)
     embeddings[7] = unit_rows(-embeddings.mean(axis=0, keepdims=True))[0]
-    found = np.delete(grouping.group(embeddings, None, seed=0), 7)
+    found = np.delete(find_groups(embeddings, None, seed=0), 7)
     assert found.max() == 1
     assert len(set(zip(found.tolist(), np.delete(labels, 7).tolist(), strict=True))) == 2
 
@@ -73,12 +73,12 @@ def test_gates_by_group_are_those_of_the_plain_quantiles() -> None:
     rng = np.random.default_rng(0)
     values, kinds = rng.random(200), rng.choice([1, 4, 9], 200)
     expected = [np.quantile(values[kinds == k], 0.05) for k in (1, 4, 9)]
-    np.testing.assert_allclose(grouping._low_quantiles(values, kinds, 0.05), expected)
+    np.testing.assert_allclose(_low_quantiles(values, kinds, 0.05), expected)
 
 
 def test_images_of_one_look_are_one_group() -> None:
     rng = np.random.default_rng(0)
-    assert grouping.group(unit_rows(rng.standard_normal((100, 24))), None, seed=0).max() == 0
+    assert find_groups(unit_rows(rng.standard_normal((100, 24))), None, seed=0).max() == 0
 
 
 def test_one_product_whose_light_and_pose_vary_is_not_split() -> None:
@@ -86,27 +86,27 @@ def test_one_product_whose_light_and_pose_vary_is_not_split() -> None:
     base, light, pose = rng.standard_normal((3, 24))
     variation = rng.normal(0, 0.3, (150, 2)) @ np.stack([light, pose])
     embeddings = unit_rows(base + variation + 0.2 * rng.standard_normal((150, 24)))
-    assert grouping.group(embeddings, None, seed=0).max() == 0
+    assert find_groups(embeddings, None, seed=0).max() == 0
 
 
 def test_identical_images_are_one_group() -> None:
-    assert grouping.group(np.repeat(blobs([1])[0], 50, axis=0), None, seed=0).max() == 0
+    assert find_groups(np.repeat(blobs([1])[0], 50, axis=0), None, seed=0).max() == 0
 
 
 def test_group_below_the_smallest_size_joins_a_neighbour() -> None:
     embeddings, _ = blobs([60, 60, 5])
-    assert grouping.group(embeddings, None, seed=0).max() + 1 == 2
+    assert find_groups(embeddings, None, seed=0).max() + 1 == 2
 
 
 def test_groups_do_not_depend_on_the_run() -> None:
     embeddings, _ = blobs([50, 50, 50])
-    np.testing.assert_array_equal(grouping.group(embeddings, None, 7), grouping.group(embeddings, None, 7))
+    np.testing.assert_array_equal(find_groups(embeddings, None, 7), find_groups(embeddings, None, 7))
 
 
 def test_given_number_of_groups_is_kept() -> None:
-    assert grouping.group(blobs([50, 50])[0], 1, seed=0).max() == 0
-    assert grouping.group(blobs([50, 50])[0], 2, seed=0).max() == 1
-    many = grouping.group(blobs([50, 50])[0], 60, seed=0)
+    assert find_groups(blobs([50, 50])[0], 1, seed=0).max() == 0
+    assert find_groups(blobs([50, 50])[0], 2, seed=0).max() == 1
+    many = find_groups(blobs([50, 50])[0], 60, seed=0)
     assert np.bincount(many).min() >= 8  # too many asked for: the smallest groups join their neighbours
 
 
@@ -135,7 +135,7 @@ def test_copies_are_no_neighbours_unless_a_group_has_nothing_else() -> None:
     embeddings = np.concatenate([embeddings, embeddings[:30], np.repeat(embeddings[30:31], 12, axis=0)])
     embeddings[30:42] = embeddings[30]  # the second group shows one image only
     groups = np.concatenate([labels, np.zeros(30, dtype=np.int64), np.ones(12, dtype=np.int64)])
-    copies = grouping.copies(embeddings)
+    copies = first_copies(embeddings)
     assert copies[:30].tolist() == copies[42:72].tolist() == list(range(30))
     assert set(copies[30:42]) == set(copies[72:]) == {30}
     neighbours, distance = Gallery(embeddings, groups).neighbours_of_members(25, copies)
@@ -161,7 +161,7 @@ def test_image_of_a_small_group_has_no_neighbours_of_another_look() -> None:
 def test_gate_lets_the_groups_own_in_and_keeps_another_product_out() -> None:
     embeddings, labels = blobs([80, 80])
     gallery = Gallery(embeddings, labels)
-    gates = grouping.gates(gallery, gallery.neighbours_of_members(1)[1])
+    gates = group_gates(gallery, gallery.neighbours_of_members(1)[1])
     own = [gallery.look(each, 10) for each in blobs([80, 80], seed=0)[0]]
     stranger = gallery.look(blobs([1], seed=99)[0][0], 10)
     assert all(look.distance <= gates[look.group] for look in own)
@@ -173,4 +173,4 @@ def test_gate_of_two_variants_of_one_product_is_as_wide_as_without_the_other() -
     halves = (embeddings[:, 0] > np.median(embeddings[:, 0])).astype(np.int64)
     split, whole = Gallery(embeddings, halves), Gallery(embeddings, np.zeros(120, dtype=np.int64))
     within = whole.neighbours_of_members(1)[1]
-    assert grouping.gates(split, within).max() == pytest.approx(grouping.gates(whole, within)[0])
+    assert group_gates(split, within).max() == pytest.approx(group_gates(whole, within)[0])

@@ -11,11 +11,12 @@ from sklearn.metrics import roc_auc_score
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import crossfit, maps
-from scorer import groups as grouping
-from scorer import model as models
 from scorer.coreset import greedy_k_centre, merged, projected
 from scorer.crossfit import cross_fit, selection, split
 from scorer.features.store import FeatureStore
+from scorer.fit_model import fit_model
+from scorer.gallery import Gallery, image_embeddings
+from scorer.model import Model, cut_offs
 from scorer.search.bank import unit_rows
 
 GRIDS, CHANNELS = (8, 4), (12, 20)
@@ -56,10 +57,10 @@ def store_of(layers: list[np.ndarray]) -> FeatureStore:
     )
 
 
-def scores(model: models.Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scores(model: Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Raw log scores, aligned scores and groups, by the definition."""
-    gallery = grouping.Gallery(model.embeddings, model.groups)
-    embeddings = grouping.embed(store.means)
+    gallery = Gallery(model.embeddings, model.groups)
+    embeddings = image_embeddings(store.means)
     rows = []
     for i in range(len(store)):
         look = gallery.look(embeddings[i], model.look_alikes)
@@ -77,19 +78,19 @@ def scores(model: models.Model, store: FeatureStore) -> tuple[np.ndarray, np.nda
 
 
 @pytest.fixture(scope="module")
-def model() -> models.Model:
-    return models.fit(store_of(raw_features(60, 1)[0]), SETTINGS, threads=2)
+def model() -> Model:
+    return fit_model(store_of(raw_features(60, 1)[0]), SETTINGS, threads=2)
 
 
-def test_hidden_products_become_groups(model: models.Model) -> None:
+def test_hidden_products_become_groups(model: Model) -> None:
     products = np.repeat(np.arange(3), 60)
     assert [len(set(model.groups[products == k])) for k in range(3)] == [1, 1, 1]
     assert model.groups.max() == 2
 
 
-def test_scaling_one_products_features_by_ten_changes_no_score_and_no_pooled_ranking(model: models.Model) -> None:
+def test_scaling_one_products_features_by_ten_changes_no_score_and_no_pooled_ranking(model: Model) -> None:
     scale = {1: 10.0}
-    again = models.fit(store_of(raw_features(60, 1, scale=scale)[0]), SETTINGS)
+    again = fit_model(store_of(raw_features(60, 1, scale=scale)[0]), SETTINGS)
     np.testing.assert_array_equal(again.groups, model.groups)
     found = []
     for fitted, factor in ((model, None), (again, scale)):
@@ -104,7 +105,7 @@ def test_scaling_one_products_features_by_ten_changes_no_score_and_no_pooled_ran
     assert roc_auc_score(is_defect, after) == pytest.approx(roc_auc_score(is_defect, before), abs=1e-6)
 
 
-def test_pooled_ranking_equals_the_products_own_ranking(model: models.Model) -> None:
+def test_pooled_ranking_equals_the_products_own_ranking(model: Model) -> None:
     good, products = raw_features(40, 3)
     bad, _ = raw_features(40, 4, defects=True)
     aligned = np.concatenate([scores(model, store_of(good))[1], scores(model, store_of(bad))[1]])
@@ -116,7 +117,7 @@ def test_pooled_ranking_equals_the_products_own_ranking(model: models.Model) -> 
 
 
 def test_alarm_rate_on_unseen_good_parts_is_at_most_twice_the_target() -> None:
-    model = models.fit(store_of(raw_features(150, 1)[0]), SETTINGS, threads=2)
+    model = fit_model(store_of(raw_features(150, 1)[0]), SETTINGS, threads=2)
     _, aligned, groups = scores(model, store_of(raw_features(300, 5)[0]))
     alarms = aligned / model.widths[groups] > model.review.value
     assert 0.02 < alarms.mean() < 0.08
@@ -127,20 +128,20 @@ def test_reject_is_never_easier_than_review_though_their_estimators_differ() -> 
     # One outlier far above the rest: the rank lands on it, the tail of the rarer rate stays below.
     scores = np.sort(np.append(np.random.default_rng(0).normal(size=300), 9.0))
     settings = SETTINGS.model_copy(update={"alarm_rate": 0.005})
-    review, reject = models.cut_offs(scores, settings.alarm_rate, settings.active_reject_rate)
+    review, reject = cut_offs(scores, settings.alarm_rate, settings.active_reject_rate)
     assert (review.method, reject.method) == ("conformal", "generalised-pareto")
     assert reject.value >= review.value == 9.0
 
 
-def test_heat_map_range_reaches_from_good_peaks_to_foreign_patches(model: models.Model) -> None:
+def test_heat_map_range_reaches_from_good_peaks_to_foreign_patches(model: Model) -> None:
     low, high = model.heatmap_range
-    alone = models.fit(store_of([each[:60] for each in raw_features(60, 1)[0]]), SETTINGS)
+    alone = fit_model(store_of([each[:60] for each in raw_features(60, 1)[0]]), SETTINGS)
     assert 0 < low < high
     assert alone.groups.max() == 0
     assert alone.heatmap_range[1] == alone.heatmap_range[0] + 1.25
 
 
-def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_below(model: models.Model) -> None:
+def test_cross_fitted_scores_match_fresh_ones_where_in_sample_scores_are_far_below(model: Model) -> None:
     train = store_of(raw_features(60, 1)[0])
     fresh = scores(model, store_of(raw_features(60, 6)[0]))[0]
     in_sample = scores(model, train)[0]
@@ -158,7 +159,7 @@ def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
 def test_one_group_is_a_flat_memory_bank() -> None:
     store = store_of(raw_features(20, 1)[0])
     settings = SETTINGS.model_copy(update={"groups": 1})
-    model = models.fit(store, settings)
+    model = fit_model(store, settings)
     folds = split(np.arange(60), np.arange(60), settings.folds, np.random.default_rng(settings.seed))
     for i, rows in enumerate((400, 200)):
         pools = [store.pool(i, fold) for fold in folds]
@@ -170,9 +171,9 @@ def test_one_group_is_a_flat_memory_bank() -> None:
     np.testing.assert_allclose(projected(patches, model.banks[0][0], 1)[0], brute, atol=1e-5)
 
 
-def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: models.Model) -> None:
-    again = models.fit(store_of(raw_features(60, 1)[0]), SETTINGS, threads=1)
-    for field in dataclasses.fields(models.Model):
+def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: Model) -> None:
+    again = fit_model(store_of(raw_features(60, 1)[0]), SETTINGS, threads=1)
+    for field in dataclasses.fields(Model):
         one, two = getattr(model, field.name), getattr(again, field.name)
         if field.name == "banks":
             assert all(np.array_equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True))
@@ -185,7 +186,7 @@ def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: 
 def test_duplicate_images_give_finite_scores() -> None:
     layers, _ = raw_features(1, 1)
     store = store_of([np.repeat(each[:1], 30, axis=0) for each in layers])
-    model = models.fit(store, SETTINGS)
+    model = fit_model(store, SETTINGS)
     assert np.isfinite(model.log_scores).all()
     assert np.isfinite(model.review.value)
     assert np.isfinite(scores(model, store_of(raw_features(5, 2)[0]))[1]).all()
@@ -193,10 +194,10 @@ def test_duplicate_images_give_finite_scores() -> None:
 
 def test_a_folder_copied_twice_is_calibrated_as_if_it_were_not() -> None:
     layers, _ = raw_features(30, 1)
-    once = models.fit(store_of(layers), SETTINGS)
+    once = fit_model(store_of(layers), SETTINGS)
     rng = np.random.default_rng(0)
     order = rng.permutation(180)
-    twice = models.fit(store_of([np.concatenate([each, each])[order] for each in layers]), SETTINGS)
+    twice = fit_model(store_of([np.concatenate([each, each])[order] for each in layers]), SETTINGS)
     assert twice.log_scores.min() > once.log_scores.min() - 0.1
     assert abs(np.median(twice.log_scores) - np.median(once.log_scores)) < 0.1
     place = np.argsort(order)
@@ -207,7 +208,7 @@ def test_a_folder_copied_twice_is_calibrated_as_if_it_were_not() -> None:
 def test_a_single_image_of_another_product_among_good_ones_is_scored_with_its_neighbours() -> None:
     layers, products = raw_features(30, 1)
     chosen = np.flatnonzero((products < 2) | (np.arange(90) == 89))
-    model = models.fit(store_of([each[chosen] for each in layers]), SETTINGS)
+    model = fit_model(store_of([each[chosen] for each in layers]), SETTINGS)
     assert model.groups.max() == 1  # no group of its own: one image is no scale
     assert np.isfinite(model.log_scores).all()
     assert model.standardised[-1] > model.standardised[:-1].max()
@@ -216,7 +217,7 @@ def test_a_single_image_of_another_product_among_good_ones_is_scored_with_its_ne
 
 def test_too_few_images_are_refused_in_one_line() -> None:
     with pytest.raises(FlawlineError, match="at least 20 are needed"):
-        models.fit(store_of([each[:19] for each in raw_features(19, 1)[0]]), SETTINGS)
+        fit_model(store_of([each[:19] for each in raw_features(19, 1)[0]]), SETTINGS)
 
 
 def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

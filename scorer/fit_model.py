@@ -1,0 +1,208 @@
+"""Fits a model on the features of good images: groups, banks, cross-fit, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline.errors import FlawlineError
+from flawline.settings.scorer import ScorerSettings
+from scorer import calibration, maps, whole_image
+from scorer.alignment import group_levels, neighbour_shares, normal_level, shrunk
+from scorer.coreset import projected
+from scorer.crossfit import cross_fit
+from scorer.features.store import FeatureStore, Progress
+from scorer.gallery import Gallery, first_copies, group_gates, image_embeddings
+from scorer.groups import find_groups
+from scorer.maps import LayerUnit
+from scorer.model import Model, cut_offs, embedding_layers, whole_part
+from scorer.vectors import Vectors
+from scorer.whole_image import WholeUnit
+
+Floats = NDArray[np.float64]
+
+# Good images that are scored as if they were of another group, to see how hot a strong defect is. A judgement.
+_FOREIGN_IMAGES = 32
+# The extent of the heat map's range in natural-log units: the least, and what is taken where there is one group only.
+# Judgements.
+_LEAST_SPAN = 0.5
+_USUAL_SPAN = 1.25
+
+
+@dataclass(frozen=True)
+class GoodImages:
+    """The good images of a fit: features, unit embeddings (n, d), groups (n,), and which images show one thing.
+
+    `sources` (n,): images with one number are left out of a bank together, as the tiles of one image are. `copies` (n,)
+    have the same number where images are the same.
+    """
+
+    store: FeatureStore
+    embeddings: Vectors
+    groups: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    copies: NDArray[np.int64]
+
+    @cached_property
+    def members(self) -> list[NDArray[np.intp]]:
+        """The numbers of each group's images."""
+        return [np.flatnonzero(self.groups == k) for k in range(int(self.groups.max()) + 1)]
+
+
+def fit_model(
+    store: FeatureStore,
+    settings: ScorerSettings,
+    threads: int = 1,
+    progress: Progress | None = None,
+    *,
+    labels: NDArray[np.int64] | None = None,
+    sources: NDArray[np.int64] | None = None,
+) -> Model:
+    """Return a model fitted on the features of good images.
+
+    The same features and seed give the same model, bit for bit.
+
+    `labels` (n,), from 0 without a gap, give the groups where they are known; a line never needs them. `sources` (n,)
+    say which whole image each one was cut from, when it is a tile: images are cross-fitted whole.
+    Raises FlawlineError when there are fewer images than `minimum_images`.
+    """
+    if len(store) < settings.minimum_images:
+        raise FlawlineError(
+            f"{len(store)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
+        )
+    embeddings = image_embeddings([store.means[i] for i in embedding_layers(settings.active_layers)])
+    # The artefact keeps half precision, so the fit works with what will be loaded again.
+    embeddings = embeddings.astype(np.float16).astype(np.float32)
+    groups = find_groups(embeddings, settings.groups, settings.seed) if labels is None else labels
+    # A copy of an image stays with it: apart, each would find itself in the bank, and score nothing. Tiles that are
+    # alike are left alone, since an empty background would tie all images together.
+    copies = first_copies(embeddings) if sources is None else np.arange(len(store))
+    images = GoodImages(store, embeddings, groups, copies if sources is None else sources, copies)
+    banks, distances = cross_fit(store, settings, images.members, images.sources, threads, progress)
+    return calibrate_model(images, settings, banks, distances, threads)
+
+
+def calibrate_model(
+    images: GoodImages,
+    settings: ScorerSettings,
+    banks: list[list[Vectors]],
+    distances: Sequence[NDArray[np.float32]],
+    threads: int,
+) -> Model:
+    """Return the model with these banks, calibrated on the good images' patch distances (n, h * w) of each layer.
+
+    The distances are cross-fitted: to banks that hold nothing of the image. Four steps: units of the layers and log
+    scores of the patches; what whole images add; alignment with look-alikes; cut-offs and the heat map's range.
+    """
+    gallery = Gallery(images.embeddings, images.groups)
+    look_alikes, within = gallery.neighbours_of_members(settings.look_alikes, images.copies)
+
+    units, ratios = _layer_units(images, settings, distances, threads)
+    patch_scores = np.asarray([maps.log_score(image) for image in ratios])
+    wholes, log_scores = _with_wholes(images, settings, patch_scores, look_alikes)
+    aligned = _aligned(images.groups, log_scores, look_alikes)
+    review, reject = cut_offs(np.sort(aligned.standardised), settings.alarm_rate, settings.active_reject_rate)
+
+    peaks = np.log([float(image.max()) for image in ratios]) - aligned.levels
+    return Model(
+        layers=settings.active_layers,
+        banks=banks,
+        units=units,
+        wholes=wholes,
+        shares=aligned.shares,
+        means=[np.stack([layer[own].mean(axis=0) for own in images.members]) for layer in images.store.means],
+        embeddings=images.embeddings,
+        groups=images.groups,
+        log_scores=log_scores,
+        gates=group_gates(gallery, within),
+        widths=aligned.widths,
+        standardised=aligned.standardised,
+        review=review,
+        reject=reject,
+        heatmap_range=_heatmap_range(peaks, _foreign_heat(images, settings, banks, units, log_scores)),
+        look_alikes=settings.look_alikes,
+        alarm_rate=settings.alarm_rate,
+    )
+
+
+def _layer_units(
+    images: GoodImages, settings: ScorerSettings, distances: Sequence[NDArray[np.float32]], threads: int
+) -> tuple[list[list[LayerUnit]], list[maps.Map]]:
+    """Return the unit of each group and layer, and each good image's map in these units."""
+    units = [
+        [LayerUnit.of(distances[i][members], layer.weight) for i, layer in enumerate(settings.active_layers)]
+        for members in images.members
+    ]
+
+    def ratios(image: int) -> maps.Map:
+        layers = zip(distances, images.store.grids, strict=True)
+        return maps.combined([layer[image].reshape(grid, grid) for layer, grid in layers], units[images.groups[image]])
+
+    with ThreadPoolExecutor(threads) as pool:
+        return units, list(pool.map(ratios, range(len(images.groups))))
+
+
+def _with_wholes(
+    images: GoodImages, settings: ScorerSettings, patch_scores: Floats, look_alikes: NDArray[np.int64]
+) -> tuple[list[WholeUnit], Floats]:
+    """Return the unit of whole images in each group, and the log scores (n,) of patches and whole images together."""
+    spreads = calibration.group_widths(patch_scores - normal_level(patch_scores, look_alikes), images.groups)
+    wholes = whole_part(settings.active_layers, images.store.means, images.embeddings)
+    units, added = whole_image.fit(wholes, images.groups, images.sources, spreads)
+    return units, patch_scores + added
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """How good images (n,) stand to their look-alikes: normal levels, the groups' (K,) shares and widths, scores."""
+
+    levels: Floats
+    shares: list[float]
+    widths: Floats
+    standardised: Floats
+
+
+def _aligned(groups: NDArray[np.int64], log_scores: Floats, look_alikes: NDArray[np.int64]) -> _Aligned:
+    near = normal_level(log_scores, look_alikes)
+    shares = neighbour_shares(log_scores, near, groups)
+    levels = shrunk(near, group_levels(log_scores, groups)[groups], np.asarray(shares)[groups])
+    widths = calibration.group_widths(log_scores - levels, groups)
+    return _Aligned(levels, shares, widths, (log_scores - levels) / widths[groups])
+
+
+def _heatmap_range(peaks: Floats, foreign: float | None) -> tuple[float, float]:
+    """Return heat map values: the peak that one good image in a hundred reaches, and what foreign patches have."""
+    low = float(np.quantile(peaks, 0.99))
+    return low, max(low + _LEAST_SPAN, low + _USUAL_SPAN if foreign is None else foreign)
+
+
+def _foreign_heat(
+    images: GoodImages,
+    settings: ScorerSettings,
+    banks: Sequence[Sequence[Vectors]],
+    units: Sequence[Sequence[LayerUnit]],
+    log_scores: Floats,
+) -> float | None:
+    """Return the usual heat of patches of one product scored as another's, which stand for the strongest defects.
+
+    None when there is one group only.
+    """
+    store, groups = images.store, images.groups
+    if not groups.any():
+        return None
+    rng = np.random.default_rng(settings.seed)
+    heats = []
+    for image in rng.permutation(len(groups))[:_FOREIGN_IMAGES]:
+        group = int(rng.choice(np.setdiff1d(np.unique(groups), groups[image])))
+        distances = [
+            projected(store.pool(i, np.asarray([image])), banks[group][i], layer.neighbours)[0].reshape(grid, grid)
+            for i, (layer, grid) in enumerate(zip(settings.active_layers, store.grids, strict=True))
+        ]
+        level = float(np.median(log_scores[groups == group]))
+        heats.append(float(np.median(np.log(maps.combined(distances, units[group])))) - level)
+    return float(np.median(heats))
