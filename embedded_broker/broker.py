@@ -118,8 +118,8 @@ class Broker:
             yield from topic.partitions
 
     async def make_durable(self, partitions: list[PartitionLog]) -> None:
-        """Under the policy `batch`, return when everything appended to the partitions is on the disk."""
-        if self.options.fsync is FsyncPolicy.BATCH:
+        """Under the policy `always`, return when everything appended to the partitions is on the disk."""
+        if self.options.fsync is FsyncPolicy.ALWAYS:
             await self._sync(partitions)
 
     async def _sync(self, partitions: list[PartitionLog]) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from embedded_broker import handlers_admin, handlers_data, handlers_group
+from embedded_broker import admin_requests, group_requests, record_requests
 from embedded_broker.broker import Broker, BrokerOptions
 from embedded_broker.protocol import (
     API_VERSIONS,
@@ -46,30 +46,30 @@ _READ_CHUNK_BYTES: Final = 512 << 10
 _Handler = Callable[[Broker, Request], Awaitable[Any]]
 
 _HANDLERS: Final[dict[str, _Handler]] = {
-    "Produce": handlers_data.produce,
-    "ListOffsets": handlers_data.list_offsets,
-    "Metadata": handlers_data.metadata,
-    "OffsetForLeaderEpoch": handlers_data.offset_for_leader_epoch,
-    "InitProducerId": handlers_data.init_producer_id,
-    "FindCoordinator": handlers_data.find_coordinator,
-    "SyncGroup": handlers_group.sync_group,
-    "Heartbeat": handlers_group.heartbeat,
-    "LeaveGroup": handlers_group.leave_group,
-    "OffsetCommit": handlers_group.offset_commit,
-    "OffsetFetch": handlers_group.offset_fetch,
-    "OffsetDelete": handlers_group.offset_delete,
-    "ListGroups": handlers_group.list_groups,
-    "DescribeGroups": handlers_group.describe_groups,
-    "DeleteGroups": handlers_group.delete_groups,
-    "CreateTopics": handlers_admin.create_topics,
-    "DeleteTopics": handlers_admin.delete_topics,
-    "CreatePartitions": handlers_admin.create_partitions,
-    "DeleteRecords": handlers_admin.delete_records,
-    "DescribeConfigs": handlers_admin.describe_configs,
-    "AlterConfigs": handlers_admin.alter_configs,
-    "IncrementalAlterConfigs": handlers_admin.incremental_alter_configs,
-    "DescribeLogDirs": handlers_admin.describe_log_dirs,
-    "DescribeCluster": handlers_admin.describe_cluster,
+    "Produce": record_requests.produce,
+    "ListOffsets": record_requests.list_offsets,
+    "Metadata": record_requests.metadata,
+    "OffsetForLeaderEpoch": record_requests.offset_for_leader_epoch,
+    "InitProducerId": record_requests.init_producer_id,
+    "FindCoordinator": record_requests.find_coordinator,
+    "SyncGroup": group_requests.sync_group,
+    "Heartbeat": group_requests.heartbeat,
+    "LeaveGroup": group_requests.leave_group,
+    "OffsetCommit": group_requests.offset_commit,
+    "OffsetFetch": group_requests.offset_fetch,
+    "OffsetDelete": group_requests.offset_delete,
+    "ListGroups": group_requests.list_groups,
+    "DescribeGroups": group_requests.describe_groups,
+    "DeleteGroups": group_requests.delete_groups,
+    "CreateTopics": admin_requests.create_topics,
+    "DeleteTopics": admin_requests.delete_topics,
+    "CreatePartitions": admin_requests.create_partitions,
+    "DeleteRecords": admin_requests.delete_records,
+    "DescribeConfigs": admin_requests.describe_configs,
+    "AlterConfigs": admin_requests.alter_configs,
+    "IncrementalAlterConfigs": admin_requests.incremental_alter_configs,
+    "DescribeLogDirs": admin_requests.describe_log_dirs,
+    "DescribeCluster": admin_requests.describe_cluster,
 }
 
 
@@ -149,8 +149,9 @@ class Connection(asyncio.BufferedProtocol):
         self._frame = grown
 
     def abort(self) -> None:
-        """Close at once."""
-        self._transport.abort()
+        """Close at once; harmless when the connection is closed already."""
+        if self in self._connections:  # asyncio's transport raises once it is closed
+            self._transport.abort()
 
     # Answering
 
@@ -172,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception:  # whatever one client managed to provoke must not reach the others
             log.exception("%s: request failed, connection closed", self._peer)
         finally:
-            self._transport.abort()
+            self.abort()
 
     async def _answer(self, frame: memoryview) -> None:
         request = decode_request(frame)
@@ -183,10 +184,10 @@ class Connection(asyncio.BufferedProtocol):
         elif request.api.key == API_VERSIONS:
             self._transport.write(encode_response(request, api_versions_response()))
         elif request.api.key == FETCH:
-            await self._write_parts(await handlers_data.fetch(self._broker, request))
+            await self._write_parts(await record_requests.fetch(self._broker, request))
         else:
             if request.api.name == "JoinGroup":
-                response = await handlers_group.join_group(self._broker, request, self._peer)
+                response = await group_requests.join_group(self._broker, request, self._peer)
             else:
                 response = await _HANDLERS[request.api.name](self._broker, request)
             if response is not None:

@@ -35,10 +35,10 @@ class FsyncPolicy(Enum):
 
     NEVER = "never"
     INTERVAL = "interval"
-    BATCH = "batch"
+    ALWAYS = "always"  # before every acknowledgement
 
 
-_SYNCHRONOUS: Final = {FsyncPolicy.NEVER: "off", FsyncPolicy.INTERVAL: "normal", FsyncPolicy.BATCH: "full"}
+_SYNCHRONOUS: Final = {FsyncPolicy.NEVER: "off", FsyncPolicy.INTERVAL: "normal", FsyncPolicy.ALWAYS: "full"}
 
 
 class TopicRow(NamedTuple):

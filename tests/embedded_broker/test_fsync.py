@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from kafka.protocol.producer import ProduceRequest
 
 from embedded_broker.broker import Broker, BrokerOptions
-from embedded_broker.handlers_data import produce
 from embedded_broker.protocol import ErrorCode, Request, decode_request
+from embedded_broker.record_requests import produce
 from embedded_broker.segment import Segment
 from embedded_broker.store import FsyncPolicy
 from flawline.errors import FlawlineError
+from flawline.settings.tree import EmbeddedSettings
 from tests.support.wire import frame_of, record_batch
 
 
@@ -53,7 +55,7 @@ def test_an_answer_waits_for_the_disk_only_where_every_batch_is_forced(
         assert answer.responses[0].partition_responses[0].error_code == ErrorCode.NONE
         return len(synced)
 
-    assert asyncio.run(scenario()) == (1 if policy is FsyncPolicy.BATCH else 0)
+    assert asyncio.run(scenario()) == (1 if policy is FsyncPolicy.ALWAYS else 0)
     broker.close()
     assert bool(synced) is (policy is not FsyncPolicy.NEVER)
 
@@ -80,7 +82,7 @@ def test_the_interval_policy_forces_what_was_written_and_nothing_else(tmp_path: 
 def test_a_disk_that_cannot_force_is_answered_as_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = Broker(BrokerOptions(tmp_path, fsync=FsyncPolicy.BATCH))
+    broker = Broker(BrokerOptions(tmp_path, fsync=FsyncPolicy.ALWAYS))
     broker.topics.create("topic", 1, {})
 
     def broken(_: Segment) -> None:
@@ -104,3 +106,8 @@ def test_a_data_directory_of_a_later_release_is_refused_and_left_alone(tmp_path:
     db.close()
     with pytest.raises(FlawlineError, match="schema version 99"):
         Broker(BrokerOptions(tmp_path))
+
+
+def test_settings_offer_exactly_the_policies_of_the_broker() -> None:
+    offered = get_args(EmbeddedSettings.model_fields["fsync"].annotation)
+    assert sorted(offered) == sorted(policy.value for policy in FsyncPolicy)

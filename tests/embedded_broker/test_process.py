@@ -12,13 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kafka.protocol.consumer import FetchRequest
 
 from embedded_broker import READY_PREFIX, EmbeddedBroker
 from embedded_broker.protocol import ErrorCode
 from flawline.errors import FlawlineError
 from tests.embedded_broker.contract.clients import CLIENTS, wait_until
 from tests.support.brokers import free_port
-from tests.support.wire import Wire, record_batch
+from tests.support.wire import Wire, frame_of, record_batch
 
 COMMAND = [sys.executable, "-m", "embedded_broker"]
 
@@ -188,3 +189,33 @@ def test_a_full_disk_is_answered_and_the_producer_goes_on_once_there_is_room(tmp
     assert errors.count("File too large") == 1  # not once per attempt
     assert "written again" in errors
     assert "Traceback" not in errors
+
+
+def test_client_that_leaves_in_the_middle_of_an_answer_leaves_no_traceback(fresh_broker: EmbeddedBroker) -> None:
+    """The broker reads the end of the client's bytes while its own wait to be sent; asyncio then closes by itself."""
+    client = CLIENTS["kafka-python"](fresh_broker.bootstrap)
+    client.create_topic("topic")
+    client.close()
+    partition = FetchRequest.FetchTopic.FetchPartition(
+        partition=0, fetch_offset=0, log_start_offset=-1, partition_max_bytes=16 << 20
+    )
+    fetch = FetchRequest(
+        replica_id=-1,
+        max_wait_ms=0,
+        min_bytes=0,
+        max_bytes=16 << 20,
+        isolation_level=0,
+        topics=[FetchRequest.FetchTopic(topic="topic", partitions=[partition])],
+    )
+    batch = record_batch([bytes(1 << 20)], timestamp=int(time.time() * 1000))
+    with Wire(fresh_broker.bootstrap) as wire:
+        for _ in range(8):  # more than the buffers of the two sockets hold
+            assert wire.produce("topic", batch)[0] == 0
+    with Wire(fresh_broker.bootstrap, receive_buffer_bytes=16 << 10) as wire:
+        wire.send(frame_of(fetch, 4))
+        wire.receive(100)
+        wire.finish_sending()
+        while wire.receive(64 << 10):
+            pass
+    fresh_broker.stop()
+    assert "Traceback" not in (fresh_broker.data_dir / "broker.log").read_text()

@@ -14,9 +14,13 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 class Wire:
     """One connection that sends frames and reads answers."""
 
-    def __init__(self, bootstrap: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, bootstrap: str, timeout_s: float = 10.0, receive_buffer_bytes: int | None = None) -> None:
         host, _, port = bootstrap.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=timeout_s)
+        self._socket = socket.socket()
+        self._socket.settimeout(timeout_s)
+        if receive_buffer_bytes is not None:  # it counts only when it is set before the connection is made
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        self._socket.connect((host, int(port)))
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -29,6 +33,13 @@ class Wire:
         """Return the next frame without its length, None when the broker has closed the connection."""
         length = self._receive(4)
         return None if length is None else self._receive(int.from_bytes(length, "big"))
+
+    def receive(self, limit_bytes: int) -> bytes:
+        """Return the bytes that have come, at most `limit_bytes`; none when the broker has closed the connection."""
+        try:
+            return self._socket.recv(limit_bytes)
+        except ConnectionError:
+            return b""
 
     def _receive(self, size_bytes: int) -> bytes | None:
         data = b""

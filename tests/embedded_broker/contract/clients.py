@@ -95,6 +95,10 @@ class Consumer(ABC):
     @abstractmethod
     def committed(self, topic: str, partition: int) -> int | None: ...
     @abstractmethod
+    def committed_metadata(self, topic: str, partition: int) -> str:
+        """Return the text that was committed with the offset, "" when there is none."""
+
+    @abstractmethod
     def bounds(self, topic: str, partition: int) -> tuple[int, int]: ...
     @abstractmethod
     def offset_at(self, topic: str, partition: int, timestamp: int) -> int | None: ...
@@ -233,6 +237,10 @@ class _KafkaPythonConsumer(Consumer):
 
     def committed(self, topic, partition):
         return self.client.committed(kafka.TopicPartition(topic, partition))
+
+    def committed_metadata(self, topic, partition):
+        row = self.client.committed(kafka.TopicPartition(topic, partition), metadata=True)
+        return row.metadata if row is not None else ""
 
     def bounds(self, topic, partition):
         where = kafka.TopicPartition(topic, partition)
@@ -435,6 +443,10 @@ class _ConfluentConsumer(Consumer):
     def committed(self, topic, partition):
         (row,) = self.client.committed([confluent_kafka.TopicPartition(topic, partition)], timeout=10)
         return row.offset if row.offset >= 0 else None
+
+    def committed_metadata(self, topic, partition):
+        (row,) = self.client.committed([confluent_kafka.TopicPartition(topic, partition)], timeout=10)
+        return row.metadata or ""
 
     def bounds(self, topic, partition):
         return self.client.get_watermark_offsets(confluent_kafka.TopicPartition(topic, partition), timeout=10)

@@ -89,6 +89,32 @@ def test_a_group_goes_on_where_it_committed(client: Client, topic: str) -> None:
         assert [one.offset for one in consumer.read(4)] == [6, 7, 8, 9]
 
 
+def test_metadata_of_a_committed_offset_comes_back_as_it_was(client: Client, topic: str) -> None:
+    group, text = unique("metadata"), '{"attempts": {"7": 2}} \u00fc'
+    with client.producer() as producer:
+        producer.send(topic, b"value")()
+    with client.consumer(group=group) as consumer:
+        consumer.subscribe(topic)
+        consumer.read(1)
+        consumer.commit(topic, {0: 1, 1: 0}, metadata=text)
+        assert consumer.committed_metadata(topic, 0) == text
+        consumer.commit(topic, {0: 1})
+    with client.consumer(group=group) as consumer:  # as after a restart, before it belongs to the group
+        assert consumer.committed_metadata(topic, 0) == ""
+        assert consumer.committed_metadata(topic, 1) == text
+        assert consumer.committed(topic, 1) == 0
+
+
+def test_metadata_over_the_limit_is_refused_and_the_offset_stays(client: Client, topic: str) -> None:
+    with client.consumer(group=unique("metadata")) as consumer:
+        consumer.assign(topic, [0])
+        consumer.commit(topic, {0: 1}, metadata="x" * 4000)
+        with pytest.raises(Refused) as refused:
+            consumer.commit(topic, {0: 2}, metadata="x" * 5000)
+        assert refused.value.code == ErrorCode.OFFSET_METADATA_TOO_LARGE
+        assert consumer.committed(topic, 0) == 1
+
+
 @pytest.mark.parametrize("cooperative", [False, True], ids=["eager", "cooperative-sticky"])
 def test_members_share_partitions_and_a_leaver_hands_its_own_over(
     client: Client, topic: str, members: list[Member], cooperative: bool
