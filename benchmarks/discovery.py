@@ -32,6 +32,7 @@ from scorer.detector import CoresetDetector
 from scorer.features.dataset import LazyImages, Sample, read_mask, test_samples, train_samples
 from scorer.fit import fit_detector
 from scorer.regions import regions
+from scorer.vectors import unit
 from tests.discovery.factories import directions
 from tests.discovery.stream import Stream
 
@@ -185,7 +186,7 @@ def compare(name: str, product: Product) -> Figures:
     vectors = np.stack(product.vectors)
     estimated = clustering.cluster(vectors, groups=np.array(product.groups))
     assert estimated is not None
-    whole = clustering.unit(np.stack(product.whole_vectors))
+    whole = unit(np.stack(product.whole_vectors))
     true_masks = np.stack(product.true_mask_vectors)
     found = {
         "k_estimated": by_frame(product, estimated.labels),
@@ -234,7 +235,7 @@ def stability() -> Figures:
             kinds = [0, 1, 2, 3, 4] + ([5] if number >= ENTERS else [])
             if number >= DIES:
                 kinds.remove(1)
-            stream.directions[2] = clustering.unit(stream.directions[2] + 0.02 * axes[6])
+            stream.directions[2] = unit(stream.directions[2] + 0.02 * axes[6])
             arriving = stream.rng.choice(kinds, 50).tolist()
             entered += arriving.count(5)
             stream.feed(arriving)
@@ -262,7 +263,7 @@ def stability() -> Figures:
 def cost() -> Figures:
     """One round's clustering over 100,000 regions of 256 dimensions, thirty kinds of them."""
     rng = np.random.default_rng(0)
-    centres = clustering.unit(rng.normal(size=(30, 256)))
+    centres = unit(rng.normal(size=(30, 256)))
     vectors = (centres[rng.integers(30, size=100_000)] + 0.06 * rng.normal(size=(100_000, 256))).astype(np.float32)
     started = time.perf_counter()
     found = clustering.cluster(vectors, centres, np.full(30, 0.4))

@@ -25,6 +25,7 @@ from discovery.store.store import Store, add_members, refresh_frame_classes
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState
 from flawline.settings.discovery import DiscoverySettings
+from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def alike(known: np.ndarray, names: Sequence[str], vectors: np.ndarray) -> list[
     if not len(known) or not len(vectors):
         return [None] * len(vectors)
     centre = known.mean(axis=0)  # what all crops have in common hides what tells them apart
-    known, vectors = clustering.unit(known - centre), clustering.unit(vectors - centre)
+    known, vectors = unit(known - centre), unit(vectors - centre)
     among = known @ known.T
     np.fill_diagonal(among, -np.inf)
     labels = np.array(names)
@@ -225,8 +226,8 @@ def _measured(connection: Connection, one: DefectClass, version: str, least: int
     rows = list(connection.scalars(query))
     if len(rows) < least:
         return None
-    vectors = clustering.unit(np.stack([np.frombuffer(row, "<f2") for row in rows]))
-    centroid = clustering.unit(vectors.mean(axis=0))
+    vectors = unit(np.stack([np.frombuffer(row, "<f2") for row in rows]))
+    centroid = unit(vectors.mean(axis=0))
     radius = clustering.radius_of(vectors, centroid)
     return replace(one, centroid=centroid, radius=radius, embedding_version=version)
 

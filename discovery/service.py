@@ -23,7 +23,6 @@ from sqlalchemy import func, select
 from discovery import intake
 from discovery.reader import TopicReader
 from discovery.round import rounds
-from discovery.round.clustering import unit
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
 from discovery.store import pruning, registry, schema
@@ -33,6 +32,7 @@ from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState, Defect, Verdict
 from flawline.settings.tree import Settings
+from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
 

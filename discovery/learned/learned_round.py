@@ -24,6 +24,7 @@ from discovery.store import schema
 from discovery.store.database import parts
 from flawline import clock
 from flawline.settings.tree import Settings
+from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def job_of(
         ids=tuple(int(number) for number in shown.ids),
         crops=tuple(crop for crop, _, _ in picked),
         masks=tuple(mask for _, mask, _ in picked),
-        vectors=clustering.unit(shown.vectors),
+        vectors=unit(shown.vectors),
         start=tuple(int(label) for label in start),
         told=tuple(bool(each) for each in told),
         scores=tuple(float(each) for each in scores) if discovery.learning_correction else (),
@@ -172,7 +173,7 @@ def clusters_of(regions: Regions, labels: Mapping[int, int], found: Clustering) 
     if not inside.any():
         return None
     learned[inside] = np.unique(learned[inside], return_inverse=True)[1]
-    centroids = clustering.centroids_of(clustering.unit(shown.vectors[inside]), learned[inside])
+    centroids = clustering.centroids_of(unit(shown.vectors[inside]), learned[inside])
     return shown, replace(found, labels=learned, centroids=centroids)
 
 

@@ -29,6 +29,7 @@ from flawline.messages import DefectRegion
 from flawline.settings.discovery import DiscoverySettings
 from scorer.features import dataset
 from scorer.regions import regions
+from scorer.vectors import unit
 
 if TYPE_CHECKING:
     from discovery.learned.crop_backbone import CropBackbone
@@ -212,7 +213,7 @@ def classify(
         raise FlawlineError("no image has a region to group: the model accepts them all, or the maps are empty")
     if k is not None and k > count:
         raise UsageError(f"--k {k}: only {count} regions were found: give fewer classes")
-    vectors = clustering.unit(described.vectors)
+    vectors = unit(described.vectors)
     proposals: dict[str, int] = {}
     stability = None
     if k is None:
@@ -252,7 +253,7 @@ def _learned(
     scores = learned_round.anomaly_scores([each.peak for each in described.regions])
     task = learning.Task(
         crops=[augment.decode(each.crop, each.mask) for each in described.regions],
-        vectors=clustering.unit(described.vectors),
+        vectors=unit(described.vectors),
         start=labels,
         told=np.zeros(len(labels), bool),
         scores=scores if settings.learning_correction else None,

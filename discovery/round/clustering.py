@@ -16,6 +16,7 @@ from scipy.linalg import eigh
 from sklearn.cluster import HDBSCAN
 
 from discovery.round.number_of_classes import DENSE_MEMBERS, estimate_count, merged, sample_of
+from scorer.vectors import unit
 
 REGIONS_MIN = 30
 PRINCIPAL_AXES = 32
@@ -114,12 +115,6 @@ def centroids_of(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def radius_of(vectors: np.ndarray, centroid: np.ndarray) -> float:
     """Cosine distance from the centroid that holds 95 % of unit vectors (n, D)."""
     return float(np.quantile(1 - vectors @ centroid, RADIUS_SHARE))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; rows of zeros stay."""
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from discovery.round.clustering import Clustering
 from discovery.round.lineage import Change, DefectClass, Evolution, Registry, Rules
 from flawline.messages import ClassEvent, ClassState, Transition
 from flawline.settings.discovery import DiscoverySettings
+from scorer.vectors import unit
 
 # Between rounds a region joins a class well inside its reach, and clearly nearer to it than to any other.
 REACH = 1.2
@@ -202,7 +203,7 @@ def _measured(regions: Regions, evolution: Evolution, version: str) -> tuple[Def
     """The classes with their members counted, and centroids and radii from the regions at hand."""
     before = _count(regions.classes)
     after = _count(evolution.assigned)
-    vectors = clustering.unit(regions.vectors)
+    vectors = unit(regions.vectors)
     names = np.array([name or "" for name in evolution.assigned])
     absorbed: dict[str, int] = {}
     known = {one.id: one for one in evolution.classes}
@@ -222,7 +223,7 @@ def _measured(regions: Regions, evolution: Evolution, version: str) -> tuple[Def
         one = replace(one, members=members)
         rows = np.flatnonzero(names == one.id)
         if len(rows):
-            centroid = clustering.unit(vectors[rows].mean(axis=0))
+            centroid = unit(vectors[rows].mean(axis=0))
             one = replace(
                 one,
                 centroid=centroid,

@@ -21,6 +21,7 @@ from discovery.store.store import Store, add_event, refresh_frame_classes
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
 from flawline.user import user_name
+from scorer.vectors import unit
 
 SEVERITIES = ("minor", "major", "critical")
 NAME_LENGTH = 64
@@ -80,9 +81,7 @@ def merge(store: Store, reference: str, into: str, *, who: str | None = None, wh
         total = loser.members + survivor.members
         weights = np.array([max(loser.members, 1), max(survivor.members, 1)], np.float32)
         same = loser.embedding_version == survivor.embedding_version
-        centroid = (
-            clustering.unit(weights @ np.stack([loser.centroid, survivor.centroid])) if same else survivor.centroid
-        )
+        centroid = unit(weights @ np.stack([loser.centroid, survivor.centroid])) if same else survivor.centroid
         reach = [
             one.radius + float(1 - centroid @ one.centroid) for one in ((loser, survivor) if same else (survivor,))
         ]
@@ -125,7 +124,7 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
         ).all()
         if len(rows) < SPLIT_MEMBERS_MIN:
             raise UsageError(f"class {one.id} has {len(rows)} members: splitting needs {SPLIT_MEMBERS_MIN}")
-        vectors = clustering.unit(np.stack([np.frombuffer(row.embedding, "<f2") for row in rows]))
+        vectors = unit(np.stack([np.frombuffer(row.embedding, "<f2") for row in rows]))
         labels = clustering.fit(vectors, 2)
         if len(set(labels.tolist())) < 2:
             raise UsageError(f"class {one.id} cannot be split: its members look the same")
@@ -171,7 +170,7 @@ def find(known: Registry, reference: str) -> DefectClass:
 
 
 def _measured(one: DefectClass, vectors: np.ndarray, members: int) -> DefectClass:
-    centroid = clustering.unit(vectors.mean(axis=0))
+    centroid = unit(vectors.mean(axis=0))
     radius = clustering.radius_of(vectors, centroid)
     return replace(one, centroid=centroid, radius=radius, members=members, announced=members)
 

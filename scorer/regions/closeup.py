@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from scorer.vectors import unit
+
 Closer = Callable[[np.ndarray], Sequence[np.ndarray]]
 """Feature maps (h, w, c), from fine to deep, of a part of an image, uint8 (H, W, 3)."""
 
@@ -31,12 +33,6 @@ def describe(image: np.ndarray, heat: np.ndarray, closer: Closer, field_px: int 
     whole = field_px or max(image.shape[:2])
     looks = [_look(image, heat, max(SIDE_MIN_PX, round(share * whole)), closer) for share in SHARES]
     return unit(np.mean(looks, axis=0))
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    """A vector of length 1, or zeros."""
-    length = float(np.linalg.norm(vector))
-    return (vector / length if length > 0 else np.zeros_like(vector)).astype(np.float32)
 
 
 def rooted(vector: np.ndarray) -> np.ndarray:

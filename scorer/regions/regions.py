@@ -14,6 +14,7 @@ import numpy as np
 from flawline import imaging
 from flawline.messages import Codec, DefectRegion, Tensor
 from scorer.regions import binarize, closeup
+from scorer.vectors import unit
 
 EMBEDDING_VERSION = "pooled-2"
 """Changes whenever the same scores would give another embedding; joined to the detector's own embedding version."""
@@ -144,7 +145,7 @@ def embed(patches: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> np
     flat = flat / total if total > 0 else np.full(flat.shape, 1 / flat.size, np.float32)
     features, differences = patches.reshape(flat.size, -1), residuals.reshape(flat.size, -1)
     normal = features.mean(axis=0, dtype=np.float32) - differences.mean(axis=0, dtype=np.float32)
-    return np.concatenate([_unit(flat @ features - normal), _unit(flat @ differences)]) * np.float32(np.sqrt(0.5))
+    return np.concatenate([unit(flat @ features - normal), unit(flat @ differences)]) * np.float32(np.sqrt(0.5))
 
 
 def region_embedding(
@@ -264,11 +265,6 @@ def _cut(mask: np.ndarray, crop: Square, height: int, width: int, size: tuple[in
 
 def _on_grid(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cv2.resize(weights.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    length = float(np.linalg.norm(vector))
-    return (vector / length if length > 0 else np.zeros_like(vector)).astype(np.float32)
 
 
 def _box(mask: np.ndarray, height: int, width: int) -> Square:

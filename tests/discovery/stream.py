@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from discovery.round import rounds
-from discovery.round.clustering import unit
 from discovery.round.lineage import Registry
 from discovery.store import registry
 from discovery.store.store import Batch, Store, TakenDefect
 from flawline.settings.discovery import DiscoverySettings
+from scorer.vectors import unit
 from tests.discovery import factories
 
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 from sklearn.metrics import adjusted_rand_score
 
-from discovery.round.clustering import cluster, nearest, radius_of, unit
+from discovery.round.clustering import cluster, nearest, radius_of
 from discovery.round.number_of_classes import _agreement, estimate_count
+from scorer.vectors import unit
 from tests.discovery.factories import directions, near
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from discovery.round import clustering, rounds
+from discovery.round import rounds
 from discovery.round.lineage import Registry
 from discovery.store import registry, schema
 from discovery.store.store import Store
 from flawline.messages import ClassState
 from flawline.settings.discovery import DiscoverySettings
+from scorer.vectors import unit
 from tests.discovery.factories import DIMENSION, VERSION, directions, near
 from tests.discovery.stream import Stream
 
@@ -112,9 +113,9 @@ def test_region_far_from_all_classes_is_assigned_to_none(stream):
 def test_number_of_classes_does_not_hang_on_the_order_of_arrival():
     """Six kinds on four products, akin in pairs: neither the first, small rounds bind a later one, nor the pairs."""
     base, own, rng = directions(10, 48), directions(24, 48, seed=8), np.random.default_rng(2)
-    middle = clustering.unit(base[np.arange(6) % 3] + base[4:])
+    middle = unit(base[np.arange(6) % 3] + base[4:])
     rows = [(product, kind) for product in range(4) for kind in range(6) for _ in range(7)]
-    drawn = [near(clustering.unit(middle[kind] + 0.6 * own[6 * product + kind]), rng, 0.6) for product, kind in rows]
+    drawn = [near(unit(middle[kind] + 0.6 * own[6 * product + kind]), rng, 0.6) for product, kind in rows]
     vectors, groups = np.stack(drawn), np.array([product for product, _ in rows])
     orders = [np.random.default_rng(seed).permutation(len(rows)) for seed in range(6)]
     counts = [classes_in_order(vectors, groups, order) for order in orders]
@@ -127,7 +128,7 @@ def classes_in_order(vectors, groups, order, batch=50):
     classes, exemplars = [None] * len(order), np.zeros(len(order), bool)
     for end in [*range(batch, len(order), batch), len(order)]:
         rows, ids = order[:end], np.arange(1, end + 1)
-        classes[last:end] = rounds.Assigner(known, VERSION).assign(clustering.unit(vectors[order[last:end]]))
+        classes[last:end] = rounds.Assigner(known, VERSION).assign(unit(vectors[order[last:end]]))
         keys, at = tuple(str(row) for row in rows), ids * 10**9
         shown = rounds.Regions(
             ids, ids, keys, tuple(classes[:end]), exemplars[:end], at, vectors[rows], groups=groups[rows]
