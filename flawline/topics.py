@@ -1,4 +1,4 @@
-"""Every topic of the line: name, key, partitions, retention, size limit, who writes and who reads."""
+"""The topics of the line: what each holds, for how long, who writes it and who reads it."""
 
 from __future__ import annotations
 
@@ -6,59 +6,139 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WORKERS_GROUP = "workers"
-"""Consumer group of the workers; its committed offsets say which frames are finished."""
+"""Consumer group of the workers; its committed offsets are the frames that are finished."""
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
+ENVELOPE_BYTES = 64 << 10
+"""Room for a message's other fields, its headers and the record batch around an encoded frame."""
+
+UNBOUNDED = -1
+"""Kafka's value for no limit."""
+
+LARGEST_SEGMENT_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic. `per_camera` topics have the line's camera partitions, the others one."""
+    """One topic. Topics that are `per_camera` have the line's camera partitions, the others have one.
+
+    `retention_bytes` is the limit of one partition. `max_message_bytes` None stands for the line's largest frame.
+    """
 
     name: str
     key: str
     per_camera: bool
     retention_ms: int
-    retention_bytes: int  # per partition; -1 is unbounded
-    max_message_bytes: int | None  # None: the line's frame limit
+    retention_bytes: int
+    max_message_bytes: int | None
     writers: str
     readers: str
     compacted: bool = False
 
     def configs(self, frame_limit_bytes: int) -> dict[str, str]:
-        """Topic configuration for the broker; the limit of a record batch is above that of a frame by its envelope."""
-        limit = self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES
+        """Return the settings of the topic on the broker, for frames of at most `frame_limit_bytes`."""
+        limit = str(self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES)
         if self.compacted:
-            return {"cleanup.policy": "compact", "max.message.bytes": str(limit)}
+            return {"cleanup.policy": "compact", "max.message.bytes": limit}
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
             "retention.bytes": str(self.retention_bytes),
-            # Small segments, so that a byte cap is kept to within an eighth and disk is given back early.
-            "segment.bytes": str(
-                max(1 << 20, min(64 << 20, self.retention_bytes // 8)) if self.retention_bytes > 0 else 64 << 20
-            ),
-            "max.message.bytes": str(limit),
+            "segment.bytes": str(self._segment_bytes()),
+            "max.message.bytes": limit,
         }
 
+    def _segment_bytes(self) -> int:
+        """Return an eighth of the byte limit, because only whole segments are deleted; between 1 and 64 MiB."""
+        if self.retention_bytes == UNBOUNDED:
+            return LARGEST_SEGMENT_BYTES
+        return max(1 << 20, min(LARGEST_SEGMENT_BYTES, self.retention_bytes // 8))
 
-ENVELOPE_BYTES = 64 << 10
-"""Room for a message's other fields, its headers and the record batch around an encoded frame."""
 
-FRAMES = Topic("frames", "camera id", True, 6 * HOUR_MS, 2 << 30, None, "producers", "workers")
-VERDICTS = Topic("verdicts", "camera id", True, 7 * DAY_MS, -1, 1 << 20, "workers", "discovery, ledger, console")
-# A defect carries crops and masks of its regions, so it may be larger than the frame's own encoding.
-DEFECTS = Topic("defects", "camera id", True, 28 * DAY_MS, -1, 16 << 20, "workers", "discovery, console")
-CLASSES = Topic("classes", "class id", False, -1, -1, 1 << 20, "discovery", "console, dashboards", compacted=True)
-# A dead letter holds the whole original record, so its limit is twice a frame's.
-DEAD_LETTERS = Topic("dead-letters", "original key", False, 28 * DAY_MS, -1, 34 << 20, "workers", "replay, ledger")
-MODELS = Topic("models", "role", False, -1, -1, 1 << 20, "publish", "workers", compacted=True)
-LEDGER = Topic("ledger", "camera id", False, 28 * DAY_MS, -1, 4 << 20, "producers", "ledger, console")
+FRAMES = Topic(
+    "frames",
+    key="camera id",
+    per_camera=True,
+    retention_ms=6 * HOUR_MS,
+    retention_bytes=2 << 30,
+    max_message_bytes=None,
+    writers="producers",
+    readers="workers",
+)
+
+VERDICTS = Topic(
+    "verdicts",
+    key="camera id",
+    per_camera=True,
+    retention_ms=7 * DAY_MS,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=1 << 20,
+    writers="workers",
+    readers="discovery, ledger, console",
+)
+
+DEFECTS = Topic(
+    "defects",
+    key="camera id",
+    per_camera=True,
+    retention_ms=28 * DAY_MS,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=16 << 20,  # crops and masks of the regions may be larger than the frame's own encoding
+    writers="workers",
+    readers="discovery, console",
+)
+
+CLASSES = Topic(
+    "classes",
+    key="class id",
+    per_camera=False,
+    retention_ms=UNBOUNDED,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=1 << 20,
+    writers="discovery",
+    readers="console, dashboards",
+    compacted=True,
+)
+
+DEAD_LETTERS = Topic(
+    "dead-letters",
+    key="original key",
+    per_camera=False,
+    retention_ms=28 * DAY_MS,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=34 << 20,  # it holds the whole original record: twice the largest frame by default
+    writers="workers",
+    readers="replay, ledger",
+)
+
+MODELS = Topic(
+    "models",
+    key="role",
+    per_camera=False,
+    retention_ms=UNBOUNDED,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=1 << 20,
+    writers="publish",
+    readers="workers",
+    compacted=True,
+)
+
+LEDGER = Topic(
+    "ledger",
+    key="camera id",
+    per_camera=False,
+    retention_ms=28 * DAY_MS,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=4 << 20,
+    writers="producers",
+    readers="ledger, console",
+)
 
 ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER)
 
 
 def named(prefix: str = "") -> Iterator[tuple[str, Topic]]:
-    """Topic names on the broker with a line's prefix."""
+    """Return every topic with its name on the broker, which begins with the line's prefix."""
     return ((prefix + topic.name, topic) for topic in ALL)

@@ -32,67 +32,86 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """How to reach the broker. Without `bootstrap_servers` the embedded broker serves the line."""
+    """How to reach the broker, and how the line's topics are made."""
 
-    bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; none means the embedded broker.")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
-    replication_factor: int = Field(1, ge=1, description="Of topics that Flawline creates; 3 on a cluster.")
-    min_insync_replicas: int = Field(1, ge=1)
-    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Lets several lines share a cluster.")
+    bootstrap_servers: str | None = Field(
+        None, description="Brokers as host:port[,host:port]; without them the embedded broker serves the line."
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How connections to the broker are encrypted and authenticated."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="How the password is proved; SASL protocols need it."
+    )
+    sasl_username: str | None = Field(None, description="The user's name on the broker.")
+    sasl_password: SecretStr | None = Field(None, description="The user's password; it belongs into the environment.")
+    ssl_cafile: Path | None = Field(None, description="The certificates that the broker's is checked with.")
+    ssl_certfile: Path | None = Field(None, description="The certificate that this client shows to the broker.")
+    ssl_keyfile: Path | None = Field(None, description="The private key of ssl_certfile.")
+    replication_factor: int = Field(1, ge=1, description="Copies of each topic that Flawline makes; 3 on a cluster.")
+    min_insync_replicas: int = Field(
+        1, ge=1, description="Copies that must hold a record before it is acknowledged; 2 on a cluster."
+    )
+    topic_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Prefix of topic names, for lines that share a cluster."
+    )
     camera_partitions: int = Field(
-        8, ge=1, le=10_000, description="Partitions of the per-camera topics; 4x the most actors there will ever be."
+        8,
+        ge=1,
+        le=10_000,
+        description="Partitions of topics by camera: four times the most actors there will ever be.",
     )
 
 
 class EmbeddedSettings(_Section):
-    """The embedded broker, used when `kafka.bootstrap_servers` is not set."""
+    """The embedded broker, which is used when `kafka.bootstrap_servers` is not set."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(9092, ge=0, le=65_535)
-    fsync: Literal["never", "interval", "always"] = "interval"
+    host: str = Field("127.0.0.1", description="Address that the broker listens on.")
+    port: int = Field(9092, ge=0, le=65_535, description="Port that the broker listens on; 0 takes a free one.")
+    fsync: Literal["never", "interval", "always"] = Field(
+        "interval", description="When data is forced to the disk, which decides what a power cut costs."
+    )
 
 
 class FrameSettings(_Section):
     """Size limits of frames."""
 
-    limit_bytes: int = Field(16 << 20, ge=1 << 10, description="Larger frames are dropped as oversize.")
+    limit_bytes: int = Field(16 << 20, ge=1 << 10, description="Larger frames are dropped with the reason oversize.")
     inline_limit_bytes: int = Field(
-        1 << 20, ge=0, description="Larger frames go by claim check, when there is a store."
+        1 << 20, ge=0, description="Larger frames go to the object store, when there is one (claim check)."
     )
-    objects_url: str | None = Field(None, description="fsspec URL (file:///..., s3://...) of the claim check store.")
+    objects_url: str | None = Field(
+        None, description="The object store as an fsspec URL (file:///..., s3://...), the same for all roles."
+    )
 
 
 class StoreSettings(_Section):
-    """Where discovery keeps classes, defects and roll-ups."""
+    """Where discovery keeps classes, defects and counts by minute."""
 
-    url: SecretStr | None = Field(None, description="SQLAlchemy URL; default a SQLite file in the data directory.")
+    url: SecretStr | None = Field(
+        None, description="The database as a SQLAlchemy URL; the default is a SQLite file in data_dir."
+    )
 
 
 class MetricsSettings(_Section):
-    """Prometheus endpoints; port 0 turns one off."""
+    """Prometheus endpoints."""
 
-    host: str = "127.0.0.1"
-    producers_port: int = Field(9401, ge=0, le=65_535)
-    workers_port: int = Field(9402, ge=0, le=65_535)
-    discovery_port: int = Field(9403, ge=0, le=65_535)
-    ledger_port: int = Field(9404, ge=0, le=65_535)
+    host: str = Field("127.0.0.1", description="Address that the endpoints listen on.")
+    producers_port: int = Field(9401, ge=0, le=65_535, description="Port of the producers' metrics; 0 is off.")
+    workers_port: int = Field(9402, ge=0, le=65_535, description="Port of the workers' metrics; 0 is off.")
+    discovery_port: int = Field(9403, ge=0, le=65_535, description="Port of discovery's metrics; 0 is off.")
+    ledger_port: int = Field(9404, ge=0, le=65_535, description="Port of the ledger's metrics; 0 is off.")
 
 
 class GrafanaSettings(_Section):
     """Where `flawline dashboards push` sends the dashboards."""
 
-    url: str = "http://127.0.0.1:3000"
-    token: SecretStr | None = None
-    folder: str = "Flawline"
-    prometheus_url: str = "http://prometheus:9090"
+    url: str = Field("http://127.0.0.1:3000", description="Address of Grafana, with its sub-path if it has one.")
+    token: SecretStr | None = Field(None, description="Token of a service account with the role Admin.")
+    folder: str = Field("Flawline", description="Title of the folder that holds the dashboards.")
+    prometheus_url: str = Field("http://prometheus:9090", description="Address of Prometheus as Grafana reaches it.")
     store_url: SecretStr | None = Field(
-        None, description="The store as Grafana reaches it; default store.url. A role that can only read is enough."
+        None, description="The store as Grafana reaches it, best with a role that only reads; the default is store.url."
     )
 
 
@@ -109,12 +128,12 @@ class Settings(BaseSettings):
     )
 
     line: str = Field("line-1", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line.")
-    data_dir: Path = Field(Path("data"), description="Everything Flawline keeps on this machine.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    data_dir: Path = Field(Path("data"), description="Folder of everything that Flawline keeps on this machine.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged at least.")
     kafka: KafkaSettings = KafkaSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     frames: FrameSettings = FrameSettings()
-    cameras: list[AnyCamera] = []
+    cameras: list[AnyCamera] = Field([], description="The cameras of the line, one block for each.")
     producer: ProducerSettings = ProducerSettings()
     worker: WorkerSettings = WorkerSettings()
     scorer: ScorerSettings = ScorerSettings()
@@ -140,23 +159,23 @@ class Settings(BaseSettings):
     def _camera_names_are_unique(self) -> Settings:
         names = [camera.name for camera in self.cameras]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"camera name {min(twice)!r} is used twice: every camera needs its own")
+            raise ValueError(f"camera name {min(twice)!r} is used twice: give every camera a name of its own")
         return self
 
     @property
     def bootstrap_servers(self) -> str:
-        """The broker's address, embedded or not."""
+        """Addresses of the broker, embedded or not, as host:port[,host:port]."""
         return self.kafka.bootstrap_servers or f"{self.embedded.host}:{self.embedded.port}"
 
     @property
     def store_url(self) -> str:
-        """SQLAlchemy URL of the store."""
+        """The store as a SQLAlchemy URL."""
         if self.store.url:
             return self.store.url.get_secret_value()
         return f"sqlite:///{self.data_dir.absolute() / 'store.db'}"
 
     def topic(self, name: str) -> str:
-        """A topic's name on the broker."""
+        """Return the name of a topic on the broker."""
         return self.kafka.topic_prefix + name
 
     def partition(self, camera: str) -> int | None:
@@ -171,22 +190,18 @@ class Settings(BaseSettings):
 
 
 def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
-    """Settings from `path` (default `line.toml` when it exists, or FLAWLINE_CONFIG), environment and overrides.
+    """Return the settings of a file, with `overrides` over it and the environment over both.
 
-    Raises UsageError in one line that names the key, its value and what is allowed.
+    The file is `path`, else the one that FLAWLINE_CONFIG names, else `line.toml` where there is one. Raises UsageError
+    in one line with the key, its value and what is allowed.
     """
-    given = path or (Path(os.environ["FLAWLINE_CONFIG"]) if os.environ.get("FLAWLINE_CONFIG") else None)
-    file = given or DEFAULT_FILE
+    named = path or (Path(os.environ["FLAWLINE_CONFIG"]) if os.environ.get("FLAWLINE_CONFIG") else None)
+    file = named or DEFAULT_FILE
     content: dict[str, Any] = {}
     if file.is_file():
-        try:
-            content = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: not valid TOML: {error}") from error
-        except OSError as error:
-            raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
-    elif given:
-        raise UsageError(f"{file}: no such config file: create it or leave --config out for the defaults")
+        content = _read(file)
+    elif named:
+        raise UsageError(f"{file}: no such config file: create it, or leave --config out for the defaults")
     _check_environment()
     origin = str(file) if content else "configuration"
     try:
@@ -195,8 +210,17 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
         raise UsageError(f"{origin}: {_first_problem(error)}") from error
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not valid TOML: {error}: correct the file") from error
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}: correct its permissions") from error
+
+
 def _check_environment() -> None:
-    """A variable for a section that does not exist would be passed over in silence, and the line run on a default."""
+    """Raise UsageError for a variable of an unknown section, which pydantic-settings passes over in silence."""
     for name in os.environ:
         section, nested, _ = name.upper().removeprefix("FLAWLINE_").lower().partition("__")
         if name.upper().startswith("FLAWLINE_") and nested and section not in Settings.model_fields:
@@ -204,22 +228,25 @@ def _check_environment() -> None:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`, section by section."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = (
-            _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
-        )
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
     return merged
 
 
 def _first_problem(error: ValidationError) -> str:
+    """Return the first problem in one line: key, value and what is allowed; a secret is not repeated."""
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         text = f"unknown key {key}: remove it or correct its spelling"
     else:
-        shown = "" if isinstance(first.get("input"), dict | list) else f" = {first.get('input')!r}"
-        hidden = " = '***'" if any(word in key for word in ("password", "token", "url")) and shown else shown
-        text = f"{key}{hidden}: {first['msg']}"
+        value = "" if isinstance(first.get("input"), dict | list) else f" = {first.get('input')!r}"
+        if value and any(word in key for word in ("password", "token", "url")):
+            value = " = '***'"
+        allowed = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        text = f"{key}{value}: {allowed}"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"

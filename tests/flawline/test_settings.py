@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from flawline.errors import UsageError
 from flawline.settings import producers as cameras
+from flawline.settings import tree
 from flawline.settings.tree import Settings, load_settings, os
 from station.cli import doctor
 
@@ -31,6 +32,11 @@ def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("FLAWLINE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+def is_section(value: object) -> bool:
+    """Tell whether this is a section of the settings that the tree itself defines."""
+    return isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == tree.__name__
 
 
 def written(folder: Path, text: str) -> Path:
@@ -75,6 +81,13 @@ def test_shipped_file_sets_every_default_explicitly() -> None:
 @pytest.mark.parametrize(("section", "key"), list(settings_fields()))
 def test_shipped_file_mentions_every_key(section: str, key: str) -> None:
     assert re.search(rf"^(# )?{key} = ", sections(SHIPPED.read_text())[section], re.MULTILINE)
+
+
+@pytest.mark.parametrize("section", [value for value in vars(tree).values() if is_section(value)])
+def test_every_key_is_described_in_one_sentence(section: type[BaseModel]) -> None:
+    keys = {key: field for key, field in section.model_fields.items() if not isinstance(field.default, BaseModel)}
+    for key, field in keys.items():
+        assert re.fullmatch(r"[A-Z][^\n]{10,120}\.", field.description or ""), f"{key}: {field.description}"
 
 
 @pytest.mark.parametrize("kind", CAMERA_KINDS)
