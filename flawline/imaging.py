@@ -1,4 +1,4 @@
-"""The one place that turns bytes into pixels and back, so that a streamed frame and a file give the same pixels."""
+"""Bytes to pixels and back, here only, so that a frame from Kafka and an image file give the same pixels."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flawline.messages import MAX_SIDE_PX, Codec
 PIXEL_LIMIT = 200_000_000
 """Larger images are refused before memory is taken for them; the largest line-scan sensors stay below."""
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a damaged file is said once, by us
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # we report a damaged file ourselves
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 class ImageError(FlawlineError):
-    """Bytes that are no image, or one outside the limits."""
+    """The bytes are no image, or one outside the limits."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What an encoded image's header says."""
+    """The header of an encoded image."""
 
     codec: Codec
     height: int
@@ -41,7 +41,7 @@ class Probe:
 
 
 def probe(data: bytes) -> Probe:
-    """Size and codec from the header alone, nothing decoded. Raises ImageError when it is neither JPEG nor PNG."""
+    """Read size and codec from the header; no pixel is decoded. Raises ImageError unless it is a JPEG or PNG."""
     if data[:2] == b"\xff\xd8":
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -63,28 +63,28 @@ def decode(
     shape: tuple[int, int, int] | None = None,
     pixel_limit: int = PIXEL_LIMIT,
 ) -> np.ndarray:
-    """Pixels of an encoded frame as uint8 (H, W, 3) RGB.
+    """Return the pixels of an encoded frame as uint8 (H, W, 3) RGB.
 
-    `shape` (height, width, channels) is what the message announces; it is needed for `raw` and checked for the others
-    before anything is allocated. 16-bit images are scaled to 8 bits, transparency is laid on black, grey is repeated.
-    Raises ImageError.
+    `shape` (height, width, channels) is what the message announces. `raw` needs it; for the other codecs it is checked
+    before memory is taken. 16-bit images are scaled to 8 bits, transparent pixels are blended with black, and grey
+    becomes three equal channels. Raises ImageError.
     """
     if codec is Codec.RAW:
         if shape is None or int(np.prod(shape, dtype=object)) != len(data) or shape[2] not in (1, 3, 4):
             raise ImageError(f"raw frame of {len(data)} bytes does not fit its announced shape {shape}")
         return to_rgb(np.frombuffer(data, np.uint8).reshape(shape))
-    found = probe(data)
-    if found.codec is not codec:
-        raise ImageError(f"frame announces {codec} and holds {found.codec}")
-    if shape is not None and (found.height, found.width) != tuple(shape[:2]):
-        raise ImageError(f"frame announces {shape[0]}x{shape[1]} px and its image has {found.height}x{found.width}")
-    _check_pixels(found.height, found.width, pixel_limit)
-    if found.codec is Codec.JPEG and found.channels != 4:
+    header = probe(data)
+    if header.codec is not codec:
+        raise ImageError(f"frame announces {codec} and holds {header.codec}")
+    if shape is not None and (header.height, header.width) != tuple(shape[:2]):
+        raise ImageError(f"frame announces {shape[0]}x{shape[1]} px and its image has {header.height}x{header.width}")
+    _check_pixels(header.height, header.width, pixel_limit)
+    if header.codec is Codec.JPEG and header.channels != 4:
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
         except (ValueError, KeyError) as error:
             raise ImageError(f"JPEG of {len(data)} bytes is damaged: {error}") from error
-    return _decode_generic(data, f"{found.codec} of {len(data)} bytes")
+    return _decode_generic(data, f"{header.codec} of {len(data)} bytes")
 
 
 def _check_pixels(height: int, width: int, pixel_limit: int) -> None:
@@ -93,10 +93,10 @@ def _check_pixels(height: int, width: int, pixel_limit: int) -> None:
 
 
 def _check_header(data: bytes) -> None:
-    """ImageError when the header of an image of any kind is unreadable or announces too many pixels."""
+    """Raise ImageError when the header of an image of any kind cannot be read or announces too many pixels."""
     if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
-        found = probe(data)
-        _check_pixels(found.height, found.width, PIXEL_LIMIT)
+        header = probe(data)
+        _check_pixels(header.height, header.width, PIXEL_LIMIT)
         return
     try:
         width, height = _size(io.BytesIO(data))
@@ -115,7 +115,7 @@ def _size(file: IO[bytes] | Path) -> tuple[int, int]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image file from its header alone. Raises ImageError."""
+    """Return width and height of an image file from its header. Raises ImageError."""
     try:
         return _size(path)
     except UnidentifiedImageError as error:
@@ -135,7 +135,10 @@ def _decode_generic(data: bytes, what: str) -> np.ndarray:
 
 
 def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a grey, colour or transparent image of 8 or 16 bits, or of floats in 0..1."""
+    """Return an image as uint8 (H, W, 3) RGB: grey, colour or transparent, of 8 or 16 bits or floats in 0..1.
+
+    `bgr` gives the order of its colour channels. Raises ImageError.
+    """
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     elif image.dtype == bool:
@@ -157,7 +160,10 @@ def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, codec: Codec, *, quality: int = 90) -> bytes:
-    """Encoded bytes of uint8 (H, W, 3) RGB pixels. PNG uses its fastest level: 5x faster for 10 % more bytes."""
+    """Return the encoded bytes of uint8 (H, W, 3) RGB pixels; `quality` (1 to 100) is that of JPEG.
+
+    PNG uses its fastest level: 5 times faster for 10 % more bytes.
+    """
     if codec is Codec.JPEG:
         return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB")
     if codec is Codec.PNG:
@@ -167,12 +173,12 @@ def encode(pixels: np.ndarray, codec: Codec, *, quality: int = 90) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """PNG of a boolean (H, W) mask, 0 and 255."""
+    """Return a boolean (H, W) mask as a PNG of 0 and 255."""
     return cv2.imencode(".png", np.asarray(mask, bool).astype(np.uint8) * 255)[1].tobytes()
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """Boolean (H, W) mask of an encoded mask image: everything above middle grey is inside. Raises ImageError."""
+    """Return an encoded mask as boolean (H, W): pixels above middle grey are inside. Raises ImageError."""
     _check_header(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -184,7 +190,10 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Pixels of an image file as uint8 (H, W, 3) RGB; the same as a frame with the file's bytes gives."""
+    """Return the pixels of an image file as uint8 (H, W, 3) RGB, the same as of a frame with these bytes.
+
+    Raises ImageError.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Sets of non-negative integers as sorted intervals: a day of consecutive sequence numbers costs 16 bytes."""
+"""Sets of integers as sorted intervals: a day of consecutive sequence numbers takes 16 bytes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Iterable, Iterator
 class IntervalSet:
     """A mutable set of integers in 0..2^63-1, kept as disjoint intervals that do not touch.
 
-    Memory is 16 bytes for each interval, whatever its length. Adding at the end, which is how sequence numbers come,
-    takes constant time; elsewhere a binary search and a move of the intervals behind.
+    Each interval takes 16 bytes, whatever its length. Adding at the end, as sequence numbers come, takes constant time;
+    elsewhere it takes a binary search and a move of the intervals behind.
     """
 
     __slots__ = ("_count", "_starts", "_stops")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        """The union of `ranges`: pairs of first and last, both included."""
+        """Make the union of `ranges`, pairs of first and last, both included."""
         self._starts, self._stops = array("Q"), array("Q")  # half open: [start, stop)
         self._count = 0
         for first, last in ranges:
             self.add(first, last)
 
     def add(self, first: int, last: int | None = None) -> None:
-        """Add `first`, or everything from `first` to `last`, both included. ValueError when they run backwards."""
+        """Add `first`, or all from `first` to `last`, both included. Raises ValueError when they run backwards."""
         start, stop = _half_open(first, last)
         if not self._stops or start > self._stops[-1]:
             self._starts.append(start)
@@ -38,7 +38,7 @@ class IntervalSet:
         self._replace(low, high, [(start, stop)])
 
     def discard(self, first: int, last: int | None = None) -> None:
-        """Remove `first`, or everything from `first` to `last`, both included; what is not there is no error."""
+        """Remove `first`, or all from `first` to `last`, both included; members that are not there are no error."""
         start, stop = _half_open(first, last)
         low, high = bisect_right(self._stops, start), bisect_left(self._starts, stop)
         if low >= high:
@@ -47,12 +47,12 @@ class IntervalSet:
         self._replace(low, high, [piece for piece in (left, right) if piece[0] < piece[1]])
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """The intervals in ascending order as pairs of first and last, both included."""
+        """Return the intervals in ascending order as pairs of first and last, both included."""
         return ((start, stop - 1) for start, stop in zip(self._starts, self._stops, strict=True))
 
     @property
     def last(self) -> int:
-        """The largest member; ValueError when there is none."""
+        """The largest member. Raises ValueError when there is none."""
         if not self._stops:
             raise ValueError("an empty interval set has no last member")
         return self._stops[-1] - 1
@@ -125,7 +125,7 @@ class IntervalSet:
 
 
 def union(sets: Iterable[IntervalSet]) -> IntervalSet:
-    """Everything that is in at least one of the sets."""
+    """Return the members of at least one of the sets."""
     result = IntervalSet()
     for item in sets:
         result = result | item if result else item

@@ -1,7 +1,7 @@
 """Kafka clients made from the settings, and the topics they need.
 
-The values are the measured ones: a client's defaults hold 325 MB in a poll of frames, wait 120 s for a broker that is
-away and, since kafka-python 3, queue without bound, so the callers bound their own unacknowledged bytes.
+The options are measured. With its defaults a client holds 325 MB in one poll of frames and waits 120 s for a broker
+that is away. Since kafka-python 3 it also queues without a limit, so callers limit their own unacknowledged bytes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
-# Below WARNING this logger writes every frame's bytes into the log. A command that wants less has said so before.
+# Below WARNING this logger writes the bytes of every frame. A level above, set before the import, stays.
 if logging.getLogger("kafka").level < logging.WARNING:
     logging.getLogger("kafka").setLevel(logging.WARNING)
 
 
 def require_fast_checksum() -> None:
-    """FlawlineError without the C library for CRC-32C."""
+    """Raise FlawlineError when the C library for CRC-32C is missing."""
     if getattr(record_util, "crc32c_c", None) is None:
         raise FlawlineError("the C library crc32c is missing, without it a frame costs 23 ms: pip install crc32c")
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Address and security, for every client. Raises UsageError for a certificate file that is not there."""
+    """Return the address and security options of every client. Raises UsageError for a missing certificate file."""
     kafka = settings.kafka
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-        # The client would try again until its time-out, and then say that the broker is away.
+        # With a missing file the client tries until its time-out, and then reports that the broker is away.
         if (file := getattr(kafka, key)) is not None and not file.is_file():
             raise UsageError(f"kafka.{key} {file}: no such file: correct the path or leave it out")
     password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
@@ -70,7 +70,7 @@ def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
 
 
 def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
-    """An idempotent producer; the caller bounds its unacknowledged bytes."""
+    """Return an idempotent producer; the caller limits its unacknowledged bytes. Raises FlawlineError."""
     limit = largest_message_bytes(settings)
     options = {
         "acks": "all",
@@ -87,7 +87,10 @@ def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
 
 
 def consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> KafkaConsumer:
-    """A consumer of topics given by their plain names; with a group, cooperative-sticky and without auto-commit."""
+    """Return a consumer, subscribed to the topics `names` (without prefix) when it belongs to a `group`.
+
+    It never commits by itself; partitions are shared by the cooperative-sticky protocol. Raises FlawlineError.
+    """
     limit = largest_message_bytes(settings)
     options = {
         "group_id": f"{settings.kafka.topic_prefix}{group}" if group else None,
@@ -112,17 +115,20 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
 
 
 def admin(settings: Settings) -> KafkaAdminClient:
-    """An admin client."""
+    """Return an admin client. Raises FlawlineError."""
     return _connect(KafkaAdminClient, settings, {})
 
 
 def largest_message_bytes(settings: Settings) -> int:
-    """The largest record of any topic of the line."""
+    """Return the size limit of the topic with the largest records."""
     return max(int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"]) for topic in topics.ALL)
 
 
 def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None:
-    """Create what is missing of the line's topics. What is there stays as it is; `flawline doctor` compares it."""
+    """Create the missing topics of the line, or of those in `only`. Raises FlawlineError.
+
+    A topic that exists stays as it is; `flawline doctor` compares it with the table.
+    """
     wanted = {}
     replication = settings.kafka.replication_factor
     for name, topic in topics.named(settings.kafka.topic_prefix):
@@ -137,14 +143,14 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
             }
     client = admin(settings)
     try:
-        there = set(client.list_topics())
-        missing = {name: spec for name, spec in wanted.items() if name not in there}
+        existing = set(client.list_topics())
+        missing = {name: spec for name, spec in wanted.items() if name not in existing}
         for name, spec in missing.items():
             try:
                 # Apache Kafka acknowledges a topic before every broker lists it.
                 client.create_topics({name: spec}, wait_for_metadata=True)
             except TopicAlreadyExistsError:  # another role was faster
-                log.debug("topic %s was created by someone else", name)
+                log.debug("topic %s was created by another role", name)
     except KafkaError as error:
         raise FlawlineError(
             f"topics cannot be created on {settings.bootstrap_servers} ({error}): grant CREATE on them, "
@@ -155,29 +161,29 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
 
 
 class TopicNotKnownYetError(RetriableError):
-    """The leader has no metadata yet of a topic that it is to divide."""
+    """The leader of a group has no metadata yet of a topic that it must divide."""
 
 
 class PatientCooperativeSticky(CooperativeStickyAssignor):
-    """KIP-429's assignor, whose leader waits until it knows every topic that the group reads.
+    """The cooperative-sticky assignor (KIP-429), whose leader waits until it knows every topic of the group.
 
-    kafka-python 3.0.12 lets a leader divide partitions before it has the topic's metadata: a response that was asked
-    for before subscribe() ends the wait for the one asked for after it. Then nobody gets anything until a later
-    rebalance.
+    kafka-python 3.0.12 lets a leader divide partitions before it has the metadata of the topic: a response to a request
+    before subscribe() ends the wait for the response to the one after it. Then no member gets a partition until the
+    next rebalance.
     """
 
     def assign(self, cluster: Any, members: Any) -> Any:
         """Divide the partitions among the members.
 
-        Raises TopicNotKnownYetError while a topic is unknown. The client has just asked for it, and answers a
-        retriable error by joining again after `retry_backoff_ms`; the broker then repeats its list of members.
+        Raises TopicNotKnownYetError while a topic is unknown. It is a retriable error: the client joins again after
+        `retry_backoff_ms`, and by then it has the metadata that it has just asked for.
         """
         require_metadata(cluster, members)
         return super().assign(cluster, members)
 
 
 def require_metadata(cluster: Any, members: Any) -> None:
-    """TopicNotKnownYetError unless the cluster's metadata has all topics of the members."""
-    topics = {topic for member in members for topic in member.metadata.topics}
-    if unknown := sorted(topic for topic in topics if not cluster.partitions_for_topic(topic)):
+    """Raise TopicNotKnownYetError unless the metadata of the cluster has all topics of the members."""
+    names = {name for member in members for name in member.metadata.topics}
+    if unknown := sorted(name for name in names if not cluster.partitions_for_topic(name)):
         raise TopicNotKnownYetError(f"no metadata yet of {', '.join(unknown)}")

@@ -8,13 +8,13 @@ import time
 
 
 def configure_logging(level: str, role: str = "") -> None:
-    """Logs go to stderr, one line each, with UTC stamps."""
+    """Send the log to stderr: one line an event, with UTC stamps and, where it is given, the name of the `role`."""
     logging.Formatter.converter = time.gmtime
     name = f" {role}" if role else ""
     logging.basicConfig(
         level=level, stream=sys.stderr, force=True, format=f"%(asctime)sZ{name} %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # tells which of its libraries it tried
-    # Below WARNING the client's loggers write every frame's bytes. A command that is no role says in one line of its
-    # own that the broker is away, so the client's many are left out.
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # below, it lists the libraries that it tries
+    # Below WARNING the Kafka client logs the bytes of every frame. A command that is no role reports in one line that
+    # the broker is away, so the client's own lines are left out.
     logging.getLogger("kafka").setLevel(logging.WARNING if role else logging.CRITICAL)

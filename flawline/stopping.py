@@ -11,24 +11,25 @@ from contextlib import contextmanager
 from types import FrameType
 
 PARENT_VARIABLE = "FLAWLINE_PARENT_PID"
-"""Set by `flawline up` for its roles, so that none outlives it, whatever it died of."""
+"""Environment variable that names the parent process to a child, so that no child outlives its parent."""
 
 PARENT_CHECK_S = 0.5
 
 
 class Stop(threading.Event):
-    """A stop event that remembers whether a person asked for it (Ctrl-C), which decides the exit code."""
+    """An event that asks for the end; `by_keyboard` tells whether a person set it (Ctrl-C)."""
 
     by_keyboard = False
 
     @property
     def exit_code(self) -> int:
+        """The exit code of a process that ends for this event."""
         return 130 if self.by_keyboard else 0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once. Only in the main thread."""
+    """Give an event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once. Works in the main thread only."""
     stop = Stop()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -47,7 +48,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def follow_parent() -> None:
-    """Where `PARENT_VARIABLE` names the parent, ask this process to end (SIGTERM) when that parent is gone."""
+    """Send this process SIGTERM when its parent has gone, if `PARENT_VARIABLE` names that parent."""
     parent = os.environ.get(PARENT_VARIABLE, "")
     if parent.isdigit():
         threading.Thread(target=_watch, args=(int(parent),), name="parent-watch", daemon=True).start()

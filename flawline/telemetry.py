@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the system. Names say the unit; labels are bounded (cameras, reasons, stages)."""
+"""Every Prometheus metric of the system. Names hold the unit; labels have few values (cameras, reasons, stages)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 REGISTRY = CollectorRegistry()
 
-# From a bare decode to a frame that waited a minute behind an outage.
+# From one decoding to a frame that waits minutes for a broker that is away.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -117,25 +117,26 @@ LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly on
 OF_THE_LEDGER: tuple[Collector, ...] = (LEDGER, LEDGER_BALANCED)
 
 
-class Some(Collector):
-    """Some collectors as one: a role shows its own metrics, since another's gauge would stand there as a false 0."""
+class CollectorGroup(Collector):
+    """Several collectors as one. A role serves its own metrics only: the gauge of another role would be a false 0."""
 
     def __init__(self, collectors: Iterable[Collector]) -> None:
         self._collectors = tuple(collectors)
 
     def collect(self) -> Iterator[Metric]:
-        for each in self._collectors:
-            yield from each.collect()
+        for collector in self._collectors:
+            yield from collector.collect()
 
 
 class Endpoint:
-    """A running Prometheus endpoint."""
+    """A running Prometheus endpoint; `port` is 0 when nothing is served."""
 
     def __init__(self, server: WSGIServer | None, port: int) -> None:
         self._server = server
         self.port = port
 
     def close(self) -> None:
+        """Stop serving; harmless when it has stopped."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -143,11 +144,11 @@ class Endpoint:
 
 
 def serve(port: int, host: str, *collectors: Collector) -> Endpoint:
-    """Serve these metrics on `host:port`; port 0 serves nothing. Raises FlawlineError when the port is in use."""
+    """Serve the metrics of `collectors` on `host:port`; port 0 serves nothing. Raises FlawlineError."""
     if port == 0:
         return Endpoint(None, 0)
     registry = CollectorRegistry()
-    registry.register(Some(collectors))
+    registry.register(CollectorGroup(collectors))
     try:
         server, _ = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

@@ -15,7 +15,7 @@ from flawline import telemetry
 
 def exposition() -> str:
     """This process's worker metrics as Prometheus text."""
-    return generate_latest(telemetry.Some(telemetry.OF_AN_ACTOR)).decode()
+    return generate_latest(telemetry.CollectorGroup(telemetry.OF_AN_ACTOR)).decode()
 
 
 class ActorCollector(Collector):
@@ -26,7 +26,7 @@ class ActorCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The supervisor's own metrics, then those of the actors that answered."""
-        yield from telemetry.Some(telemetry.OF_THE_SUPERVISOR).collect()
+        yield from telemetry.CollectorGroup(telemetry.OF_THE_SUPERVISOR).collect()
         yield from merged(self._ask()).values()
 
 
