@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def cpu_count() -> int:
-    """CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_dir() -> Path:
-    """Where converted backbones are kept: `FLAWLINE_CACHE`, default `~/.cache/flawline`."""
+    """Return the folder of converted backbones and kernels: `FLAWLINE_CACHE`, by default `~/.cache/flawline`."""
     return Path(os.environ.get("FLAWLINE_CACHE") or Path.home() / ".cache" / "flawline")

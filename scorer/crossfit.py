@@ -1,7 +1,7 @@
 """Banks of every group and layer, and the distances of good images to banks that hold nothing of them.
 
 The slow part of a fit. It works through cells (one group in one layer), a few at a time, so that memory stays bounded
-whatever the number of groups, and keeps each finished cell in the fit's working folder, if it has one.
+whatever the number of groups. The fit's working folder, if there is one, keeps each finished cell.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from scorer.features.store import FeatureStore, Progress
 from scorer.search.bank import Bank
 from scorer.vectors import Vectors
 
-# Bytes that one greedy selection may run over; larger pools are selected in parts, which are then merged.
+# Bytes of patches that one greedy selection may take; larger pools are selected in parts, which are then merged.
 _POOL_BYTES = 64 << 20
+# Stands in the place of a fold that is left out, for the bank of all folds.
+_ALL_FOLDS = -1
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """One group's images in one layer: which, in which folds, and how many rows their bank has."""
+    """One group's images in one layer: their numbers, their folds, and how many rows their bank has."""
 
     group: int
     layer: int
@@ -37,7 +39,7 @@ class _Cell:
 
     @property
     def key(self) -> str:
-        """Changes with everything that its bank depends on besides the features."""
+        """The cell's name in the working folder: changes with all that its bank depends on besides the features."""
         digest = hashlib.sha256(f"{self.layer} {self.settings.model_dump_json()} {self.rows}".encode())
         for fold in self.folds:
             digest.update(b"|" + fold.astype(np.int64).tobytes())
@@ -52,29 +54,30 @@ def cross_fit(
     threads: int,
     progress: Progress | None,
 ) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
-    """Banks of every group and layer, and each good image's patch distances (n, h * w) to banks without that image.
+    """Return banks of every group and layer, and for each layer the good images' distances (n, h * w) to others.
 
-    Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, the
-    bank that scores a fold from those of the others; both have the same size. Whole images are left out (those of one
-    of `sources` (n,) together), since a patch's best match is its neighbour in the same image.
+    Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, and
+    the bank that scores a fold from the selections of all others; both have the same size. Whole images are left out,
+    those with the same number in `sources` (n,) together, since the best match of a patch is its neighbour in the same
+    image. `members[k]` are the numbers of a group's images.
     """
     layers = settings.active_layers
     distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
     rng = np.random.default_rng(settings.seed)
-    folds = [split(own, sources[own], settings.folds, rng) for own in members]
+    folds = [split(images, sources[images], settings.folds, rng) for images in members]
     # Layer by layer, since cells of one layer take about equally long.
     cells = [
-        _Cell(k, i, layer, own, folds[k], int(min(layer.rows, max(16, layer.rows_per_image * len(own)))))
+        _Cell(k, i, layer, images, folds[k], int(min(layer.rows, max(16, layer.rows_per_image * len(images)))))
         for i, layer in enumerate(layers)
-        for k, own in enumerate(members)
+        for k, images in enumerate(members)
     ]
     banks: list[list[Vectors]] = [[np.empty((0, 0), dtype=np.float32)] * len(layers) for _ in members]
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(cells), threads):
             batch = cells[start : start + threads]
-            for cell, (bank, found) in zip(batch, _finished(store, batch, pool), strict=True):
+            for cell, (bank, of_members) in zip(batch, _finished(store, batch, pool), strict=True):
                 banks[cell.group][cell.layer] = bank
-                distances[cell.layer][cell.members] = found
+                distances[cell.layer][cell.members] = of_members
             if progress:
                 progress("banks", start + len(batch), len(cells))
     return banks, distances
@@ -83,9 +86,9 @@ def cross_fit(
 def _finished(
     store: FeatureStore, cells: Sequence[_Cell], pool: ThreadPoolExecutor
 ) -> list[tuple[Vectors, NDArray[np.float32]]]:
-    """Bank and own distances (members, h * w) of some cells, worked on together, or as an earlier run kept them."""
+    """Return bank and distances (members, h * w) of some cells, from this run or from an earlier one that kept them."""
     kept = [store.folder.get(cell.key) if store.folder else None for cell in cells]
-    open_cells = [cell for cell, found in zip(cells, kept, strict=True) if found is None]
+    open_cells = [cell for cell, result in zip(cells, kept, strict=True) if result is None]
     selections = [(cell, fold) for cell in open_cells for fold in range(len(cell.folds))]
     selected = pool.map(lambda job: _part(store, *job), selections)
     parts = {(cell.key, fold): part for (cell, fold), part in zip(selections, selected, strict=True)}
@@ -94,32 +97,32 @@ def _finished(
         cell, left_out = job
         others = [parts[cell.key, fold] for fold in range(len(cell.folds)) if fold != left_out]
         bank = merged(others, cell.rows)
-        images = cell.folds[left_out] if left_out >= 0 else cell.members[:0]
+        images = cell.members[:0] if left_out == _ALL_FOLDS else cell.folds[left_out]
         return bank, _distances(store, cell, bank, images)
 
-    merges = [(cell, fold) for cell in open_cells for fold in range(-1, len(cell.folds))]
+    merges = [(cell, fold) for cell in open_cells for fold in (_ALL_FOLDS, *range(len(cell.folds)))]
     fitted = pool.map(merge, merges)
     results = {(cell.key, fold): result for (cell, fold), result in zip(merges, fitted, strict=True)}
     finished = []
-    for cell, found in zip(cells, kept, strict=True):
-        if found is None:
-            bank = results[cell.key, -1][0]
-            own = np.empty((len(cell.members), store.patches[cell.layer].shape[1]), dtype=np.float32)
+    for cell, result in zip(cells, kept, strict=True):
+        if result is None:
+            bank = results[cell.key, _ALL_FOLDS][0]
+            distances = np.empty((len(cell.members), store.patches[cell.layer].shape[1]), dtype=np.float32)
             for fold, images in enumerate(cell.folds):
-                own[np.searchsorted(cell.members, images)] = results[cell.key, fold][1]
-            found = {"bank": bank.astype(np.float16), "distances": own}
+                distances[np.searchsorted(cell.members, images)] = results[cell.key, fold][1]
+            result = {"bank": bank.astype(np.float16), "distances": distances}
             if store.folder:
-                store.folder.put(cell.key, **found)
-        finished.append((found["bank"].astype(np.float32), found["distances"]))
+                store.folder.put(cell.key, **result)
+        finished.append((result["bank"].astype(np.float32), result["distances"]))
     return finished
 
 
 def split(
     members: NDArray[np.intp], sources: NDArray[np.int64], folds: int, rng: np.random.Generator
 ) -> list[NDArray[np.intp]]:
-    """The images of a group in random parts of nearly equal size; what has one source stays in one part."""
+    """Return the images of a group in random parts of nearly equal size; images of one source stay in one part."""
     kinds, source = np.unique(sources, return_inverse=True)
-    if len(kinds) < 2:  # nothing whole could be left out
+    if len(kinds) < 2:  # all images are of one source, which cannot be left out whole
         source = np.arange(len(members))
     count = int(source.max()) + 1
     place = (rng.permutation(count) % min(folds, count))[source]
@@ -127,12 +130,12 @@ def split(
 
 
 def _part(store: FeatureStore, cell: _Cell, fold: int) -> Vectors:
-    """A fold's own selection: twice what a merged bank needs from each of its parts."""
+    """Return the selection of a fold: twice as many rows as a merged bank needs from each of its parts."""
     return selection(store, cell.layer, cell.folds[fold], -(-2 * cell.rows // (len(cell.folds) - 1)))
 
 
 def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: int) -> Vectors:
-    """Greedy selection of so many rows from all patches of some images, in parts when they are many."""
+    """Return the greedy selection of `rows` rows from all patches of some images, made in parts when they are many."""
     _, patches, channels = store.patches[layer].shape
     chosen = []
     for part in np.array_split(images, min(len(images), -(-len(images) * patches * channels * 4 // _POOL_BYTES))):
@@ -142,9 +145,10 @@ def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: i
 
 
 def _distances(store: FeatureStore, cell: _Cell, bank: Vectors, images: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Patch distances (images, h * w) to a bank."""
-    found = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
+    """Return the patch distances (images, h * w) of some images to a bank."""
+    distances = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
     searched = Bank(bank)
     for place, image in enumerate(images):
-        found[place], _ = projected(store.pool(cell.layer, np.asarray([image])), searched, cell.settings.neighbours)
-    return found
+        patches = store.pool(cell.layer, np.asarray([image]))
+        distances[place], _ = projected(patches, searched, cell.settings.neighbours)
+    return distances

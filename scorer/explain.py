@@ -1,6 +1,6 @@
-"""Why a place of an image is hot: the good patch that is nearest to it, from which image and place it is, and how far.
+"""Why a place of an image is hot: the good patch nearest to it, the image and place it came from, and its distance.
 
-The distances are the ones that scoring has used, to the same bank rows.
+Distances are those of scoring, to the same bank rows.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class GoodPatch:
-    """The good patch nearest to a place: of which image (number and file), where in it, and how far.
+    """The good patch nearest to a place: number and file of its image, its place there, and its distance.
 
-    `box` (x, y, width, height) is in fractions of that image's sides, `distance` between unit vectors (0 to 2), `ratio`
-    that distance over the usual one of the group's good patches. `picture` is the whole good image, if it can be shown.
+    `box` (x, y, width, height) is in fractions of that image's sides, `distance` is between unit vectors (0 to 2),
+    `ratio` is it over the usual distance of the group's good patches. `picture` is the whole good image, if there is
+    one.
     """
 
     image: int
@@ -41,9 +42,9 @@ class GoodPatch:
 
 @dataclass(frozen=True)
 class Reason:
-    """What is known of one place: the layer in which it is most unusual, and the nearest good patch there.
+    """Why one place is hot: the layer in which it is most unusual, and the nearest good patch in that layer.
 
-    `nearest` is what the score comes from. `shown` is the same, or the nearest one that a picture is kept of.
+    The score comes from `nearest`. `shown` is the same patch, or the nearest one of which there is a picture.
     """
 
     size_px: int
@@ -54,13 +55,13 @@ class Reason:
 
 
 def reasons(detector: CoresetDetector, image: Image, places: Sequence[tuple[float, float]]) -> list[Reason]:
-    """The reason for each place (x, y), in fractions of the sides of a uint8 RGB image.
+    """Return the reason for each place (x, y), in fractions of the sides of a uint8 RGB image.
 
     Raises FlawlineError for a model that was saved without evidence.
     """
     evidence = detector.evidence
     if evidence is None:
-        raise FlawlineError(f"model {detector.version}: does not know where its patches are from: fit it again")
+        raise FlawlineError(f"model {detector.version}: does not know where its patches came from: fit it again")
     if isinstance(detector, TiledCoreset):
         return [_tile_reason(detector, evidence, image, place) for place in places]
     features = detector.features(image)
@@ -69,19 +70,19 @@ def reasons(detector: CoresetDetector, image: Image, places: Sequence[tuple[floa
 
 
 def _tile_reason(detector: TiledCoreset, evidence: Evidence, image: Image, place: tuple[float, float]) -> Reason:
-    """The reason for a place of a large image, by the tile whose centre is nearest; good patches are tiles' too."""
+    """Return the reason for a place of a large image, from the tile whose centre is nearest, with good tiles."""
     height, width = image.shape[:2]
     x, y = place[0] * width, place[1] * height
     box = min(
-        detector.boxes(image), key=lambda each: (each.x0 + each.x1 - 2 * x) ** 2 + (each.y0 + each.y1 - 2 * y) ** 2
+        detector.boxes(image), key=lambda tile: (tile.x0 + tile.x1 - 2 * x) ** 2 + (tile.y0 + tile.y1 - 2 * y) ** 2
     )
     high, wide = box.y1 - box.y0, box.x1 - box.x0
     features = detector.features(np.ascontiguousarray(box.of(image)))
     within = (x - box.x0) / wide, (y - box.y0) / high
-    found = _reason(detector, evidence, features, detector.route(features).group, within)
-    left, top, across, down = found.box
+    reason = _reason(detector, evidence, features, detector.route(features).group, within)
+    left, top, across, down = reason.box
     whole = (box.x0 + left * wide) / width, (box.y0 + top * high) / height, across * wide / width, down * high / height
-    return dataclasses.replace(found, box=whole)
+    return dataclasses.replace(reason, box=whole)
 
 
 def _reason(
@@ -106,7 +107,7 @@ def _reason(
     usual_distance = model.units[group][i].median
 
     def patch(bank_row: int, picture: Image | None) -> GoodPatch:
-        number, where = (int(each) for each in sources[bank_row])
+        number, where = (int(value) for value in sources[bank_row])
         name = evidence.names[number] if 0 <= number < len(evidence.names) else f"good image {number}"
         distance = float(distances[bank_row])
         return GoodPatch(number, name, _box(divmod(where, grid), grid), distance, distance / usual_distance, picture)

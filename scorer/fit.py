@@ -1,4 +1,4 @@
-"""Fits a detector on good images; a fit that was interrupted is taken up where it was."""
+"""Fits a detector on good images; a fit that was interrupted goes on where it was."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scorer.fit_model import fit_model
 from scorer.model import Tiles
 from scorer.tiles import TiledImages, detector_class
 
-# Part of the key by which a killed fit is known again: raise it whenever features or banks change their meaning.
+# Part of the key by which a killed fit is recognised: raise it whenever features or banks change their meaning.
 _WORK_FORMAT = 1
 
 
@@ -36,17 +36,18 @@ def fit_detector(
     progress: Progress | None = None,
     on_unreadable: OnUnreadable | None = None,
 ) -> CoresetDetector:
-    """A detector fitted on good images (uint8 RGB, any size); no label is asked for.
+    """Return a detector fitted on good images (uint8 RGB, any size), without labels.
 
-    `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for; one
-    that raises FlawlineError is handed to `on_unreadable(index, error)` and left out, or, without that, ends the fit.
+    `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for. An
+    image that raises FlawlineError is handed to `on_unreadable(index, error)` and left out; without `on_unreadable` it
+    ends the fit. Raises FlawlineError for too few images.
     """
     if len(images) < settings.minimum_images:
         raise FlawlineError(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     started = time.monotonic()
-    given, sources = images, None
+    whole_images, sources = images, None
     if settings.tile_px is not None:
         overlap_px = round(settings.tile_px * settings.tile_overlap)
         images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
@@ -57,13 +58,15 @@ def fit_detector(
     graphs, features = backbone.of_settings(settings)
     if progress:
         progress("backbone", 1, 1)
-    folder = WorkFolder(cache_dir() / "fits", _work_key(given, settings, graphs, features))
+    folder = WorkFolder(cache_dir() / "fits", _work_key(whole_images, settings, graphs, features))
     finished = False
     try:
         store, kept = extract(images, features, folder, progress, on_unreadable)
         sources = None if sources is None else sources[kept]
         model = fit_model(store, settings, features.threads, progress, sources=sources)
-        origins = np.asarray(kept) if sources is None else sources  # of each kept image or tile, the image given
+        origins = (
+            np.asarray(kept) if sources is None else sources
+        )  # of each kept image or tile, the number of its whole image
         first_scores = model.standardised
         suspects = trimming.suspicious_images(first_scores, model.groups, sources)
         left_out = np.zeros(len(kept), dtype=bool)
@@ -82,16 +85,16 @@ def fit_detector(
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
         "images": len(set(origins[~left_out])),
-        "left_out": _named(given, origins[left_out], first_scores[left_out]),
-        "suspects": _named(given, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
-        "skipped": len(given) - len(set(origins)),
+        "left_out": _named(whole_images, origins[left_out], first_scores[left_out]),
+        "suspects": _named(whole_images, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
+        "skipped": len(whole_images) - len(set(origins)),
         "settings": settings.model_dump(mode="json"),
     }
     return detector_class(model)(model, graphs, features, report, evidence=lambda: evidence)
 
 
 def _named(images: Sequence[Image], numbers: NDArray[np.integer], scores: NDArray[np.float64]) -> list[str]:
-    """The names of some images by number, each once, those with the highest scores first."""
+    """Return the names of some images by number, each once, those with the highest scores first."""
     names = getattr(images, "names", [])
     ordered = dict.fromkeys(numbers[np.argsort(-scores, kind="stable")].tolist())
     return [names[i] if names else f"image {i}" for i in ordered]
@@ -100,7 +103,7 @@ def _named(images: Sequence[Image], numbers: NDArray[np.integer], scores: NDArra
 def _work_key(
     images: Sequence[Image], settings: ScorerSettings, graphs: Sequence[tuple[Graph, Path]], features: Backbone
 ) -> object | None:
-    """What a killed fit is known again by: images, settings, backbone; None for images that have no names."""
+    """Return what a killed fit is recognised by: images, settings, backbone; None for images without names."""
     identities = getattr(images, "identities", None)
     if identities is None:
         return None

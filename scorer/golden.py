@@ -1,7 +1,7 @@
-"""The same model on another runtime or machine: checked on its own pictures, so that a mismatch is never silent.
+"""Checks a model on another runtime or machine with its own pictures, so that a mismatch is never silent.
 
-Thresholds hold where they were calibrated. Another runtime (or a GPU) gives nearly the same features; how nearly is
-measured at loading, on the model's own pictures, against the scores that they had when it was saved.
+Thresholds hold where they were calibrated. Another runtime (or a GPU) gives nearly the same features. How near they are
+is measured when the model is loaded: its pictures are scored, and compared with their scores when it was saved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flawline.messages import Codec
 from scorer.evidence import Evidence
 from scorer.features.backbone import Image
 
-# Pictures that are compared, and the most that the natural log of a score may differ: runtimes in f32 agree within 1 %.
+# Pictures to compare, and the largest difference of the natural log of a score: runtimes in f32 agree within 1 %.
 _PICTURES = 8
 _TOLERANCE = 0.02
 
@@ -30,15 +30,19 @@ Raw = Callable[[Sequence[Image]], Sequence[float]]
 
 
 def golden(evidence: Evidence, raw: Raw) -> dict[str, Any]:
-    """Which pictures are compared, by number, and the raw scores that they have here."""
+    """Return the numbers of the pictures to compare, their raw scores here, and what this machine is."""
     numbers = sorted(evidence.pictures)
     chosen = numbers[:: max(1, -(-len(numbers) // _PICTURES))]
-    return {"pictures": chosen, "raw": [float(each) for each in raw(_pictures(evidence, chosen))], "machine": machine()}
+    return {
+        "pictures": chosen,
+        "raw": [float(score) for score in raw(_pictures(evidence, chosen))],
+        "machine": machine(),
+    }
 
 
 @functools.cache
 def machine() -> str:
-    """The kind of processor, and the release of OpenVINO: what else than the runtime may change its arithmetic."""
+    """Return the kind of processor and the release of OpenVINO: both may change the arithmetic of a runtime."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -49,16 +53,16 @@ def machine() -> str:
 
 
 def wanted(stored: dict[str, Any] | None, runtime: str, calibrated: str) -> bool:
-    """Whether a model that was calibrated on runtime `calibrated` must be checked before it is used here."""
+    """Tell whether a model that was calibrated on runtime `calibrated` must be checked before it is used here."""
     return runtime != calibrated or (stored or {}).get("machine", machine()) != machine()
 
 
 def check(stored: dict[str, Any] | None, evidence: Evidence | None, raw: Raw, where: str, calibrated: str) -> None:
-    """Raise FlawlineError when scores here, on runtime `where`, are not those that the model was calibrated on."""
+    """Raise FlawlineError when scores here, on runtime `where`, are not those on which the model was calibrated."""
     if stored is None or evidence is None:
         raise FlawlineError(
-            f"was calibrated on {calibrated}, and carries no pictures to check that its thresholds hold on {where}: "
-            f"{_mend(where, calibrated)}"
+            f"was calibrated on {calibrated}, and holds no pictures to check that its thresholds hold on {where}: "
+            f"{_remedy(where, calibrated)}"
         )
     now = np.asarray(raw(_pictures(evidence, stored["pictures"])), dtype=np.float64)
     off = float(np.abs(np.log(now / np.asarray(stored["raw"]))).max())
@@ -66,11 +70,11 @@ def check(stored: dict[str, Any] | None, evidence: Evidence | None, raw: Raw, wh
         there = calibrated if where != calibrated else stored.get("machine", calibrated)
         raise FlawlineError(
             f"scores on {where} here are up to {np.expm1(off):.1%} off those on {there}, where its thresholds were "
-            f"calibrated: {_mend(where, calibrated)}"
+            f"calibrated: {_remedy(where, calibrated)}"
         )
 
 
-def _mend(where: str, calibrated: str) -> str:
+def _remedy(where: str, calibrated: str) -> str:
     if where == calibrated:
         return "fit it again on this machine"
     return f'set worker.runtime = "{calibrated}", or fit it again with scorer.runtime = "{where}"'

@@ -1,4 +1,4 @@
-"""Loads a detector that was saved, and checks that it still scores here as it did where it was fitted."""
+"""Loads a saved detector, and checks that it scores here as it did where it was fitted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def load_detector(
     threads: int | None = None,
     weights: Path | None = None,
 ) -> CoresetDetector:
-    """The detector saved in folder `path`, verified, on the runtime asked for; `weights` matters to PyTorch only.
+    """Return the detector saved in folder `path`, verified and ready to score.
 
-    In f32 all runtimes give nearly the same scores, which is checked on pictures in the model where it was calibrated
-    on another one or on another kind of processor; the thresholds of a model fitted in bf16 hold in bf16 only.
+    `runtime`, `precision` and `device` say what the backbone runs on, `threads` how many images are scored at once;
+    `weights` is a weights file, which PyTorch alone needs. In f32 all runtimes give nearly the same scores: that is
+    checked on pictures in the model when it was calibrated on another runtime or kind of processor. The thresholds of a
+    model fitted in bf16 hold in bf16 only.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
@@ -31,7 +33,7 @@ def load_detector(
         precision = stored.precision
     if precision != stored.precision:
         raise FlawlineError(
-            f"{path}: was calibrated in {stored.precision}, its thresholds do not hold in {precision}: set "
+            f"{path}: was calibrated in {stored.precision}, so that its thresholds do not hold in {precision}: set "
             f'worker.precision = "auto", or fit it again with scorer.precision = "{precision}"'
         )
     try:

@@ -12,24 +12,25 @@ from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
 
-# Smoothing, in patches, and the share of patches that make the score: more of either drowns small defects.
+# Smoothing in patches, and the share of patches that make the score: more of either drowns small defects. On linebench
+# wider smoothing changes pooled pixel AUROC by less than a point; the share is a judgement.
 _SIGMA = 0.5
 _TOP = 0.003
 _KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)
-# Distances below this are rounding; good parts that are all alike must not make the unit of a layer zero.
+# Smaller distances are rounding; good parts that are all alike must not make the unit of a layer zero.
 _FLOOR = 0.01
 _NARROWEST = 0.2
 # OpenCV 5 takes no more channels in one image (OpenCV 4 took 512); many backbones have more.
 _CHANNELS_AT_ONCE = 128
-# Keeps exp() of a part unlike anything seen finite.
+# Keeps exp() finite for a part that is unlike all good ones.
 _FARTHEST = 30.0
 
 
 @dataclass(frozen=True)
 class LayerUnit:
-    """What a layer's distances are measured in: log(d / median) / width, both from good parts of one group.
+    """The unit of a layer's distances d, log(d / median) / width, from good parts of one group.
 
-    `weight` is the layer's part in the mean over layers, relative to the others'.
+    `weight` is the layer's part in the mean over layers, relative to that of the others.
     """
 
     median: float
@@ -38,17 +39,17 @@ class LayerUnit:
 
     @classmethod
     def of(cls, distances: Map, weight: float = 1.0) -> LayerUnit:
-        """The unit of the cross-fitted patch distances of a group's good images: median and log(q99 / median)."""
+        """Return the unit of a group's cross-fitted distances: their median, and log(99 % quantile / median)."""
         median, high = np.quantile(distances, [0.5, 0.99])
         median = max(float(median), _FLOOR)
         return cls(median, max(float(np.log(max(float(high), _FLOOR) / median)), _NARROWEST), weight)
 
 
 def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
-    """One map (h, w) from the distance maps of all layers, on the finest layer's grid.
+    """Return one map (h, w) of the distance maps of all layers, on the finest layer's grid; 1 is an ordinary patch.
 
-    Each layer is put into its own units, and the weighted mean is taken over layers: their errors are independent, so a
-    patch that all find unusual stands out. The result is exponentiated (1 is an ordinary patch) and smoothed.
+    Each layer is put into its own unit, and the weighted mean is taken over the layers. Their errors are independent,
+    so a patch that all layers find unusual stands out. The result is exponentiated and smoothed.
     """
     side = max(layer.shape[0] for layer in distances)
     total = np.zeros((side, side), dtype=np.float32)
@@ -61,7 +62,7 @@ def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
 
 
 def log_score(ratios: Map) -> float:
-    """The natural log of the mean of the map's highest 0.3 % (one patch at least)."""
+    """Return the natural log of the mean of the map's highest 0.3 % (at least one patch)."""
     count = max(1, round(_TOP * ratios.size))
     highest = np.partition(ratios, -count, axis=None)[-count:]
     return math.log(highest.mean(dtype=np.float64))

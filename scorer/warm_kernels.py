@@ -8,7 +8,7 @@ from scorer.search.bank import Bank, unit_rows
 
 
 def compile_all() -> None:
-    """Use every kernel once, as an image does."""
+    """Use every kernel once, as scoring an image does, so that numba compiles it into its cache."""
     rows = unit_rows(np.eye(32, 16))
     Bank(rows).project(rows[:4], 5)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import binomtest, genpareto
 
-from scorer.calibration import Tail, fit_tail, group_widths, p_values, threshold
+from scorer.calibration import Tail, fit_tail, group_widths, p_values, threshold, upper_bound
 
 finite = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 
@@ -58,6 +59,25 @@ def test_tail_recovers_its_own_quantiles() -> None:
     scores = np.sort(rng.exponential(size=20_000))
     assert fit_tail(scores).quantile(0.001) == pytest.approx(-np.log(0.001), rel=0.1)
     assert abs(fit_tail(scores).shape) < 0.15
+
+
+@pytest.mark.parametrize("shape", [-0.3, 0.0, 0.3])
+def test_tail_has_the_shape_and_the_quantiles_that_scipy_gives_it(shape: float) -> None:
+    scores = np.sort(genpareto.rvs(shape, scale=2.0, size=200_000, random_state=5))
+    tail = fit_tail(scores)
+    excesses = scores[scores > tail.start] - tail.start
+    scipys_shape, _, scipys_scale = genpareto.fit(excesses, floc=0)
+    assert tail.shape == pytest.approx(scipys_shape, abs=0.03)
+    assert tail.scale == pytest.approx(scipys_scale, rel=0.05)
+    for rate in (0.05, 0.01, 0.001):
+        expected = tail.start + genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale)
+        assert tail.quantile(rate) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(("above", "n"), [(0, 20), (1, 20), (3, 300), (20, 20), (299, 300)])
+def test_upper_bound_is_the_exact_one_of_scipys_binomial_test(above: int, n: int) -> None:
+    interval = binomtest(above, n, alternative="less").proportion_ci(0.95, method="exact")
+    assert upper_bound(above, n) == pytest.approx(float(interval.high), rel=1e-9)
 
 
 @given(st.floats(-0.5, 0.5), st.floats(0.01, 10))

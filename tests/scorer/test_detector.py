@@ -254,7 +254,7 @@ def test_any_timm_backbone_with_local_weights_serves_and_broken_ones_are_refused
         fit_detector(good_images(), settings.model_copy(update={"weights": tmp_path / "nan.safetensors"}))
 
 
-def test_cache_that_cannot_be_written_names_the_mend(
+def test_cache_that_cannot_be_written_names_the_remedy(
     settings: ScorerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

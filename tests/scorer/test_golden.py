@@ -37,7 +37,7 @@ def test_another_runtime_is_checked_on_the_models_own_pictures(model_path: Path,
     ):
         load_detector(drifted, runtime="torch")
     bare = with_report(model_path, tmp_path / "bare", golden=None)
-    with pytest.raises(FlawlineError, match="bare: was calibrated on openvino, and carries no pictures to check"):
+    with pytest.raises(FlawlineError, match="bare: was calibrated on openvino, and holds no pictures to check"):
         load_detector(bare, runtime="torch")
 
 

@@ -122,7 +122,7 @@ def test_what_cannot_be_explained_is_one_line(line: Path, tmp_path: Path) -> Non
     assert "cannot be written" in str(nowhere)
     loaded = load_detector(line / "model")
     bare = CoresetDetector(loaded.model, loaded._graphs, loaded._backbone)
-    with pytest.raises(FlawlineError, match="does not know where its patches are from"):
+    with pytest.raises(FlawlineError, match="does not know where its patches came from"):
         reasons(bare, draw("board", 1), [(0.5, 0.5)])
 
 
