@@ -1,16 +1,18 @@
-"""The accounting of captures: `captured = scored + dropped + dead-lettered + in flight + gaps`, by sets, never by rest.
+"""The accounting of captures: `captured = scored + dropped + dead-lettered + in flight + gaps`.
 
-Pure: it is told what the topics say and counts. Every term is the size of its own set of sequence numbers, so the sum
-is a check and no definition. Rules:
+Pure: it counts what the reader reports from the topics. Every term is the size of a set of sequence numbers of its own,
+and none is computed from the others, so the sum is a check. The rules:
 
-- A capture is known from the camera's watermark or because something names its sequence number.
-- The same outcome told twice (redelivery) counts once. Of several dead letters of one frame, the last one counts.
-- A verdict supersedes a dead letter: the frame was replayed, or redelivered after a crash, and then scored. It counts
-  as scored, and is shown as `recovered`.
-- Everything else that is told two outcomes is a conflict, and so is an outcome behind the end of a closed epoch.
-- A capture without an outcome is in flight when it is in the log behind the workers' committed offset, or when nothing
-  behind it has left the producer yet and its epoch is alive: not closed, and heard of lately. Otherwise it is a gap.
-  A producer closes an epoch, maybe one of an earlier process, when nothing of it waits in memory or spool any more.
+1. A capture exists when the number of captures that its camera reports includes it, or when a record names it.
+2. An outcome that is reported twice (redelivery) counts once. Of several dead letters of a frame the last one counts.
+3. A verdict replaces a dead letter: the frame was scored after a replay, or after a crash and a redelivery. It counts
+   as scored, and also as `recovered`.
+4. Any other capture with two outcomes is a conflict, and so is an outcome after the end of a closed epoch.
+5. A capture without an outcome is in flight when it is in the log after the workers' committed offset. It is also in
+   flight when no later capture has left the producer, and its epoch is alive: not closed, and heard of recently.
+6. Every other capture without an outcome is a gap.
+
+A producer closes an epoch, also one of an earlier process, when none of its frames waits in memory or in the spool.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ Identity = tuple[str, int, int]
 """Camera, epoch and sequence."""
 
 SILENT_AFTER_NS = 60 * 1_000_000_000
-"""An epoch without a report or a verdict for this long is taken for over: what was never published counts as lost,
-until it comes after all."""
+"""An epoch without a report or a verdict for this long counts as over, and its unpublished captures as gaps, until they
+are published after all. A judgement, not measured: a producer reports once a second."""
 
 SHOWN_RANGES = 20
+"""At most this many ranges of gaps and of conflicts are kept to be shown."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class SequenceRange:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a number of captures. Two accounts of different captures can be added."""
+    """The outcomes of a number of captures. Accounts of different captures can be added."""
 
     captured: int = 0
     scored: int = 0
@@ -66,6 +69,7 @@ class Account:
 
     @property
     def balanced(self) -> bool:
+        """Whether every capture has exactly one outcome."""
         return self.conflicts == 0 and self.accounted == self.captured
 
     def __add__(self, other: Account) -> Account:
@@ -84,7 +88,7 @@ class Account:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys that `flawline ledger --json` prints for a camera and for the line."""
+        """Return what `flawline ledger --json` prints of a camera and of the line."""
         return {
             "captured": self.captured,
             "scored": self.scored,
@@ -101,7 +105,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Report:
-    """The account of every camera, and records that could not be attributed to a capture."""
+    """The account of every camera, and the records that belong to no known capture.
+
+    `unidentified` counts dead letters without a frame id by reason; `unreadable` describes records in words.
+    """
 
     cameras: Mapping[str, Account]
     unidentified: Mapping[str, int] = field(default_factory=dict)
@@ -109,21 +116,22 @@ class Report:
 
     @property
     def total(self) -> Account:
+        """The account of all cameras together."""
         return sum(self.cameras.values(), Account())
 
     @property
     def balanced(self) -> bool:
-        """Every capture has exactly one outcome, and everything that was said about them could be read."""
+        """Whether every capture has exactly one outcome and every record could be read."""
         return not self.unreadable and all(account.balanced for account in self.cameras.values())
 
     def only(self, cameras: Iterable[str]) -> Report:
-        """The same report for some of the cameras."""
+        """Return the report for some of the cameras."""
         wanted = set(cameras)
-        kept = {name: account for name, account in self.cameras.items() if name in wanted}
-        return Report(kept, self.unidentified, self.unreadable)
+        chosen = {name: account for name, account in self.cameras.items() if name in wanted}
+        return Report(chosen, self.unidentified, self.unreadable)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `flawline ledger --json` prints."""
+        """Return what `flawline ledger --json` prints."""
         return {
             **self.total.as_dict(),
             "balanced": self.balanced,
@@ -135,48 +143,52 @@ class Report:
 
 @dataclass
 class _Epoch:
-    """What is known of one producer start of one camera."""
+    """The records of one camera from one start of its producer.
 
-    watermark: int = 0
+    `captured` is the number of captures that the camera reports, `heard_at` the time (UTC ns) of its newest report or
+    verdict. `first` is the first sequence that is accounted for: verdicts of those before it may have expired. None
+    means that it is not known yet.
+    """
+
+    captured: int = 0
     closed: bool = False
-    heard_at: int = 0  # UTC ns of the newest report or verdict
-    # The first sequence that is accounted for; those before it are older than the oldest verdict that is still kept.
-    low: int | None = None
+    heard_at: int = 0
+    first: int | None = None
     scored: IntervalSet = field(default_factory=IntervalSet)
     dropped: dict[str, IntervalSet] = field(default_factory=lambda: defaultdict(IntervalSet))
     dead: dict[str, IntervalSet] = field(default_factory=lambda: defaultdict(IntervalSet))
 
 
 class Ledger:
-    """Takes what the topics say in any order between topics, and gives the account at any time."""
+    """Collects the records of the topics, in any order between topics, and gives the account at any time."""
 
     def __init__(self, *, horizon_ns: int = 0) -> None:
-        """`horizon_ns`: UTC time before which verdicts may have expired, so that older captures are left out."""
+        """Leave captures before `horizon_ns` (UTC) out, because their verdicts may have expired."""
         self._horizon_ns = horizon_ns
         self._epochs: dict[tuple[str, int], _Epoch] = {}
         self._unidentified: dict[tuple[str, int, int], str] = {}
 
     def record_entry(self, entry: LedgerEntry) -> None:
-        """A camera's watermark and dropped ranges."""
+        """Add a report of a camera: its number of captures and its dropped ranges."""
         epoch = self._epoch(entry.camera, entry.epoch)
-        epoch.watermark = max(epoch.watermark, entry.captured)
+        epoch.captured = max(epoch.captured, entry.captured)
         epoch.closed |= entry.closed
         epoch.heard_at = max(epoch.heard_at, entry.at)
-        if epoch.low != 0 and entry.at >= self._horizon_ns:
-            # Captured after this entry means captured after the horizon: from here on every verdict is still kept.
-            epoch.low = entry.captured if epoch.low is None else min(epoch.low, entry.captured)
+        if epoch.first != 0 and entry.at >= self._horizon_ns:
+            # A capture after this report is also after the horizon, so its verdict has not expired.
+            epoch.first = entry.captured if epoch.first is None else min(epoch.first, entry.captured)
         for dropped in entry.dropped:
             epoch.dropped[dropped.reason].add(dropped.first, dropped.last)
 
     def record_scored(self, identity: Identity, at: int = 0) -> None:
-        """A verdict that was published at `at` (UTC ns)."""
+        """Add a verdict that was published at `at` (UTC ns)."""
         camera, number, sequence = identity
         epoch = self._epoch(camera, number)
         epoch.scored.add(sequence)
         epoch.heard_at = max(epoch.heard_at, at)
 
     def record_dead_letter(self, identity: Identity, reason: str) -> None:
-        """A dead letter of a known frame; a later one replaces an earlier one."""
+        """Add a dead letter of a frame; it replaces an earlier one of the same frame."""
         camera, epoch, sequence = identity
         dead = self._epoch(camera, epoch).dead
         for other, sequences in dead.items():
@@ -185,17 +197,20 @@ class Ledger:
         dead[reason].add(sequence)
 
     def record_unidentified(self, origin: tuple[str, int, int], reason: str) -> None:
-        """A dead letter that names no frame; `origin` is the topic, partition and offset of what it was."""
+        """Add a dead letter without a frame id; `origin` is topic, partition and offset of the original record."""
         self._unidentified[origin] = reason
 
     def is_scored(self, identity: Identity) -> bool:
-        """Whether the frame has a verdict."""
+        """Tell whether the frame has a verdict."""
         camera, epoch, sequence = identity
         known = self._epochs.get((camera, epoch))
         return known is not None and sequence in known.scored
 
     def report(self, in_log: Iterable[Identity], now_ns: int, *, unreadable: Iterable[str] = ()) -> Report:
-        """The account, where `in_log` is what the topic `frames` holds behind the workers' committed offsets."""
+        """Return the account at `now_ns` (UTC); `in_log` are the frames after the workers' committed offsets.
+
+        `unreadable` describes records that the reader could not read.
+        """
         waiting: dict[tuple[str, int], IntervalSet] = defaultdict(IntervalSet)
         for camera, epoch, sequence in in_log:
             waiting[camera, epoch].add(sequence)
@@ -210,38 +225,40 @@ class Ledger:
     def _epoch(self, camera: str, epoch: int) -> _Epoch:
         known = self._epochs.get((camera, epoch))
         if known is None:
-            # An epoch is the time of its start in milliseconds, so one behind the horizon is complete.
-            known = _Epoch(low=0 if epoch * 1_000_000 >= self._horizon_ns else None)
+            # An epoch is the time of its start in milliseconds: after the horizon, all of its verdicts are there.
+            known = _Epoch(first=0 if epoch * 1_000_000 >= self._horizon_ns else None)
             self._epochs[camera, epoch] = known
         return known
 
 
 def _account(number: int, epoch: _Epoch, in_log: IntervalSet, *, alive: bool) -> Account:
-    """The account of one epoch; `alive` says that a producer may still hold captures of it."""
-    dead_all = union(epoch.dead.values())
-    dropped_all = union(epoch.dropped.values())
-    left_producer = union((epoch.scored, dead_all, in_log))
-    outcomes = left_producer | dropped_all
-    # A frame that reached the log was captured, even if its camera's watermark did not get that far before a crash.
-    captured = max(epoch.watermark, outcomes.last + 1 if outcomes else 0)
+    """Return the account of the epoch `number`; `alive` says that a producer may still hold captures of it."""
+    # 1. The captures: sequences from the first accounted one to the last known one.
+    dead_letters = union(epoch.dead.values())
+    published = union((epoch.scored, dead_letters, in_log))
+    outcomes = published | union(epoch.dropped.values())
+    # A frame that is published was captured, also when a crash came before its camera could report it.
+    captured = max(epoch.captured, outcomes.last + 1 if outcomes else 0)
     if epoch.closed:
-        captured = epoch.watermark
-    low = captured if epoch.low is None else min(epoch.low, captured)
-    captures = IntervalSet([(low, captured - 1)] if low < captured else [])
+        captured = epoch.captured
+    first = captured if epoch.first is None else min(epoch.first, captured)
+    captures = _below(captured) - _below(first)
 
+    # 2. Their outcomes, each a set of its own.
     scored = epoch.scored & captures
     dropped = {reason: sequences & captures for reason, sequences in epoch.dropped.items()}
     dead = {reason: (sequences & captures) - scored for reason, sequences in epoch.dead.items()}
+
+    # 3. Captures without an outcome: in flight, or gaps.
     unsettled = captures - union((scored, *dropped.values(), *dead.values()))
     in_flight = unsettled & in_log
     if alive:
-        at_producer = left_producer.last + 1 if left_producer else 0
-        if at_producer < captured:
-            in_flight = in_flight | (unsettled & IntervalSet([(at_producer, captured - 1)]))
+        first_unpublished = published.last + 1 if published else 0
+        in_flight = in_flight | (unsettled - _below(first_unpublished))
     gaps = unsettled - in_flight
 
-    behind_end = outcomes - IntervalSet([(0, captured - 1)] if captured else [])
-    contradicted = union((_overlaps((scored, *dropped.values(), *dead.values())), behind_end))
+    # 4. Captures with two outcomes, and outcomes after the last capture.
+    conflicts = _overlaps((scored, *dropped.values(), *dead.values())) | (outcomes - _below(captured))
     return Account(
         captured=len(captures),
         scored=len(scored),
@@ -249,16 +266,21 @@ def _account(number: int, epoch: _Epoch, in_log: IntervalSet, *, alive: bool) ->
         dead_lettered=_sizes(dead),
         in_flight=len(in_flight),
         gaps=len(gaps),
-        conflicts=len(contradicted),
-        recovered=len(dead_all & scored),
-        expired=low,
-        gap_ranges=_shown(number, gaps),
-        conflict_ranges=_shown(number, contradicted),
+        conflicts=len(conflicts),
+        recovered=len(dead_letters & scored),
+        expired=first,
+        gap_ranges=_first_ranges(number, gaps),
+        conflict_ranges=_first_ranges(number, conflicts),
     )
 
 
+def _below(end: int) -> IntervalSet:
+    """Return the sequences 0 to `end - 1`."""
+    return IntervalSet([(0, end - 1)] if end > 0 else [])
+
+
 def _overlaps(sets: Iterable[IntervalSet]) -> IntervalSet:
-    """What is in more than one of the sets."""
+    """Return the members of more than one of the sets."""
     seen, twice = IntervalSet(), IntervalSet()
     for item in sets:
         twice = twice | (seen & item)
@@ -266,7 +288,7 @@ def _overlaps(sets: Iterable[IntervalSet]) -> IntervalSet:
     return twice
 
 
-def _shown(epoch: int, sequences: IntervalSet) -> tuple[SequenceRange, ...]:
+def _first_ranges(epoch: int, sequences: IntervalSet) -> tuple[SequenceRange, ...]:
     pairs = zip(sequences.ranges(), range(SHOWN_RANGES), strict=False)
     return tuple(SequenceRange(epoch, first, last) for (first, last), _ in pairs)
 
@@ -275,8 +297,8 @@ def _sizes(sets: Mapping[str, IntervalSet]) -> dict[str, int]:
     return {str(reason): len(sequences) for reason, sequences in sorted(sets.items()) if sequences}
 
 
-def _add_counts(one: Mapping[str, int], two: Mapping[str, int]) -> dict[str, int]:
-    return {reason: one.get(reason, 0) + two.get(reason, 0) for reason in sorted({*one, *two})}
+def _add_counts(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {reason: left.get(reason, 0) + right.get(reason, 0) for reason in sorted({*left, *right})}
 
 
 def _count(reasons: Iterable[str]) -> dict[str, int]:

@@ -1,9 +1,14 @@
-"""Reads the accounting of captures from the topics themselves, all at once or poll by poll.
+"""Read the accounting of captures from the topics, all at once or poll by poll.
 
-A snapshot is read in an order that makes it consistent without stopping the line: first the workers' committed
-offsets, then `ledger`, `verdicts` and `dead-letters` to their ends, then `frames` behind the committed offsets. A
-worker confirms a frame's outcome before it commits, so a frame before the committed offset has its outcome in what is
-read next; and the watermarks are older than the end of `frames`, so no capture is missed in between.
+A poll reads in an order that makes its account consistent without stopping the line:
+
+1. the committed offsets of the workers;
+2. the topics `ledger`, `verdicts` and `dead-letters` to their ends;
+3. the topic `frames`, from the committed offsets to its end.
+
+A worker waits until the outcome of a frame is acknowledged before it commits, so every frame before the committed
+offset of step 1 has its outcome in step 2. The numbers of captures of step 2 are older than the end of `frames` of
+step 3, so no capture is missed in between.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Protocol
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CoordinatorNotAvailableError, GroupIdNotFoundError, KafkaError
@@ -36,19 +42,19 @@ from ledger.accounting import Account, Identity, Ledger, Report
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with records read and records there are."""
+"""Called with the number of records that are read, and of all there are."""
 
 STALLED_AFTER_S = 30.0
-"""Without any record for this long the broker is taken for away."""
+"""The broker counts as away when it gives no record for this long; a judgement, not measured."""
 
 HORIZON_MARGIN_MS = 60_000
-"""Clocks of producers and workers may differ by this much around the oldest verdict that is kept."""
+"""How far the clocks of producers and workers may differ around the oldest verdict; a judgement, not measured."""
 
 UNREADABLE_SHOWN = 20
 
 
 class Record(Protocol):
-    """What is used of a consumer record."""
+    """The fields of a consumer record that are used here."""
 
     topic: str
     partition: int
@@ -60,12 +66,15 @@ class Record(Protocol):
 
 
 class LedgerReader:
-    """Follows the topics of one line; every `poll` gives the account up to now. Positions are kept between polls."""
+    """Follows the topics of one line: each `poll` reads what is new and gives the account up to now.
+
+    Raises FlawlineError when the broker cannot be used.
+    """
 
     def __init__(self, settings: Settings, clock: UtcNs = utc_ns) -> None:
         self._settings = settings
         self._clock = clock
-        # A verdict of an aborted transaction never happened.
+        # Verdicts of an aborted transaction do not count.
         self._outcomes = kafka_clients.consumer(settings, isolation_level="read_committed", max_poll_records=2000)
         self._frames = kafka_clients.consumer(settings)
         self._admin = kafka_clients.admin(settings)
@@ -81,13 +90,13 @@ class LedgerReader:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for client in (self._outcomes, self._frames, self._admin):
             client.close()
 
     @property
     def ledger(self) -> Ledger:
-        """What was read so far."""
+        """The ledger of all records read so far."""
         if self._ledger is None:
             self._ledger = Ledger(horizon_ns=1_000_000 * self._horizon_ms())
         return self._ledger
@@ -95,54 +104,57 @@ class LedgerReader:
     def poll(
         self, progress: Progress | None = None, on_dead_letter: Callable[[Record, DeadLetter], None] | None = None
     ) -> Report:
-        """Read what is new and give the account. Raises FlawlineError when the broker is away."""
+        """Read the new records and return the account; `on_dead_letter` gets each dead letter with its record.
+
+        Raises FlawlineError when the broker is away.
+        """
         try:
             return self._poll(progress or (lambda done, total: None), on_dead_letter)
         except KafkaError as error:
             raise FlawlineError(
                 f"ledger: broker {self._settings.bootstrap_servers} does not answer ({error}): "
-                "see that it runs and that this role may read the line's topics"
+                "check that it runs and that this role may read the topics of the line"
             ) from error
 
     def replays_in_log(self) -> set[bytes]:
-        """Origins (`replayed-from` headers) of the replayed frames that wait in the log."""
+        """Return the headers `replayed-from` of the replayed frames that wait in the log."""
         return {origin for waiting in self._in_log.values() for _, _, origin in waiting if origin}
 
     def in_log(self) -> Iterator[Identity]:
-        """Frames behind the workers' committed offsets, as of the last poll."""
+        """Return the frames that wait for a worker, as of the last poll."""
         return (identity for waiting in self._in_log.values() for _, identity, _ in waiting if identity[0])
 
     def _poll(self, progress: Progress, on_dead_letter: Callable[[Record, DeadLetter], None] | None) -> Report:
         committed = self._committed()
-        takers: dict[str, Callable[[Record], None]] = {
-            self._settings.topic(topics.LEDGER.name): self._take_entry,
-            self._settings.topic(topics.VERDICTS.name): self._take_verdict,
-            self._settings.topic(topics.DEAD_LETTERS.name): lambda record: self._take_dead_letter(
+        readers: dict[str, Callable[[Record], None]] = {
+            self._settings.topic(topics.LEDGER.name): self._read_entry,
+            self._settings.topic(topics.VERDICTS.name): self._read_verdict,
+            self._settings.topic(topics.DEAD_LETTERS.name): lambda record: self._read_dead_letter(
                 record, on_dead_letter
             ),
         }
-        _ = self.ledger  # the horizon must be known before the first entry
-        for record in self._new_records(self._outcomes, list(takers), progress):
-            takers[record.topic](record)
+        _ = self.ledger  # it is made here, because its horizon must be older than the first entry that is read
+        for record in self._new_records(self._outcomes, list(readers), progress):
+            readers[record.topic](record)
         self._follow_frames(committed, progress)
         return self.ledger.report(self.in_log(), self._clock(), unreadable=self._unreadable)
 
-    # What the records say
+    # Records
 
-    def _take_entry(self, record: Record) -> None:
+    def _read_entry(self, record: Record) -> None:
         try:
             self.ledger.record_entry(decode(LedgerEntry, record.value or b""))
         except SchemaError as error:
             self._note_unreadable(record, str(error))
 
-    def _take_verdict(self, record: Record) -> None:
+    def _read_verdict(self, record: Record) -> None:
         identity = _identity(record)
         if identity is None:
-            self._note_unreadable(record, "no header frame-id names a capture")
+            self._note_unreadable(record, "its header frame-id names no capture")
         else:
             self.ledger.record_scored(identity, 1_000_000 * record.timestamp)
 
-    def _take_dead_letter(self, record: Record, listener: Callable[[Record, DeadLetter], None] | None) -> None:
+    def _read_dead_letter(self, record: Record, listener: Callable[[Record, DeadLetter], None] | None) -> None:
         try:
             letter = decode(DeadLetter, record.value or b"")
         except SchemaError as error:
@@ -156,78 +168,94 @@ class LedgerReader:
         if listener is not None:
             listener(record, letter)
 
-    def _note_unreadable(self, record: Record, why: str) -> None:
-        text = f"{record.topic}/{record.partition} offset {record.offset}: {why}"
+    def _note_unreadable(self, record: Record, reason: str) -> None:
+        text = f"{record.topic}/{record.partition} offset {record.offset}: {reason}"
         log.warning("ledger cannot read %s", text)
         if len(self._unreadable) < UNREADABLE_SHOWN:
             self._unreadable.append(text)
 
-    # Reading
+    # Topics
 
     def _partitions(self, consumer: KafkaConsumer, names: list[str]) -> list[TopicPartition]:
-        present = consumer.topics() & set(names)
+        """Return the partitions of those topics `names` that exist."""
         return [
             TopicPartition(name, number)
-            for name in sorted(present)
+            for name in sorted(consumer.topics() & set(names))
             for number in sorted(consumer.partitions_for_topic(name) or ())
         ]
 
     def _new_records(
-        self, consumer: KafkaConsumer, names: list[str], progress: Progress, *, start: dict[Any, int] | None = None
+        self,
+        consumer: KafkaConsumer,
+        names: list[str],
+        progress: Progress,
+        *,
+        start: Mapping[TopicPartition, int] = MappingProxyType({}),
     ) -> Iterator[Record]:
-        """Records from where the last call stopped (or from `start`, when that is further on) to the end as of now."""
+        """Return the records of the topics `names` up to their ends as of now.
+
+        They begin where the last call ended, or at `start` where that is further on. Raises FlawlineError when the
+        broker gives none for `STALLED_AFTER_S`.
+        """
         partitions = self._partitions(consumer, names)
         if not partitions:
             return
         ends = consumer.end_offsets(partitions)
-        begins = consumer.beginning_offsets(partitions)
-        left: dict[TopicPartition, int] = {}
+        first_offsets = consumer.beginning_offsets(partitions)
         for partition in partitions:
-            known = max(self._positions.get(partition, 0), begins[partition], (start or {}).get(partition, 0))
-            self._positions[partition] = known
-            if known < ends[partition]:
-                left[partition] = ends[partition]
-        if not left:
+            self._positions[partition] = max(
+                self._positions.get(partition, 0), first_offsets[partition], start.get(partition, 0)
+            )
+        unread = {partition: end for partition, end in ends.items() if self._positions[partition] < end}
+        if not unread:
             return
-        consumer.assign(list(left))
-        consumer.resume(*left)  # what the last call has paused stays so over an assignment
-        for partition in left:
+        consumer.assign(list(unread))
+        consumer.resume(*unread)  # a partition that the last call paused stays paused when it is assigned again
+        for partition in unread:
             consumer.seek(partition, self._positions[partition])
-        total, done = sum(left[p] - self._positions[p] for p in left), 0
+        total, done = sum(end - self._positions[partition] for partition, end in unread.items()), 0
         deadline = time.monotonic() + STALLED_AFTER_S
-        while left:
+        while unread:
             for partition, records in consumer.poll(timeout_ms=500).items():
                 for record in records:
-                    if partition in left and record.offset < left[partition]:
+                    if partition in unread and record.offset < unread[partition]:
                         done += 1
                         yield record
-            # Positions also pass over what is not delivered: control records, and what compaction took out.
-            moved = {partition: consumer.position(partition) for partition in left}
-            if moved != {partition: self._positions[partition] for partition in left}:
+            if self._follow_positions(consumer, unread):
                 deadline = time.monotonic() + STALLED_AFTER_S
             elif time.monotonic() > deadline:
-                stuck = min(left)
+                stuck = min(unread)
                 raise FlawlineError(
-                    f"ledger: {stuck.topic}/{stuck.partition} gives nothing behind offset {self._positions[stuck]} "
-                    f"for {STALLED_AFTER_S:.0f} s: see that the broker is well"
+                    f"ledger: {stuck.topic}/{stuck.partition} gives no record after offset {self._positions[stuck]} "
+                    f"for {STALLED_AFTER_S:.0f} s: check the broker"
                 )
-            for partition, position in moved.items():
-                self._positions[partition] = min(position, left[partition])
-                if position >= left[partition]:
-                    del left[partition]
-                    consumer.pause(partition)
             progress(done, total)
 
+    def _follow_positions(self, consumer: KafkaConsumer, unread: dict[TopicPartition, int]) -> bool:
+        """Take the positions of the consumer over, remove finished partitions from `unread`, tell whether any moved.
+
+        Positions also pass over records that are never delivered: control records, and those that compaction removed.
+        """
+        positions = {partition: consumer.position(partition) for partition in unread}
+        has_moved = positions != {partition: self._positions[partition] for partition in unread}
+        for partition, position in positions.items():
+            self._positions[partition] = min(position, unread[partition])
+            if position >= unread[partition]:
+                del unread[partition]
+                consumer.pause(partition)
+        return has_moved
+
     def _committed(self) -> dict[TopicPartition, int]:
-        """The workers' committed offsets in `frames`; what has none was never worked on."""
+        """Return the workers' committed offsets in `frames`, of the partitions that have one."""
         group = self._settings.topic(topics.WORKERS_GROUP)
         try:
-            found = self._admin.list_group_offsets(group).get(group, {})
-        except (GroupIdNotFoundError, CoordinatorNotAvailableError):  # no worker has ever been there
+            offsets = self._admin.list_group_offsets(group).get(group, {})
+        except (GroupIdNotFoundError, CoordinatorNotAvailableError):  # no worker has run on this broker yet
             return {}
-        return {partition: offset.offset for partition, offset in found.items() if offset.offset >= 0}
+        return {partition: offset.offset for partition, offset in offsets.items() if offset.offset >= 0}
 
     def _follow_frames(self, committed: dict[TopicPartition, int], progress: Progress) -> None:
+        """Remove the frames before the committed offsets from those that wait, and add the new ones."""
         for partition, waiting in self._in_log.items():
             while waiting and waiting[0][0] < committed.get(partition, 0):
                 waiting.popleft()
@@ -238,38 +266,42 @@ class LedgerReader:
             waiting.append((record.offset, _identity(record) or ("", 0, 0), origin))
 
     def _horizon_ms(self) -> int:
-        """UTC ms behind which no verdict has expired: 0, or the newest of the truncated partitions' first records."""
+        """Return the time (UTC) after which no verdict has expired; 0 when none has.
+
+        1. Without a partition that has lost its first records, nothing has expired.
+        2. A partition that is empty only shows that its records were older than the retention.
+        3. Of the others, the newest of their first records is the horizon.
+        """
         consumer = self._outcomes
         partitions = self._partitions(consumer, [self._settings.topic(topics.VERDICTS.name)])
-        begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-        truncated = [partition for partition in partitions if begins[partition] > 0]
+        first_offsets, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        truncated = [partition for partition in partitions if first_offsets[partition] > 0]
         if not truncated:
             return 0
-        # A partition that is empty by now says only that its records were older than the retention.
-        horizon = self._clock() // 1_000_000 - topics.VERDICTS.retention_ms if truncated else 0
-        waiting = {partition for partition in truncated if begins[partition] < ends[partition]}
-        if waiting:
-            consumer.assign(sorted(waiting))
-            for partition in waiting:
-                consumer.seek(partition, begins[partition])
+        horizon_ms = self._clock() // 1_000_000 - topics.VERDICTS.retention_ms
+        unread = {partition for partition in truncated if first_offsets[partition] < ends[partition]}
+        if unread:
+            consumer.assign(sorted(unread))
+            for partition in unread:
+                consumer.seek(partition, first_offsets[partition])
         deadline = time.monotonic() + STALLED_AFTER_S
-        while waiting and time.monotonic() < deadline:
+        while unread and time.monotonic() < deadline:
             for partition, records in consumer.poll(timeout_ms=500, max_records=100).items():
-                if partition in waiting:
-                    waiting.remove(partition)
+                if partition in unread:
+                    unread.remove(partition)
                     consumer.pause(partition)
-                    horizon = max(horizon, records[0].timestamp)
-        return horizon + HORIZON_MARGIN_MS
+                    horizon_ms = max(horizon_ms, records[0].timestamp)
+        return horizon_ms + HORIZON_MARGIN_MS
 
 
 def read(settings: Settings, progress: Progress | None = None) -> Report:
-    """The account of the line as the topics tell it now."""
+    """Return the account of the line as of now. Raises FlawlineError when the broker is away."""
     with LedgerReader(settings) as reader:
         return reader.poll(progress)
 
 
 def export(report: Report) -> None:
-    """Set the ledger's Prometheus metrics."""
+    """Set the Prometheus metrics of the ledger to a report."""
     telemetry.LEDGER_BALANCED.set(report.balanced)
     for camera, account in report.cameras.items():
         for outcome, reason, count in _series(account):
@@ -284,13 +316,13 @@ def _series(account: Account) -> Iterator[tuple[str, str, int]]:
         ("gap", "", account.gaps),
         ("conflict", "", account.conflicts),
     )
-    # Every reason is always there, so that one whose frames were all recovered goes back to 0.
+    # Every reason has a series, so that the count of one whose frames were all recovered goes back to 0.
     yield from (("dropped", reason, account.dropped.get(reason, 0)) for reason in DropReason)
     yield from (("dead_lettered", reason, account.dead_lettered.get(reason, 0)) for reason in DeadLetterReason)
 
 
 def parse_identity(frame_id: str | None) -> Identity | None:
-    """Camera, epoch and sequence of a frame id, None when there is none or it is malformed."""
+    """Return camera, epoch and sequence of a frame id; None without one, or when it is malformed."""
     try:
         return parse_frame_id(frame_id) if frame_id else None
     except ValueError:

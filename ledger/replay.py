@@ -1,8 +1,12 @@
-"""Dead letters: what there is, and sending the original frames again.
+"""Dead letters: list them, and send their original frames again.
 
-A replay sends the original bytes, key and headers to the original partition, plus the header `replayed-from`. Nothing
-else remembers it, and nothing else is needed to make it idempotent: a replayed frame is in the log behind the workers'
-offset (its header says from which letter), or it has a verdict, or it is a dead letter again, with the header in it.
+A replay sends the original key, value and headers to the original partition, and adds the header `replayed-from`, which
+names the dead letter. That header alone makes a second replay harmless, because a replayed frame is in one of three
+places:
+
+1. in the log after the workers' committed offset, with the header: it waits for a worker;
+2. among the verdicts: it is scored;
+3. among the dead letters again, with the header: the new letter stands for the old one.
 """
 
 from __future__ import annotations
@@ -27,21 +31,21 @@ from ledger.reader import LedgerReader, Progress, Record, parse_identity
 CONFIRM_TIMEOUT_S = 60.0
 
 IN_FLIGHT_LIMIT_BYTES = 64 << 20
-"""Unconfirmed bytes of a replay, because the client itself bounds nothing."""
+"""Limit of the bytes that a replay has sent without an acknowledgement; the client itself has no limit."""
 
 
 class Status(StrEnum):
     """Where a dead letter stands."""
 
     OPEN = "open"
-    SCORED = "scored"  # its frame has a verdict by now
+    SCORED = "scored"  # its frame has a verdict
     IN_LOG = "in-log"  # its replay waits for a worker
-    SUPERSEDED = "superseded"  # a later letter of the same record stands for it
+    SUPERSEDED = "superseded"  # there is a later letter of the same record
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter without its bytes, which may be many megabytes."""
+    """A dead letter without its value, which may be many megabytes; `at` is UTC ns."""
 
     partition: int
     offset: int
@@ -57,10 +61,11 @@ class Letter:
 
     @property
     def name(self) -> str:
-        """What `replayed-from` says of its replay."""
+        """The name of the letter in the header `replayed-from`."""
         return f"{topics.DEAD_LETTERS.name}/{self.partition}/{self.offset}"
 
     def as_dict(self) -> dict[str, Any]:
+        """Return what `flawline replay --json` prints of a letter."""
         return {
             "letter": self.name,
             "status": str(self.status),
@@ -76,14 +81,15 @@ class Letter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which letters are meant."""
+    """Which letters to choose: by reason, by camera and by age; an empty set or None chooses all."""
 
     reasons: frozenset[DeadLetterReason] = frozenset()
     cameras: frozenset[str] = frozenset()
-    youngest_s: float | None = None  # not younger than this
-    oldest_s: float | None = None  # not older than this
+    youngest_s: float | None = None  # the least age
+    oldest_s: float | None = None  # the greatest age
 
     def matches(self, letter: Letter, now_ns: int) -> bool:
+        """Tell whether the filter chooses a letter at `now_ns` (UTC)."""
         age_s = (now_ns - letter.at) / 1e9
         return (
             (not self.reasons or letter.reason in self.reasons)
@@ -94,7 +100,7 @@ class Filter:
 
 
 def letter_of(record: Record, message: DeadLetter) -> Letter:
-    """The summary of a record of `dead-letters`."""
+    """Return a record of the topic `dead-letters`, with its decoded `message`, as a letter."""
     identity = parse_identity(message.frame_id)
     replayed_from = dict(message.headers).get(REPLAYED_FROM)
     key = message.key.decode("utf-8", "replace") if message.key else None
@@ -115,7 +121,7 @@ def letter_of(record: Record, message: DeadLetter) -> Letter:
 def with_status(
     letters: Iterable[Letter], is_scored: Callable[[Identity], bool], in_log: Iterable[str]
 ) -> list[Letter]:
-    """Every letter with where it stands; `in_log` names the letters whose replay waits for a worker."""
+    """Return the letters with their status; `in_log` names those whose replay waits for a worker."""
     letters = list(letters)
     waiting = set(in_log)
     replayed_and_back = {letter.replayed_from for letter in letters}
@@ -134,19 +140,19 @@ def with_status(
 
 
 def find(settings: Settings, wanted: Filter, progress: Progress | None = None, clock: UtcNs = utc_ns) -> list[Letter]:
-    """The line's dead letters that match, oldest first, with where each stands."""
+    """Return the dead letters of the line that match, oldest first, with their status. Raises FlawlineError."""
     letters: list[Letter] = []
     with LedgerReader(settings) as reader:
         reader.poll(progress, lambda record, message: letters.append(letter_of(record, message)))
         in_log = [origin.decode("utf-8", "replace") for origin in reader.replays_in_log()]
-        found = with_status(letters, reader.ledger.is_scored, in_log)
-    return [letter for letter in found if wanted.matches(letter, clock())]
+        letters = with_status(letters, reader.ledger.is_scored, in_log)
+    return [letter for letter in letters if wanted.matches(letter, clock())]
 
 
 def send(settings: Settings, letters: Iterable[Letter], progress: Progress | None = None) -> int:
-    """Send the open ones of the letters again; how many. Each is confirmed by the broker before this returns.
+    """Send the frames of the open letters again and return their number, once the broker has acknowledged each.
 
-    Raises FlawlineError when a letter has gone from its topic or the broker does not confirm.
+    Raises FlawlineError when a letter is no longer in its topic, or when the broker does not acknowledge a frame.
     """
     ours = {settings.topic(topics.FRAMES.name)}
     chosen = [letter for letter in letters if letter.status is Status.OPEN and letter.origin[0] in ours]
@@ -181,7 +187,7 @@ def send(settings: Settings, letters: Iterable[Letter], progress: Progress | Non
 
 
 def count_by_reason(letters: Iterable[Letter]) -> dict[str, int]:
-    """How many letters have each reason."""
+    """Return the number of letters by reason."""
     return dict(sorted(Counter(str(letter.reason) for letter in letters).items()))
 
 
@@ -193,7 +199,7 @@ def _fetch(settings: Settings, reader: Any, letter: Letter) -> DeadLetter:
         for record in records:
             if record.offset == letter.offset:
                 return decode(DeadLetter, record.value or b"")
-    raise FlawlineError(f"{letter.name} has gone from its topic: list the dead letters again")
+    raise FlawlineError(f"dead letter {letter.name} is no longer in its topic: list the dead letters again")
 
 
 def _confirm(letter: Letter, _size: int, future: Any) -> None:
@@ -201,5 +207,5 @@ def _confirm(letter: Letter, _size: int, future: Any) -> None:
         future.get(timeout=CONFIRM_TIMEOUT_S)
     except KafkaError as error:
         raise FlawlineError(
-            f"the replay of {letter.name} was not confirmed ({error}): run it again, what was sent is not sent twice"
+            f"replay of {letter.name}: not acknowledged ({error}): run it again, no frame is sent twice"
         ) from error
