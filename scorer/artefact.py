@@ -1,7 +1,7 @@
-"""The model artefact: a folder of plain arrays, the backbone's graph, and a manifest that vouches for each file.
+"""The model artefact: a folder of plain arrays, the backbone's graph, and a manifest with the hash of each file.
 
-Nothing in it is code and nothing is unpickled. It is written beside its place and renamed into it, so that a folder
-under the model's name is always whole; loading verifies every hash and refuses anything else.
+Nothing in it is code, and nothing is unpickled. It is written beside its place and renamed into it, so that a folder
+with the model's name is always whole. Loading verifies every hash and refuses anything else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EVIDENCE = "evidence.safetensors"
 
 @dataclass(frozen=True)
 class Artefact:
-    """A model as it lies on disk: arrays, graphs with their folder, what it was fitted on, and how the fit went."""
+    """A model as it is on disk: arrays, graphs with their folder, runtime and precision of the fit, and its report."""
 
     model: Model
     graphs: list[tuple[Graph, Path]]
@@ -50,7 +50,7 @@ class Artefact:
     folder: Path
 
     def evidence(self) -> Evidence | None:
-        """Where bank rows came from and pictures of good images; None for a model that was saved without."""
+        """Return where bank rows came from, and pictures of good images; None for a model saved without them."""
         file = self.folder / _EVIDENCE
         if not file.is_file():
             return None
@@ -59,11 +59,15 @@ class Artefact:
         return Evidence(
             sources=[[arrays[f"source.{k}.{i}"] for i in layers] for k in range(len(self.model.banks))],
             names=[str(name) for name in self.report.get("names", [])],
-            pictures={int(name[8:]): each.tobytes() for name, each in arrays.items() if name.startswith("picture.")},
+            pictures={
+                int(name.removeprefix("picture.")): jpeg.tobytes()
+                for name, jpeg in arrays.items()
+                if name.startswith("picture.")
+            },
         )
 
     def settings(self) -> ScorerSettings:
-        """What the model was fitted with. Raises FlawlineError for a model that does not say."""
+        """Return the settings of the fit. Raises FlawlineError for a model that does not hold them."""
         try:
             return ScorerSettings(**self.report["settings"])
         except (KeyError, TypeError, ValueError) as error:
@@ -82,6 +86,7 @@ def save(
     """Write the model to folder `path` and return its version; an older model there is replaced.
 
     `report` (fit seconds, counts) is kept, but is no part of the version: the same data and seed give the same version.
+    Raises UsageError for a place that holds something else, FlawlineError when the files cannot be written.
     """
     check_place(path)
     try:
@@ -92,7 +97,9 @@ def save(
     try:
         if evidence is not None:
             _write_evidence(partial, evidence)
-            report = report | {"names": evidence.names}  # no part of the version: a model does not depend on names
+            report = report | {
+                "names": evidence.names
+            }  # no part of the version, since the model does not depend on names
         version = _write(partial, model, graphs, runtime, precision, report)
         partial.chmod(0o755)
         _put_in_place(partial, path)
@@ -106,12 +113,12 @@ def save(
 
 
 def check_place(path: Path) -> None:
-    """Raise UsageError when no model could be written to folder `path`: to be asked before the work, not after."""
+    """Raise UsageError when no model can be written to folder `path`; ask before the work, not after it."""
     if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path}: exists and is no model: choose another place or remove it")
-    above = next(each for each in path.absolute().parents if each.exists())
+    above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: cannot be written, {above} is no folder that can: choose another place")
+        raise UsageError(f"{path}: cannot be written, since {above} is no writable folder: choose another place")
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -130,7 +137,7 @@ def _put_in_place(partial: Path, path: Path) -> None:
 
 def _write_evidence(folder: Path, evidence: Evidence) -> None:
     arrays: dict[str, np.ndarray] = {
-        f"source.{k}.{i}": rows for k, each in enumerate(evidence.sources) for i, rows in enumerate(each)
+        f"source.{k}.{i}": rows for k, layers in enumerate(evidence.sources) for i, rows in enumerate(layers)
     }
     arrays |= {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in evidence.pictures.items()}
     save_file(arrays, folder / _EVIDENCE)
@@ -152,12 +159,12 @@ def _write(
         "widths": model.widths,
         "standardised": model.standardised,
     }
-    arrays |= {f"means.{i}": each for i, each in enumerate(model.means)}
+    arrays |= {f"means.{i}": means for i, means in enumerate(model.means)}
     if model.tiles is not None:
         arrays["tile_sources"] = model.tiles.sources
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
-    save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, folder / _ARRAYS)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
     for graph, source in graphs:
         for suffix in (".xml", ".bin"):
             shutil.copyfile(source / f"{graph.stem}{suffix}", folder / f"{graph.stem}{suffix}")
@@ -165,7 +172,7 @@ def _write(
         "format": FORMAT,
         "layers": [layer.model_dump() for layer in model.layers],
         "units": [[asdict(unit) for unit in units] for units in model.units],
-        "wholes": [asdict(each) for each in model.wholes],
+        "wholes": [asdict(unit) for unit in model.wholes],
         "shares": model.shares,
         "review": asdict(model.review),
         "reject": asdict(model.reject),
@@ -183,7 +190,7 @@ def _write(
     whole["checksum"] = _digest(whole)
     (folder / _MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
     for file in folder.iterdir():
-        file.chmod(0o644)  # arrays are written for their owner only, and workers may run as somebody else
+        file.chmod(0o644)  # safetensors writes for the owner only, and workers may run as another user
     return version
 
 
@@ -194,7 +201,7 @@ def _digest(content: dict[str, Any]) -> str:
 def load(path: Path) -> Artefact:
     """Read and verify the model in folder `path`.
 
-    Raises FlawlineError, naming the file, when one is missing, unreadable, or not what the manifest vouches for.
+    Raises FlawlineError, which names the file, when one is missing, cannot be read, or has not the manifest's hash.
     """
     manifest = _manifest(path)
     for name, expected in manifest["files"].items():
@@ -206,7 +213,7 @@ def load(path: Path) -> Artefact:
     try:
         arrays = load_file(path / _ARRAYS)
         model = _model(manifest, arrays)
-        graphs = [(Graph.from_json(each), path) for each in manifest["backbone"]]
+        graphs = [(Graph.from_json(graph), path) for graph in manifest["backbone"]]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise FlawlineError(f"{path}: is no model of this release ({error!r}): fit it again") from error
     return Artefact(
@@ -217,7 +224,9 @@ def load(path: Path) -> Artefact:
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / _MANIFEST
     if not path.is_dir():
-        raise FlawlineError(f"{path}: is no folder: give that of a model, as made with flawline fit DATA --out {path}")
+        raise FlawlineError(
+            f"{path}: is no folder: give the folder of a model, which flawline fit DATA --out {path} makes"
+        )
     if not file.is_file():
         raise FlawlineError(
             f"{path}: holds no {_MANIFEST}, so it is no model: make one with flawline fit DATA --out MODEL"
@@ -228,28 +237,28 @@ def _manifest(path: Path) -> dict[str, Any]:
     whole = manifest if isinstance(manifest, dict) else {}
     if _digest({key: value for key, value in whole.items() if key != "checksum"}) != whole.get("checksum"):
         raise FlawlineError(f"{file}: is damaged (its checksum does not match): fit it again or copy it again")
-    found = whole.get("format")
-    if isinstance(found, int) and found > FORMAT:
+    version = whole.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise FlawlineError(
-            f"{file}: has format {found}, written by a newer release than this one, which reads {FORMAT}: update "
+            f"{file}: has format {version}, written by a newer release than this one, which reads {FORMAT}: update "
             "flawline, or fit it again"
         )
-    if found != FORMAT:
-        raise FlawlineError(f"{file}: has format {found!r}, this release reads {FORMAT}: fit it again")
+    if version != FORMAT:
+        raise FlawlineError(f"{file}: has format {version!r}, this release reads {FORMAT}: fit it again")
     return whole
 
 
 def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
-    layers = tuple(LayerSettings(**each) for each in manifest["layers"])
+    layers = tuple(LayerSettings(**layer) for layer in manifest["layers"])
     groups = arrays["groups"].astype(np.int64)
     count = int(groups.max()) + 1
     low, high = manifest["heatmap_range"]
     return Model(
         layers=layers,
         banks=[[arrays[f"bank.{k}.{i}"].astype(np.float32) for i in range(len(layers))] for k in range(count)],
-        units=[[LayerUnit(**each) for each in units] for units in manifest["units"]],
-        wholes=[WholeUnit(**each) for each in manifest["wholes"]],
-        shares=[float(each) for each in manifest["shares"]],
+        units=[[LayerUnit(**unit) for unit in units] for units in manifest["units"]],
+        wholes=[WholeUnit(**unit) for unit in manifest["wholes"]],
+        shares=[float(share) for share in manifest["shares"]],
         means=[arrays[f"means.{i}"] for i in range(len(layers))],
         embeddings=arrays["embeddings"].astype(np.float32),
         groups=groups,
@@ -274,5 +283,5 @@ def _tiles(stored: list[int] | None, arrays: dict[str, np.ndarray]) -> Tiles | N
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of all files of the model."""
+    """Return the bytes of all files of the model."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

@@ -1,4 +1,4 @@
-"""What `flawline fit` and `flawline evaluate` do: data folder in, report out."""
+"""The work of `flawline fit`, `evaluate` and `extend`: data folder in, report out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from scorer.tiles import worst
 log = logging.getLogger(__name__)
 
 ProgressBar = Callable[[], AbstractContextManager[Progress | None]]
-"""Makes what shows the progress of a command; the scorer itself shows nothing."""
+"""Makes the callback that shows the progress of a command; the scorer itself shows nothing."""
 
 
 def fit(
@@ -49,11 +49,11 @@ def fit(
     delivery: Delivery | None = None,
     progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
-    """Fit a model on the good training images under `data` and save it to folder `out`; gives the report.
+    """Fit a model on the good training images under `data`, save it to folder `out`, and return the report.
 
     With `report` the model is then evaluated on the test images under `data`, if there are any, and the report has the
-    keys of `evaluate`. `delivery` passes all images through the codec of the line's cameras. Unreadable images are
-    named in the log, skipped and counted. Nothing is written unless the fit succeeds.
+    keys of `evaluate` as well. `delivery` passes all images through the codec of the line's cameras. Images that cannot
+    be read are named in the log, skipped and counted. Nothing is written unless the fit succeeds.
     """
     settings = settings or ScorerSettings()
     samples = train_samples(Path(data))
@@ -100,14 +100,14 @@ def evaluate(
     weights: Path | None = None,
     progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
-    """Evaluate the model in folder `model` on the test images under `data`; gives the report.
+    """Evaluate the model in folder `model` on the test images under `data`, and return the report.
 
     `scores` names a file (.csv or .json) for the scores of each image.
     """
     samples = test_samples(Path(data))
     check_masks(samples)
     if scores is not None and not (scores.absolute().parent.is_dir() and os.access(scores.absolute().parent, os.W_OK)):
-        raise UsageError(f"--scores {scores}: cannot be written: name a file in a folder that exists and is writable")
+        raise UsageError(f"--scores {scores}: cannot be written: name a file in a writable folder that exists")
     loaded = load_detector(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
     metrics, rows = _evaluate(loaded, samples, progress_bar)
     if scores is not None:
@@ -116,16 +116,17 @@ def evaluate(
 
 
 def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullcontext) -> dict[str, Any]:
-    """The four scenarios of HierCore by the recipe of the model in folder `model`, fitted anew on `data`; see there.
+    """Return the report on the four scenarios of HierCore, see `scorer.evaluate.scenarios`.
 
-    Raises FlawlineError for a model that does not say how it was fitted.
+    They are fitted anew on `data` with the settings of the model in folder `model`. Raises FlawlineError for a model
+    that does not say how it was fitted, and for a model of tiles.
     """
     from scorer.evaluate import scenarios
 
-    recipe = artefact.load(Path(model)).settings()
-    if recipe.tile_px is not None:
+    settings = artefact.load(Path(model)).settings()
+    if settings.tile_px is not None:
         raise FlawlineError(
-            f"{model}: is fitted on tiles of {recipe.tile_px} px, and --scenarios compares whole images only: give a "
+            f"{model}: is fitted on tiles of {settings.tile_px} px, and --scenarios compares whole images only: give a "
             "model that is fitted without scorer.tile_px"
         )
     skipped: list[str] = []
@@ -135,7 +136,9 @@ def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullc
         log.warning("skipped: %s", error)
 
     with progress_bar() as progress:
-        report = scenarios.compare(train_samples(Path(data)), test_samples(Path(data)), recipe, progress, on_unreadable)
+        report = scenarios.compare(
+            train_samples(Path(data)), test_samples(Path(data)), settings, progress, on_unreadable
+        )
     return report | {"skipped_images": skipped}
 
 
@@ -150,14 +153,14 @@ def extend(
     weights: Path | None = None,
     progress_bar: ProgressBar = nullcontext,
 ) -> dict[str, Any]:
-    """Add the good images under `data` to the model in folder `model`, saved to folder `out`; gives the report.
+    """Add the good images under `data` to the model in folder `model`, save it to folder `out`, and return the report.
 
     Nothing is written when the audit refuses, see `scorer.extend`.
     """
     from scorer.extend.extend import extend as extended
 
     if Path(out).resolve() == Path(model).resolve():
-        raise UsageError(f"--out {out}: is the model itself: the extended one stands beside it, choose another place")
+        raise UsageError(f"--out {out}: is the model itself: choose another place for the extended model")
     artefact.check_place(Path(out))
     loaded = load_detector(model, runtime=runtime, precision=precision, weights=weights)
     images = LazyImages(good_images(Path(data)), _delivery(loaded))
@@ -189,7 +192,7 @@ def extend(
 
 
 def _delivery(loaded: CoresetDetector) -> Delivery | None:
-    """The codec that the model's good images came through, which others have to come through too."""
+    """Return the codec of the model's good images; other images have to come through the same."""
     stored = loaded.report.get("delivery")
     return None if stored is None else Delivery(Codec(stored["codec"]), int(stored["quality"]))
 
@@ -209,7 +212,7 @@ def _evaluate(
 
 
 def _mistakes(rows: Sequence[evaluation.Row]) -> dict[str, list[str]]:
-    """Which good parts were not accepted, the highest scores first, and which defects were, the lowest first."""
+    """Return the good parts that were not accepted, highest scores first, and the accepted defects, lowest first."""
     ordered = sorted(rows, key=lambda row: row.aligned)
     accepted = [row for row in ordered if row.decision == Decision.ACCEPT]
     alarmed = [row for row in reversed(ordered) if row.decision != Decision.ACCEPT]
@@ -240,16 +243,16 @@ def _about(fitted: CoresetDetector, folder: Path) -> dict[str, Any]:
     }
 
 
-def _calibration(model: Model, own: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The standardised scores of the good images in `own` (n,) or, when these are tiles, of the worst of each image."""
-    scores = model.standardised[own]
+def _calibration(model: Model, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the standardised scores of chosen good images (n,), or of the worst tile of each image."""
+    scores = model.standardised[chosen]
     if model.tiles is not None:
-        scores = worst(scores, model.tiles.sources[own])
+        scores = worst(scores, model.tiles.sources[chosen])
     return scores[np.isfinite(scores)]
 
 
 def _about_group(fitted: CoresetDetector, group: int) -> dict[str, Any]:
-    """What a group's own good images can vouch for: their finest p-value, and which alarm rate is sure."""
+    """Return what a group's own good images can tell: their finest p-value, alarm rate and its upper bound."""
     scores = _calibration(fitted.model, fitted.model.groups == group)
     alarms = int((scores > fitted.cut_offs[0].value).sum())
     return {

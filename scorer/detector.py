@@ -33,13 +33,13 @@ from scorer.vectors import Vectors
 
 @dataclass(frozen=True)
 class Scores:
-    """What the detector says of one image.
+    """The result of scoring one image.
 
-    `raw` is the score in units of its group's patches (1 is ordinary); `aligned` its natural-log ratio to the scores of
-    the good images that look like it; `p_value` the conformal one. `heatmap` (h, w) covers the whole image, on the
+    `raw` is the score in units of its group's patches (1 is ordinary), `aligned` its natural-log ratio to the scores of
+    the good images that look like it, `p_value` the conformal p-value. `heatmap` (h, w) covers the whole image, on the
     finest layer's grid, in aligned units. `patches` (features minus their group's mean) and `residuals` (features minus
-    what the bank knows nearest to them), both (h, w, D) on the heat map's grid, are the inputs of region embeddings:
-    only for images that are not accepted.
+    what the bank knows near them), both (h, w, D) on the heat map's grid, are the inputs of region embeddings; images
+    that are accepted have none.
     """
 
     group: int
@@ -69,9 +69,9 @@ class Detector(Protocol):
 
 
 class CoresetDetector:
-    """Groups of look-alikes, one bank per group and layer, scores aligned with those of similar good images.
+    """The detector of Flawline: groups of look-alikes, a bank for each group and layer, and aligned scores.
 
-    An image's scores depend on the image alone: not on the batch, the process, or the number of threads.
+    The scores of an image depend on the image alone: not on the batch, the process or the number of threads.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class CoresetDetector:
 
     @cached_property
     def evidence(self) -> Evidence | None:
-        """Where bank rows came from, and pictures of good images; read when asked for, since no score needs it."""
+        """Where bank rows came from, and pictures of good images; read at first use, since no score needs it."""
         return self._evidence()
 
     @property
     def version(self) -> str:
-        """Hash of the model's content; empty for a fitted model that was not saved yet."""
+        """Hash of the model's content; empty for a fitted model that is not saved yet."""
         return self._version
 
     @property
     def alarm_rate(self) -> float:
-        """The share of good parts that the model was asked to let fail."""
+        """The share of good parts that may fail to be accepted, as the model was fitted."""
         return self.model.alarm_rate
 
     @property
@@ -124,15 +124,15 @@ class CoresetDetector:
 
     @property
     def heatmap_range(self) -> tuple[float, float]:
-        """Heat map values between which binarising looks for its threshold: from what good parts rarely reach up."""
+        """The heat map values between which binarising looks for its threshold; good parts rarely reach the first."""
         return self.model.heatmap_range
 
     @property
     def embedding_version(self) -> str:
-        """Changes when `patches`, `residuals` or close-ups of different versions cannot be compared."""
-        wanted = [self.model.layers[i] for i in embedding_layers(self.model.layers)]
+        """Names the features of regions: two versions have the same only where their embeddings can be compared."""
+        layers = [self.model.layers[i] for i in embedding_layers(self.model.layers)]
         names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
-        return sha256("|".join(names + [f"{each.size}/{each.stride}" for each in wanted]).encode()).hexdigest()[:12]
+        return sha256("|".join(names + [f"{layer.size}/{layer.stride}" for layer in layers]).encode()).hexdigest()[:12]
 
     @property
     def groups(self) -> int:
@@ -145,36 +145,35 @@ class CoresetDetector:
         return f"{self._backbone.runtime}-{self._backbone.precision}"
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
-        """Scores of uint8 RGB images (height, width, 3) of any size, in their order.
+        """Return the scores of uint8 RGB images (height, width, 3) of any size, in their order.
 
-        `masks` hold for each image None or bool (height, width), False where nothing is to be inspected: there nothing
-        scores and the heat map is cool. Raises FlawlineError for an array that is no such image, or a mask of another
+        `masks` hold for each image None or bool (height, width), False where nothing is inspected: nothing there
+        scores, and the heat map is cool. Raises FlawlineError for an array that is no such image, or a mask of another
         size.
         """
         masks = [None] * len(images) if masks is None else masks
         for image, mask in zip(images, masks, strict=True):
             checked(image)
-            if mask is not None and mask.shape != image.shape[:2]:
-                raise FlawlineError(f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it anew")
+            check_mask(image, mask)
         return list(self._pool.map(self._score_one, images, masks))
 
     def _score_one(self, image: Image, mask: Mask | None) -> Scores:
         return self.score_features(self._backbone.features(image), mask=None if mask is None or mask.all() else mask)
 
     def score_features(self, features: Maps, group: int | None = None, mask: Mask | None = None) -> Scores:
-        """Scores of one image from its feature maps (h, w, c), one per layer.
+        """Return the scores of one image from its feature maps (h, w, c), one for each layer.
 
-        `group` is given where the product is known and the groups are products: the image is then compared with no
-        other. `mask`, as for `score`.
+        With `group`, for a known product where groups are products, the image is compared with that group only. `mask`
+        as for `score`.
         """
         model = self.model
         means = self._means(features)
         look = self._look(means, group)
         group = look.group
         distances, known = [], []
-        for layer, each, bank in zip(model.layers, features, self.banks(group), strict=True):
-            height, width, channels = each.shape
-            distance, nearest = projected(unit_rows(each.reshape(-1, channels)), bank, layer.neighbours)
+        for layer, patches_of_layer, bank in zip(model.layers, features, self.banks(group), strict=True):
+            height, width, channels = patches_of_layer.shape
+            distance, nearest = projected(unit_rows(patches_of_layer.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
             known.append(nearest.reshape(height, width, channels))
         if mask is not None:
@@ -202,7 +201,7 @@ class CoresetDetector:
         )
 
     def standardised(self, scores: Scores) -> float:
-        """The aligned score in units of its group's spread, which the cut-offs are on."""
+        """Return the aligned score in units of its group's spread, as the cut-offs are."""
         return scores.aligned / float(self.model.widths[scores.group])
 
     @property
@@ -211,18 +210,18 @@ class CoresetDetector:
         return None if self.model.tiles is None else self.model.tiles.side_px
 
     def close_up(self, part: Image) -> Maps:
-        """Feature maps (h, w, c) of an enlarged part of an image in the layers of the first pass, from fine to deep."""
+        """Return feature maps (h, w, c) of an enlarged part of an image: the first pass, from fine to deep."""
         features = self._backbone.features(checked(part))
         return [features[i] for i in embedding_layers(self.model.layers)]
 
     def features(self, image: Image) -> Maps:
-        """Feature maps (h, w, c) of a uint8 RGB image, one per layer."""
+        """Return the feature maps (h, w, c) of a uint8 RGB image, one for each layer."""
         return self._backbone.features(checked(image))
 
     def embeddings(self, features: Sequence[Maps]) -> Vectors:
-        """Image embeddings (n, d) of images from their feature maps, in the precision that is kept."""
+        """Return the embeddings (n, d) of images from their feature maps, in the precision that a model keeps."""
         layers = embedding_layers(self.model.layers)
-        means = [np.stack([each[i].mean(axis=(0, 1)) for each in features]) for i in layers]
+        means = [np.stack([maps_of_image[i].mean(axis=(0, 1)) for maps_of_image in features]) for i in layers]
         return np.asarray(image_embeddings(means).astype(np.float16), dtype=np.float32)
 
     @property
@@ -236,26 +235,26 @@ class CoresetDetector:
         return self._backbone.threads
 
     def replaced(self, model: Model, evidence: Evidence | None, report: dict[str, Any]) -> CoresetDetector:
-        """Another model on the same backbone."""
+        """Return a detector with another model on the same backbone."""
         return type(self)(model, self._graphs, self._backbone, report, evidence=lambda: evidence)
 
     def route(self, features: Maps, group: int | None = None) -> Look:
-        """Whom an image with these feature maps resembles, among all good images or those of one group."""
+        """Return what an image with these feature maps resembles, among all good images or those of one group."""
         return self._look(self._means(features), group)
 
     def _means(self, features: Maps) -> list[NDArray[np.float64]]:
-        """The mean features (c,) of the layers of the image embedding."""
+        """Return the mean features (c,) of the layers of the image embedding."""
         rows = (features[i].reshape(-1, features[i].shape[-1]) for i in embedding_layers(self.model.layers))
-        # In double precision, as exact as numpy's mean along the first axis and in a third of its time.
-        return [cv2.reduce(each, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0] for each in rows]
+        # In double precision: as exact as numpy's mean along the first axis, in a third of its time.
+        return [cv2.reduce(patches, 0, cv2.REDUCE_AVG, dtype=cv2.CV_64F)[0] for patches in rows]
 
     def _look(self, means: Sequence[NDArray[np.float64]], group: int | None) -> Look:
         embedding = image_embeddings(means)
         if group is None:
             return self._gallery.look(embedding, self.model.look_alikes)
-        own, within = self._members(group)
-        look = within.look(embedding, self.model.look_alikes)
-        return Look(group, own[look.neighbours], look.distance)
+        members, gallery = self._members(group)
+        look = gallery.look(embedding, self.model.look_alikes)
+        return Look(group, members[look.neighbours], look.distance)
 
     def _members(self, group: int) -> tuple[NDArray[np.intp], Gallery]:
         """Return the numbers of a group's good images, and their gallery, which is made once.
@@ -270,7 +269,7 @@ class CoresetDetector:
             return self._galleries[group]
 
     def _added_by_whole(self, deepest: NDArray[np.float64], group: int) -> float:
-        """What the image as a whole adds to its log score: nothing, unless it is unlike all good ones."""
+        """Return what the image as a whole adds to its log score: 0 unless it is unlike all good ones."""
         distances = whole_image.log_distances(unit_rows(deepest)[None], self._wholes[group])
         return float(self.model.wholes[group].added(distances)[0])
 
@@ -288,17 +287,18 @@ class CoresetDetector:
     def _describe(
         self, features: Maps, known: Maps, group: int, side: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the patches and residuals of `Scores`; `known` holds what the banks know near each patch."""
         patches, residuals = [], []
         for i in region_layers(self.model.layers):
-            each = features[i]
-            lengths = np.sqrt(np.einsum("ijk,ijk->ij", each, each))[:, :, None]
-            patches.append(maps.enlarged(each - self.model.means[i][group], side))
-            residuals.append(maps.enlarged(each - lengths * known[i], side))
+            layer = features[i]
+            lengths = np.sqrt(np.einsum("ijk,ijk->ij", layer, layer))[:, :, None]
+            patches.append(maps.enlarged(layer - self.model.means[i][group], side))
+            residuals.append(maps.enlarged(layer - lengths * known[i], side))
         return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
 
     def raw_scores(self, images: Sequence[Image]) -> list[float]:
-        """The raw score of each image."""
-        return [each.raw for each in self.score(images)]
+        """Return the raw score of each image."""
+        return [scores.raw for scores in self.score(images)]
 
     def save(self, path: Path) -> str:
         """Write the artefact to folder `path`, whole or not at all, and return its version."""
@@ -309,6 +309,14 @@ class CoresetDetector:
         )
         self._graphs = [(graph, path) for graph, _ in self._graphs]
         return self._version
+
+
+def check_mask(image: Image, mask: Mask | None) -> None:
+    """Raise FlawlineError when the mask of an image has another size."""
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise FlawlineError(
+            f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it at the size of the image"
+        )
 
 
 def one_thread_per_image() -> None:

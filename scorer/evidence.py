@@ -41,7 +41,7 @@ class Evidence:
     pictures: dict[int, bytes] = field(default_factory=dict)
 
     def picture(self, image: int) -> Image | None:
-        """Return a good image by number: its file where that is still in its place, else the kept picture, else None."""
+        """Return a good image by number: its file where that is still in place, else the kept picture, else None."""
         if image < len(self.names):
             file, part = _place(self.names[image])
             if file.is_file():

@@ -1,8 +1,8 @@
 """Images far larger than the model input, tile by tile: small defects stay visible, and the map has no seam.
 
-A tile is an image to the model: it is routed, scored and aligned with good tiles that look like it. The image is as bad
-as its worst tile, and calibrated so: on the worst tiles of the good images, each cross-fitted with its whole image left
-out. Tiles overlap, and their maps are blended with weights that fall to zero towards a tile's edge.
+To the model a tile is an image: it is routed, scored and aligned with good tiles that look like it. An image is as bad
+as its worst tile, and so calibrated on the worst tiles of the good images, each cross-fitted with its whole image left
+out. Tiles overlap, and their maps are blended with weights that fall to zero towards the edge of a tile.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import calibration
-from scorer.detector import CoresetDetector, Scores
+from scorer.detector import CoresetDetector, Scores, check_mask
 from scorer.evidence import part_name
 from scorer.features.backbone import Image
 from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask
 
-# The longest side of an image's region inputs, in cells: bounds their memory whatever the image.
+# The longest side of an image's region inputs in cells: bounds their memory for images of any size. A judgement.
 _GRID = 96
 
 
@@ -41,32 +41,32 @@ class Box:
     y1: int
 
     def of(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """This part of an image or mask."""
+        """Return this part of an image or mask."""
         return pixels[self.y0 : self.y1, self.x0 : self.x1]
 
     def name(self, whole: str) -> str:
-        """The tile's name, from that of its image."""
+        """Return the tile's name, from the name of its image."""
         return part_name(whole, self.x0, self.y0, self.x1 - self.x0, self.y1 - self.y0)
 
 
 def worst(scores: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The highest score of each whole image's tiles (n,), in rising order of `sources` (n,); NaN where one is."""
+    """Return the highest score of each whole image's tiles, by rising `sources` (n,); NaN where any of them is NaN."""
     whole = np.unique(sources, return_inverse=True)[1]
     result = np.full(int(whole.max()) + 1, -np.inf)
-    with np.errstate(invalid="ignore"):  # NaN is meant
+    with np.errstate(invalid="ignore"):  # NaN passes on, as it should
         np.maximum.at(result, whole, scores)
     return result
 
 
 def worst_tiles(scores: NDArray[np.float64], sources: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Which tile of each whole image has its highest score, in rising order of `sources` (n,)."""
+    """Return the number of the tile with the highest score in each whole image, by rising `sources` (n,)."""
     order = np.lexsort((scores, sources))
     last = np.flatnonzero(np.append(np.diff(sources[order]) != 0, True))
     return np.asarray(order[last])
 
 
 def boxes(height: int, width: int, side_px: int, overlap_px: int) -> list[Box]:
-    """Square tiles that cover an image evenly with at least that overlap; one for each direction that is no longer."""
+    """Return square tiles that cover an image evenly, with at least that overlap; one where the image is no longer."""
     rows, columns = _starts(height, side_px, overlap_px), _starts(width, side_px, overlap_px)
     return [Box(x, y, min(x + side_px, width), min(y + side_px, height)) for y in rows for x in columns]
 
@@ -77,7 +77,7 @@ def _starts(length: int, side_px: int, overlap_px: int) -> list[int]:
 
 
 class TiledImages(Sequence[Image]):
-    """The tiles of some images, each cut when it is asked for; `sources` (n,) say which image each is of."""
+    """The tiles of some images, each cut when it is asked for; `sources` (n,) say which image each tile is of."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class TiledImages(Sequence[Image]):
 
     @property
     def names(self) -> list[str]:
-        """What the tiles are called: their images' names with the place; none where the images have no names."""
+        """The tiles' names: those of their images, with the place; empty where the images have no names."""
         names = getattr(self._images, "names", [])
         return [box.name(names[number]) for number, box in self._tiles] if names else []
 
@@ -123,7 +123,7 @@ class TiledImages(Sequence[Image]):
 
 
 class TiledCoreset(CoresetDetector):
-    """A detector whose model was fitted on tiles."""
+    """A detector with a model that was fitted on tiles."""
 
     @property
     def tiles(self) -> Tiles:
@@ -133,9 +133,9 @@ class TiledCoreset(CoresetDetector):
 
     @cached_property
     def worst(self) -> NDArray[np.float64]:
-        """The standardised score of each good image's worst tile, in rising order: what images are calibrated on."""
+        """The standardised score of each good image's worst tile, in rising order; images are calibrated on these."""
         scores = worst(self.model.standardised, self.tiles.sources)
-        return np.sort(scores[np.isfinite(scores)])  # NaN: images that were added for their high scores
+        return np.sort(scores[np.isfinite(scores)])  # NaN: images that were added because of their high scores
 
     @property
     def cut_offs(self) -> tuple[calibration.Threshold, calibration.Threshold]:
@@ -147,18 +147,17 @@ class TiledCoreset(CoresetDetector):
         return cut_offs(self.worst, self.model.review.rate, self.model.reject.rate)
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
-        """Scores of images of any size, one image after the other and its tiles side by side; see the parent."""
+        """Return the scores of images, one image after the other and its tiles at once; see the parent class."""
         masks = [None] * len(images) if masks is None else masks
         return [self._score_whole(checked(image), mask) for image, mask in zip(images, masks, strict=True)]
 
     def boxes(self, image: Image) -> list[Box]:
-        """The tiles of an image."""
+        """Return the tiles of an image."""
         height, width = image.shape[:2]
         return boxes(height, width, self.tiles.side_px, self.tiles.overlap_px)
 
     def _score_whole(self, image: Image, mask: Mask | None) -> Scores:
-        if mask is not None and mask.shape != image.shape[:2]:
-            raise FlawlineError(f"mask of shape {mask.shape} for an image of shape {image.shape[:2]}: draw it anew")
+        check_mask(image, mask)
         cut = [box for box in self.boxes(image) if mask is None or box.of(mask).any()]
         if not cut:
             raise FlawlineError("mask leaves nothing of the image to inspect: ignore less")
@@ -193,12 +192,12 @@ class TiledCoreset(CoresetDetector):
         return self._pool.map(work, cut)
 
     def decided(self, tiles: Sequence[Scores]) -> Decision:
-        """The decision on an image whose tiles have these scores."""
-        unknown = np.mean([each.decision is Decision.UNKNOWN_PRODUCT for each in tiles])
-        return self._decide_whole(max(self.standardised(each) for each in tiles), float(unknown))
+        """Return the decision on an image whose tiles have these scores."""
+        unknown = np.mean([tile.decision is Decision.UNKNOWN_PRODUCT for tile in tiles])
+        return self._decide_whole(max(self.standardised(tile) for tile in tiles), float(unknown))
 
     def _decide_whole(self, standardised: float, unknown: float) -> Decision:
-        """The decision on an image; it is of an unknown product when most of it is: a defect fills few tiles."""
+        """Return the decision: unknown product when most of the tiles are of unknown products; a defect fills few."""
         review, reject = self.cut_offs
         if unknown > 0.5:
             return Decision.UNKNOWN_PRODUCT
@@ -208,7 +207,7 @@ class TiledCoreset(CoresetDetector):
 
 
 class _Blend:
-    """One map for the whole image from those of its tiles, and its region inputs, as tiles come in."""
+    """The map and the region inputs of a whole image, built from its tiles one after the other."""
 
     def __init__(self, height: int, width: int) -> None:
         self._size = height, width
@@ -217,7 +216,7 @@ class _Blend:
         self._hot: list[tuple[Box, Scores]] = []
 
     def add(self, box: Box, scores: Scores) -> None:
-        """Add a tile. Its map lies between the whole map's cells, so it is shifted by a part of a cell."""
+        """Add a tile. Its cells do not fall on those of the whole map, so its map is shifted by a part of a cell."""
         height, width = self._size
         rows, columns = scores.heatmap.shape
         if self._cell is None:
@@ -246,13 +245,13 @@ class _Blend:
             self._hot.append((box, scores))
 
     def heatmap(self) -> NDArray[np.float32]:
-        """The blended map over the whole image; places that no tile covers, being ignored, are as cool as any."""
+        """Return the blended map; places that no tile covers, because they are ignored, are as cool as the coolest."""
         covered = self._weight > 0
         heat = np.where(covered, self._heat / np.where(covered, self._weight, 1), np.inf)
         return np.where(covered, heat, heat.min()).astype(np.float32)
 
     def region_inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Patches and residuals on a grid over the whole image, zero (nothing unusual) where tiles were accepted."""
+        """Return patches and residuals on a grid over the whole image, zero (nothing unusual) in accepted tiles."""
         height, width = self._size
         scale = _GRID / max(height, width)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
@@ -263,18 +262,18 @@ class _Blend:
             y0, y1 = int(box.y0 * scale), max(int(box.y0 * scale) + 1, min(rows, round(box.y1 * scale)))
             x0, x1 = int(box.x0 * scale), max(int(box.x0 * scale) + 1, min(columns, round(box.x1 * scale)))
             ys, xs = (np.arange(y1 - y0) + 0.5) / (y1 - y0), (np.arange(x1 - x0) + 0.5) / (x1 - x0)
-            own = np.outer(_taper(ys), _taper(xs)).astype(np.float32)[:, :, None]
+            taper = np.outer(_taper(ys), _taper(xs)).astype(np.float32)[:, :, None]
             for target, values in zip(whole, (scores.patches, scores.residuals), strict=True):
                 assert values is not None
                 high, wide = values.shape[:2]
                 picked = values[(ys * high).astype(int)][:, (xs * wide).astype(int)]
-                target[y0:y1, x0:x1] += own * picked
-            weight[y0:y1, x0:x1] += own
+                target[y0:y1, x0:x1] += taper * picked
+            weight[y0:y1, x0:x1] += taper
         return whole[0] / weight, whole[1] / weight
 
 
 def _taper(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights over a tile (0 to 1): a raised cosine that is all but zero at the edges."""
+    """Return weights at places (0 to 1) of a tile: a raised cosine that is nearly zero at the edges."""
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * share) + 1e-4)
 
 

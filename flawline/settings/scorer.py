@@ -1,4 +1,4 @@
-"""Settings of the scorer: which features, how large the banks, which alarm rate."""
+"""Settings of the scorer: features, size of the banks, alarm rate."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LayerSettings(BaseModel):
-    """One feature map, which gets its own bank in every group."""
+    """One feature map, which gets a bank of its own in every group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(
         default=256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels."
     )
-    stride: int = Field(ge=2, le=64, description="Input pixels between neighbouring patches.")
+    stride: int = Field(ge=2, le=64, description="Pixels of the model input between neighbouring patches.")
     earlier: bool = Field(
-        default=False, description="The map from halfway through the backbone's blocks of this stride, not the last."
+        default=False,
+        description="Takes the map halfway through the backbone's blocks of this stride, not the last one.",
     )
-    weight: float = Field(default=1.0, gt=0, description="Part in the mean over layers, relative to the others'.")
+    weight: float = Field(
+        default=1.0, gt=0, description="Part of this layer in the mean over layers, relative to the others."
+    )
     rows: int = Field(
-        default=5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold,"
+        default=5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold."
     )
     rows_per_image: float = Field(
-        default=30, gt=0, description="and how many it may hold for each of the group's images."
+        default=30, gt=0, description="Most vectors that a bank may hold for each image of its group."
     )
     neighbours: int = Field(
-        default=1, ge=1, le=64, description="1: distance to the nearest; more: to their soft projection."
+        default=1, ge=1, le=64, description="Rows that a distance is measured to: the nearest, or the mean of several."
     )
 
 
@@ -38,6 +41,8 @@ _ONE_PASS = (
     LayerSettings(size=256, stride=16, rows=5000, rows_per_image=30, neighbours=5),
     LayerSettings(size=256, stride=32, weight=0.5, rows=1500, rows_per_image=9, neighbours=5),
 )
+# Why these layers, rows and weights: docs/scoring.md has the ablations (layers, weight of stride 32) and the quality of
+# smaller banks.
 PROFILES: dict[str, tuple[LayerSettings, ...]] = {
     "fast": _ONE_PASS,
     "accurate": (
@@ -49,37 +54,47 @@ PROFILES: dict[str, tuple[LayerSettings, ...]] = {
 
 
 class ScorerSettings(BaseModel):
-    """How a model is fitted, and on what it runs."""
+    """How a model is fitted, and what it runs on."""
 
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = Field(
-        default="tf_efficientnet_lite0", min_length=1, description="Any timm model by name, or hub name (hf-hub:...)."
+        default="tf_efficientnet_lite0",
+        min_length=1,
+        description="Name of the backbone: any timm model, or a hub name (hf-hub:...).",
     )
     weights: Path | None = Field(
         default=None,
-        description="Local weights file (.safetensors, .pth); none means packaged weights, else timm's own.",
+        description="Local weights file (.safetensors, .pth); without one, packaged weights, else those of timm.",
     )
     profile: Literal["fast", "accurate"] = Field(
-        default="fast", description="One pass at 256 px, or a second at 512 px."
+        default="fast", description="Layers to use: fast is one pass at 256 px, accurate adds a second at 512 px."
     )
-    layers: tuple[LayerSettings, ...] | None = Field(default=None, description="Overrides the profile's layers.")
+    layers: tuple[LayerSettings, ...] | None = Field(
+        default=None, description="Layers to use instead of those of the profile."
+    )
     groups: int | None = Field(
-        default=None, ge=1, le=10_000, description="Number of look-alike groups; none: by silhouette."
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Number of look-alike groups; without it, the silhouette decides.",
     )
-    minimum_images: int = Field(default=20, ge=8, description="Fewer good images than this are refused.")
-    folds: int = Field(default=5, ge=2, le=20, description="Parts of the cross-fit that makes the calibration scores.")
-    trim: bool = Field(
-        default=False, description="Leave images out of the fit that look like defects among the good ones."
+    minimum_images: int = Field(default=20, ge=8, description="Fewest good images that a model may be fitted on.")
+    folds: int = Field(
+        default=5, ge=2, le=20, description="Parts of the cross-fit that gives the good images their scores."
     )
+    trim: bool = Field(default=False, description="Leaves good images out of the fit that stand out as defects would.")
     tile_px: int | None = Field(
-        default=None, ge=64, le=4096, description="Side of the tiles that large images are cut into; none: no tiles."
+        default=None,
+        ge=64,
+        le=4096,
+        description="Side of the tiles that large images are cut into, in pixels; without it, images stay whole.",
     )
     tile_overlap: float = Field(
         default=0.25, ge=0.1, le=0.5, description="Share of a tile that its neighbours cover too."
     )
     look_alikes: int = Field(
-        default=25, ge=1, le=1000, description="Similar good images whose scores align an image's own."
+        default=25, ge=1, le=1000, description="Number of similar good images whose scores an image is aligned with."
     )
     alarm_rate: float = Field(
         default=0.005, gt=0, lt=0.5, description="Share of good parts that may fail to be accepted."
@@ -88,31 +103,36 @@ class ScorerSettings(BaseModel):
         default=None,
         gt=0,
         lt=0.5,
-        description="Share of good parts that may be rejected; none: a fifth of the alarm rate.",
+        description="Share of good parts that may be rejected; without it, a fifth of the alarm rate.",
     )
     runtime: Literal["auto", "openvino", "torch"] = Field(
-        default="auto", description="auto: torch with CUDA, else OpenVINO."
+        default="auto", description="Software that runs the backbone; auto takes torch where CUDA is, else OpenVINO."
     )
     precision: Literal["f32", "bf16"] = Field(
         default="f32",
-        description="bf16 is faster on CPUs that have it, but its scores differ by several percent from every other "
-        "runtime's: a model fitted in bf16 runs in bf16 only.",
+        description="Number format of the backbone; bf16 is faster, and its models run in bf16 only.",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=1024, description="Images scored at once; none: one per CPU.")
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device that runs the backbone; auto takes CUDA where there is a GPU."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Images that are scored at once; without it, one for each CPU."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random choices of a fit.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.layers is not None and not self.layers:
-            raise ValueError("layers is empty: name one layer at least, or leave it out for the profile's")
+            raise ValueError(
+                "layers is empty: name at least one layer, or leave the key out for the layers of the profile"
+            )
         places = [(layer.size, layer.stride, layer.earlier) for layer in self.layers or ()]
         if len(set(places)) < len(places):
-            raise ValueError("layers names the same map (size, stride, earlier) twice: remove one of them")
+            raise ValueError("layers names the same map (size, stride, earlier) twice: remove one of the two")
         for layer in self.layers or ():
             if layer.earlier and (layer.size, layer.stride, False) not in places:
                 raise ValueError(
-                    f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last one"
+                    f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last map"
                 )
         if self.reject_rate is not None and self.reject_rate > self.alarm_rate:
             raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
@@ -120,12 +140,14 @@ class ScorerSettings(BaseModel):
 
     @property
     def active_layers(self) -> tuple[LayerSettings, ...]:
-        """The layers in use, the given ones or those of the profile, in ascending size, stride and depth."""
+        """The layers in use, those of `layers` or of the profile, by rising size, stride and depth."""
         return tuple(
-            sorted(self.layers or PROFILES[self.profile], key=lambda each: (each.size, each.stride, not each.earlier))
+            sorted(
+                self.layers or PROFILES[self.profile], key=lambda layer: (layer.size, layer.stride, not layer.earlier)
+            )
         )
 
     @property
     def active_reject_rate(self) -> float:
-        """The share of good parts that may be rejected outright, the rest of the alarm rate being `review`."""
+        """The share of good parts that may be rejected; the rest of the alarm rate goes to `review`."""
         return self.reject_rate or self.alarm_rate / 5

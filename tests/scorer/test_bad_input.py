@@ -53,7 +53,7 @@ def test_place_that_cannot_take_a_model_is_said_before_the_images_are_read(
     for place, said in (
         (file, "a.txt: exists and is no model"),
         (unreadable, "unreadable: exists and is no model"),
-        (file / "model", r"model: cannot be written, .*a.txt is no folder that can"),
+        (file / "model", r"model: cannot be written, since .*a.txt is no writable folder"),
     ):
         with pytest.raises(UsageError, match=said):
             commands.fit(unreadable, place, settings)
@@ -101,7 +101,7 @@ def test_place_for_scores_is_asked_before_anything_is_scored(model_path: Path, t
 
 
 def test_models_that_are_none_or_newer_say_so(model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(FlawlineError, match="missing: is no folder: give that of a model"):
+    with pytest.raises(FlawlineError, match="missing: is no folder: give the folder of a model"):
         artefact.load(tmp_path / "missing")
     with pytest.raises(FlawlineError, match=r"holds no manifest.json, so it is no model"):
         artefact.load(tmp_path)
