@@ -1,6 +1,6 @@
-"""The embedded broker: a single-node Kafka-protocol server for demo, tests and one-box lines.
+"""The embedded broker: a server of one node for the Kafka protocol, for the demo, tests and lines on one machine.
 
-It is no replacement for Apache Kafka: one process, one disk, no security; `UNSUPPORTED` lists what it leaves out.
+It does not replace Apache Kafka: it is one process with one disk and no security. `UNSUPPORTED` lists what it lacks.
 `EmbeddedBroker` runs it as a child process, `python -m embedded_broker` in the foreground.
 """
 
@@ -26,10 +26,10 @@ _STOP_TIMEOUT_S: Final = 20.0
 
 
 class EmbeddedBroker:
-    """A broker in a child process that ends with its parent, however that ends.
+    """A broker in a child process that ends with its parent, also when that is killed.
 
-    Port 0 takes a free one at the first start and keeps it for later starts. What the broker logs goes to `broker.log`
-    in the data directory.
+    Port 0 takes a free port at the first start and keeps it for later starts. The broker logs to `broker.log` in the
+    data directory.
     """
 
     def __init__(
@@ -49,23 +49,23 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """Return `host:port` for `bootstrap_servers`."""
+        """The address for `bootstrap_servers`: `host:port`."""
         return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
-        """Return the process id of the running broker; raises `FlawlineError` when none runs."""
+        """The process id of the running broker. Raises FlawlineError when none runs."""
         if self._process is None:
             raise FlawlineError(f"the embedded broker on {self.data_dir} is not running: call start() first")
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Tell whether the child process is alive."""
+        """Whether the child process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> EmbeddedBroker:
-        """Start the broker and return once clients can connect; raises `FlawlineError` with its own words otherwise."""
+        """Start the broker and return once clients can connect. Raises FlawlineError with the broker's last line."""
         if self.running:
             return self
         try:
@@ -104,19 +104,19 @@ class EmbeddedBroker:
         return f"the embedded broker did not start: {line or f'no answer within {_START_TIMEOUT_S:g} s'}"
 
     def stop(self) -> None:
-        """End the broker cleanly; harmless when it does not run."""
+        """Stop the broker and wait until its data is on the disk; harmless when it does not run."""
         process, self._process = self._process, None
         if process is not None:
             process.stop(_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
-        """End the broker as a crash would."""
+        """Kill the broker, as a crash would; harmless when it does not run."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
 
     def restart(self) -> EmbeddedBroker:
-        """Stop and start again on the same port and data."""
+        """Stop the broker and start it again on the same port and data."""
         self.stop()
         return self.start()
 

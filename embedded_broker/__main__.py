@@ -23,10 +23,10 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
     def parse(text: str) -> float:
         value = kind(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} does not lie between {low:g} and {high:g}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
         return value
 
-    parse.__name__ = "number"  # argparse names it in its message
+    parse.__name__ = "number"  # argparse puts this name into its message
     return parse
 
 
@@ -34,16 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m embedded_broker",
         description="A single-node broker that speaks the Kafka protocol, for demo, tests and one-box lines.",
-        epilog=f"Left to Apache Kafka: {'; '.join(UNSUPPORTED.values())}.",
+        epilog=f"Only in Apache Kafka: {'; '.join(UNSUPPORTED.values())}.",
     )
     defaults = BrokerOptions(Path())
     seconds = _number(float, 0.01, 86_400)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of all data")
     parser.add_argument(
         "--port", type=_number(int, 0, 65535), default=defaults.port, help="0 takes a free one (default: %(default)s)"
     )
     parser.add_argument("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
-    parser.add_argument("--advertised-host", metavar="HOST", help="what clients are told to connect to")
+    parser.add_argument("--advertised-host", metavar="HOST", help="address that clients are told to use")
     parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any security")
     parser.add_argument(
         "--fsync",
@@ -61,18 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         "--partitions",
         type=_number(int, 1, 1000),
         default=defaults.default_partitions,
-        help="of a topic made by itself",
+        help="of a topic that is created on first use",
     )
     parser.add_argument("--no-auto-create", action="store_true", help="do not create topics on first use")
     parser.add_argument(
         "--group-initial-delay", type=_number(float, 0, 60), default=defaults.group_initial_delay_s, metavar="SECONDS"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is going on, not only what went wrong")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log events too, not only problems")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop; the exit code is 0, 1 when the work failed, 2 for bad usage."""
+    """Serve until SIGTERM or SIGINT; return the exit code: 0, 1 when the work failed, 2 for wrong usage."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,

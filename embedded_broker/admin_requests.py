@@ -1,4 +1,4 @@
-"""Requests of administrators: topics, their settings, partitions and records, and what the cluster looks like."""
+"""Requests of administrators: topics with their settings, partitions and records, and the cluster."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[ErrorCode, str | None]:
         return error.code, error.message
     except (OSError, sqlite3.Error) as error:
         log.error("administrative request failed: %s", error)
-        return ErrorCode.KAFKA_STORAGE_ERROR, f"the broker's disk refused: {error}"
+        return ErrorCode.KAFKA_STORAGE_ERROR, f"the disk of the broker failed: {error}"
     return ErrorCode.NONE, None
 
 
@@ -61,15 +61,15 @@ async def create_topics(broker: Broker, request: Request) -> Any:
     results = []
     for topic in body.topics:
         error, message = _attempt(partial(_create, broker, topic, validate_only=body.validate_only))
-        made = broker.topics.get(topic.name) if error is ErrorCode.NONE else None
-        configs = topic_config.describe(made.row.configs, broker.topics.defaults) if made is not None else []
+        created = broker.topics.get(topic.name) if error is ErrorCode.NONE else None
+        configs = topic_config.describe(created.row.configs, broker.topics.defaults) if created is not None else []
         results.append(
             nested(
                 name=topic.name,
                 error_code=error,
                 error_message=message,
-                num_partitions=len(made.partitions) if made is not None else -1,
-                replication_factor=1 if made is not None else -1,
+                num_partitions=len(created.partitions) if created is not None else -1,
+                replication_factor=1 if created is not None else -1,
                 configs=[
                     nested.CreatableTopicConfigs(
                         name=name, value=value, read_only=False, config_source=_source(is_default), is_sensitive=False
@@ -84,7 +84,7 @@ async def create_topics(broker: Broker, request: Request) -> Any:
 def _create(broker: Broker, topic: Any, *, validate_only: bool) -> None:
     partitions, factor = topic.num_partitions, topic.replication_factor
     if topic.assignments:
-        if any(list(one.broker_ids) != [NODE_ID] for one in topic.assignments):
+        if any(list(assignment.broker_ids) != [NODE_ID] for assignment in topic.assignments):
             raise TopicError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, needs_apache_kafka("replication"))
         partitions = len(topic.assignments)
     elif factor not in _ANY_REPLICATION:
@@ -127,20 +127,20 @@ async def delete_records(broker: Broker, request: Request) -> Any:
     topics = []
     for topic in request.body.topics:
         results = []
-        for want in topic.partitions:
+        for target in topic.partitions:
             error, log_start = ErrorCode.NONE, -1
             try:
-                log_start = broker.topics.delete_records(topic.name, want.partition_index, want.offset)
+                log_start = broker.topics.delete_records(topic.name, target.partition_index, target.offset)
             except TopicError as refused:
                 error = refused.code
             except OffsetOutOfRange:
                 error = ErrorCode.OFFSET_OUT_OF_RANGE
             except (OSError, sqlite3.Error) as failure:
-                log.error("records of %s-%d not deleted: %s", topic.name, want.partition_index, failure)
+                log.error("records of %s-%d not deleted: %s", topic.name, target.partition_index, failure)
                 error = ErrorCode.KAFKA_STORAGE_ERROR
             results.append(
                 nested.DeleteRecordsPartitionResult(
-                    partition_index=want.partition_index, low_watermark=log_start, error_code=error
+                    partition_index=target.partition_index, low_watermark=log_start, error_code=error
                 )
             )
         topics.append(nested(name=topic.name, partitions=results))
@@ -215,7 +215,7 @@ def _config_rows(broker: Broker, resource: Any) -> tuple[list[_ConfigRow], Error
 
 
 async def alter_configs(broker: Broker, request: Request) -> Any:
-    """Replace all that is set for a topic."""
+    """Replace all settings of a topic."""
     return _alter(broker, request, lambda _, resource: {config.name: config.value for config in resource.configs})
 
 
@@ -268,7 +268,7 @@ def _merged(broker: Broker, resource: Any) -> dict[str, str | None]:
 
 
 async def describe_log_dirs(broker: Broker, request: Request) -> Any:
-    """Show how much disk each partition takes."""
+    """Show the disk space of each partition."""
     schema = RESPONSES["DescribeLogDirs"]
     nested = schema.DescribeLogDirsResult
     wanted = None

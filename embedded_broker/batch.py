@@ -1,7 +1,7 @@
-"""Record batches, format v2: the header, its checks, and record-level access for compaction and time look-ups.
+"""Record batches, format v2: the header, its checks, and the records, for compaction and searches by time.
 
-The data path never opens a batch: it reads the 61-byte header, verifies the CRC, and patches base offset and leader
-epoch, which lie outside the CRC range. Layout: https://kafka.apache.org/documentation/#recordbatch
+Produce and Fetch never open a batch: they read its header of 61 bytes, check the CRC, and write base offset and leader
+epoch, which the CRC does not cover. Layout: https://kafka.apache.org/documentation/#recordbatch
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONTROL_BIT: Final = 0x20
 
 
 class BatchHeader(NamedTuple):
-    """The 61 bytes in front of every batch, in wire order."""
+    """The first 61 bytes of every batch, in the order of the wire."""
 
     base_offset: int
     length: int
@@ -61,7 +61,7 @@ class BatchHeader(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchError(Exception):
-    """A batch that a producer sent cannot be appended: protocol error code and one line for it."""
+    """A batch of a producer cannot be appended: the error code of the protocol, and one line."""
 
     code: ErrorCode
     message: str
@@ -76,7 +76,7 @@ def parse_header(data: bytes | bytearray | memoryview, position: int = 0) -> Bat
 
 
 def plausible(header: BatchHeader) -> bool:
-    """Tell whether the header can be that of a whole v2 batch (its CRC is not looked at)."""
+    """Tell whether this can be the header of a whole v2 batch; the CRC is not checked."""
     return header.magic == 2 and header.size_bytes >= HEADER_BYTES and header.last_offset_delta >= 0
 
 
@@ -86,7 +86,7 @@ def crc_matches(batch: memoryview, header: BatchHeader) -> bool:
 
 
 def check_produced(batch: memoryview, limit_bytes: int) -> BatchHeader:
-    """Check what a producer sent for one partition: exactly one intact v2 batch of records, and return its header.
+    """Return the header of what a producer sent for one partition, which must be one intact v2 batch of records.
 
     Raises `BatchError` with the code that Apache Kafka answers in the same case.
     """
@@ -115,7 +115,7 @@ def check_produced(batch: memoryview, limit_bytes: int) -> BatchHeader:
 
 
 def placed_prefix(base_offset: int, header: BatchHeader) -> bytes:
-    """Return the first 16 bytes of the batch as stored at `base_offset`; all that follows stays as it came."""
+    """Return the first 16 bytes of the batch as stored at `base_offset`; the rest stays as it came."""
     return _PLACE.pack(base_offset, header.length, 0)
 
 
@@ -130,10 +130,10 @@ class Record(NamedTuple):
 
 
 def open_records(batch: bytes) -> Iterator[Record]:
-    """Iterate over the records of one batch, decompressing it when needed.
+    """Iterate over the records of one batch, which is decompressed when needed.
 
-    Raises whatever kafka-python raises on content that is no list of records: a producer may send anything
-    under a valid CRC, so callers treat `Exception` as "leave this batch alone".
+    Raises any Exception of kafka-python when the content is no list of records. A producer may send anything under a
+    valid CRC, so callers then leave the batch as it is.
     """
     opened = DefaultRecordBatch(batch)
     for record in opened:
@@ -141,15 +141,15 @@ def open_records(batch: bytes) -> Iterator[Record]:
 
 
 def has_null_key(batch: bytes) -> bool:
-    """Tell whether any record of the batch lacks a key, which a compacted topic cannot keep."""
+    """Tell whether a record of the batch has no key; a compacted topic cannot keep such a record."""
     return any(record.key is None for record in open_records(batch))
 
 
 def rebuild(original: bytes, kept: list[Record]) -> bytes:
     """Return `original` with only the records in `kept`: same offsets, sequences, producer and offset range.
 
-    The last offset delta stays, as in Apache Kafka, so that the next batch still follows without a hole; a batch may
-    end up with no record at all. Records are written uncompressed.
+    The last offset delta stays, as in Apache Kafka, so that the next batch follows without a hole. A batch may have no
+    record left. Records are written uncompressed.
     """
     header = parse_header(original)
     builder = DefaultRecordBatchBuilder(

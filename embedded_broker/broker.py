@@ -1,4 +1,4 @@
-"""The broker's state and its housekeeping: what the request handlers work on."""
+"""The state of the broker, which the requests read and change, and its housekeeping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NODE_ID: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
-    """How one broker runs; fixed while it does."""
+    """The options of a broker; they do not change while it runs."""
 
     data_dir: Path
     host: str = "127.0.0.1"
@@ -42,14 +42,14 @@ class BrokerOptions:
     housekeeping_interval_s: float = 2.0
     default_partitions: int = 1
     auto_create_topics: bool = True
-    # Long enough that the members of a group that starts as one share the first generation.
+    # Long enough that members that start together are all in the first generation; a judgement, not measured.
     group_initial_delay_s: float = 0.2
     max_request_bytes: int = 128 << 20
     topic_defaults: TopicConfig = field(default_factory=TopicConfig)
 
 
 class Broker:
-    """Everything behind the sockets. Used from the event loop only."""
+    """The data of the broker. It is used from the event loop only."""
 
     def __init__(self, options: BrokerOptions) -> None:
         self.options = options
@@ -73,16 +73,16 @@ class Broker:
     # Groups
 
     def restore_groups(self) -> None:
-        """Bring the groups of an earlier run back; needs the running event loop for their timers."""
+        """Restore the groups of an earlier run. It needs the running event loop, for their timers."""
         for group_id, snapshot in self.store.groups():
             self._new_group(group_id).restore(snapshot)
 
     def group(self, group_id: str) -> Group | None:
-        """Return a group that has or had members, None otherwise."""
+        """Return a group that has or had members; None for any other."""
         return self._groups.get(group_id)
 
     def group_for_join(self, group_id: str) -> Group:
-        """Return the group, made now if need be."""
+        """Return the group; make it when it does not exist."""
         return self._groups.get(group_id) or self._new_group(group_id)
 
     def _new_group(self, group_id: str) -> Group:
@@ -93,8 +93,8 @@ class Broker:
     def _group_changed(self, group: Group) -> None:
         try:
             self.store.put_group(group.group_id, group.snapshot())
-        except sqlite3.Error as error:  # without it a restart only makes the members join again
-            log.error("membership of group %s not stored: %s", group.group_id, error)
+        except sqlite3.Error as error:  # it only costs the members a new join after a restart
+            log.error("members of group %s not stored, they join again after a restart: %s", group.group_id, error)
 
     def group_ids(self) -> list[str]:
         """Return all groups: those with members, and those that only have committed offsets."""
@@ -106,7 +106,7 @@ class Broker:
         self._groups.pop(group_id, None)
 
     def subscribed(self, group_id: str) -> bool:
-        """Tell whether the group has members at the moment."""
+        """Tell whether the group has members now."""
         group = self._groups.get(group_id)
         return group is not None and group.state is not GroupState.EMPTY
 
@@ -118,7 +118,7 @@ class Broker:
             yield from topic.partitions
 
     async def make_durable(self, partitions: list[PartitionLog]) -> None:
-        """Under the policy `always`, return when everything appended to the partitions is on the disk."""
+        """Under the policy `always`, return when all records of the partitions are on the disk."""
         if self.options.fsync is FsyncPolicy.ALWAYS:
             await self._sync(partitions)
 
@@ -133,13 +133,13 @@ class Broker:
             partition.save_indexes()
 
     async def housekeeping(self) -> None:
-        """Run retention and compaction for ever."""
+        """Run retention and compaction until cancelled."""
         while True:
             await asyncio.sleep(self.options.housekeeping_interval_s)
             for partition in tuple(self.partitions()):
                 try:
                     if self.options.fsync is FsyncPolicy.NEVER:
-                        partition.unsynced.clear()  # as safe as it ever will be
+                        partition.unsynced.clear()  # under this policy the system alone decides when
                         partition.save_indexes()
                     partition.retain()
                     if partition.config.compacted:
@@ -155,7 +155,7 @@ class Broker:
         compaction.install(partition, plan, results)
 
     async def sync_regularly(self) -> None:
-        """Under the policy `interval`, bring everything to the disk once per interval, for ever."""
+        """Under the policy `interval`, force all records to the disk once per interval, until cancelled."""
         while self.options.fsync is FsyncPolicy.INTERVAL:
             await asyncio.sleep(self.options.fsync_interval_s)
             try:
@@ -164,11 +164,11 @@ class Broker:
                 log.error("data not forced to the disk, tried again in %g s: %s", self.options.fsync_interval_s, error)
 
     def close(self) -> None:
-        """Bring everything to the disk and let the data directory go."""
+        """Force all records to the disk, close the files and unlock the data directory."""
         self._workers.shutdown(wait=True)
         if self.options.fsync is not FsyncPolicy.NEVER:
             for partition in self.partitions():
-                with contextlib.suppress(OSError):  # it was answered already, and there is no one left to tell
+                with contextlib.suppress(OSError):  # the records are acknowledged, and no client is connected any more
                     partition.sync()
         self.topics.close()
         self.store.close()
@@ -176,7 +176,7 @@ class Broker:
 
 
 def _lock_data_dir(data_dir: Path) -> FileIO:
-    """Take the data directory for this process until the returned file is closed. Raises FlawlineError."""
+    """Lock the data directory for this process until the returned file is closed. Raises FlawlineError."""
     path = data_dir / "lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,13 @@
 """Log compaction: of every key in the closed segments only the last record stays, at its old offset.
 
-The work is cut in three so that the event loop never waits for it: `plan` decides (loop), `rewrite` reads closed, hence
-immutable segments and writes new files (worker thread), `install` swaps them in (loop). A kill at any point leaves a
-log that `PartitionLog` reads back: an unfinished file is ignored, a swapped one contains the segments it replaces.
+It has three steps, so that the event loop never waits for the disk:
+
+1. `plan` chooses the segments, on the event loop.
+2. `rewrite` reads them and writes new files, in a worker thread; closed segments do not change.
+3. `install` puts the new files in their place, on the event loop.
+
+The process may be killed at any time: `PartitionLog` ignores an unfinished file, and a new file in its place contains
+the segments that it replaces.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ _NEW_SUFFIX: Final = ".cleaned"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Closed segments to compact and the tombstones (records without a value) that may go."""
+    """Closed segments to compact, and the age of tombstones (records without a value) that are removed."""
 
     segments: tuple[Segment, ...]
     segment_bytes: int
@@ -32,14 +37,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """Segments and the one file, not yet in place, that holds what remains of them; None when nothing does."""
+    """Old segments, and the file that replaces them, not yet in its place; None when no record remains."""
 
     old: tuple[Segment, ...]
     new: Segment | None
 
 
 def plan(partition: PartitionLog, now_ms: int) -> Plan | None:
-    """Decide whether a compacted partition is dirty enough, as `min.cleanable.dirty.ratio` and the lags say."""
+    """Return the plan of a compacted partition, None while it is below `min.cleanable.dirty.ratio` and the lags."""
     config = partition.config
     active = partition.segments[-1]
     if active.size_bytes and now_ms - active.first_append_ms > min(config.segment_ms, config.max_compaction_lag_ms):
@@ -61,7 +66,7 @@ def plan(partition: PartitionLog, now_ms: int) -> Plan | None:
 
 
 def rewrite(plan: Plan) -> list[Rewritten]:
-    """Write what stays of the planned segments into new files. Runs in a worker thread; raises `OSError`."""
+    """Write the remaining records of the segments into new files. Raises OSError. It runs in a worker thread."""
     latest = _latest_offsets(plan.segments)
     results = []
     for group in _groups(plan.segments, plan.segment_bytes):
@@ -75,14 +80,14 @@ def rewrite(plan: Plan) -> list[Rewritten]:
 
 
 def install(partition: PartitionLog, plan: Plan, results: list[Rewritten]) -> None:
-    """Put the new files in the place of the old segments, unless these have been deleted in the meantime."""
+    """Replace the old segments by the new files, unless the old ones have been deleted meanwhile."""
     for result in results:
         if any(segment not in partition.segments for segment in result.old):
             if result.new is not None:
                 result.new.path.unlink()
             continue
         producers = result.old[-1].producers_at_end()
-        # An index of the old content must not be found beside the new one.
+        # An index of the old content must not stay beside the new content.
         for segment in result.old:
             segment.index_path.unlink(missing_ok=True)
         if result.new is not None:
@@ -109,16 +114,16 @@ def _latest_offsets(segments: tuple[Segment, ...]) -> dict[bytes, int]:
 
 
 def _records(content: bytes, header: BatchHeader) -> list[Record] | None:
-    """Open a batch; None when its content is no list of records, in which case it is kept as it is."""
+    """Return the records of a batch; None when its content is no list of records, and the batch stays as it is."""
     try:
         return list(open_records(content))
-    except Exception as error:  # the content is a producer's, and kafka-python raises what it likes on it
+    except Exception as error:  # a producer may send any content, and kafka-python raises many types
         log.warning("batch at offset %d cannot be opened and is kept: %s", header.base_offset, error)
         return None
 
 
 def _groups(segments: tuple[Segment, ...], segment_bytes: int) -> list[tuple[Segment, ...]]:
-    """Join neighbours that fit into one segment together, so that small remains do not pile up."""
+    """Return neighbours in groups that fit into one segment, so that small segments do not accumulate."""
     groups: list[list[Segment]] = []
     size = 0
     for segment in segments:
@@ -132,7 +137,7 @@ def _groups(segments: tuple[Segment, ...], segment_bytes: int) -> list[tuple[Seg
 
 
 def _write_kept(group: tuple[Segment, ...], latest: dict[bytes, int], plan: Plan) -> tuple[Segment | None, bool]:
-    """Return the new file and whether anything was left out of it."""
+    """Return the new file, and whether a record was left out."""
     path = Path(f"{group[0].path}{_NEW_SUFFIX}")
     path.unlink(missing_ok=True)
     new = Segment(path, group[0].base_offset, max(segment.first_append_ms for segment in group))
@@ -162,7 +167,7 @@ def _stays(record: Record, segment: Segment, latest: dict[bytes, int], plan: Pla
     if latest[record.key] != record.offset:
         return False
     if record.value is not None or record.offset == plan.segments[-1].next_offset - 1:
-        # The last record stays whatever it is: one who reads up to the end offset must be able to get there.
+        # The last record always stays, so that a reader can reach the end offset.
         return True
-    # Counted from the append too: a record may carry an old time stamp, and readers need time to see the deletion.
+    # The time of the append counts too: a record may have an old time stamp, and readers need time to see the deletion.
     return max(record.timestamp, segment.first_append_ms) >= plan.drop_tombstones_before_ms

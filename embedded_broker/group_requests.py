@@ -14,15 +14,15 @@ from embedded_broker.store import CommittedOffset
 log = logging.getLogger(__name__)
 
 _MAX_METADATA_BYTES: Final = 4096  # offset.metadata.max.bytes of Apache Kafka
-_SIMPLE_CONSUMER: Final = -1  # the generation of one that commits without being a member
+_SIMPLE_CONSUMER: Final = -1  # the generation of a consumer that is no member
 
 
 async def join_group(broker: Broker, request: Request, client_host: str) -> Any:
-    """Take a member into its group."""
+    """Add a member to its group; answer when its generation begins."""
     body, schema = request.body, RESPONSES["JoinGroup"]
     if not body.group_id:
         return schema(error_code=ErrorCode.INVALID_GROUP_ID, generation_id=-1, member_id=body.member_id, members=[])
-    if body.member_id and broker.group(body.group_id) is None:  # no group is made for a member nobody knows
+    if body.member_id and broker.group(body.group_id) is None:  # an unknown member does not make a group
         return schema(error_code=ErrorCode.UNKNOWN_MEMBER_ID, generation_id=-1, member_id=body.member_id, members=[])
     answer = await broker.group_for_join(body.group_id).join(
         JoinCall(
@@ -56,12 +56,12 @@ async def join_group(broker: Broker, request: Request, client_host: str) -> Any:
 
 
 async def sync_group(broker: Broker, request: Request) -> Any:
-    """Exchange the leader's assignment for the member's part of it."""
+    """Take the assignment of the leader, and return to each member its part."""
     body, schema = request.body, RESPONSES["SyncGroup"]
     group = broker.group(body.group_id)
     if group is None:
         return schema(error_code=ErrorCode.UNKNOWN_MEMBER_ID, assignment=b"")
-    plan = {one.member_id: bytes(one.assignment) for one in body.assignments}
+    plan = {row.member_id: bytes(row.assignment) for row in body.assignments}
     protocol = body.protocol_name if request.version >= 5 else None
     error, assignment = await group.sync(body.member_id, body.group_instance_id, body.generation_id, protocol, plan)
     return schema(
@@ -74,7 +74,7 @@ async def sync_group(broker: Broker, request: Request) -> Any:
 
 
 async def heartbeat(broker: Broker, request: Request) -> Any:
-    """Take a sign of life."""
+    """Take a heartbeat of a member."""
     body = request.body
     group = broker.group(body.group_id)
     error = ErrorCode.UNKNOWN_MEMBER_ID
@@ -84,7 +84,7 @@ async def heartbeat(broker: Broker, request: Request) -> Any:
 
 
 async def leave_group(broker: Broker, request: Request) -> Any:
-    """Take members out."""
+    """Remove members from their group."""
     body, schema = request.body, RESPONSES["LeaveGroup"]
     group = broker.group(body.group_id)
     leaving = [(body.member_id, None)]
@@ -129,7 +129,7 @@ async def offset_commit(broker: Broker, request: Request) -> Any:
             broker.store.commit(body.group_id, rows)
     except sqlite3.Error as failure:
         log.error("offsets of group %s not stored: %s", body.group_id, failure)
-        # Clients look the coordinator up again and retry on this one, which is right for a disk that may get room.
+        # On this error clients look the coordinator up again and retry, and by then the disk may have room.
         errors |= {(row.topic, row.partition): ErrorCode.COORDINATOR_NOT_AVAILABLE for row in rows}
     nested = schema.OffsetCommitResponseTopic
     topics = [
@@ -161,7 +161,7 @@ def _commit_refusal(broker: Broker, body: Any) -> ErrorCode:
 
 
 async def offset_fetch(broker: Broker, request: Request) -> Any:
-    """Answer the committed offsets of one group, or since v8 of several."""
+    """Return the committed offsets of one group, since v8 of several."""
     body, schema = request.body, RESPONSES["OffsetFetch"]
     if request.version < 8:
         topics = _committed(broker, body.group_id, body.topics, schema.OffsetFetchResponseTopic)
@@ -182,12 +182,12 @@ def _committed(broker: Broker, group_id: str, wanted: Any, schema: Any) -> list[
     known = {(row.topic, row.partition): row for row in broker.store.committed(group_id)}
     if wanted is None:
         names = dict.fromkeys(topic for topic, _ in known)
-        asked = [(name, [partition for topic, partition in known if topic == name]) for name in names]
+        places = [(name, [partition for topic, partition in known if topic == name]) for name in names]
     else:
-        asked = [(topic.name, topic.partition_indexes) for topic in wanted]
+        places = [(topic.name, topic.partition_indexes) for topic in wanted]
     partition_schema = getattr(schema, "OffsetFetchResponsePartition", None) or schema.OffsetFetchResponsePartitions
     topics = []
-    for name, indexes in asked:
+    for name, indexes in places:
         partitions = []
         for index in indexes:
             row = known.get((name, index), CommittedOffset(name, index, -1, -1, ""))
@@ -205,14 +205,14 @@ def _committed(broker: Broker, group_id: str, wanted: Any, schema: Any) -> list[
 
 
 async def offset_delete(broker: Broker, request: Request) -> Any:
-    """Forget committed offsets of a group that is not using them."""
+    """Delete committed offsets of a group without members."""
     body, schema = request.body, RESPONSES["OffsetDelete"]
     if body.group_id not in broker.group_ids():
         return schema(error_code=ErrorCode.GROUP_ID_NOT_FOUND, throttle_time_ms=0, topics=[])
     refusal = ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if broker.subscribed(body.group_id) else ErrorCode.NONE
     if refusal is ErrorCode.NONE:
-        doomed = [(topic.name, part.partition_index) for topic in body.topics for part in topic.partitions]
-        broker.store.delete_committed(body.group_id, doomed)
+        offsets = [(topic.name, part.partition_index) for topic in body.topics for part in topic.partitions]
+        broker.store.delete_committed(body.group_id, offsets)
     nested = schema.OffsetDeleteResponseTopic
     topics = [
         nested(
@@ -233,7 +233,7 @@ def _state_name(broker: Broker, group_id: str) -> str:
 
 
 async def list_groups(broker: Broker, request: Request) -> Any:
-    """List groups, by state and type where the client asks for some only."""
+    """List the groups, or those of the states and types that the client names."""
     body, schema = request.body, RESPONSES["ListGroups"]
     states = {state.lower() for state in body.states_filter or ()}
     types = {kind.lower() for kind in body.types_filter or ()}
@@ -251,7 +251,7 @@ async def list_groups(broker: Broker, request: Request) -> Any:
 
 
 async def describe_groups(broker: Broker, request: Request) -> Any:
-    """Show members and assignments."""
+    """Return the members of groups with their assignments."""
     schema = RESPONSES["DescribeGroups"]
     known = set(broker.group_ids())
     nested = schema.DescribedGroup

@@ -1,8 +1,8 @@
-"""Consumer groups: who is a member, who leads, which generation, and who was silent for too long.
+"""Consumer groups: their members, leaders and generations, and members whose session has ended.
 
 The classic protocol of Apache Kafka (JoinGroup, SyncGroup, Heartbeat) with static membership (KIP-345) and member ids
-given before joining (KIP-394). Assignments are made by the members' leader and pass through unread, so eager and
-cooperative assignors are the same here.
+assigned before joining (KIP-394). The leader of a group makes the assignment and the broker passes it on unread, so
+eager and cooperative assignors are the same here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 MIN_SESSION_TIMEOUT_MS: Final = 1_000
 MAX_SESSION_TIMEOUT_MS: Final = 1_800_000
-_STALL_S: Final = 0.5
+_STALL_S: Final = 0.5  # a timer that is later than this shows that the broker stood still; a judgement
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """One consumer group. All methods run on the event loop; the awaited ones hold the request back."""
+    """One consumer group. All methods run on the event loop; the asynchronous ones return when the answer is known."""
 
     group_id: str
     initial_delay_s: float
-    changed: Callable[[Group], None]  # called whenever membership that must survive a restart has changed
+    changed: Callable[[Group], None]  # called when members that must survive a restart have changed
     state: GroupState = GroupState.EMPTY
     generation: int = 0
     protocol_type: str = ""
@@ -38,14 +38,16 @@ class Group:
     leader: str = ""
     members: dict[str, Member] = field(default_factory=dict)
     _static: dict[str, str] = field(default_factory=dict)  # instance id -> member id
-    _pending: dict[str, asyncio.TimerHandle] = field(default_factory=dict)  # ids given, not joined yet
+    _pending: dict[str, asyncio.TimerHandle] = field(
+        default_factory=dict
+    )  # members that have an id and have not joined yet
     _rebalance_timer: asyncio.TimerHandle | None = None
-    _gathering: bool = False  # the first members of an empty group are being waited for
+    _gathering: bool = False  # it waits for the first members of an empty group
 
     # Joining
 
     async def join(self, call: JoinCall) -> JoinAnswer:
-        """Take a member in, or back, and answer when the generation it belongs to begins."""
+        """Add a member, or take it back; return when its generation begins."""
         refusal = self._refusal(call)
         if refusal is not ErrorCode.NONE:
             return JoinAnswer(refusal, call.member_id)
@@ -88,7 +90,7 @@ class Group:
         return ErrorCode.NONE if known else ErrorCode.UNKNOWN_MEMBER_ID
 
     def _drop_pending(self, member_id: str) -> bool:
-        """Stop waiting for one that was given an id and tell whether it was being waited for."""
+        """Stop waiting for a member that has an id only; tell whether it was waited for."""
         expiry = self._pending.pop(member_id, None)
         if expiry is None:
             return False
@@ -119,7 +121,7 @@ class Group:
         settled = self.state is GroupState.COMPLETING or (
             self.state is GroupState.STABLE and member.member_id != self.leader
         )
-        if unchanged and settled:  # its answer got lost: say it again
+        if unchanged and settled:  # its answer was lost, so it gets it again
             self.touch(member)
             return self._answer(member)
         return await self._wait_for_generation(member)
@@ -131,7 +133,7 @@ class Group:
         member.protocols = call.protocols
 
     async def _replace_static(self, old: Member, call: JoinCall, member_id: str) -> JoinAnswer:
-        """A static member came back under a new id: it takes the place, the assignment and the lead of its old self."""
+        """Replace a static member that returns under a new id; it keeps its assignment and its leadership."""
         self._release(old, ErrorCode.FENCED_INSTANCE_ID)
         previous_leader = self.leader
         del self.members[old.member_id]
@@ -148,7 +150,7 @@ class Group:
         self.touch(member)
         self.changed(self)
         if member_id == self.leader and not call.skips_assignment:
-            # Told the old leader's id, it takes itself for a follower and asks for its assignment (KIP-345).
+            # With the old leader's id in the answer it acts as a follower and asks for its assignment (KIP-345).
             return self._answer(member, leader=previous_leader)
         return self._answer(member, skip_assignment=member_id == self.leader)
 
@@ -157,7 +159,7 @@ class Group:
             member.join_waiter.set_result(JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, member.member_id))
         waiter: asyncio.Future[JoinAnswer] = asyncio.get_running_loop().create_future()
         member.join_waiter = waiter
-        if member.expiry is not None:  # it cannot be silent while its request is being held back
+        if member.expiry is not None:  # it sends no heartbeat while its request waits
             member.expiry.cancel()
         self._prepare_rebalance()
         try:
@@ -177,7 +179,7 @@ class Group:
             self.protocol_type,
             self.protocol,
             leader,
-            tuple((one.member_id, one.instance_id, one.protocols.get(self.protocol, b"")) for one in listed),
+            tuple((item.member_id, item.instance_id, item.protocols.get(self.protocol, b"")) for item in listed),
             skip_assignment,
         )
 
@@ -208,7 +210,7 @@ class Group:
             self._begin_generation()
 
     def _begin_generation(self) -> None:
-        """Start the next generation with those who joined; dynamic members who did not are out."""
+        """Start the next generation with the members that joined; remove dynamic members that did not."""
         self._gathering = False
         for member in [member for member in self.members.values() if not member.joined]:
             if member.instance_id is None:
@@ -220,7 +222,7 @@ class Group:
         if not self.members:
             self._become_empty()
             return
-        if not joined:  # only static members that are away: theirs is the session timeout
+        if not joined:  # all are static and away; they stay until their session times out
             limit_s = max(member.rebalance_timeout_s for member in self.members.values())
             self._set_rebalance_timer(asyncio.get_running_loop(), limit_s)
             return
@@ -238,7 +240,7 @@ class Group:
             self.touch(member)
 
     def _common_protocol(self) -> str:
-        """Choose as Apache Kafka does: each member votes for the first of its protocols that all others know too."""
+        """Return the protocol that Apache Kafka would choose: each member votes for its first that all know."""
         members = list(self.members.values())
         common = [name for name in members[0].protocols if all(name in member.protocols for member in members)]
         votes = [next(name for name in member.protocols if name in common) for member in members if common]
@@ -253,7 +255,7 @@ class Group:
             self._rebalance_timer = None
         self.changed(self)
 
-    # Members that are there
+    # Members of the generation
 
     def _identity_error(self, member_id: str, instance_id: str | None) -> ErrorCode:
         if instance_id is not None:
@@ -265,7 +267,7 @@ class Group:
         return ErrorCode.NONE if member_id in self.members else ErrorCode.UNKNOWN_MEMBER_ID
 
     def check(self, member_id: str, instance_id: str | None, generation: int) -> ErrorCode:
-        """Tell whether this is a member of the current generation, and count the call as a sign of life."""
+        """Return whether this is a member of the current generation; if so, its session timeout begins again."""
         error = self._identity_error(member_id, instance_id)
         if error is ErrorCode.NONE and generation != self.generation:
             error = ErrorCode.ILLEGAL_GENERATION
@@ -274,7 +276,7 @@ class Group:
         return error
 
     def heartbeat(self, member_id: str, instance_id: str | None, generation: int) -> ErrorCode:
-        """Answer a heartbeat; during a rebalance it tells the member to join again."""
+        """Return the answer to a heartbeat; during a rebalance it tells the member to join again."""
         error = self.check(member_id, instance_id, generation)
         if error is ErrorCode.NONE and self.state is GroupState.PREPARING:
             return ErrorCode.REBALANCE_IN_PROGRESS
@@ -283,7 +285,7 @@ class Group:
     async def sync(
         self, member_id: str, instance_id: str | None, generation: int, protocol: str | None, plan: dict[str, bytes]
     ) -> tuple[ErrorCode, bytes]:
-        """Take the leader's assignment `plan`, and answer each member its own part once it is there."""
+        """Take the assignment `plan` of the leader, and return to each member its part once it is known."""
         error = self.check(member_id, instance_id, generation)
         if error is not ErrorCode.NONE:
             return error, b""
@@ -308,7 +310,7 @@ class Group:
         return ErrorCode.NONE, member.assignment
 
     def leave(self, member_id: str, instance_id: str | None) -> ErrorCode:
-        """Take a member out at its own wish, or an administrator's (who names a static one by its instance)."""
+        """Remove a member that asks for it, or one that an administrator names (a static one by its instance)."""
         if instance_id is not None and not member_id:
             member_id = self._static.get(instance_id, "")
         if instance_id is None and self._drop_pending(member_id):
@@ -319,7 +321,7 @@ class Group:
         return error
 
     def touch(self, member: Member) -> None:
-        """Start the member's session timeout anew."""
+        """Begin the session timeout of the member again."""
         if member.expiry is not None:
             member.expiry.cancel()
         loop = asyncio.get_running_loop()
@@ -333,10 +335,12 @@ class Group:
         if member.waiting:
             self.touch(member)
         elif late_s > _STALL_S:
-            # The broker itself was held up (a suspended machine, a busy one): the signs of life may lie in its sockets.
+            # The broker itself stood still (a suspended or busy machine): heartbeats may wait in its sockets.
             member.expiry = loop.call_later(_STALL_S, self._expire, member)
         else:
-            log.info("group %s: member %s was silent for its session timeout", self.group_id, member.member_id)
+            log.info(
+                "group %s: member %s sent no heartbeat within its session timeout", self.group_id, member.member_id
+            )
             self._remove(member)
 
     def _remove(self, member: Member) -> None:
@@ -365,7 +369,7 @@ class Group:
     # Surviving a restart of the broker
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the membership as JSON-able values."""
+        """Return the members and the generation as values for JSON."""
         return {
             "generation": self.generation,
             "protocol_type": self.protocol_type,
@@ -375,7 +379,7 @@ class Group:
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Take the members back as they were; each has its whole session timeout to show up again."""
+        """Restore the members of a `snapshot`; each has its whole session timeout to send a heartbeat."""
         self.generation, self.leader = snapshot["generation"], snapshot["leader"]
         self.protocol_type, self.protocol = snapshot["protocol_type"], snapshot["protocol"]
         for member in map(Member.restored, snapshot["members"]):

@@ -28,16 +28,16 @@ class _Producer:
 
 
 class ProducerStates:
-    """What each idempotent producer has appended to one partition lately."""
+    """The last batches that each idempotent producer appended to one partition."""
 
     def __init__(self) -> None:
         self._producers: dict[int, _Producer] = {}
 
     def duplicate_of(self, header: BatchHeader) -> int | None:
-        """Return the offset under which this very batch is already in the log, None when it is the next in order.
+        """Return the offset at which this batch is in the log already; None when it is the next in order.
 
-        Raises `BatchError` for a fenced epoch or a sequence that leaves a hole. A producer that the log does not know
-        (any more) may start with any sequence: retention must not stop it.
+        Raises `BatchError` for a fenced epoch or a sequence that leaves a hole. A producer that is unknown,
+        perhaps because retention deleted its batches, may start with any sequence.
         """
         known = self._producers.get(header.producer_id)
         if header.producer_id < 0 or known is None:
@@ -101,7 +101,7 @@ class ProducerStates:
 
 
 def _advanced(sequence: int, count: int) -> int:
-    """Step on by `count`, wrapping to 0 behind 2^31 - 1 as producers do."""
+    """Return `sequence + count`; after 2^31 - 1 comes 0, as producers count."""
     return (sequence + count) & _MAX_SEQUENCE
 
 

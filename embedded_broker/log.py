@@ -1,4 +1,4 @@
-"""The log of one partition: append, read, look up, retain, and come back after a crash."""
+"""The log of one partition: append, read, search by time, delete old segments, and recover after a crash."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def wall_clock_ms() -> int:
 
 
 class OffsetOutOfRange(Exception):
-    """The offset lies before the log's start or past its end."""
+    """The offset is before the start of the log or after its end."""
 
 
 class PartitionLog:
     """The record batches of one partition in a folder of segments.
 
-    Used from one thread only. Methods that write may raise `OSError` (a full disk among others) and then have changed
-    nothing. `log_start` is the first offset that may be read, `next_offset` the one the next record gets.
+    It is used from one thread only. Methods that write may raise OSError, for example on a full disk, and then change
+    nothing. `log_start` is the first offset that may be read, `next_offset` the offset of the next record.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PartitionLog:
         self.config = config
         self.producers = ProducerStates()
         self.unsynced: set[Segment] = set()
-        self.refused_by_disk = False  # for those who report it: the last append failed on the disk
+        self.refused_by_disk = False  # whether the disk failed at the last append
         self._clock_ms = clock_ms
         self._waiters: set[Callable[[], None]] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class PartitionLog:
         self.log_start = max(log_start, self.segments[0].base_offset)
         self.next_offset = self.segments[-1].next_offset
         self.size_bytes = sum(segment.size_bytes for segment in self.segments)
-        # Up to here compaction has looked; everything behind is dirty.
+        # Compaction has read up to this offset; the records after it are dirty.
         self.cleaned_to = self.segments[0].base_offset
 
     # Recovery
@@ -69,8 +69,8 @@ class PartitionLog:
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
             segment = Segment(path, int(path.stem), int(path.stat().st_mtime * 1000))
             if segments and segment.base_offset < segments[-1].next_offset:
-                # Compaction put this one's records into its predecessor and was killed before it could delete it.
-                log.info("%s is already contained in the segment before it and goes", path)
+                # Compaction moved its records into the segment before, and was killed before it deleted this one.
+                log.info("%s is contained in the segment before it and is deleted", path)
                 segment.delete()
                 segment.close()
                 continue
@@ -84,10 +84,10 @@ class PartitionLog:
     # Writing
 
     def append(self, batch: memoryview) -> int:
-        """Append what a producer sent and return the offset of its first record.
+        """Append the batch of a producer and return the offset of its first record.
 
-        A batch that is in the log already, sent again by an idempotent producer, returns its first offset. Raises
-        `BatchError`, and `OSError` when the disk refuses.
+        For a batch that an idempotent producer sends again, this is its offset in the log. Raises BatchError, and
+        OSError when the disk fails.
         """
         header = batches.check_produced(batch, self.config.max_message_bytes)
         if header.transactional:
@@ -119,7 +119,7 @@ class PartitionLog:
     def _require_keys(self, batch: memoryview) -> None:
         try:
             keyless = batches.has_null_key(bytes(batch))
-        except Exception as error:  # the content is the producer's, and kafka-python raises what it likes on it
+        except Exception as error:  # a producer may send any content, and kafka-python raises many types
             raise BatchError(ErrorCode.INVALID_RECORD, f"the records cannot be read: {error}") from error
         if keyless:
             raise BatchError(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key")
@@ -134,10 +134,10 @@ class PartitionLog:
     # Reading
 
     def read(self, offset: int, limit_bytes: int, *, at_least_one: bool) -> tuple[list[FileSlice], int]:
-        """Return the slices that hold the batches from `offset` on, whole, and their size.
+        """Return the slices of files with the whole batches from `offset` on, and their size in bytes.
 
-        A first batch over the limit is returned when `at_least_one` is set, so that a reader never gets stuck on it
-        (KIP-74). Raises `OffsetOutOfRange`.
+        With `at_least_one` the first batch may be over the limit, so that a reader can always go on (KIP-74). Raises
+        OffsetOutOfRange.
         """
         if not self.log_start <= offset <= self.next_offset:
             raise OffsetOutOfRange(offset)
@@ -169,14 +169,14 @@ class PartitionLog:
     def offset_since(self, timestamp: int) -> tuple[int, int] | None:
         """Return `(offset, timestamp)` of the first record at `timestamp` (ms) or later, None when there is none."""
         for segment in self.segments:
-            found = segment.first_batch_since(timestamp) if segment.next_offset > self.log_start else None
-            while found is not None:
-                position, header = found
+            batch = segment.first_batch_since(timestamp) if segment.next_offset > self.log_start else None
+            while batch is not None:
+                position, header = batch
                 record = _first_record_since(segment.read_batch(position, header), header, timestamp, self.log_start)
                 if record is not None:
                     return record
                 following = segment.headers(position + header.size_bytes)
-                found = next((item for item in following if item[1].max_timestamp >= timestamp), None)
+                batch = next((item for item in following if item[1].max_timestamp >= timestamp), None)
         return None
 
     def newest(self) -> tuple[int, int] | None:
@@ -185,7 +185,7 @@ class PartitionLog:
         return self.offset_since(timestamp) if timestamp >= 0 else None
 
     def wake_on_change(self, wake: Callable[[], None]) -> None:
-        """Call `wake` after every append and when the log goes away, until `forget_waiter`."""
+        """Call `wake` after every append and when the log is deleted, until `forget_waiter`."""
         self._waiters.add(wake)
 
     def forget_waiter(self, wake: Callable[[], None]) -> None:
@@ -195,7 +195,7 @@ class PartitionLog:
     # Housekeeping
 
     def retain(self) -> None:
-        """Delete what retention by bytes and by time no longer keeps; whole segments, as in Apache Kafka."""
+        """Delete the segments that retention by bytes and by time no longer keeps, as Apache Kafka does."""
         now_ms = self._clock_ms()
         self.producers.expire(now_ms)
         if self.config.deletes_old:
@@ -219,12 +219,12 @@ class PartitionLog:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        gone = self.segments.pop(0)
-        self.size_bytes -= gone.size_bytes
-        self.unsynced.discard(gone)
+        oldest = self.segments.pop(0)
+        self.size_bytes -= oldest.size_bytes
+        self.unsynced.discard(oldest)
         self.log_start = max(self.log_start, self.segments[0].base_offset)
         self.cleaned_to = max(self.cleaned_to, self.log_start)
-        gone.delete()
+        oldest.delete()
 
     def delete_before(self, offset: int) -> int:
         """Make records before `offset` unreadable and return the new log start. Raises `OffsetOutOfRange`."""
@@ -234,21 +234,21 @@ class PartitionLog:
         return self.log_start
 
     def replace_closed(self, old: list[Segment], new: list[Segment]) -> None:
-        """Put compacted segments in the place of the closed ones they were made from."""
+        """Replace closed segments by the compacted ones."""
         first = self.segments.index(old[0])
         self.segments[first : first + len(old)] = new
         self.size_bytes += sum(segment.size_bytes for segment in new) - sum(segment.size_bytes for segment in old)
         self.unsynced.difference_update(old)
 
     def sync(self) -> None:
-        """Force everything appended so far to the disk."""
+        """Force all appended records to the disk."""
         while self.unsynced:
             segment = next(iter(self.unsynced))
             segment.sync()
             self.unsynced.discard(segment)
 
     def save_indexes(self) -> None:
-        """Save the indexes of closed segments whose data is safe, so that no later start has to scan them."""
+        """Save the indexes of closed segments whose data is on the disk, so that no later start has to scan them."""
         for segment in self.segments[:-1]:
             if segment.sealed is not None and segment not in self.unsynced:
                 segment.save_index(segment.sealed)
@@ -263,7 +263,7 @@ class PartitionLog:
             segment.close()
 
     def abandon(self) -> None:
-        """Wake the readers of a log whose topic is being deleted; the files go with their folder."""
+        """Wake the readers of a log whose topic is deleted; its files are deleted with their folder."""
         self.unsynced.clear()
         for segment in self.segments:
             segment.sealed = None
@@ -278,9 +278,9 @@ def _first_record_since(content: bytes, header: BatchHeader, timestamp: int, log
         for record in batches.open_records(content):
             if record.timestamp >= timestamp and record.offset >= log_start:
                 return record.offset, record.timestamp
-    except Exception as error:  # kafka-python raises what it likes on content that is no list of records
+    except Exception as error:  # kafka-python raises many types on content that is no list of records
         log.warning(
-            "batch at offset %d cannot be opened (%s), time look-up answers its start", header.base_offset, error
+            "batch at offset %d cannot be opened (%s), a search by time returns its start", header.base_offset, error
         )
         if header.base_offset >= log_start:
             return header.base_offset, header.max_timestamp

@@ -1,4 +1,4 @@
-"""What a consumer group knows of its members, and what they ask and hear when they join."""
+"""The members of consumer groups: what a group keeps of each, their requests to join and the answers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class JoinCall:
     protocol_type: str
     protocols: dict[str, bytes]
     needs_member_id: bool  # since JoinGroup v4 a new member asks for an id first
-    skips_assignment: bool  # since v9 a returning static leader can be told so
+    skips_assignment: bool  # since v9 the answer can tell a static leader to skip it
 
 
 @dataclass(frozen=True, slots=True)
 class JoinAnswer:
-    """What a member learns at the end of a join; `members` only for the leader."""
+    """The answer to a request to join; `members` is filled for the leader only."""
 
     error: ErrorCode
     member_id: str
@@ -52,7 +52,7 @@ class JoinAnswer:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One member; a waiter is set while its JoinGroup or SyncGroup is being held back."""
+    """One member; a waiter is set while its JoinGroup or SyncGroup waits for the answer."""
 
     member_id: str
     instance_id: str | None
@@ -68,16 +68,16 @@ class Member:
 
     @property
     def joined(self) -> bool:
-        """Tell whether its JoinGroup is being held back, on a connection that is alive."""
+        """Whether its JoinGroup waits, on a connection that is alive."""
         return self.join_waiter is not None and not self.join_waiter.done()
 
     @property
     def waiting(self) -> bool:
-        """Tell whether it waits for an answer: it cannot show signs of life meanwhile, and need not."""
+        """Whether it waits for an answer: meanwhile it cannot send heartbeats, and need not."""
         return self.joined or (self.sync_waiter is not None and not self.sync_waiter.done())
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what survives a restart as JSON-able values."""
+        """Return the part that survives a restart, as values for JSON."""
         return {
             "member_id": self.member_id,
             "instance_id": self.instance_id,
@@ -91,7 +91,7 @@ class Member:
 
     @classmethod
     def restored(cls, snapshot: dict[str, Any]) -> Member:
-        """Undo `snapshot`."""
+        """Return the member of a `snapshot`."""
         protocols = {name: base64.b64decode(data) for name, data in snapshot["protocols"].items()}
         assignment = base64.b64decode(snapshot["assignment"])
         return cls(**snapshot | {"protocols": protocols, "assignment": assignment})

@@ -1,7 +1,7 @@
-"""The wire: which requests the embedded broker answers, in which versions, and how a frame becomes a request and back.
+"""The wire protocol: the requests that the embedded broker answers, their versions, decoding and encoding.
 
-Schemas come from kafka-python, which ships those of requests and responses alike. Only the Fetch response is written by
-hand, because its records go from the file to the socket without passing through an encoder.
+The schemas of requests and responses come from kafka-python. Only the Fetch response is encoded here, because its
+records go from the file to the socket without an encoder.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ APIS: Final[dict[int, Api]] = {
         # 12 and later put tagged fields around the records, 13 and later name topics by id.
         Api(FETCH, "Fetch", 4, 11),
         Api(2, "ListOffsets", 1, 7),
-        # 9 is so compact that librdkafka 2 underestimates what a few topics with short names take, and gives up on it.
+        # 9 is so compact that librdkafka 2 expects more bytes for a few topics with short names, and refuses it.
         Api(3, "Metadata", 0, 8),
         Api(8, "OffsetCommit", 2, 8),
         Api(9, "OffsetFetch", 1, 8),
@@ -124,8 +124,8 @@ RESPONSES: Final[dict[str, Any]] = {api.name: _schema(f"{api.name}Response") for
 _FIXED_HEADER: Final = struct.Struct(">hhih")  # api key, version, correlation id, length of the client id
 _INT32: Final = struct.Struct(">i")
 _MAX_CLIENT_ID_BYTES: Final = 1024
-# kafka-python reads a varint for as long as its bytes have the high bit set, and the integer grows with each: a
-# megabyte of 0xff would keep the broker busy for minutes. No honest field holds such a run.
+# kafka-python reads a varint as long as its bytes have the high bit set, and the integer grows with each: a megabyte of
+# 0xff would keep the broker busy for minutes. No valid field holds so many such bytes in a row.
 _ENDLESS_VARINT: Final = re.compile(rb"[\x80-\xff]{1024}")
 
 
@@ -134,7 +134,7 @@ class CloseConnection(Exception):
 
 
 class MalformedRequest(CloseConnection):
-    """The bytes are no request that this broker knows."""
+    """The bytes are no request of a kind that this broker answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def decode_request(frame: memoryview) -> Request:
 
 
 class _Field(NamedTuple):
-    """What must not be null in a request: itself, its elements, and the fields of its elements."""
+    """A field of a request that can be null: whether it may be, and the same of its elements and their fields."""
 
     name: str
     may_be_null: bool
@@ -195,15 +195,15 @@ def _request_fields(api_key: int, version: int) -> tuple[_Field, ...]:
 
 
 def _fields_to_check(struct: Any, version: int) -> tuple[_Field, ...]:
-    found = []
+    fields = []
     for field in struct.fields.values():
         sized = field.is_array() or field.is_struct_array() or field.type_str in ("string", "bytes")
         if not sized or not field.for_version_q(version) or field.tag is not None:
             continue
         nested = _fields_to_check(field, version) if field.is_struct_array() else ()
         text = field.is_array() and field.array_of.type_str == "string"
-        found.append(_Field(field.name, field.nullable_for_version_q(version), text, nested))
-    return tuple(found)
+        fields.append(_Field(field.name, field.nullable_for_version_q(version), text, nested))
+    return tuple(fields)
 
 
 def _reject_nulls(body: Any, fields: tuple[_Field, ...]) -> None:
@@ -223,7 +223,7 @@ def _reject_nulls(body: Any, fields: tuple[_Field, ...]) -> None:
 
 
 def _skip_tags(frame: memoryview, position: int) -> int:
-    """Step over the tagged fields at the end of a flexible request header; the broker knows none."""
+    """Return the position after the tagged fields of a request header; the broker knows none of them."""
     count, position = _unsigned_varint(frame, position)
     for _ in range(count):
         _, position = _unsigned_varint(frame, position)
@@ -246,20 +246,20 @@ def _unsigned_varint(frame: memoryview, position: int) -> tuple[int, int]:
 def encode_response(request: Request, response: Any) -> bytes:
     """Encode a schema response with its frame length and header."""
     flexible = response.flexible_version_q(request.version)
-    # ApiVersions answers with the old header always, so that a client can read it before it knows the broker.
+    # The answer to ApiVersions always has the old header, so that a client can read it before it knows the broker.
     tags = b"\0" if flexible and request.api.key != API_VERSIONS else b""
     body = bytes(response.encode(version=request.version))
     return _INT32.pack(4 + len(tags) + len(body)) + _INT32.pack(request.correlation_id) + tags + body
 
 
 def unsupported_api_versions(request: Request) -> bytes:
-    """Answer an ApiVersions request of an unknown version in version 0, from which every client steps down."""
+    """Return the answer to ApiVersions of an unknown version: in version 0, after which clients try a lower one."""
     response = api_versions_response(ErrorCode.UNSUPPORTED_VERSION)
     return encode_response(Request(request.api, 0, request.correlation_id, request.client_id, None), response)
 
 
 def api_versions_response(error: ErrorCode = ErrorCode.NONE) -> Any:
-    """Return the table of what this broker speaks."""
+    """Return the requests and versions that this broker answers."""
     schema = RESPONSES["ApiVersions"]
     keys = [
         schema.ApiVersion(api_key=api.key, min_version=api.first_version, max_version=api.last_version)
@@ -270,7 +270,7 @@ def api_versions_response(error: ErrorCode = ErrorCode.NONE) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FetchedPartition:
-    """What a Fetch answers for one partition; `chunks` are the slices of log files that hold its record batches."""
+    """The part of a Fetch response for one partition; `chunks` are the slices of files with its record batches."""
 
     index: int
     error: ErrorCode

@@ -1,4 +1,4 @@
-"""Requests of producers and consumers about records: Produce, Fetch, ListOffsets and what they need first."""
+"""Requests of producers and consumers: Produce, Fetch, ListOffsets, and those that clients send before them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 _EARLIEST = -2
 _LATEST = -1
 _MAX_TIMESTAMP = -3
-# One response is one allocation in the client, and clients give up on more than 100 MB.
+# Clients allocate a response at once, and refuse one of more than 100 MB.
 _MAX_FETCH_BYTES = 64 << 20
-LEADER_EPOCH = 0  # there is one leader, for ever
+LEADER_EPOCH = 0  # the only node is always the leader
 _GROUP_KEY, _TRANSACTION_KEY = 0, 1
 
 
 async def produce(broker: Broker, request: Request) -> Any:
-    """Append; None when the producer asked for no answer (acks=0)."""
+    """Append records; return None when the producer asked for no answer (acks=0)."""
     body, schema = request.body, RESPONSES["Produce"]
     refused = body.acks not in (-1, 0, 1)
     message: str | None
@@ -35,20 +35,20 @@ async def produce(broker: Broker, request: Request) -> Any:
     for topic in body.topic_data:
         results = []
         for data in topic.partition_data:
-            log_of = broker.topics.partition(topic.name, data.index)
+            partition = broker.topics.partition(topic.name, data.index)
             if refused:
                 error, offset, message = ErrorCode.INVALID_REQUIRED_ACKS, -1, f"acks={body.acks}"
             else:
-                error, offset, message = _append(log_of, data.records, f"{topic.name}-{data.index}")
-            if log_of is not None and error is ErrorCode.NONE:
-                written.append(log_of)
+                error, offset, message = _append(partition, data.records, f"{topic.name}-{data.index}")
+            if partition is not None and error is ErrorCode.NONE:
+                written.append(partition)
             results.append(
                 schema.TopicProduceResponse.PartitionProduceResponse(
                     index=data.index,
                     error_code=error,
                     base_offset=offset,
                     log_append_time_ms=-1,
-                    log_start_offset=log_of.log_start if log_of is not None else -1,
+                    log_start_offset=partition.log_start if partition is not None else -1,
                     record_errors=[],
                     error_message=message,
                 )
@@ -66,7 +66,7 @@ async def produce(broker: Broker, request: Request) -> Any:
         return schema(responses=topics, throttle_time_ms=0)
     failed = [result for topic in topics for result in topic.partition_responses if result.error_code]
     if failed:
-        # The one thing that a producer without acknowledgements notices, and what Apache Kafka does.
+        # A producer without acknowledgements notices nothing else, and Apache Kafka does the same.
         raise CloseConnection(f"records sent with acks=0 were not stored ({failed[0].error_message})")
     return None
 
@@ -80,7 +80,7 @@ def _append(partition: PartitionLog | None, records: bytes | None, name: str) ->
         log.warning("%s: batch refused, %s: %s", name, error.code.name, error.message)
         return error.code, -1, error.message
     except OSError as error:
-        # Producers come back ten times a second: say it once, and once when it is over.
+        # Producers retry ten times a second: log it once, and once more when it is over.
         if not partition.refused_by_disk:
             log.error("%s: records not written, producers are told to retry: %s", name, error)
         partition.refused_by_disk = True
@@ -92,7 +92,7 @@ def _append(partition: PartitionLog | None, records: bytes | None, name: str) ->
 
 
 async def fetch(broker: Broker, request: Request) -> list[Any]:
-    """Answer with records at once when there are enough, else when they come or the client's patience ends."""
+    """Return records at once when there are `min_bytes`, else when they arrive or after `max_wait_ms`."""
     body = request.body
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(body.max_wait_ms, 0) / 1000
@@ -122,20 +122,22 @@ async def fetch(broker: Broker, request: Request) -> list[Any]:
 
 
 def _watched(broker: Broker, body: Any) -> list[PartitionLog]:
-    logs = (broker.topics.partition(topic.topic, want.partition) for topic in body.topics for want in topic.partitions)
+    logs = (
+        broker.topics.partition(topic.topic, target.partition) for topic in body.topics for target in topic.partitions
+    )
     return [partition for partition in logs if partition is not None]
 
 
 def _collect(broker: Broker, body: Any) -> tuple[list[tuple[str, list[FetchedPartition]]], int, bool]:
-    """Return what can be answered now, its size in bytes, and whether any partition has an error to tell."""
+    """Return the answer as of now, its size in bytes, and whether a partition has an error."""
     room = min(body.max_bytes, _MAX_FETCH_BYTES)
     total, failed = 0, False
     topics = []
     for topic in body.topics:
         partitions = []
-        for want in topic.partitions:
-            limit = min(want.partition_max_bytes, room - total)
-            part = _read(broker.topics.partition(topic.topic, want.partition), want, limit, at_least_one=total == 0)
+        for target in topic.partitions:
+            limit = min(target.partition_max_bytes, room - total)
+            part = _read(broker.topics.partition(topic.topic, target.partition), target, limit, at_least_one=total == 0)
             failed = failed or part.error is not ErrorCode.NONE
             total += part.size_bytes
             partitions.append(part)
@@ -143,37 +145,37 @@ def _collect(broker: Broker, body: Any) -> tuple[list[tuple[str, list[FetchedPar
     return topics, total, failed
 
 
-def _read(partition: PartitionLog | None, want: Any, limit_bytes: int, *, at_least_one: bool) -> FetchedPartition:
+def _read(partition: PartitionLog | None, target: Any, limit_bytes: int, *, at_least_one: bool) -> FetchedPartition:
     if partition is None:
-        return FetchedPartition(want.partition, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1, -1)
+        return FetchedPartition(target.partition, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1, -1)
     end, start = partition.next_offset, partition.log_start
-    if want.current_leader_epoch > LEADER_EPOCH:
-        return FetchedPartition(want.partition, ErrorCode.UNKNOWN_LEADER_EPOCH, end, start)
+    if target.current_leader_epoch > LEADER_EPOCH:
+        return FetchedPartition(target.partition, ErrorCode.UNKNOWN_LEADER_EPOCH, end, start)
     try:
-        if want.fetch_offset == end or (limit_bytes <= 0 and not at_least_one):
-            return FetchedPartition(want.partition, ErrorCode.NONE, end, start)
-        chunks, size_bytes = partition.read(want.fetch_offset, limit_bytes, at_least_one=at_least_one)
+        if target.fetch_offset == end or (limit_bytes <= 0 and not at_least_one):
+            return FetchedPartition(target.partition, ErrorCode.NONE, end, start)
+        chunks, size_bytes = partition.read(target.fetch_offset, limit_bytes, at_least_one=at_least_one)
     except OffsetOutOfRange:
-        return FetchedPartition(want.partition, ErrorCode.OFFSET_OUT_OF_RANGE, end, start)
+        return FetchedPartition(target.partition, ErrorCode.OFFSET_OUT_OF_RANGE, end, start)
     except OSError as error:
         log.error("%s cannot be read: %s", partition.folder, error)
-        return FetchedPartition(want.partition, ErrorCode.KAFKA_STORAGE_ERROR, end, start)
-    return FetchedPartition(want.partition, ErrorCode.NONE, end, start, tuple(chunks), size_bytes)
+        return FetchedPartition(target.partition, ErrorCode.KAFKA_STORAGE_ERROR, end, start)
+    return FetchedPartition(target.partition, ErrorCode.NONE, end, start, tuple(chunks), size_bytes)
 
 
 async def list_offsets(broker: Broker, request: Request) -> Any:
-    """Answer first, last or by-time offsets."""
+    """Return first offsets, end offsets, or the offsets at a time."""
     schema = RESPONSES["ListOffsets"]
     topics = []
     for topic in request.body.topics:
         results = []
-        for want in topic.partitions:
+        for target in topic.partitions:
             error, offset, timestamp = _look_up(
-                broker.topics.partition(topic.name, want.partition_index), want.timestamp
+                broker.topics.partition(topic.name, target.partition_index), target.timestamp
             )
             results.append(
                 schema.ListOffsetsTopicResponse.ListOffsetsPartitionResponse(
-                    partition_index=want.partition_index,
+                    partition_index=target.partition_index,
                     error_code=error,
                     timestamp=timestamp,
                     offset=offset,
@@ -192,31 +194,31 @@ def _look_up(partition: PartitionLog | None, timestamp: int) -> tuple[ErrorCode,
     if timestamp == _EARLIEST:
         return ErrorCode.NONE, partition.log_start, -1
     try:
-        found = partition.newest() if timestamp == _MAX_TIMESTAMP else partition.offset_since(max(timestamp, 0))
+        record = partition.newest() if timestamp == _MAX_TIMESTAMP else partition.offset_since(max(timestamp, 0))
     except OSError as error:
         log.error("%s cannot be read: %s", partition.folder, error)
         return ErrorCode.KAFKA_STORAGE_ERROR, -1, -1
-    return (ErrorCode.NONE, *found) if found is not None else (ErrorCode.NONE, -1, -1)
+    return (ErrorCode.NONE, *record) if record is not None else (ErrorCode.NONE, -1, -1)
 
 
 async def offset_for_leader_epoch(broker: Broker, request: Request) -> Any:
-    """Answer where a leader epoch ended: the one there is has not."""
+    """Return where a leader epoch ends: the only one goes up to the end of the log."""
     schema = RESPONSES["OffsetForLeaderEpoch"]
     topics = []
     for topic in request.body.topics:
         results = []
-        for want in topic.partitions:
-            partition = broker.topics.partition(topic.topic, want.partition)
+        for target in topic.partitions:
+            partition = broker.topics.partition(topic.topic, target.partition)
             error, epoch, end = ErrorCode.NONE, -1, -1
             if partition is None:
                 error = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-            elif want.current_leader_epoch > LEADER_EPOCH:
+            elif target.current_leader_epoch > LEADER_EPOCH:
                 error = ErrorCode.UNKNOWN_LEADER_EPOCH
-            elif want.leader_epoch == LEADER_EPOCH:
+            elif target.leader_epoch == LEADER_EPOCH:
                 epoch, end = LEADER_EPOCH, partition.next_offset
             results.append(
                 schema.OffsetForLeaderTopicResult.EpochEndOffset(
-                    error_code=error, partition=want.partition, leader_epoch=epoch, end_offset=end
+                    error_code=error, partition=target.partition, leader_epoch=epoch, end_offset=end
                 )
             )
         topics.append(schema.OffsetForLeaderTopicResult(topic=topic.topic, partitions=results))
@@ -224,7 +226,7 @@ async def offset_for_leader_epoch(broker: Broker, request: Request) -> Any:
 
 
 async def init_producer_id(broker: Broker, request: Request) -> Any:
-    """Hand a new producer id to an idempotent producer; refuse a transactional one."""
+    """Give a new id to an idempotent producer; refuse a transactional one."""
     schema = RESPONSES["InitProducerId"]
     if request.body.transactional_id is not None:
         log.error("transactional id %r refused: %s", request.body.transactional_id, needs_apache_kafka("transactions"))
@@ -240,24 +242,24 @@ async def init_producer_id(broker: Broker, request: Request) -> Any:
 
 
 async def find_coordinator(broker: Broker, request: Request) -> Any:
-    """Name this node for groups, and nobody for transactions."""
+    """Return this node as coordinator of groups, and none for transactions."""
     body, schema = request.body, RESPONSES["FindCoordinator"]
-    found = {"node_id": NODE_ID, "host": broker.host, "port": broker.port}
-    found |= {"error_code": ErrorCode.NONE, "error_message": None}
+    answer = {"node_id": NODE_ID, "host": broker.host, "port": broker.port}
+    answer |= {"error_code": ErrorCode.NONE, "error_message": None}
     if request.version > 0 and body.key_type != _GROUP_KEY:
         message = needs_apache_kafka("transactions" if body.key_type == _TRANSACTION_KEY else "next-generation groups")
         log.error("coordinator for %r refused: %s", body.key or body.coordinator_keys, message)
         refusal = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
-        found = {"node_id": -1, "host": "", "port": -1, "error_code": refusal, "error_message": message}
+        answer = {"node_id": -1, "host": "", "port": -1, "error_code": refusal, "error_message": message}
     if request.version < 4:
-        return schema(throttle_time_ms=0, **found)
+        return schema(throttle_time_ms=0, **answer)
     return schema(
-        throttle_time_ms=0, coordinators=[schema.Coordinator(key=key, **found) for key in body.coordinator_keys]
+        throttle_time_ms=0, coordinators=[schema.Coordinator(key=key, **answer) for key in body.coordinator_keys]
     )
 
 
 async def metadata(broker: Broker, request: Request) -> Any:
-    """Answer topics and brokers, creating unknown topics where both sides allow it."""
+    """Return topics and brokers; create unknown topics when the client and the broker allow it."""
     body, schema = request.body, RESPONSES["Metadata"]
     all_topics = body.topics is None or (request.version == 0 and not body.topics)
     names = [topic.row.name for topic in broker.topics] if all_topics else [topic.name for topic in body.topics]

@@ -1,8 +1,8 @@
 """One append-only log file and its sparse index.
 
-A segment holds record batches exactly as they go over the wire. Its index keeps one entry per 4 KiB or more, so memory
-stays below one percent of the data however small the batches are. The index of a closed segment lies beside it on disk
-and covers a prefix of the file, so opening a large log reads only what was written after the last close.
+A segment holds record batches as they are on the wire. Its index has at most one entry per 4 KiB, so it takes less than
+one percent of the memory of the data, however small the batches are. The index of a closed segment is a file beside it.
+It covers the beginning of the segment, so a start reads only what was written after the last close.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SCAN_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 2 * INDEX_INTERVAL_BYTES
 
 
-_sync_data: Final = getattr(os, "fdatasync", os.fsync)  # macOS has the latter only
+_sync_data: Final = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class FileSlice(NamedTuple):
-    """A run of whole batches in a segment; holding it keeps the file readable after the segment is deleted."""
+    """Whole batches in a segment; while a slice exists, the file can be read, even after the segment is deleted."""
 
     segment: Segment
     position: int
@@ -69,7 +69,7 @@ class Segment:
         self.sealed: list[list[int]] | None = None
         self._offsets = array("q")
         self._positions = array("q")
-        # The highest time stamp of all batches before the entry: non-decreasing, so it can be bisected.
+        # The highest time stamp of all batches before the entry: it never decreases, so it can be bisected.
         self._timestamps = array("q")
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
 
@@ -93,7 +93,7 @@ class Segment:
     def _write(self, batch: memoryview, header: BatchHeader, base_offset: int) -> None:
         prefix = placed_prefix(base_offset, header)
         written = os.pwritev(self.fd, [prefix, batch[len(prefix) :]], self.size_bytes)
-        while written < len(batch):  # a disk that fills up writes a part first, and says why on the next call
+        while written < len(batch):  # a full disk writes a part first, and fails at the next call
             rest = (
                 batch[written:]
                 if written >= len(prefix)
@@ -111,11 +111,11 @@ class Segment:
         self.max_timestamp = max(self.max_timestamp, header.max_timestamp)
 
     def headers(self, position: int = 0) -> Iterator[tuple[int, BatchHeader]]:
-        """Iterate over `(position, header)` of the batches from `position` on, which must be where a batch starts."""
+        """Iterate over `(position, header)` of the batches from `position` on, at which a batch must start."""
         window_start, window = position, b""
         while position + HEADER_BYTES <= self.size_bytes:
             if position + HEADER_BYTES > window_start + len(window) or position < window_start:
-                # Behind a batch larger than the window only the next header is wanted; small ones come many at once.
+                # After a batch larger than the window only the next header is read; else many small batches at once.
                 ahead = HEADER_BYTES if position > window_start + len(window) else _WINDOW_BYTES
                 window_start, window = position, os.pread(self.fd, ahead, position)
             header = parse_header(window, position - window_start)
@@ -123,11 +123,11 @@ class Segment:
             position += header.size_bytes
 
     def read_batch(self, position: int, header: BatchHeader) -> bytes:
-        """Read the whole batch that `headers` gave."""
+        """Return the whole batch at a position and with a header that `headers` returned."""
         return os.pread(self.fd, header.size_bytes, position)
 
     def locate(self, offset: int) -> int | None:
-        """Return the position of the first batch that ends at `offset` or later, None past the last."""
+        """Return the position of the first batch that ends at `offset` or later; None when there is none."""
         entry = bisect_right(self._offsets, offset) - 1
         for position, header in self.headers(self._positions[entry] if entry >= 0 else 0):
             if header.last_offset >= offset:
@@ -157,11 +157,11 @@ class Segment:
         return None
 
     def sync(self) -> None:
-        """Make everything written so far survive a power loss."""
+        """Force the file to the disk, so that it survives a power loss."""
         _sync_data(self.fd)
 
     def delete(self) -> None:
-        """Remove the files. Readers that hold a slice keep the content; the descriptor closes with the last of them."""
+        """Remove the files. Readers with a slice can still read; the descriptor closes with the last of them."""
         self.path.unlink(missing_ok=True)
         self.index_path.unlink(missing_ok=True)
 
@@ -172,7 +172,7 @@ class Segment:
     def save_index(self, producers: list[list[int]]) -> None:
         """Write the index and the state of the idempotent producers at the end of this segment beside it.
 
-        A start trusts it without a look at the data, so the data must be on the disk as safely as it ever will be.
+        A start trusts it and does not read the data, so the data must be on the disk before it.
         """
         content = json.dumps(
             {
@@ -194,7 +194,7 @@ class Segment:
             data = self.index_path.read_bytes()
         except FileNotFoundError:
             return None
-        # A power loss may leave an empty file, whose CRC of 0 would even match.
+        # A power loss may leave an empty file, and the CRC of nothing is 0.
         if len(data) <= 4 or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
             log.warning("index %s is damaged, the segment is scanned instead", self.index_path)
             return None
@@ -205,9 +205,9 @@ class Segment:
         return _IndexFile(**head, offsets=columns[0], positions=columns[1], timestamps=columns[2])
 
     def recover(self, producers: ProducerStates) -> None:
-        """Bring a file from an earlier run back: check what no index vouches for, and cut a torn tail off.
+        """Open a file of an earlier run: check the batches that no index covers, and cut an incomplete end off.
 
-        `producers`, as they were at the start of this segment, are brought to its end.
+        `producers` hold the state at the start of this segment, and afterwards that at its end.
         """
         on_disk = os.fstat(self.fd).st_size
         index = self._load_index()
@@ -219,11 +219,11 @@ class Segment:
         for header in self._scan(on_disk):
             producers.appended(header, header.base_offset, max(header.max_timestamp, 0))
         if self.size_bytes < on_disk:
-            log.warning("%s: %d bytes of a torn write cut off", self.path, on_disk - self.size_bytes)
+            log.warning("%s: %d bytes of an incomplete write are cut off", self.path, on_disk - self.size_bytes)
             os.ftruncate(self.fd, self.size_bytes)
 
     def _scan(self, on_disk: int) -> Iterator[BatchHeader]:
-        """Take in the intact batches behind what is known already, one by one."""
+        """Add the intact batches after the known ones, and yield their headers."""
         window_bytes = _SCAN_BYTES
         while self.size_bytes + HEADER_BYTES <= on_disk:
             window = memoryview(os.pread(self.fd, min(window_bytes, on_disk - self.size_bytes), self.size_bytes))
@@ -244,7 +244,7 @@ class Segment:
                 yield header
 
     def producers_at_end(self) -> list[list[int]] | None:
-        """Return the producer states at the end of this closed segment, None when they are not on record."""
+        """Return the producer states at the end of this closed segment; None when they are unknown."""
         if self.sealed is not None:
             return self.sealed
         index = self._load_index()

@@ -1,4 +1,4 @@
-"""The sockets: frames in, answers out in the same order, and nothing a client sends may end the process."""
+"""The sockets: requests come in, answers go out in the same order, and no client can end the process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from flawline.errors import FlawlineError, UsageError
 
 log = logging.getLogger(__name__)
 
-# Only Produce carries data; everything else is small, and what is not is an attack on memory or on the decoder.
+# Only Produce carries data. Any other large request is an attack on the memory or on the decoder.
 _CONTROL_REQUEST_LIMIT_BYTES: Final = 1 << 20
 _FIRST_BUFFER_BYTES: Final = 64 << 10
 _QUEUED_REQUESTS_LIMIT: Final = 8
@@ -74,7 +74,7 @@ _HANDLERS: Final[dict[str, _Handler]] = {
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client: reads each frame straight into its own buffer, and answers one request after the other."""
+    """One client: each request is read into a buffer of its own, and answered after the one before it."""
 
     def __init__(self, broker: Broker, connections: set[Connection]) -> None:
         self._broker = broker
@@ -137,13 +137,13 @@ class Connection(asyncio.BufferedProtocol):
         self._frame = bytearray(min(size_bytes, _FIRST_BUFFER_BYTES))
 
     def _grow_frame(self) -> None:
-        """Make room as data really arrives: a length prefix alone must not cost memory."""
+        """Enlarge the buffer as data arrives: a length alone must not take memory."""
         assert self._frame is not None
         if self._frame_bytes > _CONTROL_REQUEST_LIMIT_BYTES and peek_api_key(self._frame) != PRODUCE:
             log.warning("%s: a request of %d bytes is refused, connection closed", self._peer, self._frame_bytes)
             self._transport.abort()
             return
-        # Few steps for a frame that is certainly data: each step copies what is there.
+        # A frame of data grows in few steps, because each step copies it.
         grown = bytearray(min(self._frame_bytes, 8 * len(self._frame)))
         grown[: self._filled] = self._frame
         self._frame = grown
@@ -170,7 +170,7 @@ class Connection(asyncio.BufferedProtocol):
             log.warning("%s: %s, connection closed", self._peer, error)
         except (OSError, sqlite3.Error) as error:
             log.error("%s: request failed on the disk (%s), connection closed", self._peer, error)
-        except Exception:  # whatever one client managed to provoke must not reach the others
+        except Exception:  # an error of one client must not reach the others
             log.exception("%s: request failed, connection closed", self._peer)
         finally:
             self.abort()
@@ -195,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
         await self._writable.wait()
 
     async def _write_parts(self, parts: list[Any]) -> None:
-        """Write bytes and file slices in order, holding no more in memory than the write buffer."""
+        """Write bytes and slices of files in order; no more than the write buffer is in memory."""
         pending: list[bytes] = []
         for part in parts:
             if not isinstance(part, FileSlice):
@@ -221,9 +221,9 @@ class Server:
         self._connections: set[Connection] = set()
 
     async def run(self, stop: asyncio.Event, listening: Callable[[str, int], None]) -> None:
-        """Serve until `stop` is set; `listening` is told the address once clients can connect.
+        """Serve until `stop` is set; `listening` gets host and port once clients can connect.
 
-        Raises `FlawlineError` when the data directory or the port cannot be had.
+        Raises FlawlineError when the data directory or the port cannot be used.
         """
         _require_loopback(self._options)
         _raise_file_limit()
@@ -253,9 +253,9 @@ class Server:
                 lambda: Connection(broker, self._connections), host, port, family=socket.AF_INET, backlog=512
             )
         except OSError as error:
-            mend = "stop the process that listens there or take another port (0 finds a free one)"
+            remedy = "stop the process that listens there or choose another port (0 takes a free one)"
             reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-            raise FlawlineError(f"address {host}:{port} {reason}: {mend}") from error
+            raise FlawlineError(f"address {host}:{port} {reason}: {remedy}") from error
 
 
 def _require_loopback(options: BrokerOptions) -> None:
@@ -273,12 +273,12 @@ def _require_loopback(options: BrokerOptions) -> None:
     if not all(ipaddress.ip_address(address).is_loopback for address in addresses):
         raise UsageError(
             f"host {options.host} is reachable from other machines, and the embedded broker has neither TLS nor "
-            "passwords: use 127.0.0.1, or --allow-remote if the network itself is guarded"
+            "passwords: use 127.0.0.1, or --allow-remote if the network is protected by other means"
         )
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: every segment is one."""
+    """Raise the limit of open files as far as the system allows: every segment is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
     with contextlib.suppress(ValueError, OSError):

@@ -31,7 +31,7 @@ create table if not exists facts (name text primary key, value text not null) wi
 
 
 class FsyncPolicy(Enum):
-    """When written data is forced to the disk. A killed process loses nothing under any of them, a power loss may."""
+    """When data is forced to the disk. A killed process loses nothing under any policy, a power loss may."""
 
     NEVER = "never"
     INTERVAL = "interval"
@@ -42,7 +42,7 @@ _SYNCHRONOUS: Final = {FsyncPolicy.NEVER: "off", FsyncPolicy.INTERVAL: "normal",
 
 
 class TopicRow(NamedTuple):
-    """A topic as it is stored: `configs` holds only what was set for it."""
+    """A topic as it is stored: `configs` holds the settings that differ from the defaults."""
 
     name: str
     id: str
@@ -51,7 +51,7 @@ class TopicRow(NamedTuple):
 
 
 class CommittedOffset(NamedTuple):
-    """Where a group is to go on in one partition."""
+    """The next offset that a group reads in one partition, and the text that was committed with it."""
 
     topic: str
     partition: int
@@ -61,20 +61,20 @@ class CommittedOffset(NamedTuple):
 
 
 class MetadataStore:
-    """The broker's own state besides the logs. Every method may raise `sqlite3.Error`, a full disk among others."""
+    """The state of the broker besides the logs. Every method may raise sqlite3.Error, for example on a full disk."""
 
     def __init__(self, path: Path, fsync: FsyncPolicy) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("pragma journal_mode = wal")
         self._db.execute(f"pragma synchronous = {_SYNCHRONOUS[fsync]}")
         self._db.executescript(_TABLES)
-        found = int(self._fact("schema_version", str(_SCHEMA_VERSION)))
-        if found != _SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"schema version {found}, this release reads {_SCHEMA_VERSION}")
+        version = int(self._fact("schema_version", str(_SCHEMA_VERSION)))
+        if version != _SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"schema version {version}, this release reads {_SCHEMA_VERSION}")
         self.cluster_id = self._fact("cluster_id", uuid.uuid4().hex[:22])
 
     def close(self) -> None:
-        """Close the file, folding its write-ahead log in."""
+        """Close the file; its write-ahead log becomes part of it."""
         self._db.close()
 
     def _fact(self, name: str, default: str) -> str:
@@ -82,7 +82,7 @@ class MetadataStore:
         return str(self._db.execute("select value from facts where name = ?", (name,)).fetchone()[0])
 
     def next_producer_id(self) -> int:
-        """Hand out a producer id that was never handed out before."""
+        """Return a producer id that was never given before."""
         self._fact("producer_id", "0")
         row = self._db.execute(
             "update facts set value = cast(value as integer) + 1 where name = 'producer_id' returning value"
@@ -100,21 +100,21 @@ class MetadataStore:
         self._db.execute("insert or replace into topics values (?, ?, ?, ?)", row)
 
     def delete_topic(self, topic: TopicRow) -> None:
-        """Forget the topic and every offset committed in it."""
+        """Delete the topic and every offset that is committed in it."""
         with _transaction(self._db):
             self._db.execute("delete from topics where name = ?", (topic.name,))
             self._db.execute("delete from offsets where topic = ?", (topic.name,))
             self._db.execute("delete from log_starts where topic_id = ?", (topic.id,))
 
     def log_start(self, topic_id: str, partition: int) -> int:
-        """Return up to where records were deleted by request, 0 when none were."""
+        """Return the offset up to which records were deleted on request, 0 when none were."""
         row = self._db.execute(
             "select log_start from log_starts where topic_id = ? and partition = ?", (topic_id, partition)
         ).fetchone()
         return int(row[0]) if row else 0
 
     def put_log_start(self, topic_id: str, partition: int, log_start: int) -> None:
-        """Remember up to where records were deleted by request."""
+        """Store the offset up to which records were deleted on request."""
         self._db.execute("insert or replace into log_starts values (?, ?, ?)", (topic_id, partition, log_start))
 
     def commit(self, group_id: str, offsets: Iterable[CommittedOffset]) -> None:
@@ -134,25 +134,25 @@ class MetadataStore:
         return [CommittedOffset(*row) for row in rows]
 
     def delete_committed(self, group_id: str, partitions: Iterable[tuple[str, int]]) -> None:
-        """Forget the offsets of one group in these partitions."""
+        """Delete the offsets of one group in these partitions."""
         rows = [(group_id, topic, partition) for topic, partition in partitions]
         with _transaction(self._db):
             self._db.executemany("delete from offsets where group_id = ? and topic = ? and partition = ?", rows)
 
     def groups_with_offsets(self) -> list[str]:
-        """Return the groups that have committed anything."""
+        """Return the groups that have committed offsets."""
         return [row[0] for row in self._db.execute("select distinct group_id from offsets order by group_id")]
 
     def put_group(self, group_id: str, state: dict[str, Any]) -> None:
-        """Store the membership of a group, so that a restart of the broker does not disturb it."""
+        """Store the members of a group, so that a restart of the broker does not disturb it."""
         self._db.execute("insert or replace into groups values (?, ?)", (group_id, json.dumps(state)))
 
     def groups(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the stored memberships."""
+        """Return the stored members of all groups."""
         return [(group_id, json.loads(state)) for group_id, state in self._db.execute("select * from groups")]
 
     def delete_group(self, group_id: str) -> None:
-        """Forget a group and its offsets."""
+        """Delete a group and its offsets."""
         with _transaction(self._db):
             self._db.execute("delete from groups where group_id = ?", (group_id,))
             self._db.execute("delete from offsets where group_id = ?", (group_id,))

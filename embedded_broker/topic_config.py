@@ -1,4 +1,4 @@
-"""Topic settings: the names Apache Kafka gives them, their defaults here, and which values the broker can honour."""
+"""Topic settings: their names in Apache Kafka, their defaults here, and the values that this broker can follow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DAY_MS: Final = 24 * 3600 * 1000
 
 
 class ConfigType(IntEnum):
-    """How clients show a value; numbers of the DescribeConfigs response."""
+    """The type of a value, as DescribeConfigs numbers it."""
 
     BOOLEAN = 1
     STRING = 2
@@ -25,7 +25,7 @@ class ConfigType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
-    """The settings of one topic that this broker acts on; sizes in bytes, times in milliseconds, -1 is no limit."""
+    """The settings of one topic that have an effect here: bytes, milliseconds, -1 for no limit."""
 
     cleanup_policy: str = "delete"
     retention_bytes: int = -1
@@ -48,7 +48,7 @@ class TopicConfig:
 
 
 class InvalidConfig(ValueError):
-    """A setting has an unknown name or a value that cannot be honoured; the message is one line."""
+    """A setting has an unknown name or a value that is not allowed here; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def _integer(low: int, high: int = (1 << 63) - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
-            raise ValueError(f"must lie between {low} and {high}")
+            raise ValueError(f"must be between {low} and {high}")
         return value
 
     return parse
@@ -70,7 +70,7 @@ def _integer(low: int, high: int = (1 << 63) - 1) -> Callable[[str], int]:
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise ValueError("must lie between 0 and 1")
+        raise ValueError("must be between 0 and 1")
     return value
 
 
@@ -103,8 +103,8 @@ _SETTINGS: Final[dict[str, _Setting]] = {
     "delete.retention.ms": _Setting(ConfigType.LONG, _integer(0)),
 }
 
-# Understood, because topics are created with them for Apache Kafka too, and without effect on a single node that fsyncs
-# by its own option. The values are those in force here.
+# Settings without an effect on a single node. They are accepted, because clients also set them on Apache Kafka; the
+# values are those that hold here.
 _INERT: Final[dict[str, tuple[str, _Setting]]] = {
     "compression.type": ("producer", _Setting(ConfigType.STRING, _only("producer"))),
     "message.timestamp.type": ("CreateTime", _Setting(ConfigType.STRING, _only("CreateTime"))),
@@ -123,7 +123,7 @@ _INERT: Final[dict[str, tuple[str, _Setting]]] = {
 
 
 def check(name: str, value: str | None) -> str:
-    """Return `value` when the setting `name` may take it; raises `InvalidConfig`."""
+    """Return `value` when the setting `name` may have it. Raises InvalidConfig."""
     setting = _SETTINGS.get(name) or (_INERT[name][1] if name in _INERT else None)
     if setting is None:
         raise InvalidConfig(f"unknown topic config {name}")
@@ -137,7 +137,7 @@ def check(name: str, value: str | None) -> str:
 
 
 def resolve(overrides: Mapping[str, str], defaults: TopicConfig) -> TopicConfig:
-    """Return the settings in force: `overrides`, already checked, over the broker's defaults."""
+    """Return the settings that hold: `overrides`, already checked, over the defaults of the broker."""
     values = {
         name.replace(".", "_"): _SETTINGS[name].parse(text) for name, text in overrides.items() if name in _SETTINGS
     }

@@ -1,4 +1,4 @@
-"""The topics of the broker: creating, changing and deleting them, on disk and in memory alike."""
+"""The topics of the broker: create, change and delete them, on the disk and in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_PARTITIONS: Final = 4096  # over all topics: each keeps at least one file op
 
 @dataclass(frozen=True, slots=True)
 class TopicError(Exception):
-    """A request about a topic cannot be met: protocol error code and one line for it."""
+    """A request about a topic is refused: the error code of the protocol, and one line."""
 
     code: ErrorCode
     message: str
@@ -35,7 +35,7 @@ class TopicError(Exception):
 
 @dataclass(slots=True)
 class Topic:
-    """A topic that exists; `row` is what the store holds of it."""
+    """A topic that exists; `row` is its row in the store."""
 
     row: TopicRow
     config: TopicConfig
@@ -76,7 +76,7 @@ class Topics:
         return topic.partitions[index]
 
     def _topic_folder(self, row: TopicRow) -> Path:
-        # With the id, so that a topic created again after a crash in its deletion does not inherit old records.
+        # The id keeps old records out of a topic that is created again after a crash during its deletion.
         return self._folder / f"{row.name[:200]}~{row.id[:8]}"  # a file name ends at 255 bytes
 
     def _open(self, row: TopicRow) -> Topic:
@@ -146,7 +146,7 @@ class Topics:
         shutil.rmtree(self._topic_folder(topic.row), ignore_errors=True)
 
     def add_partitions(self, name: str, count: int, *, validate_only: bool = False) -> None:
-        """Raise the number of partitions to `count`."""
+        """Increase the number of partitions to `count`."""
         topic = self._require(name)
         have = len(topic.partitions)
         if count <= have:
@@ -160,7 +160,7 @@ class Topics:
         self._open_partitions(topic)
 
     def set_configs(self, name: str, configs: dict[str, str | None], *, validate_only: bool = False) -> None:
-        """Replace what is set for the topic by `configs`."""
+        """Replace the settings of the topic by `configs`."""
         topic = self._require(name)
         checked = self._checked(configs)
         if validate_only:
@@ -178,12 +178,12 @@ class Topics:
         if partition is None:
             raise TopicError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"partition {name[:80]}-{index} does not exist")
         log_start = partition.delete_before(partition.next_offset if offset == -1 else offset)
-        partition.retain()  # first, as on a full disk the line below needs the room
+        partition.retain()  # first, because on a full disk the next line needs room
         self._store.put_log_start(self._topics[name].row.id, index, log_start)
         return log_start
 
     def close(self) -> None:
-        """Close all logs, with their indexes saved."""
+        """Save the indexes of all logs and close them."""
         for topic in self._topics.values():
             for partition in topic.partitions:
                 try:

@@ -1,4 +1,4 @@
-"""What the embedded broker leaves to Apache Kafka, in one place: documentation and contract tests read it from here."""
+"""The features that only Apache Kafka has, in one place: the documentation and the contract tests read them here."""
 
 from __future__ import annotations
 

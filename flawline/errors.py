@@ -20,7 +20,7 @@ class UsageError(FlawlineError):
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
     """Return the message of an exception on one line of at most 300 characters, the name of its type when it has none.
 
-    `with_type` puts the type in front, for errors that nobody foresaw; a FlawlineError speaks for itself.
+    `with_type` puts the type in front, for unexpected errors; that of a FlawlineError is left out.
     """
     text = " ".join(str(error).split())[:ONE_LINE_CHARACTERS]
     if with_type and text and not isinstance(error, FlawlineError):

@@ -24,7 +24,7 @@ def try_lock(path: Path) -> FileIO | None:
             return file
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the file between the two calls: such a lock keeps nobody out.
+            # The last holder may have removed the file between the two calls: a lock on it locks nothing.
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 with contextlib.suppress(OSError):  # a full disk must not keep its owner out
                     file.truncate(0)

@@ -241,8 +241,8 @@ class DroppedRange:
 class Frame(_OfCapture):
     """The image of one capture, as the producer encoded it.
 
-    `data` holds the encoded image; it is empty when the image lies in the object store under `object_key` (claim
-    check). `size_bytes` and `checksum` (CRC-32C) are those of the encoded image, wherever it lies. `height`, `width`
+    `data` holds the encoded image; it is empty when the image is in the object store under `object_key` (claim
+    check). `size_bytes` and `checksum` (CRC-32C) are those of the encoded image, wherever it is. `height`, `width`
     and `channels` are those of the decoded image.
     """
 

@@ -1,4 +1,4 @@
-"""How a role is told to stop: SIGTERM, Ctrl-C, or the end of the process that started it."""
+"""How a role is asked to stop: SIGTERM, Ctrl-C, or the end of the process that started it."""
 
 from __future__ import annotations
 
