@@ -62,7 +62,7 @@ def cross_fit(
     image. `members[k]` are the numbers of a group's images.
     """
     layers = settings.active_layers
-    distances = [np.empty(each.shape[:2], dtype=np.float32) for each in store.patches]
+    distances = [np.empty(patches.shape[:2], dtype=np.float32) for patches in store.patches]
     rng = np.random.default_rng(settings.seed)
     folds = [split(images, sources[images], settings.folds, rng) for images in members]
     # Layer by layer, since cells of one layer take about equally long.
@@ -87,8 +87,8 @@ def _finished(
     store: FeatureStore, cells: Sequence[_Cell], pool: ThreadPoolExecutor
 ) -> list[tuple[Vectors, NDArray[np.float32]]]:
     """Return bank and distances (members, h * w) of some cells, from this run or from an earlier one that kept them."""
-    kept = [store.folder.get(cell.key) if store.folder else None for cell in cells]
-    open_cells = [cell for cell, result in zip(cells, kept, strict=True) if result is None]
+    stored = [store.folder.get(cell.key) if store.folder else None for cell in cells]
+    open_cells = [cell for cell, result in zip(cells, stored, strict=True) if result is None]
     selections = [(cell, fold) for cell in open_cells for fold in range(len(cell.folds))]
     selected = pool.map(lambda job: _part(store, *job), selections)
     parts = {(cell.key, fold): part for (cell, fold), part in zip(selections, selected, strict=True)}
@@ -104,7 +104,7 @@ def _finished(
     fitted = pool.map(merge, merges)
     results = {(cell.key, fold): result for (cell, fold), result in zip(merges, fitted, strict=True)}
     finished = []
-    for cell, result in zip(cells, kept, strict=True):
+    for cell, result in zip(cells, stored, strict=True):
         if result is None:
             bank = results[cell.key, _ALL_FOLDS][0]
             distances = np.empty((len(cell.members), store.patches[cell.layer].shape[1]), dtype=np.float32)

@@ -303,7 +303,7 @@ class CoresetDetector:
     def save(self, path: Path) -> str:
         """Write the artefact to folder `path`, whole or not at all, and return its version."""
         if self.evidence is not None and "golden" not in self.report:
-            self.report["golden"] = golden.golden(self.evidence, self.raw_scores)
+            self.report["golden"] = golden.reference(self.evidence, self.raw_scores)
         self._version = artefact.save(
             path, self.model, self._graphs, self._backbone.runtime, self._backbone.precision, self.report, self.evidence
         )

@@ -116,9 +116,9 @@ def _reason(
     nearest = patch(int(order[0]), evidence.picture(int(sources[order[0], 0])))
     shown = nearest
     if nearest.picture is None:
-        kept = next((row for row in order.tolist() if int(sources[row, 0]) in evidence.pictures), None)
-        if kept is not None:
-            shown = patch(kept, evidence.picture(int(sources[kept, 0])))
+        pictured = next((row for row in order.tolist() if int(sources[row, 0]) in evidence.pictures), None)
+        if pictured is not None:
+            shown = patch(pictured, evidence.picture(int(sources[pictured, 0])))
     layer = model.layers[i]
     return Reason(layer.size, layer.stride, _box(cell, grid), nearest, shown)
 

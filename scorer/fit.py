@@ -47,47 +47,56 @@ def fit_detector(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     started = time.monotonic()
-    whole_images, sources = images, None
+    one_thread_per_image()
+
+    # Step 1: tiles, where the settings ask for them; whole images elsewhere. Both are called parts here.
+    parts, sources = images, None
     if settings.tile_px is not None:
         overlap_px = round(settings.tile_px * settings.tile_overlap)
-        images = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
-        sources = images.sources
-    one_thread_per_image()
+        parts = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
+        sources = parts.sources
+
+    # Step 2: the backbone, which is converted the first time.
     if progress:
-        progress("backbone", 0, 1)  # the first time, it is converted
+        progress("backbone", 0, 1)
     graphs, features = backbone.of_settings(settings)
     if progress:
         progress("backbone", 1, 1)
-    folder = WorkFolder(cache_dir() / "fits", _work_key(whole_images, settings, graphs, features))
+
+    folder = WorkFolder(cache_dir() / "fits", _work_key(images, settings, graphs, features))
     finished = False
     try:
-        store, kept = extract(images, features, folder, progress, on_unreadable)
-        sources = None if sources is None else sources[kept]
+        # Step 3: features of all parts that can be read, and the number of each part's whole image.
+        store, readable = extract(parts, features, folder, progress, on_unreadable)
+        sources = None if sources is None else sources[readable]
+        image_numbers = np.asarray(readable) if sources is None else sources
+
+        # Step 4: the model; once more without the parts that stand out, where the settings ask for it.
         model = fit_model(store, settings, features.threads, progress, sources=sources)
-        origins = (
-            np.asarray(kept) if sources is None else sources
-        )  # of each kept image or tile, the number of its whole image
         first_scores = model.standardised
         suspects = trimming.suspicious_images(first_scores, model.groups, sources)
-        left_out = np.zeros(len(kept), dtype=bool)
-        if settings.trim and suspects.any() and len(set(origins[~suspects])) >= settings.minimum_images:
+        left_out = np.zeros(len(readable), dtype=bool)
+        if settings.trim and suspects.any() and len(set(image_numbers[~suspects])) >= settings.minimum_images:
             left_out = suspects
             store = trimming.only(store, np.flatnonzero(~left_out))
             sources = None if sources is None else sources[~left_out]
             model = fit_model(store, settings, features.threads, progress, sources=sources)
         if sources is not None and settings.tile_px is not None:
             model = replace(model, tiles=Tiles(settings.tile_px, overlap_px, sources))
-        used = Chosen(images, [i for i, out in zip(kept, left_out, strict=True) if not out])
+
+        # Step 5: where the rows of the banks came from, and pictures.
+        used = Chosen(parts, [i for i, out in zip(readable, left_out, strict=True) if not out])
         evidence = gather(store, model.banks, model.groups, used)
         finished = True
     finally:
         folder.close(remove=finished)
+
     report = {
         "fit_seconds": round(time.monotonic() - started, 3),
-        "images": len(set(origins[~left_out])),
-        "left_out": _named(whole_images, origins[left_out], first_scores[left_out]),
-        "suspects": _named(whole_images, origins[suspects & ~left_out], first_scores[suspects & ~left_out]),
-        "skipped": len(whole_images) - len(set(origins)),
+        "images": len(set(image_numbers[~left_out])),
+        "left_out": _named(images, image_numbers[left_out], first_scores[left_out]),
+        "suspects": _named(images, image_numbers[suspects & ~left_out], first_scores[suspects & ~left_out]),
+        "skipped": len(images) - len(set(image_numbers)),
         "settings": settings.model_dump(mode="json"),
     }
     return detector_class(model)(model, graphs, features, report, evidence=lambda: evidence)

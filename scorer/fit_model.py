@@ -115,7 +115,7 @@ def calibrate_model(
         units=units,
         wholes=wholes,
         shares=aligned.shares,
-        means=[np.stack([layer[own].mean(axis=0) for own in images.members]) for layer in images.store.means],
+        means=[np.stack([layer[members].mean(axis=0) for members in images.members]) for layer in images.store.means],
         embeddings=images.embeddings,
         groups=images.groups,
         log_scores=log_scores,

@@ -29,7 +29,7 @@ _TOLERANCE = 0.02
 Raw = Callable[[Sequence[Image]], Sequence[float]]
 
 
-def golden(evidence: Evidence, raw: Raw) -> dict[str, Any]:
+def reference(evidence: Evidence, raw: Raw) -> dict[str, Any]:
     """Return the numbers of the pictures to compare, their raw scores here, and what this machine is."""
     numbers = sorted(evidence.pictures)
     chosen = numbers[:: max(1, -(-len(numbers) // _PICTURES))]
@@ -52,7 +52,7 @@ def machine() -> str:
     return name
 
 
-def wanted(stored: dict[str, Any] | None, runtime: str, calibrated: str) -> bool:
+def must_check(stored: dict[str, Any] | None, runtime: str, calibrated: str) -> bool:
     """Tell whether a model that was calibrated on runtime `calibrated` must be checked before it is used here."""
     return runtime != calibrated or (stored or {}).get("machine", machine()) != machine()
 

@@ -45,7 +45,7 @@ def load_detector(
     loaded = detector_class(stored.model)(
         stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence
     )
-    if golden.wanted(stored.report.get("golden"), features.runtime, stored.runtime):
+    if golden.must_check(stored.report.get("golden"), features.runtime, stored.runtime):
         try:
             golden.check(
                 stored.report.get("golden"), loaded.evidence, loaded.raw_scores, features.runtime, stored.runtime

@@ -73,7 +73,7 @@ def test_every_mismatch_says_what_to_set_or_how_to_fit(model_path: Path, tmp_pat
 def test_scores_that_are_not_numbers_do_not_pass(fitted: CoresetDetector) -> None:
     evidence = fitted.evidence
     assert evidence is not None
-    stored = golden.golden(evidence, lambda images: [2.0] * len(images))
+    stored = golden.reference(evidence, lambda images: [2.0] * len(images))
     golden.check(stored, evidence, lambda images: [2.01] * len(images), "torch", "openvino")
     with pytest.raises(FlawlineError, match="scores on torch"):
         golden.check(stored, evidence, lambda images: [float("nan")] * len(images), "torch", "openvino")
