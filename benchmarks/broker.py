@@ -1,4 +1,4 @@
-"""Measure the embedded broker with kafka-python: throughput, memory, latency, and what it loses when it is killed.
+"""Measure the embedded broker with kafka-python: throughput, memory, latency, and its losses when it is killed.
 
 `python -m benchmarks.broker [--json FILE] [--scale 0.1]`; with the scale of 1 it takes about two minutes.
 """
@@ -26,9 +26,10 @@ from kafka.errors import KafkaError
 from benchmarks.group_member import joined
 from benchmarks.report import Goal, emit
 from embedded_broker import EmbeddedBroker
+from flawline.child_process import ChildProcess
 
 FRAME_BYTES: Final = 200_000
-IN_FLIGHT: Final = 32  # what an application that bounds its unacknowledged frames has on the way
+IN_FLIGHT: Final = 32  # unacknowledged records of a producer, as in an application that limits them
 
 GOALS: Final[dict[str, Goal]] = {
     "produce_mb_per_s": (">=", 150),
@@ -45,13 +46,13 @@ Figures = dict[str, float]
 
 
 def say(text: str) -> None:
-    """Show progress beside the report."""
+    """Print progress to stderr, beside the report."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def running_broker(fsync: str = "interval") -> Iterator[EmbeddedBroker]:
-    """A broker on a fresh data directory that is deleted afterwards."""
+    """Run a broker on a new data directory, which is deleted afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="flawline-bench-") as folder,
         EmbeddedBroker(Path(folder), fsync=fsync) as broker,
@@ -68,7 +69,7 @@ def create_topic(broker: EmbeddedBroker, topic: str, partitions: int = 1, **conf
 
 
 def producer_for(broker: EmbeddedBroker) -> KafkaProducer:
-    """A producer with the settings that Flawline uses for frames."""
+    """Return a producer with the options that Flawline uses for frames."""
     return KafkaProducer(
         bootstrap_servers=broker.bootstrap,
         acks="all",
@@ -82,7 +83,7 @@ def producer_for(broker: EmbeddedBroker) -> KafkaProducer:
 
 
 def consumer_for(broker: EmbeddedBroker, topic: str) -> KafkaConsumer:
-    """A consumer of partition 0 from its beginning, with the settings that Flawline uses for frames."""
+    """Return a consumer of partition 0 from its beginning, with the options that Flawline uses for frames."""
     consumer = KafkaConsumer(
         bootstrap_servers=broker.bootstrap,
         fetch_max_wait_ms=100,
@@ -97,7 +98,7 @@ def consumer_for(broker: EmbeddedBroker, topic: str) -> KafkaConsumer:
 
 
 def push(producer: KafkaProducer, topic: str, count: int, value: bytes) -> None:
-    """Send `count` records with a bounded number on the way, and wait for all."""
+    """Send `count` records, at most `IN_FLIGHT` unacknowledged at a time, and wait for all."""
     waiting: deque = deque()
     for _ in range(count):
         waiting.append(producer.send(topic, value))
@@ -116,7 +117,7 @@ def memory_mb(pid: int, field: str) -> float:
 
 
 def throughput(scale: float) -> Figures:
-    """Push and read 300 MB three times each; the medians."""
+    """Write and read 300 MB three times each, and return the medians."""
     count = max(int(1500 * scale), 50)
     value = os.urandom(FRAME_BYTES)
     produced, consumed = [], []
@@ -139,7 +140,7 @@ def throughput(scale: float) -> Figures:
 
 
 def memory(scale: float) -> Figures:
-    """Push 2 GB of 200 kB records through a topic that keeps 256 MB."""
+    """Write 2 GB of 200 kB records to a topic that keeps 256 MB, and return the memory of the broker."""
     count = max(int(10_000 * scale), 100)
     with running_broker() as broker:
         create_topic(broker, "memory", retention_bytes=str(256 << 20), segment_bytes=str(32 << 20))
@@ -155,10 +156,10 @@ def memory(scale: float) -> Figures:
 
 
 def latency(scale: float) -> Figures:
-    """Send 50 records of 200 kB a second and take the time from send to poll."""
+    """Send 50 records of 200 kB a second, and return percentiles of the time from send to poll."""
     count, interval_s = max(int(600 * scale), 100), 0.02
     padding = os.urandom(FRAME_BYTES - 8)
-    taken: list[float] = []
+    times_s: list[float] = []
     with running_broker() as broker:
         create_topic(broker, "latency")
         producer, consumer = producer_for(broker), consumer_for(broker, "latency")
@@ -176,19 +177,19 @@ def latency(scale: float) -> Figures:
         while warmed < 20:
             warmed += sum(map(len, consumer.poll(timeout_ms=500).values()))
         thread.start()
-        while len(taken) < count:
+        while len(times_s) < count:
             for records in consumer.poll(timeout_ms=500).values():
                 now = time.perf_counter()
-                taken += [now - struct.unpack_from(">d", record.value)[0] for record in records]
+                times_s += [now - struct.unpack_from(">d", record.value)[0] for record in records]
         thread.join()
         consumer.close()
         producer.close()
-    cuts = statistics.quantiles(taken, n=100)
+    cuts = statistics.quantiles(times_s, n=100)
     return {"p50_ms_at_50_per_s": 1000 * cuts[49], "p99_ms_at_50_per_s": 1000 * cuts[98]}
 
 
 def storm(scale: float) -> Figures:
-    """Kill the broker twice under two idempotent producers and a group of two; count what log and group miss."""
+    """Kill the broker twice under two idempotent producers and a group of two, and count missing records."""
     topic, partitions, calm_s = "storm", 4, max(5 * scale, 2)
     stop, complete = threading.Event(), threading.Event()
     acknowledged: set[bytes] = set()
@@ -220,7 +221,7 @@ def storm(scale: float) -> Figures:
                 try:
                     consumer.commit()
                 except KafkaError:
-                    continue  # the broker is away or a rebalance is on: the next commit holds these offsets too
+                    continue  # the broker is away or the group rebalances; the next commit includes these offsets
             consumer.close()
 
         producers = [threading.Thread(target=produce, args=(name,)) for name in range(2)]
@@ -237,7 +238,7 @@ def storm(scale: float) -> Figures:
         stop.set()
         for thread in producers:
             thread.join(120)
-        complete.set()  # only now is it known what there is to read
+        complete.set()  # all records are known from here on
         for thread in readers:
             thread.join(120)
         log = read_log(broker, topic, partitions)
@@ -251,57 +252,56 @@ def storm(scale: float) -> Figures:
 
 
 def read_log(broker: EmbeddedBroker, topic: str, partitions: int) -> Counter[bytes]:
-    """Read everything and count each record by its first twelve bytes."""
+    """Read the whole topic and count its records by their first twelve bytes."""
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
-    wanted = [TopicPartition(topic, index) for index in range(partitions)]
-    consumer.assign(wanted)
+    places = [TopicPartition(topic, index) for index in range(partitions)]
+    consumer.assign(places)
     consumer.seek_to_beginning()
-    ends = consumer.end_offsets(wanted)
-    found: Counter[bytes] = Counter()
-    while any(consumer.position(one) < ends[one] for one in wanted):
+    ends = consumer.end_offsets(places)
+    counts: Counter[bytes] = Counter()
+    while any(consumer.position(place) < ends[place] for place in places):
         for records in consumer.poll(timeout_ms=500).values():
-            found.update(record.value[:12] for record in records)
+            counts.update(record.value[:12] for record in records)
     consumer.close()
-    return found
+    return counts
 
 
 def failover(scale: float) -> Figures:
-    """Kill a member and take the time until the other holds its partitions."""
+    """Kill a member of a group, and return the time until the other member has its partitions."""
     topic, partitions, session_ms = "failover", 8, max(int(6000 * scale), 2000)
-    took: list[float] = []
+    times_s: list[float] = []
     with running_broker() as broker:
         create_topic(broker, topic, partitions)
         for round_ in range(2):
             arguments = [broker.bootstrap, f"failover-{round_}", topic, str(session_ms)]
             command = [sys.executable, "-m", "benchmarks.group_member", *arguments]
-            doomed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            assert doomed.stdout is not None
-            doomed.stdout.readline()
+            victim = ChildProcess(command, stdout=subprocess.PIPE)
+            assert victim.stdout is not None
+            victim.stdout.readline()
             survivor = joined(broker.bootstrap, f"failover-{round_}", topic, session_ms)
             while len(survivor.assignment()) != partitions // 2:
                 survivor.poll(timeout_ms=50)
-            doomed.stdout.readline()
-            doomed.kill()
-            doomed.wait()
+            victim.stdout.readline()
+            victim.kill()
             started = time.perf_counter()
             while len(survivor.assignment()) != partitions:
                 survivor.poll(timeout_ms=50)
-            took.append(time.perf_counter() - started)
+            times_s.append(time.perf_counter() - started)
             survivor.close()
-    worst = max(took)
+    worst = max(times_s)
     return {"failover_s": worst, "failover_beyond_session_s": worst - session_ms / 1000}
 
 
 def tail(scale: float) -> Figures:
-    """Let one consumer follow six producers that write small records to one partition as fast as they can."""
-    each, producers = max(int(4000 * scale), 200), 6
+    """Let a consumer follow six producers of small records in one partition, and count the records that it misses."""
+    count, producers = max(int(4000 * scale), 200), 6
     with running_broker() as broker:
         create_topic(broker, "tail")
         consumer = consumer_for(broker, "tail")
 
         def produce() -> None:
             producer = producer_for(broker)
-            push(producer, "tail", each, bytes(1000))
+            push(producer, "tail", count, bytes(1000))
             producer.close()
 
         threads = [threading.Thread(target=produce) for _ in range(producers)]
@@ -309,15 +309,15 @@ def tail(scale: float) -> Figures:
             thread.start()
         offsets: list[int] = []
         deadline = time.monotonic() + 120
-        while len(offsets) < each * producers and time.monotonic() < deadline:
+        while len(offsets) < count * producers and time.monotonic() < deadline:
             for records in consumer.poll(timeout_ms=500).values():
                 offsets += [record.offset for record in records]
         for thread in threads:
             thread.join()
         consumer.close()
     return {
-        "tail_records": each * producers,
-        "tail_records_missed": len(set(range(each * producers)) - set(offsets)),
+        "tail_records": count * producers,
+        "tail_records_missed": len(set(range(count * producers)) - set(offsets)),
     }
 
 
@@ -328,7 +328,7 @@ def main() -> None:
     """Run all parts and print the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.broker", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file too")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the runs; the goals are meant for 1")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the runs; the goals are for 1")
     args = parser.parse_args()
     figures: Figures = {}
     for part in PARTS:

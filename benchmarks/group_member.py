@@ -1,4 +1,4 @@
-"""A member of a consumer group in a process of its own, for benchmarks that kill it: prints its partition count."""
+"""A member of a consumer group in a process of its own, which a benchmark kills; it prints its partition count."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from kafka import KafkaConsumer
 
 from flawline.kafka_clients import PatientCooperativeSticky
+from flawline.stopping import follow_parent
 
 
 def joined(bootstrap: str, group: str, topic: str, session_ms: int) -> KafkaConsumer:
-    """Return a subscribed cooperative-sticky member that beats every half second."""
+    """Return a subscribed member (cooperative-sticky) that sends a heartbeat every half second."""
     consumer = KafkaConsumer(
         bootstrap_servers=bootstrap,
         group_id=group,
@@ -25,7 +26,8 @@ def joined(bootstrap: str, group: str, topic: str, session_ms: int) -> KafkaCons
 
 
 def main(bootstrap: str, group: str, topic: str, session_ms: str) -> None:
-    """Poll until killed."""
+    """Poll until the process is killed or its parent ends."""
+    follow_parent()
     consumer = joined(bootstrap, group, topic, int(session_ms))
     known = 0
     while True:
