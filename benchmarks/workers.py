@@ -45,10 +45,14 @@ class InstantDetector:
     heatmap_range = (0.0, 1.0)
     alarm_rate = 0.0
     groups = 1
+    field_px = None
 
-    def score(self, images: list[np.ndarray]) -> list[Scores]:
+    def score(self, images: list[np.ndarray], masks: list[np.ndarray | None] | None = None) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)
         return [Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
+
+    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
+        return [np.zeros((8, 8, 1), np.float32)]
 
 
 def main() -> None:

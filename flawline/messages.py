@@ -74,6 +74,7 @@ class DeadLetterReason(StrEnum):
     CHECKSUM = "checksum"
     MISSING_OBJECT = "missing-object"
     SCORING_FAILED = "scoring-failed"
+    KILLED_WORKER = "killed-worker"
 
 
 class ClassState(StrEnum):
@@ -299,7 +300,7 @@ class Verdict(_OfCapture):
 
 @dataclass(frozen=True)
 class Defect(_OfCapture):
-    """The regions of one frame that was not accepted.
+    """The regions of one frame that was not accepted; none when the workers had no time to describe it.
 
     `heatmap` is the anomaly map of the frame, smaller than the image of `height` x `width` pixels.
     """

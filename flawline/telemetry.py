@@ -61,6 +61,7 @@ OF_PRODUCERS: tuple[Collector, ...] = (
 # Workers
 VERDICTS = _counter("verdicts", "Verdicts acknowledged by the broker.", "camera", "decision")
 DEAD_LETTERS = _counter("dead_letters", "Dead letters acknowledged by the broker.", "camera", "reason")
+UNDESCRIBED_DEFECTS = _counter("undescribed_defects", "Defects that left without their regions.", "camera", "reason")
 STAGE_LATENCY = _histogram("stage_latency_seconds", "Time of a frame in one stage of a worker.", "stage")
 VERDICT_LATENCY = _histogram("verdict_latency_seconds", "Capture to acknowledged verdict.", "camera")
 LAG_RECORDS = _gauge("lag_records", "Frames in the log that have no verdict yet.", "partition")
@@ -78,6 +79,7 @@ ACTOR_RESTARTS = _counter("actor_restarts", "Ray actors that died and were start
 OF_AN_ACTOR: tuple[Collector, ...] = (
     VERDICTS,
     DEAD_LETTERS,
+    UNDESCRIBED_DEFECTS,
     STAGE_LATENCY,
     VERDICT_LATENCY,
     LAG_RECORDS,

@@ -10,8 +10,8 @@ from flawline import clock
 from flawline.errors import FlawlineError, one_line
 from flawline.logs import configure_logging
 from flawline.settings.tree import Settings
+from workers.active_model import ModelRef
 from workers.inspector import Health, Inspector, Load, member_name
-from workers.models import ModelRef
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ class Actor:
             "does not answer": now - self._answered if self._health_reply is not None else 0.0,
             "does not poll": health.last_poll_age_s if health else 0.0,
             "scores one batch": health.scoring_for_s if health else 0.0,
+            "describes one frame": health.describing_for_s if health else 0.0,
         }
         what, longest_s = max(ages_s.items(), key=lambda item: item[1])
         return f"{what} for {longest_s:.0f} s" if longest_s > self._worker.hang_timeout_s else None

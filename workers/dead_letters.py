@@ -24,7 +24,7 @@ def dead_letter(
     limit_bytes: int,
     frame: messages.Frame | None = None,
 ) -> Outcome:
-    """The outcome that sends `record`, a consumed Kafka record, to `topic` with its key.
+    """Return the outcome that sends `record`, a consumed Kafka record, to `topic` with its key.
 
     A value over `limit_bytes` is cut, and the error says so: a letter that cannot be delivered would stop its camera.
     """
@@ -47,7 +47,7 @@ def dead_letter(
     )
     outgoing = Outgoing(topic, None, record.key, messages.encode(letter), messages.headers(letter))
     return Outcome(
-        (outgoing,),
+        outgoing,
         camera=frame.camera if frame else "unknown",
         captured_at=frame.captured_at if frame else at,
         reason=reason,
@@ -55,7 +55,7 @@ def dead_letter(
 
 
 def frame_id_of(record: Any) -> str | None:
-    """The frame id that a record's headers name; the value may be beyond reading. None when there is no valid one."""
+    """Return the frame id that a record's headers name, None when there is no valid one; the value is not read."""
     for name, content in record.headers or ():
         if name == "frame-id":
             try:

@@ -1,7 +1,8 @@
 """The inspector: a member of the consumer group that decodes, scores, publishes and commits.
 
 It is a plain class, which the supervisor runs as a Ray actor. Its threads: one that only polls (`workers.intake`), some
-that decode, one that scores and sends; the Kafka producer's own thread counts acknowledgements.
+that decode, some that score and send verdicts, one that describes (`workers.describing`); the Kafka producer's own
+thread counts acknowledgements.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ import numpy as np
 from flawline import clock, kafka_clients, telemetry, topics
 from flawline.clock import NS
 from flawline.errors import FlawlineError, one_line
-from flawline.messages import DeadLetterReason, Decision, Frame, Timings
+from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
 from flawline.object_store import ObjectStore
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from workers import metrics, scoring, verdicts
+from workers.active_model import ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.budget import ByteGate
+from workers.camera_masks import CameraMasks
 from workers.dead_letters import dead_letter
-from workers.inspected import Inspected
+from workers.describing import Describer, Judged
 from workers.intake import Intake
-from workers.lane import Job
+from workers.lane import Job, Outcome
 from workers.model_slot import ModelSlot
-from workers.models import ModelRef
-from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
+from workers.sending import OutcomeSender
+from workers.suspects import ATTEMPT_LIMIT
 
 if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
@@ -76,6 +79,7 @@ class Health:
     model_version: str | None
     last_poll_age_s: float
     scoring_for_s: float
+    describing_for_s: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,20 +99,22 @@ class Inspector:
         self._worker = settings.worker
         self._member = member
         self._model = ModelSlot(model, lambda path: load(path, settings.worker), settings.data_dir / "models")
-        self._inspected = Inspected(settings.cameras)
+        self._masks = CameraMasks(settings.cameras)
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: Exception | None = None
         self._ended = threading.Event()
-        self._scoring_since: float | None = None
+        self._scoring_since: dict[int, float] = {}
+        self._taking = threading.Lock()
         self._intake: Intake | None = None
         self._gate = ByteGate(self._worker.in_flight_limit_bytes)
         self._unacknowledged = ByteGate(self._worker.in_flight_limit_bytes)
         self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._batcher: Batcher[_Opened] = Batcher(
-            BatchPolicy(self._worker.active_batch_limit, self._worker.latency_cap_ms / 1000),
+            BatchPolicy(self._worker.active_batch_limit, self._worker.active_latency_cap_s),
             self._worker.in_flight_limit_bytes,
         )
+        self._describer = Describer(self._worker, self._defect, self._is_idle)
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
         self._reader = Reader(
@@ -129,7 +135,7 @@ class Inspector:
 
     def health(self) -> Health:
         """A snapshot; answering at all is part of it."""
-        running, since, intake = self._model.running, self._scoring_since, self._intake
+        running, intake, since = self._model.running, self._intake, list(self._scoring_since.values())
         now = clock.monotonic()
         return Health(
             pid=os.getpid(),
@@ -137,7 +143,8 @@ class Inspector:
             model=running[0] if running else None,
             model_version=running[1].version if running else None,
             last_poll_age_s=now - intake.last_poll if intake else 0.0,
-            scoring_for_s=now - since if since is not None else 0.0,
+            scoring_for_s=now - min(since) if since else 0.0,
+            describing_for_s=self._describer.working_for_s,
         )
 
     def metrics(self) -> str:
@@ -145,6 +152,7 @@ class Inspector:
         telemetry.WORKER_IN_FLIGHT_BYTES.set(self._gate.held_bytes + self._unacknowledged.held_bytes)
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
         telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
+        telemetry.QUEUE_DEPTH.labels("describe").set(len(self._describer))
         return metrics.exposition()
 
     def change_model(self, model: ModelRef) -> None:
@@ -158,19 +166,16 @@ class Inspector:
         self._model.load_first()
         if self._stop.is_set():
             return
-        publisher = Publisher(kafka_clients.producer(self._settings), self._unacknowledged, self._reread, self._fail)
+        sender = OutcomeSender(kafka_clients.producer(self._settings), self._unacknowledged, self._reread, self._fail)
         try:
-            self._inspect(publisher)
+            self._inspect(sender)
         finally:
-            publisher.close(self._worker.stop_timeout_s)
+            sender.close(self._worker.stop_timeout_s)
         if self._error:
-            raise (
-                self._error
-                if isinstance(self._error, FlawlineError)
-                else FlawlineError(one_line(self._error, with_type=True))
-            )
+            known = isinstance(self._error, FlawlineError)
+            raise self._error if known else FlawlineError(one_line(self._error, with_type=True))
 
-    def _inspect(self, publisher: Publisher) -> None:
+    def _inspect(self, sender: OutcomeSender) -> None:
         consumer = kafka_clients.consumer(
             self._settings,
             group=topics.WORKERS_GROUP,
@@ -183,14 +188,15 @@ class Inspector:
             self._settings.topic("frames"),
             self._gate,
             deliver=self._to_decode.put,
-            send=publisher.send,
+            send=sender.send,
             commit_interval_s=self._worker.commit_interval_s,
             revoke_timeout_s=self._worker.revoke_timeout_s,
         )
         polling = self._thread("intake", self._intake.run, self._stop, self._worker.stop_timeout_s)
         working = [
             *(self._thread(f"decode-{i}", self._decode_all) for i in range(self._worker.decode_threads)),
-            self._thread("score", self._score_all),
+            *(self._thread(f"score-{i}", self._score_all) for i in range(self._worker.score_threads)),
+            self._thread("describe", self._describer.run),
         ]
         while polling.is_alive() and not self._ready.is_set():
             if self._intake.joined.wait(0.05):
@@ -200,6 +206,7 @@ class Inspector:
         for _ in range(self._worker.decode_threads):
             self._to_decode.put(None)
         self._batcher.close()
+        self._describer.close()
         for thread in working:
             thread.join(self._worker.stop_timeout_s)
 
@@ -220,7 +227,9 @@ class Inspector:
             self._error = error
             log.error("%s stops: %s", self._member, one_line(error, with_type=True))
         if self._intake:
-            self._intake.abort.set()
+            # An error that names its reason is not a frame's doing; any other may be, as a lack of memory is.
+            known = isinstance(error, FlawlineError | scoring.DetectorBroken)
+            self._intake.abort(frames_to_blame=not known)
         self._stop.set()
 
     def _reread(self, lane: Any) -> None:
@@ -231,35 +240,49 @@ class Inspector:
 
     def _decode_all(self) -> None:
         while (job := self._to_decode.get()) is not None:
-            if not job.lane.begin(job):
-                continue
-            started = clock.monotonic()
-            try:
-                frame, pixels = self._reader.read(job.record.value)
-            except Rejected as rejected:
-                self._reject(job, rejected.reason, str(rejected), rejected.frame)
-                continue
-            except InterruptedError as error:
-                log.info("%s", error)
-                job.lane.abandon(job)
-                continue
-            except Exception as error:  # a decoder that fails in a new way must not stop the line
-                self._reject(job, DeadLetterReason.UNDECODABLE, one_line(error, with_type=True), None)
-                continue
-            try:
-                mask = self._inspected.mask(frame.camera, *pixels.shape[:2])
-            except FlawlineError as error:
-                self._reject(job, DeadLetterReason.SCORING_FAILED, str(error), frame)
-                continue
-            if not self._batcher.put(_Opened(job, frame, pixels, mask, clock.monotonic() - started), pixels.nbytes):
-                job.lane.abandon(job)
+            if job.lane.begin(job):
+                self._decode(job)
+
+    def _decode(self, job: Job) -> None:
+        """Turn a record into pixels for the score threads, or into a dead letter.
+
+        What `Reader` does not foresee may be our own bug, so it ends the worker; the frame is a dead letter only after
+        its last attempt.
+        """
+        if job.attempt > ATTEMPT_LIMIT:
+            error = (
+                f"{ATTEMPT_LIMIT} workers died while this frame was in work: see their logs and the machine's memory"
+            )
+            self._reject(job, DeadLetterReason.KILLED_WORKER, error, None)
+            return
+        started = clock.monotonic()
+        try:
+            frame, pixels = self._reader.read(job.record.value)
+        except Rejected as rejected:
+            self._reject(job, rejected.reason, str(rejected), rejected.frame)
+            return
+        except InterruptedError as error:
+            log.info("%s", error)
+            job.lane.abandon(job)
+            return
+        try:
+            mask = self._masks.mask(frame.camera, *pixels.shape[:2])
+        except FlawlineError as error:
+            self._reject(job, DeadLetterReason.SCORING_FAILED, str(error), frame)
+            return
+        if not self._batcher.put(_Opened(job, frame, pixels, mask, clock.monotonic() - started), pixels.nbytes):
+            job.lane.abandon(job)
 
     def _score_all(self) -> None:
-        while batch := self._batcher.take():
-            detector = self._model.current()
+        while True:
             # What is sent and not acknowledged is acknowledged or lost in bounded time, whatever happens here.
             while not self._unacknowledged.wait_open(1.0):
                 log.warning("%d bytes wait for the broker's acknowledgement", self._unacknowledged.held_bytes)
+            with self._taking:  # together, so that no earlier frame is scored with a later model
+                batch = self._batcher.take()
+                detector = self._model.current()
+            if not batch:
+                return
             live = []
             for opened in batch:
                 if opened.job.lane.closed:
@@ -272,43 +295,56 @@ class Inspector:
     def _score(self, detector: Detector, batch: list[_Opened]) -> None:
         telemetry.BATCH_SIZE.observe(len(batch))
         started_ns, started = clock.utc_ns(), clock.monotonic()
-        self._scoring_since = started
+        thread = threading.get_ident()
+        self._scoring_since[thread] = started
         try:
             results = scoring.score_each(
                 detector, [opened.pixels for opened in batch], [opened.mask for opened in batch]
             )
         finally:
-            self._scoring_since = None
+            del self._scoring_since[thread]
         score_s = clock.monotonic() - started
         for opened, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._reject(
-                    opened.job, DeadLetterReason.SCORING_FAILED, one_line(result, with_type=True), opened.frame
-                )
-                continue
-            timings = _timings(opened, started_ns, score_s)
-            try:
-                self._decide(detector, opened, result, timings)
-            except ValueError as error:  # scores that no region can be made of
-                self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.frame)
+                self._reject_scored(opened, result)
+            else:
+                self._judge(detector, opened, result, _timings(opened, started_ns, score_s))
 
-    def _decide(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
-        frame = opened.frame
-        regions = verdicts.find_regions(opened.pixels, scores, detector)
-        result = verdicts.verdict(frame, scores, regions, detector.version, timings, clock.utc_ns())
-        accepted = scores.decision is Decision.ACCEPT
-        found = None if accepted else verdicts.defect(frame, scores, regions, detector)
-        outcome = verdicts.outcome(
-            opened.job.record,
-            result,
-            found,
-            verdicts_topic=self._settings.topic("verdicts"),
-            defects_topic=self._settings.topic("defects"),
-            limit_bytes=self._defect_limit,
-        )
+    def _judge(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
+        """Let a scored frame's verdict leave, and its description follow when it was not accepted.
+
+        1. Make the verdict. A frame that it fails for, though the model is well, is a dead letter.
+        2. Send it.
+        3. Queue the description; the frame is finished when its defect has left too.
+        """
+        job, frame = opened.job, opened.frame
+        # 1.
+        try:
+            located = verdicts.locate(frame, scores, detector)
+            verdict = verdicts.verdict(frame, scores, located, detector.version, timings, clock.utc_ns())
+            outcome = verdicts.verdict_outcome(job.record, verdict, self._settings.topic("verdicts"))
+        except Exception as error:
+            scoring.check_canary(detector)
+            self._reject_scored(opened, error)
+            return
+        # 2.
         for stage, seconds in vars(timings).items():
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
-        opened.job.lane.complete(opened.job, outcome)
+        job.lane.complete(job, outcome)
+        # 3.
+        if located is not None:
+            self._describer.add(Judged(job, frame, opened.pixels, scores, located, detector))
+
+    def _defect(self, judged: Judged, regions: list[DefectRegion]) -> Outcome:
+        defect = verdicts.defect(judged.frame, judged.scores, regions, judged.detector)
+        return verdicts.defect_outcome(judged.job.record, defect, self._settings.topic("defects"), self._defect_limit)
+
+    def _is_idle(self) -> bool:
+        """Whether no frame is being scored or waits for it."""
+        return not self._scoring_since and not len(self._batcher)
+
+    def _reject_scored(self, opened: _Opened, error: Exception) -> None:
+        self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.frame)
 
     def _reject(self, job: Job, reason: DeadLetterReason, error: str, frame: Frame | None) -> None:
         log.warning("partition %d offset %d: %s: %s", job.record.partition, job.offset, reason, error)

@@ -1,6 +1,9 @@
 """The poll-only thread: it polls, pauses, resumes, commits and follows rebalances, and does nothing else.
 
 KafkaConsumer is not thread-safe, so only this thread touches it; others send it commands.
+
+When the last owner of a partition died at work, the frames that it may have died of are tried one at a time, and
+everything else of this actor waits meanwhile (see `workers.suspects`).
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +24,7 @@ from flawline import clock, telemetry
 from flawline.errors import FlawlineError
 from workers.budget import ByteGate
 from workers.lane import Job, Lane, Outcome
+from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, suspicion
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,13 @@ POLL_RECORDS = 16
 """Frames taken by one poll: what the byte bound can be exceeded by."""
 
 DRAIN_TICK_S = 0.01
+TRIAL_POLL_S = 0.005
+"""The poll between two looks at a suspect in work: frames come from nowhere else then."""
+
+REQUEST_TIMEOUT_MS = 5_000
 LAG_INTERVAL_S = 1.0
+LAST_COMMIT_S = 1.0
+"""How long a member that must leave tries to commit: longer than one slow answer of the broker."""
 
 
 class Intake:
@@ -58,13 +69,18 @@ class Intake:
         self._now = now
         self._now_ns = now_ns
         self._lanes: dict[TopicPartition, Lane] = {}
-        self._committed: dict[TopicPartition, int] = {}
+        self._committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._suspicions: dict[TopicPartition, Suspicion] = {}
+        self._suspects: deque[tuple[Lane, Any]] = deque()
+        self._waiting: deque[tuple[Lane, Any]] = deque()
+        self._trial: Job | None = None
+        self._frames_to_blame = False
         self._lost: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._commit_in_flight = False
         self._commit_due = now()
         self._lag_due = now()
         self.joined = threading.Event()
-        self.abort = threading.Event()
+        self._abort = threading.Event()
         self.last_poll = now()
         consumer.subscribe([topic], listener=_Listener(self))
 
@@ -73,6 +89,11 @@ class Intake:
     def reread(self, lane: Lane) -> None:
         """Command: read a lane's partition again from its first unfinished frame."""
         self._lost.put(lane)
+
+    def abort(self, *, frames_to_blame: bool) -> None:
+        """Leave without waiting for the frames in work; `frames_to_blame` keeps them suspects of the next owner."""
+        self._frames_to_blame = self._frames_to_blame or frames_to_blame
+        self._abort.set()
 
     @property
     def partitions(self) -> list[int]:
@@ -89,7 +110,8 @@ class Intake:
         try:
             while not stop.is_set():
                 self._reread_lost()
-                self._hand_on(self._poll(self._gate.closed))
+                self._hand_on(self._poll(self._to_pause()))
+                self._try_suspects()
                 self._commit()
                 self._report_lag()
             self._finish(stop_timeout_s)
@@ -108,15 +130,22 @@ class Intake:
             except KafkaError as error:
                 log.warning("consumer did not close cleanly: %s", error)
 
-    def _poll(self, paused: bool) -> dict[TopicPartition, list[Any]]:
+    def _to_pause(self) -> set[TopicPartition]:
+        assigned = set(self._consumer.assignment())
+        if self._gate.closed or self._suspects or self._trial:
+            return assigned
+        return assigned - self._suspicions.keys() if self._suspicions else set()
+
+    def _poll(self, to_pause: set[TopicPartition]) -> dict[TopicPartition, list[Any]]:
         # Compared on every turn because a rebalance brings new partitions, and those come unpaused.
-        assigned, held = self._consumer.assignment(), self._consumer.paused()
-        if paused and assigned - held:
-            self._consumer.pause(*(assigned - held))
-        elif not paused and held:
-            self._consumer.resume(*(held & assigned))
-        telemetry.PAUSED_PARTITIONS.set(len(assigned) if paused else 0)
-        records = self._consumer.poll(timeout_ms=int(POLL_S * 1000), max_records=POLL_RECORDS)
+        assigned, paused = set(self._consumer.assignment()), set(self._consumer.paused())
+        if to_pause - paused:
+            self._consumer.pause(*(to_pause - paused))
+        if paused & assigned - to_pause:
+            self._consumer.resume(*(paused & assigned - to_pause))
+        telemetry.PAUSED_PARTITIONS.set(len(to_pause))
+        wait_s = TRIAL_POLL_S if self._suspects or self._trial else POLL_S
+        records = self._consumer.poll(timeout_ms=int(wait_s * 1000), max_records=POLL_RECORDS)
         self.last_poll = self._now()
         if not self.joined.is_set() and self._consumer.group_metadata().state is MemberState.STABLE:
             self.joined.set()
@@ -129,8 +158,108 @@ class Intake:
             if lane is None:
                 log.warning("records of %s arrived after it was taken away", partition)
                 continue
+            if partition not in self._committed and not self._open(lane, records[0].offset):
+                if partition in self._consumer.assignment():
+                    self._consumer.seek(partition, records[0].offset)
+                continue
+            suspected = self._suspicions.get(partition)
             for record in records:
-                self._deliver(lane.admit(record, at))
+                if suspected and record.offset < suspected.until:
+                    self._suspects.append((lane, record))
+                elif self._suspicions:
+                    self._waiting.append((lane, record))
+                else:
+                    self._deliver(lane.admit(record, at))
+
+    def _open(self, lane: Lane, first_offset: int) -> bool:
+        """Read the last owner's note and write this one's before the first frame begins; return False if that fails."""
+        partition = lane.partition
+        try:
+            last = self._consumer.committed(partition, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
+            found = Note.of(last.metadata if last else "")
+            if found != Note():
+                log_end = self._consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)[partition]
+                suspected = suspicion(found, log_end)
+                if suspected and suspected.until > first_offset:
+                    self._suspicions[partition] = suspected
+                    log.warning(
+                        "the last worker on partition %d died at work: offsets %d to %d are tried one at a time",
+                        partition.partition,
+                        first_offset,
+                        suspected.until - 1,
+                    )
+            self._write(partition, OffsetAndMetadata(last.offset if last else first_offset, self._note(lane), -1))
+        except FencedInstanceIdError:
+            raise
+        except KafkaError as error:
+            log.debug("partition %d is opened later: %s", partition.partition, error)
+            self._suspicions.pop(partition, None)
+            return False
+        return True
+
+    def _write(self, partition: TopicPartition, offset: OffsetAndMetadata) -> None:
+        self._consumer.commit({partition: offset}, timeout_ms=REQUEST_TIMEOUT_MS)
+        self._committed[partition] = offset
+
+    def _note(self, lane: Lane, leaving: bool = False) -> str:
+        """What is in work of a lane, for the partition's next owner."""
+        suspected, aborted = self._suspicions.get(lane.partition), self._abort.is_set()
+        if suspected:
+            attempt = suspected.attempt - (leaving and aborted)  # the last attempt ended for another reason
+            return Note(until=suspected.until, trying=suspected.trying, attempt=max(0, attempt)).text()
+        if leaving and (lane.idle or aborted):
+            return Note().text()
+        return Note(begun=lane.begun_offset).text()
+
+    def _try_suspects(self) -> None:
+        """Go on with the suspects.
+
+        1. The one in work is waited for.
+        2. The next begins when nothing else is in work, and after a note says so.
+        3. When all are through, what waited is handed on.
+        """
+        # 1.
+        if self._trial is not None:
+            assert self._trial.ended is not None
+            if not self._trial.ended.wait(TRIAL_POLL_S):
+                return
+            self._trial = None
+        # 2.
+        while self._suspects:
+            lane, record = self._suspects[0]
+            if lane.closed:
+                self._suspects.popleft()
+                continue
+            if any(other.in_flight for other in self._lanes.values()) or not self._begin_trial(lane, record):
+                return
+            self._suspects.popleft()
+            return
+        # 3.
+        for partition, suspected in list(self._suspicions.items()):
+            if self._consumer.position(partition, timeout_ms=REQUEST_TIMEOUT_MS) >= suspected.until:
+                del self._suspicions[partition]
+        if not self._suspicions and self._waiting:
+            for lane, record in self._waiting:
+                if not lane.closed:
+                    self._deliver(lane.admit(record, self._now_ns()))
+            self._waiting.clear()
+
+    def _begin_trial(self, lane: Lane, record: Any) -> bool:
+        suspected = self._suspicions[lane.partition]
+        attempt = suspected.attempts_before(record.offset) + 1
+        if attempt <= ATTEMPT_LIMIT:  # otherwise it is not worked on, but becomes a dead letter
+            self._suspicions[lane.partition] = Suspicion(suspected.until, record.offset, attempt)
+            try:
+                self._write(lane.partition, OffsetAndMetadata(record.offset, self._note(lane), -1))
+            except FencedInstanceIdError:
+                raise
+            except KafkaError as error:
+                log.debug("offset %d is tried later: %s", record.offset, error)
+                self._suspicions[lane.partition] = suspected
+                return False
+        self._trial = lane.admit(record, self._now_ns(), attempt, threading.Event())
+        self._deliver(self._trial)
+        return True
 
     def _reread_lost(self) -> None:
         while not self._lost.empty():
@@ -147,13 +276,17 @@ class Intake:
     def _new_lane(self, partition: TopicPartition) -> Lane:
         return Lane(partition, self._gate, self._send)
 
-    def _committable(self, lanes: Iterable[Lane]) -> dict[TopicPartition, OffsetAndMetadata]:
-        found = {}
+    def _committable(self, lanes: Iterable[Lane], leaving: bool = False) -> dict[TopicPartition, OffsetAndMetadata]:
+        offsets = {}
         for lane in lanes:
+            last = self._committed.get(lane.partition)
+            if last is None:  # nothing of it has begun
+                continue
             offset = lane.committable
-            if offset is not None and offset != self._committed.get(lane.partition):
-                found[lane.partition] = OffsetAndMetadata(offset, "", -1)
-        return found
+            new = OffsetAndMetadata(last.offset if offset is None else offset, self._note(lane, leaving), -1)
+            if new != last:
+                offsets[lane.partition] = new
+        return offsets
 
     def _commit(self) -> None:
         if self._commit_in_flight or self._now() < self._commit_due:
@@ -172,23 +305,33 @@ class Intake:
         self._remember(offsets)
 
     def _remember(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        self._committed.update({partition: each.offset for partition, each in offsets.items()})
+        self._committed.update({partition: offset for partition, offset in offsets.items() if partition in self._lanes})
 
     def _finish(self, timeout_s: float) -> None:
+        """Leave in order.
+
+        1. Nothing more begins, what is begun may finish.
+        2. The last offsets are committed, with notes that nothing is in work: the next owner need suspect no frame.
+        """
+        # 1.
         deadline = self._now() + timeout_s
-        for lane in self._lanes.values():
+        lanes = self._lanes.values()
+        for lane in lanes:
             lane.refuse()
-        if self.abort.is_set():  # nobody works on what is begun any more
+        if self._abort.is_set():  # nobody works on what is begun any more
             deadline = self._now()
-        while self._now() < deadline and not all(lane.idle for lane in self._lanes.values()):
-            self._poll(paused=True)
-        while self._now() < deadline and (offsets := self._committable(self._lanes.values())):
+        while self._now() < deadline and not all(lane.idle for lane in lanes):
+            self._poll(set(self._consumer.assignment()))
+        # 2.
+        deadline = max(deadline, self._now() + LAST_COMMIT_S)
+        leaving = not self._frames_to_blame
+        while self._now() < deadline and (offsets := self._committable(lanes, leaving)):
             try:
                 self._consumer.commit(offsets, timeout_ms=int(1000 * max(0.1, deadline - self._now())))
                 self._remember(offsets)
             except KafkaError as error:
                 log.debug("offsets are committed later: %s", error)
-                self._poll(paused=True)
+                self._poll(set(self._consumer.assignment()))
 
     def _report_lag(self) -> None:
         if self._now() < self._lag_due:
@@ -210,7 +353,7 @@ class Intake:
     def assigned(self, partitions: Iterable[TopicPartition]) -> None:
         """Start with partitions that came."""
         for partition in partitions:
-            self._committed.pop(partition, None)
+            self._forget(partition)
             self._lanes[partition] = self._new_lane(partition)
         log.info("cameras of partitions %s are served now", self.partitions)
 
@@ -223,7 +366,7 @@ class Intake:
         while self._now() < deadline and not all(lane.idle for lane in lanes):
             # The loop that calls us also sends heartbeats, so it must not block, and it has its own sleep.
             await self._consumer._net.sleep(DRAIN_TICK_S)
-        if offsets := self._committable(lanes):
+        if offsets := self._committable(lanes, leaving=True):
             try:
                 await self._consumer.commit_async(offsets)
             except KafkaError as error:
@@ -235,9 +378,13 @@ class Intake:
         for partition in partitions:
             if lane := self._lanes.pop(partition, None):
                 lane.close()
-            self._committed.pop(partition, None)
+            self._forget(partition)
             for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
                 gauge.remove(partition.partition)
+
+    def _forget(self, partition: TopicPartition) -> None:
+        self._committed.pop(partition, None)
+        self._suspicions.pop(partition, None)
 
 
 class _Listener(AsyncConsumerRebalanceListener):

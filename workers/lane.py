@@ -3,19 +3,100 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kafka.structs import TopicPartition
 
 from flawline.messages import DeadLetterReason, Decision
 from workers.budget import ByteGate
-from workers.offsets import ContiguousOffsets
-from workers.ordering import InOrder
+
+T = TypeVar("T")
 
 RECORD_BYTES = 4096
-"""What a record counts besides its value, so that the byte bound also bounds how many small ones are held."""
+"""What a record counts besides its value, so that the byte bound also bounds how many small records are held."""
+
+
+class ContiguousOffsets:
+    """Records of one partition, registered in log order and finished in any order.
+
+    Offsets need not be consecutive: compaction and transaction markers leave holes in a log.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+        self._unfinished: set[int] = set()
+        self._next: int | None = None
+        self._last = -1
+
+    def register(self, offset: int) -> None:
+        """Take a record into account. Raises ValueError when offsets do not ascend."""
+        if offset <= self._last:
+            raise ValueError(f"offset {offset} comes after {self._last}")
+        self._last = offset
+        self._waiting.append(offset)
+        self._unfinished.add(offset)
+
+    def finish(self, offset: int) -> None:
+        """Count a record as finished. Raises ValueError when it is unknown or was finished before."""
+        if offset not in self._unfinished:
+            raise ValueError(f"offset {offset} is not in work")
+        self._unfinished.remove(offset)
+        while self._waiting and self._waiting[0] not in self._unfinished:
+            self._next = self._waiting.popleft() + 1
+
+    @property
+    def committable(self) -> int | None:
+        """The offset to commit: one past the last record before which all are finished; None when there is none."""
+        return self._next
+
+    @property
+    def oldest(self) -> int | None:
+        """The first record that is not finished."""
+        return self._waiting[0] if self._waiting else None
+
+    @property
+    def unfinished(self) -> int:
+        """How many registered records are not finished."""
+        return len(self._unfinished)
+
+
+class InOrder(Generic[T]):
+    """Gives results out in the order in which their keys were registered, each as soon as all before it are out."""
+
+    def __init__(self) -> None:
+        self._expected: deque[int] = deque()
+        self._known: set[int] = set()
+        self._results: dict[int, T] = {}
+
+    def register(self, key: int) -> None:
+        """Reserve the next place. Raises ValueError when the key waits already."""
+        if key in self._known:
+            raise ValueError(f"key {key} is registered already")
+        self._known.add(key)
+        self._expected.append(key)
+
+    def complete(self, key: int, result: T) -> list[T]:
+        """Take a result and return what may leave now, in order. Raises ValueError for an unknown or completed key."""
+        if key not in self._known or key in self._results:
+            raise ValueError(f"key {key} does not wait for a result")
+        self._results[key] = result
+        released = []
+        while self._expected and self._expected[0] in self._results:
+            first = self._expected.popleft()
+            self._known.remove(first)
+            released.append(self._results.pop(first))
+        return released
+
+    def clear(self) -> list[T]:
+        """Forget every place and return the results that waited for an earlier one."""
+        waiting = list(self._results.values())
+        self._expected.clear()
+        self._known.clear()
+        self._results.clear()
+        return waiting
 
 
 @dataclass(frozen=True)
@@ -31,36 +112,56 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one frame leaves behind: a verdict with its defect, or a dead letter."""
+    """A record that a frame leaves behind: its verdict, its defect or its dead letter.
 
-    records: tuple[Outgoing, ...]
+    `defect_follows` says that the frame is finished only when its defect, a second outcome, is acknowledged too.
+    """
+
+    record: Outgoing
     camera: str
     captured_at: int
     decision: Decision | None = None
     reason: DeadLetterReason | None = None
+    defect_follows: bool = False
 
 
 @dataclass(eq=False)
 class Job:
-    """One fetched record on its way through the worker."""
+    """One fetched record on its way through the worker.
+
+    `attempt` counts how often work on the record began, where earlier attempts ended with their process. `ended` is
+    set for such a record when it is finished or given up.
+    """
 
     lane: Lane
     record: Any
     size_bytes: int
     fetched_at: int
-    _held: bool = field(default=True)
+    attempt: int = 1
+    ended: threading.Event | None = None
+    _bytes_held: bool = field(default=True)
+    _outcomes_left: int = field(default=1)
+    _abandoned: bool = field(default=False)
 
     @property
     def offset(self) -> int:
-        return self.record.offset
+        """The record's place in its partition."""
+        return int(self.record.offset)
 
 
 class Lane:
     """The frames of one partition for as long as it is assigned; a new assignment or a rewind makes a new lane.
 
-    Life of a job: admitted by the intake, begun by a decode thread, completed with its outcome, sent in log order,
-    finished when the broker has acknowledged all of its outcome. A closed lane sends nothing more: the partition's
-    next owner does its frames again.
+    Life of a job:
+
+    1. `admit`: the intake has fetched its record, whose bytes count as in flight.
+    2. `begin`: a decode thread works on it.
+    3. `complete`: its verdict or dead letter leaves, in log order.
+    4. `add_defect`: the defect of a frame that was not accepted leaves, some time after its verdict.
+    5. `acknowledge`: the broker holds an outcome. With the first the bytes are free again, with the last the job is
+       finished and its offset may be committed.
+
+    A closed lane sends nothing more: the partition's next owner does its frames again.
     """
 
     def __init__(self, partition: TopicPartition, gate: ByteGate, send: Callable[[Job, Outcome], None]) -> None:
@@ -71,6 +172,7 @@ class Lane:
         self._order: InOrder[tuple[Job, Outcome]] = InOrder()
         self._jobs: dict[int, Job] = {}
         self._begun = 0
+        self._begun_offset = -1
         self._refuses = False
         self._closed = False
         self._last_timestamp_ms = 0
@@ -78,9 +180,9 @@ class Lane:
         self._state = threading.Lock()
         self._sending = threading.Lock()
 
-    def admit(self, record: Any, fetched_at: int) -> Job:
-        """Take a fetched record in. Its bytes count as in flight until it is finished or dropped."""
-        job = Job(self, record, len(record.value or b"") + RECORD_BYTES, fetched_at)
+    def admit(self, record: Any, fetched_at: int, attempt: int = 1, ended: threading.Event | None = None) -> Job:
+        """Take a fetched record in. Its bytes count as in flight until an outcome is acknowledged or it is dropped."""
+        job = Job(self, record, len(record.value or b"") + RECORD_BYTES, fetched_at, attempt, ended)
         with self._state:
             self._offsets.register(record.offset)
             self._order.register(record.offset)
@@ -89,41 +191,58 @@ class Lane:
         return job
 
     def begin(self, job: Job) -> bool:
-        """Whether work on a job may start; if not, the partition is leaving and the job is dropped."""
+        """Tell whether work on a job may start; if not, the partition is leaving and the job is dropped."""
         with self._state:
             allowed = not self._refuses
-            self._begun += allowed
+            if allowed:
+                self._begun += 1
+                self._begun_offset = max(self._begun_offset, job.offset)
         if not allowed:
-            self._release(job)
+            self._drop(job)
         return allowed
 
     def complete(self, job: Job, outcome: Outcome) -> None:
-        """Send a job's outcome, and those that waited for it, in log order."""
+        """Send a job's verdict or dead letter, and those that waited for it, in log order."""
         with self._sending:
             with self._state:
-                released = [] if self._closed else self._order.complete(job.offset, (job, outcome))
-                dropped = self._closed
+                job._outcomes_left = 2 if outcome.defect_follows else 1
+                released = [(job, outcome)] if self._closed else self._order.complete(job.offset, (job, outcome))
             for ready, result in released:
-                self._send(ready, result)
-        if dropped:
-            self._release(job)
+                # A send may take seconds. What is still here when the lane is closed meanwhile is the next owner's.
+                if self._closed:
+                    self._drop(ready)
+                else:
+                    self._send(ready, result)
 
-    def abandon(self, job: Job) -> None:
-        """Give up a begun job without an outcome; its frame stays unfinished."""
-        with self._state:
-            self._begun -= not self._closed
-        self._release(job)
+    def add_defect(self, job: Job, outcome: Outcome) -> None:
+        """Send the defect of a job whose verdict was completed before."""
+        if self._closed:
+            self._drop(job)
+        else:
+            self._send(job, outcome)
 
-    def finish(self, job: Job) -> None:
-        """The broker holds all of a job's outcome."""
+    def abandon(self, job: Job) -> bool:
+        """Give up a begun job, whose frame stays unfinished; return False when it was given up before."""
         with self._state:
+            first, job._abandoned = not job._abandoned, True
+            self._begun -= first and not self._closed
+        self._drop(job)
+        return first
+
+    def acknowledge(self, job: Job) -> None:
+        """Count that the broker holds an outcome of a job; with the last one the job is finished."""
+        with self._state:
+            job._outcomes_left -= 1
+            finished = job._outcomes_left == 0
             # After a rewind or a revocation the offset belongs to somebody else.
-            if not self._closed:
+            if finished and not self._closed:
                 self._offsets.finish(job.offset)
                 del self._jobs[job.offset]
                 self._begun -= 1
                 self._last_timestamp_ms = job.record.timestamp
         self._release(job)
+        if finished and job.ended:
+            job.ended.set()
 
     def refuse(self) -> None:
         """Begin no further job; those begun may finish."""
@@ -131,17 +250,22 @@ class Lane:
             self._refuses = True
 
     def close(self) -> None:
-        """Send and count nothing more."""
-        with self._sending, self._state:
+        """Send and count nothing more. Never waits for a send: the consumer's own loop calls this."""
+        with self._state:
             self._refuses = self._closed = True
-            held = [job for job, _ in self._order.clear()]
+            waiting = [job for job, _ in self._order.clear()]
             self._jobs.clear()
-        for job in held:
-            self._release(job)
+        for job in waiting:
+            self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        self._release(job)
+        if job.ended:
+            job.ended.set()
 
     def _release(self, job: Job) -> None:
         with self._state:
-            held, job._held = job._held, False
+            held, job._bytes_held = job._bytes_held, False
         if held:
             self._gate.remove(job.size_bytes)
 
@@ -149,6 +273,11 @@ class Lane:
     def closed(self) -> bool:
         """Whether the lane has ended."""
         return self._closed
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the partition is about to move, or has moved."""
+        return self._refuses
 
     @property
     def idle(self) -> bool:
@@ -159,6 +288,11 @@ class Lane:
     def in_flight(self) -> int:
         """Records that are admitted and not finished."""
         return self._offsets.unfinished
+
+    @property
+    def begun_offset(self) -> int:
+        """The furthest offset that work has begun on; -1 when there is none."""
+        return self._begun_offset
 
     @property
     def committable(self) -> int | None:

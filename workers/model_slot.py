@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flawline import telemetry
 from flawline.errors import FlawlineError, one_line
 from workers import scoring
-from workers.models import ModelRef, local_folder
+from workers.active_model import ModelRef, local_folder
 
 if TYPE_CHECKING:
     from scorer.detector import Detector
@@ -76,5 +76,7 @@ class ModelSlot:
             raise FlawlineError(
                 f"model {model.uri} is version {detector.version}, announced was {model.version}: publish it again"
             )
-        detector.score([scoring.canary()])  # compiles and allocates now rather than under the first frame
+        # Compiles and allocates now rather than under the first frame.
+        detector.score([scoring.canary()])
+        detector.close_up(scoring.canary())
         return detector

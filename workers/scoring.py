@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flawline.errors import one_line
+
 if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
 
@@ -24,34 +26,35 @@ def canary() -> np.ndarray:
 
 
 def score_each(
-    detector: Detector, images: list[np.ndarray], masks: list[np.ndarray | None] | None = None
+    detector: Detector, images: list[np.ndarray], masks: list[np.ndarray | None]
 ) -> list[Scores | Exception]:
-    """Scores of each image or, in its place, the exception that only this image causes.
+    """Return the scores of each image or, in its place, the exception that only this image causes.
 
     `masks` say for each image where it is inspected, see the scorer. A failing batch is halved until the bad images
     stand alone. Raises DetectorBroken when the model fails on the canary as well: then none of the frames may be given
     up.
     """
     try:
-        masked = masks is not None and any(mask is not None for mask in masks)
-        scores = list(detector.score(images, masks) if masked else detector.score(images))
+        scores = list(detector.score(images, masks))
         if len(scores) != len(images):
             raise ValueError(f"{len(scores)} scores for {len(images)} images")
     except Exception as error:
         if len(images) > 1:
             middle = len(images) // 2
-            first, second = (None, None) if masks is None else (masks[:middle], masks[middle:])
-            return score_each(detector, images[:middle], first) + score_each(detector, images[middle:], second)
-        _check_canary(detector)
+            first = score_each(detector, images[:middle], masks[:middle])
+            return first + score_each(detector, images[middle:], masks[middle:])
+        check_canary(detector)
         return [error]
     return [_finite(score) for score in scores]
 
 
-def _check_canary(detector: Detector) -> None:
+def check_canary(detector: Detector) -> None:
+    """Raise DetectorBroken when the model fails on an image that is known to be fine."""
     try:
         detector.score([canary()])
+        detector.close_up(canary())
     except Exception as error:
-        raise DetectorBroken(f"model {detector.version} fails on a plain image: {error}") from error
+        raise DetectorBroken(f"model {detector.version} fails on a plain image: {one_line(error)}") from error
 
 
 def _finite(score: Scores) -> Scores | Exception:

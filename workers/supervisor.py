@@ -11,22 +11,27 @@ from collections.abc import Callable, Sequence
 
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
 
 from flawline import clock, kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError, UsageError
 from flawline.ray_session import stop_ray
 from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
+from workers.active_model import ModelRef, ModelWatch
 from workers.actors import Actor
+from workers.camera_masks import CameraMasks
 from workers.cluster import check_room, start_ray
-from workers.inspected import Inspected
 from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
-from workers.models import ModelRef, ModelWatch
+from workers.suspects import Note
 
 __all__ = ["Supervisor", "run", "start_ray", "stop_ray"]
 
 log = logging.getLogger(__name__)
+
+Reached = tuple[tuple[int, int, int | None, int], ...]
+"""For each partition its committed offset, the suspect in work and its attempt."""
 
 WATCH_S = 0.25
 METRICS_TIMEOUT_S = 2.0
@@ -45,7 +50,9 @@ class Supervisor:
         self._now = now
         self._lock = threading.RLock()
         self._actors: dict[int, Actor] = {}
-        self._budgets: dict[int, RestartLimit] = {}
+        self._limits: dict[int, RestartLimit] = {}
+        self._cameras: dict[int, list[int]] = {}
+        self._reached: dict[int, Reached] = {}
         self._model: ModelRef | None = None
         self._proven: ModelRef | None = None
         self._model_known = threading.Event()
@@ -63,7 +70,7 @@ class Supervisor:
         Without `worker.model` and without an active model it waits until one is published. Raises FlawlineError.
         """
         stop = stop or threading.Event()
-        Inspected(self._settings.cameras)  # a mask that cannot be used is to be said here, not by every actor
+        CameraMasks(self._settings.cameras)  # a mask that cannot be used is to be said here, not by every actor
         start_ray(self._settings)
         kafka_clients.ensure_topics(self._settings)
         self._check_partitions()
@@ -223,11 +230,16 @@ class Supervisor:
             self._stopping.wait(WATCH_S)
             return
         done, _ = ray.wait(list(owners), num_returns=1, timeout=WATCH_S)
+        reached = {
+            owners[reply].slot: self._reached_by(owners[reply].slot) for reply in done if reply == owners[reply].run
+        }
         with self._lock:
             for reply in done:
                 if owners[reply].take(reply):
-                    self._on_end(owners[reply])
+                    self._on_end(owners[reply], reached[owners[reply].slot])
             for actor in self._actors.values():
+                if actor.health and actor.health.partitions:
+                    self._cameras[actor.slot] = actor.health.partitions
                 if why := actor.stuck_for():
                     log.error("actor %d %s and is ended", actor.slot, why)
                     actor.kill()
@@ -235,18 +247,45 @@ class Supervisor:
                     self._proven = actor.working_model or self._proven
             telemetry.ACTORS.set(sum(actor.is_ready for actor in self._actors.values()))
 
-    def _on_end(self, actor: Actor) -> None:
-        """An actor is over though nobody asked: it failed or died."""
+    def _reached_by(self, slot: int) -> Reached:
+        """Return how far the group is with the partitions that a slot's actor had; () when the broker does not say.
+
+        A suspect's attempt counts as a step forward: its last one ends in a dead letter. Of an actor that died before
+        it told its partitions, all are meant.
+        """
+        group = f"{self._settings.kafka.topic_prefix}{topics.WORKERS_GROUP}"
+        frames = self._settings.topic("frames")
+        asked = [TopicPartition(frames, partition) for partition in self._cameras.get(slot, [])]
+        try:
+            client = kafka_clients.admin(self._settings)
+            try:
+                offsets = client.list_group_offsets({group: asked or None})[group]
+            finally:
+                client.close()
+        except (KafkaError, FlawlineError) as error:
+            log.debug("offsets of actor %d are not known: %s", slot, error)
+            return ()
+        notes = [
+            (each.partition, at.offset, Note.of(at.metadata)) for each, at in offsets.items() if each.topic == frames
+        ]
+        return tuple(sorted((number, offset, note.trying, note.attempt) for number, offset, note in notes))
+
+    def _on_end(self, actor: Actor, reached: Reached) -> None:
+        """Start an actor again that ended though nobody asked, unless it dies too often without getting anywhere."""
         if self._actors.get(actor.slot) is not actor or self._stopping.is_set():
             return
         reason = actor.reason()
         if isinstance(reason, FlawlineError) and self._proven is None:
             raise reason  # nothing has worked yet, so trying again would only hide the reason
-        budget = self._budgets.setdefault(
+        if reached and reached != self._reached.get(actor.slot):
+            # A frame that kills its worker takes some restarts, and must not take the other cameras with it.
+            self._limits.pop(actor.slot, None)
+            self._reached[actor.slot] = reached
+        limit = self._limits.setdefault(
             actor.slot, RestartLimit(self._worker.restart_limit, self._worker.restart_window_s, clock=self._now)
         )
         why = reason or "its process died"
-        if budget.wait_s() is None:
+        if limit.wait_s() is None:
             raise FlawlineError(
                 f"actor {actor.slot} ended {self._worker.restart_limit + 1} times within "
                 f"{self._worker.restart_window_s:g} s, lastly: {why}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -9,7 +11,8 @@ import numpy as np
 
 from flawline import messages
 from flawline.messages import Decision, Defect, DefectRegion, Frame, Region, Tensor, Timings, Verdict
-from scorer.regions import regions as defect_regions
+from scorer.regions import regions
+from scorer.regions.regions import LocalRegions
 from workers.lane import Outcome, Outgoing
 
 if TYPE_CHECKING:
@@ -19,29 +22,22 @@ HEATMAP_SIDE_LIMIT = 128
 """The heat map of a defect is for looking at; regions were cut from the full one."""
 
 
-def find_regions(pixels: np.ndarray, scores: Scores, detector: Detector) -> list[DefectRegion]:
-    """Regions of a frame, none when it was accepted. Raises ValueError for scores that no region can be made of."""
+def locate(frame: Frame, scores: Scores, detector: Detector) -> LocalRegions | None:
+    """Return where a frame's regions are, None for an accepted frame.
+
+    Raises ValueError for scores that no region can be made of.
+    """
     if scores.decision is Decision.ACCEPT:
-        return []
+        return None
     if scores.patches is None or scores.residuals is None:
         raise ValueError(f"scores of a frame to {scores.decision} come without patches")
-    lo, hi = detector.heatmap_range
-    return defect_regions.extract(
-        pixels,
-        scores.heatmap,
-        scores.patches,
-        scores.residuals,
-        lo,
-        hi,
-        closer=getattr(detector, "close_up", None),
-        field_px=getattr(detector, "field_px", None),
-    )
+    return regions.locate(scores.heatmap, frame.height, frame.width, *detector.heatmap_range)
 
 
 def verdict(
-    frame: Frame, scores: Scores, regions: list[DefectRegion], model_version: str, timings: Timings, decided_at: int
+    frame: Frame, scores: Scores, located: LocalRegions | None, model_version: str, timings: Timings, decided_at: int
 ) -> Verdict:
-    """The verdict on one frame."""
+    """Return the verdict on one frame."""
     return Verdict(
         camera=frame.camera,
         epoch=frame.epoch,
@@ -54,7 +50,9 @@ def verdict(
         score=float(scores.aligned),
         p_value=float(scores.p_value),
         decision=scores.decision,
-        regions=tuple(Region(region.box, region.area_px, region.peak) for region in regions),
+        regions=tuple(
+            Region(region.box.xywh, region.area_px, region.peak) for region in (located.regions if located else ())
+        ),
         timings=timings,
         part=frame.part,
         view=frame.view,
@@ -62,8 +60,11 @@ def verdict(
     )
 
 
-def defect(frame: Frame, scores: Scores, regions: list[DefectRegion], detector: Detector) -> Defect:
-    """What discovery needs of a frame that was not accepted."""
+def defect(frame: Frame, scores: Scores, described: Sequence[DefectRegion], detector: Detector) -> Defect:
+    """Return what discovery needs of a frame that was not accepted; `described` is empty beyond the budget.
+
+    A frame without described regions names the same embedding version as all others: nothing of another is in it.
+    """
     return Defect(
         camera=frame.camera,
         epoch=frame.epoch,
@@ -76,18 +77,16 @@ def defect(frame: Frame, scores: Scores, regions: list[DefectRegion], detector: 
         decision=scores.decision,
         height=frame.height,
         width=frame.width,
-        embedding_version=defect_regions.embedding_version(
-            detector.embedding_version, closer=hasattr(detector, "close_up")
-        ),
+        embedding_version=regions.embedding_version(detector.embedding_version, closer=True),
         heatmap=Tensor.of(coarse(scores.heatmap), "float16"),
-        regions=tuple(regions),
+        regions=tuple(described),
         part=frame.part,
         lot=frame.lot,
     )
 
 
 def coarse(heatmap: np.ndarray) -> np.ndarray:
-    """The heat map with a long side of at most HEATMAP_SIDE_LIMIT; float16 holds values to 65,504, larger are cut."""
+    """Return the heat map with a long side of at most HEATMAP_SIDE_LIMIT; values beyond 65,504, float16's, are cut."""
     scale = min(1.0, HEATMAP_SIDE_LIMIT / max(heatmap.shape))
     if scale < 1:
         size = max(1, round(heatmap.shape[1] * scale)), max(1, round(heatmap.shape[0] * scale))
@@ -96,28 +95,36 @@ def coarse(heatmap: np.ndarray) -> np.ndarray:
     return heatmap.clip(-limit, limit)
 
 
-def outcome(
-    record: Any, result: Verdict, found: Defect | None, *, verdicts_topic: str, defects_topic: str, limit_bytes: int
-) -> Outcome:
-    """The records of one scored frame, for the frame's own partition number and with its key."""
-    key = result.camera.encode()
-    trace = [(name, value) for name, value in record.headers or () if name == "traceparent"]
-    outgoing = [
-        Outgoing(verdicts_topic, record.partition, key, messages.encode(result), messages.headers(result) + trace)
-    ]
-    if found is not None:
-        outgoing.append(
-            Outgoing(
-                defects_topic, record.partition, key, encode_within(found, limit_bytes), messages.headers(found) + trace
-            )
-        )
-    return Outcome(tuple(outgoing), result.camera, result.captured_at, decision=result.decision)
+def verdict_outcome(record: Any, result: Verdict, topic: str) -> Outcome:
+    """Return the outcome that sends a verdict, to the frame's own partition number and with its key."""
+    return Outcome(
+        Outgoing(topic, record.partition, result.camera.encode(), messages.encode(result), _headers(record, result)),
+        result.camera,
+        result.captured_at,
+        decision=result.decision,
+        defect_follows=result.decision is not Decision.ACCEPT,
+    )
 
 
-def encode_within(found: Defect, limit_bytes: int) -> bytes:
-    """A defect's bytes. Over the limit its last regions, the smallest, are left out so that the rest can leave."""
-    data = messages.encode(found)
-    while len(data) > limit_bytes and found.regions:
-        found = Defect(**{**vars(found), "regions": found.regions[:-1]})
-        data = messages.encode(found)
+def defect_outcome(record: Any, result: Defect, topic: str, limit_bytes: int) -> Outcome:
+    """Return the outcome that sends a defect of at most `limit_bytes`, next to its verdict's partition number."""
+    value = encode_within(result, limit_bytes)
+    return Outcome(
+        Outgoing(topic, record.partition, result.camera.encode(), value, _headers(record, result)),
+        result.camera,
+        result.captured_at,
+    )
+
+
+def encode_within(result: Defect, limit_bytes: int) -> bytes:
+    """Return a defect's bytes. Over the limit its last regions, the smallest, are left out."""
+    data = messages.encode(result)
+    while len(data) > limit_bytes and result.regions:
+        result = replace(result, regions=result.regions[:-1])
+        data = messages.encode(result)
     return data
+
+
+def _headers(record: Any, result: Verdict | Defect) -> list[tuple[str, bytes]]:
+    trace = [(name, value) for name, value in record.headers or () if name == "traceparent"]
+    return messages.headers(result) + trace

@@ -50,6 +50,11 @@ class Square:
     y1: int
 
     @property
+    def xywh(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height, as messages have it."""
+        return self.x0, self.y0, self.x1 - self.x0, self.y1 - self.y0
+
+    @property
     def area(self) -> int:
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
@@ -58,6 +63,97 @@ class Square:
         x = max(self.x0, other.x0) - min(self.x1, other.x1)
         y = max(self.y0, other.y0) - min(self.y1, other.y1)
         return -1 if x < 0 and y < 0 else max(x, y, 0)
+
+
+@dataclass(frozen=True)
+class LocalRegion:
+    """Where a region is and how hot it is: all that a verdict says of it.
+
+    `box` and `crop` are in image pixels, `mask` is bool (h, w) on the map's grid, `peak` in aligned units.
+    """
+
+    box: Square
+    crop: Square
+    mask: np.ndarray
+    area_px: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class LocalRegions:
+    """The regions of one frame before a closer look.
+
+    `fine` is the heat map, float32 (h, w); `mask`, bool (h, w), is all that is hot, also beyond the listed regions.
+    """
+
+    fine: np.ndarray
+    mask: np.ndarray
+    regions: tuple[LocalRegion, ...]
+
+
+def locate(
+    heatmap: np.ndarray, height: int, width: int, lo: float, hi: float, *, limit: int = REGION_LIMIT
+) -> LocalRegions:
+    """Return where the regions of one frame that was not accepted are, largest first, at most `limit`, never none.
+
+    `heatmap` is float (h, w) in aligned units over the whole image of `height` times `width` pixels; `lo`, `hi` are
+    the detector's range for MEBin. A frame without anything local gives one global region: the whole image, an empty
+    mask and area 0. Raises ValueError for a map that is empty or not finite.
+    """
+    if heatmap.ndim != 2 or heatmap.size == 0 or not np.isfinite(heatmap).all():
+        raise ValueError(f"anomaly map of shape {list(heatmap.shape)} is empty or holds values that are not finite")
+    fine = fine_map(heatmap, height, width)
+    mask = sharp_mask(fine, lo, hi)
+    if not mask.any():
+        whole = Square(0, 0, width, height)
+        return LocalRegions(fine, mask, (LocalRegion(whole, whole, mask, 0, float(fine.max())),))
+    pixels_per_cell = (height / mask.shape[0]) * (width / mask.shape[1])
+    return LocalRegions(
+        fine,
+        mask,
+        tuple(
+            LocalRegion(
+                box=_box(part, height, width),
+                crop=crop,
+                mask=part,
+                area_px=round(int(part.sum()) * pixels_per_cell),
+                peak=float(fine[part].max()),
+            )
+            for crop, part in _local(mask, height, width)[:limit]
+        ),
+    )
+
+
+def describe(
+    image: np.ndarray,
+    located: LocalRegions,
+    patches: np.ndarray,
+    residuals: np.ndarray,
+    *,
+    closer: closeup.Closer | None = None,
+    field_px: int | None = None,
+    crop_side_limit_px: int = CROP_SIDE_LIMIT_PX,
+) -> list[DefectRegion]:
+    """Return the located regions with their masks, crops and embeddings, in the same order.
+
+    `image` is uint8 (H, W, 3); `patches` and `residuals` are float (h', w', D): features and their difference to the
+    nearest good ones. `closer` gives the feature maps of an enlarged part of the image; without it embeddings are of
+    the map's patches alone, and of another version. `field_px` is the side of what the detector sees at once, when
+    that is not the whole image: looks are shares of it.
+    Raises ValueError for arrays that are not finite or do not fit together.
+    """
+    _check(image, patches, residuals)
+    fine = located.fine
+    described = []
+    for region in located.regions:
+        if region.mask.any():
+            # Another region nearby must not draw the look to itself.
+            heat, inside = np.where(located.mask & ~region.mask, fine.min(), fine), region.mask
+        else:
+            heat, inside = fine, ~region.mask
+        embedding = region_embedding(image, heat, inside, patches, residuals, closer, field_px)
+        described.append(_described(image, region, embedding, crop_side_limit_px))
+    return described
 
 
 def extract(
@@ -73,31 +169,13 @@ def extract(
     limit: int = REGION_LIMIT,
     crop_side_limit_px: int = CROP_SIDE_LIMIT_PX,
 ) -> list[DefectRegion]:
-    """Regions of one frame that was not accepted, largest first, at most `limit`, never none.
-
-    `image` is uint8 (H, W, 3); `heatmap` float (h, w) in aligned units over the whole image; `patches` and
-    `residuals` float (h', w', D): features and their difference to the nearest good ones; `lo`, `hi` the detector's
-    range for MEBin. `closer` gives the feature maps of an enlarged part of the image; without it embeddings are of the
-    map's patches alone, and of another version. `field_px` is the side of what the detector sees at once, when that is
-    not the whole image: looks are shares of it. A frame without anything local gives one global region: the whole
-    image, an empty mask and area 0.
-    Raises ValueError for arrays that are not finite or do not fit together.
-    """
+    """Return the described regions of one frame that was not accepted: `locate`, then `describe`."""
     _check(image, patches, residuals)
     height, width = image.shape[:2]
-    fine = fine_map(heatmap, height, width)
-    mask = sharp_mask(fine, lo, hi)
-    if not mask.any():
-        square = Square(0, 0, width, height)
-        embedding = region_embedding(image, fine, ~mask, patches, residuals, closer, field_px)
-        return [_region(image, fine, mask, square, square, embedding, crop_side_limit_px)]
-    regions = []
-    for crop, part in _local(mask, height, width)[:limit]:
-        # Another region nearby must not draw the look to itself.
-        own = np.where(mask & ~part, fine.min(), fine)
-        embedding = region_embedding(image, own, part, patches, residuals, closer, field_px)
-        regions.append(_region(image, fine, part, crop, _box(part, height, width), embedding, crop_side_limit_px))
-    return regions
+    located = locate(heatmap, height, width, lo, hi, limit=limit)
+    return describe(
+        image, located, patches, residuals, closer=closer, field_px=field_px, crop_side_limit_px=crop_side_limit_px
+    )
 
 
 def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
@@ -230,27 +308,20 @@ def _local(mask: np.ndarray, height: int, width: int) -> list[tuple[Square, np.n
     return sorted(result, key=lambda pair: -int(pair[1].sum()))
 
 
-def _region(
-    image: np.ndarray,
-    fine: np.ndarray,
-    mask: np.ndarray,
-    crop: Square,
-    box: Square,
-    embedding: np.ndarray,
-    crop_side_limit_px: int,
-) -> DefectRegion:
+def _described(image: np.ndarray, region: LocalRegion, embedding: np.ndarray, crop_side_limit_px: int) -> DefectRegion:
     height, width = image.shape[:2]
+    crop = region.crop
     pixels = image[crop.y0 : crop.y1, crop.x0 : crop.x1]
     scale = min(1.0, crop_side_limit_px / max(pixels.shape[:2]))
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     if scale < 1:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return DefectRegion(
-        box=(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0),
-        area_px=round(int(mask.sum()) * (height / mask.shape[0]) * (width / mask.shape[1])),
-        peak=float(fine[mask].max() if mask.any() else fine.max()),
-        crop_box=(crop.x0, crop.y0, crop.x1 - crop.x0, crop.y1 - crop.y0),
-        mask=imaging.encode_mask(_cut(mask, crop, height, width, size)),
+        box=region.box.xywh,
+        area_px=region.area_px,
+        peak=region.peak,
+        crop_box=crop.xywh,
+        mask=imaging.encode_mask(_cut(region.mask, crop, height, width, size)),
         crop=imaging.encode(pixels, Codec.JPEG, quality=CROP_QUALITY),
         embedding=Tensor.of(embedding, "float16"),
     )

@@ -331,12 +331,12 @@ def _frame_size(settings: Settings, camera: Any) -> list[Finding]:
 
 def _inspected(camera: Any) -> list[Finding]:
     """The camera's mask can be read, and its regions leave something to inspect."""
-    from workers.inspected import Inspected
+    from workers.camera_masks import CameraMasks
 
     try:
-        inspected = Inspected([camera])
+        masks = CameraMasks([camera])
         if camera.mask is None:  # polygons are in fractions of any frame
-            inspected.mask(camera.name, 1000, 1000)
+            masks.mask(camera.name, 1000, 1000)
     except FlawlineError as error:
         return [Finding("cameras", Status.FAIL, str(error), f"correct mask, inspect or ignore of {camera.name}")]
     return []

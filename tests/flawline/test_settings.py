@@ -106,10 +106,10 @@ def test_file_in_the_working_directory_is_read_without_being_named(tmp_path: Pat
 
 
 def test_environment_overrides_one_key_and_leaves_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = written(tmp_path, "[worker]\nactors = 3\nbatch_limit = 7\n")
+    file = written(tmp_path, "[worker]\nactors = 3\ndecode_threads = 7\n")
     monkeypatch.setenv("FLAWLINE_WORKER__ACTORS", "4")
     loaded = load_settings(file)
-    assert (loaded.worker.actors, loaded.worker.batch_limit) == (4, 7)
+    assert (loaded.worker.actors, loaded.worker.decode_threads) == (4, 7)
 
 
 def test_environment_overrides_defaults_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from kafka.structs import TopicPartition
 
@@ -19,8 +20,8 @@ from flawline.messages import Codec, Decision, Frame
 from flawline.settings.tree import KafkaSettings, Settings
 from flawline.settings.workers import WorkerSettings
 from tests.support.brokers import unique
+from workers.active_model import ModelRef
 from workers.inspector import Inspector, member_name
-from workers.models import ModelRef
 
 SIDE = 32
 EPOCH = 1_700_000_000_000
@@ -51,12 +52,18 @@ class PlainDetector:
     heatmap_range: tuple[float, float] = (1.0, 8.0)
     embedding_version: str = "plain"
     groups: int = 1
+    field_px: int | None = None
     batches: list[int] = field(default_factory=list)
 
-    def score(self, images: Sequence[np.ndarray]) -> list[PlainScores]:
+    def score(
+        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None
+    ) -> list[PlainScores]:
         self.batches.append(len(images))
         time.sleep(self.seconds_per_image * len(images))
         return [self._one(image) for image in images]
+
+    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
+        return [cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)]
 
     def _one(self, image: np.ndarray) -> PlainScores:
         first = tuple(image[0, 0])
@@ -99,9 +106,17 @@ def line_settings(bootstrap: str, tmp_path: Path, *, partitions: int = 4, **work
     )
 
 
-def frame(camera: str, sequence: int, level: int = 20, first_pixel: int | None = None, **changes: Any) -> Frame:
-    """A grey frame; `level` decides its score. Every field can be changed to something wrong."""
+def frame(
+    camera: str,
+    sequence: int,
+    level: int = 20,
+    first_pixel: int | None = None,
+    spot: int | None = None,
+    **changes: Any,
+) -> Frame:
+    """A grey frame; `level` decides its score, `spot` is a pixel in its region. Every field can be made wrong."""
     pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
+    pixels[14:17, 14:17] = level if spot is None else spot
     pixels[-1, -1] = sequence % 256
     pixels[0, 0] = level if first_pixel is None else first_pixel
     data = imaging.encode(pixels, Codec.PNG)

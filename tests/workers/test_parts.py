@@ -21,19 +21,21 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
 from flawline.object_store import ObjectStore
 from flawline.settings.workers import WorkerSettings
+from scorer.regions import regions
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
 from workers import metrics, scoring, verdicts
+from workers.active_model import ModelRef, local_folder, pointer_of
 from workers.actors import Seldom
 from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
 from workers.inspector import load_detector
 from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
-from workers.models import ModelRef, local_folder, pointer_of
-from workers.publishing import Publisher
 from workers.reading import Reader, Rejected
+from workers.sending import OutcomeSender
 
 PARTITION = TopicPartition("frames", 0)
-DONE = Outcome((), "cam-0", 0)
+DONE = Outcome(Outgoing("verdicts", 0, b"cam-0", b"", []), "cam-0", 0)
+DEFECT_FOLLOWS = replace(DONE, defect_follows=True)
 
 
 def record(offset: int, value: bytes | None = b"x" * 10, **fields: Any) -> SimpleNamespace:
@@ -73,7 +75,7 @@ def test_a_lane_sends_in_log_order_commits_contiguously_and_gives_all_bytes_back
     assert sent.offsets == list(range(20))
     assert lane.committable is None, "sent is not acknowledged"
     for offset in acknowledgements:
-        lane.finish(jobs[offset])
+        lane.acknowledge(jobs[offset])
     assert lane.committable == 20
     assert lane.idle
     assert gate.held_bytes == 0
@@ -86,7 +88,7 @@ def test_a_closed_lane_sends_nothing_and_its_unfinished_frames_are_read_again(se
     for job in (first, second, third):
         assert lane.begin(job)
     lane.complete(first, DONE)
-    lane.finish(first)
+    lane.acknowledge(first)
     lane.complete(third, DONE)  # waits for the second
     lane.close()
     lane.complete(second, DONE)
@@ -103,7 +105,7 @@ def test_an_acknowledgement_after_the_lane_closed_counts_for_nobody(sender: Reco
     lane.begin(job)
     lane.complete(job, DONE)
     lane.close()
-    lane.finish(job)
+    lane.acknowledge(job)
     assert lane.committable is None
     assert gate.held_bytes == 0
 
@@ -117,7 +119,7 @@ def test_a_leaving_lane_begins_nothing_and_is_idle_when_the_begun_are_finished(s
     assert not lane.begin(not_begun)
     assert not lane.idle
     lane.complete(begun, DONE)
-    lane.finish(begun)
+    lane.acknowledge(begun)
     assert lane.idle
     assert lane.committable == 1
     assert gate.held_bytes == 0
@@ -157,12 +159,14 @@ class Publishing:
         self.gate, self.unacknowledged = ByteGate(1 << 20), ByteGate(1 << 20)
         self.lost: list[Lane] = []
         self.fatal: list[Exception] = []
-        self.publisher = Publisher(producer, self.unacknowledged, self.lost.append, self.fatal.append)
-        self.lane = Lane(PARTITION, self.gate, self.publisher.send)
+        self.sender = OutcomeSender(producer, self.unacknowledged, self.lost.append, self.fatal.append)
+        self.lane = Lane(PARTITION, self.gate, self.sender.send)
         self.job = self.lane.admit(record(0), 0)
         self.lane.begin(self.job)
-        both = tuple(Outgoing(topic, 0, b"cam-0", b"value", []) for topic in ("verdicts", "defects"))
-        self.lane.complete(self.job, Outcome(both, "cam-0", 0, decision=Decision.REJECT))
+        verdict, defect = (Outgoing(topic, 0, b"cam-0", b"value", []) for topic in ("verdicts", "defects"))
+        rejected = Outcome(verdict, "cam-0", 0, decision=Decision.REJECT, defect_follows=True)
+        self.lane.complete(self.job, rejected)
+        self.lane.add_defect(self.job, Outcome(defect, "cam-0", 0))
 
 
 def test_a_frame_is_finished_when_the_last_of_its_records_is_acknowledged() -> None:
@@ -212,7 +216,7 @@ def image(level: int, first: int | None = None) -> np.ndarray:
 @given(st.lists(st.booleans(), min_size=1, max_size=33))
 def test_only_the_frames_that_break_the_model_lose_their_scores(bad: list[bool]) -> None:
     images = [image(20 + i, POISON if is_bad else None) for i, is_bad in enumerate(bad)]
-    results = scoring.score_each(PlainDetector(), images)
+    results = scoring.score_each(PlainDetector(), images, [None] * len(images))
     for i, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
         assert isinstance(result, ValueError) == is_bad
         if not is_bad:
@@ -221,19 +225,19 @@ def test_only_the_frames_that_break_the_model_lose_their_scores(bad: list[bool])
 
 def test_a_model_that_fails_on_everything_costs_no_frame() -> None:
     class BrokenDetector(PlainDetector):
-        def score(self, images: Any) -> Any:
+        def score(self, images: Any, masks: Any = None) -> Any:
             raise RuntimeError("no memory on the device")
 
     with pytest.raises(scoring.DetectorBroken, match="plain-1 fails on a plain image: no memory"):
-        scoring.score_each(BrokenDetector(), [image(11), image(12)])
+        scoring.score_each(BrokenDetector(), [image(11), image(12)], [None, None])
 
 
 def test_a_model_that_returns_too_few_scores_is_not_believed() -> None:
     class ForgetfulDetector(PlainDetector):
-        def score(self, images: Any) -> Any:
-            return super().score(images)[:1]
+        def score(self, images: Any, masks: Any = None) -> Any:
+            return super().score(images, masks)[:1]
 
-    results = scoring.score_each(ForgetfulDetector(), [image(11), image(12)])
+    results = scoring.score_each(ForgetfulDetector(), [image(11), image(12)], [None, None])
     assert [result.raw for result in results] == [11.0, 12.0]
 
 
@@ -324,7 +328,7 @@ def test_a_dead_letter_keeps_key_headers_and_as_much_of_the_value_as_fits() -> N
         9, b"v" * 200_000, key=b"cam-0", headers=[("frame-id", b"cam-0:1:2"), ("schema", b"frame/1"), ("none", None)]
     )
     outcome = dead_letter(original, DeadLetterReason.CHECKSUM, "bad", 5, topic="dead", limit_bytes=100_000)
-    (sent,) = outcome.records
+    sent = outcome.record
     letter = messages.decode(DeadLetter, sent.value)
     assert (sent.topic, sent.key, letter.key, letter.frame_id) == ("dead", b"cam-0", b"cam-0", "cam-0:1:2")
     assert letter.headers == (("frame-id", b"cam-0:1:2"), ("schema", b"frame/1"), ("none", b""))
@@ -343,27 +347,35 @@ def test_a_header_that_names_no_frame_is_not_taken_for_one() -> None:
             topic="dead",
             limit_bytes=1 << 20,
         )
-        assert messages.decode(DeadLetter, outcome.records[0].value).frame_id is None
+        assert messages.decode(DeadLetter, outcome.record.value).frame_id is None
+
+
+def described(detector: PlainDetector, scores: Any) -> list[messages.DefectRegion]:
+    located = verdicts.locate(frame("cam-0", 1, FULL), scores, detector)
+    assert located is not None
+    return regions.describe(image(FULL), located, scores.patches, scores.residuals, closer=detector.close_up)
 
 
 def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
     detector = PlainDetector()
     dark, bright = detector.score([image(20), image(FULL)])
-    assert verdicts.find_regions(image(20), dark, detector) == []
-    regions = verdicts.find_regions(image(FULL), bright, detector)
-    assert regions
-    found = verdicts.defect(frame("cam-0", 1, FULL), bright, regions, detector)
+    assert verdicts.locate(frame("cam-0", 1), dark, detector) is None
+    both = described(detector, bright)
+    assert both
+    found = verdicts.defect(frame("cam-0", 1, FULL), bright, both, detector)
     assert messages.decode(Defect, messages.encode(found)) == found
     assert found.decision is Decision.REJECT
     assert found.heatmap.dtype == "float16"
+    bare = verdicts.defect(frame("cam-0", 1, FULL), bright, [], detector)
+    assert (bare.regions, bare.embedding_version) == ((), found.embedding_version)
     with pytest.raises(ValueError, match="without patches"):
-        verdicts.find_regions(image(FULL), replace(bright, patches=None), detector)
+        verdicts.locate(frame("cam-0", 1, FULL), replace(bright, patches=None), detector)
 
 
 def test_a_defect_over_the_limit_loses_its_last_regions_only() -> None:
     detector = PlainDetector()
     (bright,) = detector.score([image(FULL)])
-    (region,) = verdicts.find_regions(image(FULL), bright, detector)[:1]
+    (region,) = described(detector, bright)[:1]
     many = [replace(region, crop=bytes([i]) * 10_000) for i in range(5)]
     found = verdicts.defect(frame("cam-0", 1, FULL), bright, many, detector)
     kept = messages.decode(Defect, verdicts.encode_within(found, 35_000)).regions
@@ -392,9 +404,19 @@ def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, mon
         {"path": tmp_path, "runtime": "torch", "precision": "auto", "device": "cuda", "threads": 1, "weights": None},
         {"path": tmp_path, "runtime": "auto", "precision": "f32", "device": "cpu", "threads": 3, "weights": tmp_path},
     ]
-    assert WorkerSettings(num_gpus=0.5).active_batch_limit == 16
-    assert WorkerSettings(num_cpus=3.5).active_batch_limit == 12
-    assert WorkerSettings(num_gpus=1, batch_limit=64).active_batch_limit == 64
+
+
+def test_frames_are_batched_on_a_gpu_only_and_keys_without_effect_are_refused() -> None:
+    for options, expected in (
+        ({"num_gpus": 0.5}, (1, 16, 0.02)),
+        ({"num_gpus": 1, "batch_limit": 64, "latency_cap_ms": 5}, (1, 64, 0.005)),
+        ({"num_cpus": 3.5}, (3, 1, 0.0)),
+    ):
+        worker = WorkerSettings(**options)
+        assert (worker.score_threads, worker.active_batch_limit, worker.active_latency_cap_s) == expected
+    for name in ("batch_limit", "latency_cap_ms"):
+        with pytest.raises(ValueError, match=f"{name} has no effect without a GPU"):
+            WorkerSettings(**{name: 4})
 
 
 def test_a_revocation_must_end_within_the_session() -> None:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from workers.batching import Batcher, BatchPolicy
 from workers.budget import ByteGate
-from workers.offsets import ContiguousOffsets
-from workers.ordering import InOrder
+from workers.lane import ContiguousOffsets, InOrder
 
 
 class ManualClock:

@@ -16,7 +16,7 @@ from flawline.settings.producers import FolderCamera
 from flawline.settings.tree import load_settings
 from tests.support.brokers import RunningBroker
 from tests.workers.line import FULL, SIDE, PlainDetector, PlainScores, feeding, frame, inspecting, line_settings, read
-from workers.inspected import Inspected
+from workers.camera_masks import CameraMasks
 
 EVERYTHING = [[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]]
 TOP = [[(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5)]]
@@ -28,7 +28,7 @@ class MaskedDetector(PlainDetector):
 
     def score(
         self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None
-    ) -> list[PlainScores]:  # type: ignore[override]
+    ) -> list[PlainScores]:
         masks = masks or [None] * len(images)
         return super().score(
             [
@@ -61,22 +61,22 @@ def test_each_camera_has_its_own_region_and_a_mask_that_does_not_fit_is_a_letter
 
 
 def test_camera_without_regions_has_no_mask_and_masks_are_made_once_a_size() -> None:
-    inspected = Inspected([folder("a"), folder("b", inspect=TOP)])
-    assert inspected.mask("a", 10, 10) is None
-    assert inspected.mask("elsewhere", 10, 10) is None
-    first = inspected.mask("b", 10, 20)
+    masks = CameraMasks([folder("a"), folder("b", inspect=TOP)])
+    assert masks.mask("a", 10, 10) is None
+    assert masks.mask("elsewhere", 10, 10) is None
+    first = masks.mask("b", 10, 20)
     assert first is not None
     assert first[:5].all()
     assert not first[5:].any()
-    assert inspected.mask("b", 10, 20) is first
-    assert inspected.mask("b", 20, 20) is not first
+    assert masks.mask("b", 10, 20) is first
+    assert masks.mask("b", 20, 20) is not first
 
 
 def test_regions_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(FlawlineError, match=r"none\.png: mask cannot be read"):
-        Inspected([folder("a", mask=tmp_path / "none.png")])
+        CameraMasks([folder("a", mask=tmp_path / "none.png")])
     with pytest.raises(FlawlineError, match="camera a: nothing of a 8x8 px frame is left to inspect"):
-        Inspected([folder("a", ignore=EVERYTHING)]).mask("a", 8, 8)
+        CameraMasks([folder("a", ignore=EVERYTHING)]).mask("a", 8, 8)
     start = "[[cameras]]\nname = 'a'\nkind = 'simulated'\n"
     for line, words in (
         ("ignore = [[[0.1, 0.1], [0.5, 0.1]]]", "ignore"),

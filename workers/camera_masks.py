@@ -14,7 +14,7 @@ from scorer.regions.masks import RegionOfInterest, read_mask
 _KEPT = 64
 
 
-class Inspected:
+class CameraMasks:
     """Masks by camera and frame size, each made once."""
 
     def __init__(self, cameras: Sequence[CameraBase]) -> None:
