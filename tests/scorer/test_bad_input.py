@@ -1,4 +1,4 @@
-"""What the scorer's commands say of folders, files and places that will not do: one line, and before the work."""
+"""Folders, files and places that cannot be used are refused in one line, before the work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def png(mask: np.ndarray) -> bytes:
     return bytes(cv2.imencode(".png", mask)[1])
 
 
-def test_place_that_cannot_take_a_model_is_said_before_the_images_are_read(
+def test_place_that_cannot_take_a_model_is_refused_before_the_images_are_read(
     unreadable: Path, settings: ScorerSettings, model_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawlineError, match="none of the images can be read"):
@@ -50,14 +50,14 @@ def test_place_that_cannot_take_a_model_is_said_before_the_images_are_read(
     assert not (tmp_path / "model").exists()
     file = tmp_path / "a.txt"
     file.write_text("not to be lost")
-    for place, said in (
+    for place, message in (
         (file, "a.txt: exists and is no model"),
         (unreadable, "unreadable: exists and is no model"),
         (file / "model", r"model: cannot be written, since .*a.txt is no writable folder"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             commands.fit(unreadable, place, settings)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             commands.extend(model_path, unreadable, place)
     assert file.read_text() == "not to be lost"
 
@@ -74,16 +74,16 @@ def test_too_few_images_and_a_file_for_a_folder_are_named(
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         (b"x", "0_mask.png: is no image"),
         (png(np.zeros((30, 40), np.uint8)), r"0_mask.png: mask of 40x30 px does not fit its image of 64x64 px"),
     ],
 )
-def test_ground_truth_that_does_not_fit_is_said_before_anything_is_scored(
-    mask: bytes, said: str, model_path: Path, tmp_path: Path
+def test_ground_truth_that_does_not_fit_is_refused_before_anything_is_scored(
+    mask: bytes, message: str, model_path: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(FlawlineError, match=said):
+    with pytest.raises(FlawlineError, match=message):
         commands.evaluate(model_path, one_defect(tmp_path / "data", mask))
 
 
@@ -94,13 +94,13 @@ def test_smaller_ground_truth_of_the_same_shape_serves(model_path: Path, tmp_pat
     assert report["images"] == 1
 
 
-def test_place_for_scores_is_asked_before_anything_is_scored(model_path: Path, tmp_path: Path) -> None:
+def test_place_for_scores_is_checked_before_anything_is_scored(model_path: Path, tmp_path: Path) -> None:
     data = one_defect(tmp_path / "data", None)
     with pytest.raises(UsageError, match=r"--scores .*nowhere/scores.csv: cannot be written"):
         commands.evaluate(model_path, data, scores=tmp_path / "nowhere" / "scores.csv")
 
 
-def test_models_that_are_none_or_newer_say_so(model_path: Path, tmp_path: Path) -> None:
+def test_folders_without_a_model_and_newer_models_are_refused(model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(FlawlineError, match="missing: is no folder: give the folder of a model"):
         artefact.load(tmp_path / "missing")
     with pytest.raises(FlawlineError, match=r"holds no manifest.json, so it is no model"):

@@ -63,9 +63,9 @@ def test_neighbours_equal_those_of_faiss_on_a_thousand_queries(count: int) -> No
     index = faiss.IndexFlatIP(40)
     index.add(bank)
     expected, rows = index.search(queries, count)
-    similarity, found = nearest_neighbours(queries, bank, count)
+    similarity, nearest = nearest_neighbours(queries, bank, count)
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
-    assert (found == rows).mean() > 0.999  # ties may fall either way
+    assert (nearest == rows).mean() > 0.999  # ties may fall either way
 
 
 def test_distance_of_a_known_vector_is_zero_and_small_ones_keep_their_digits() -> None:
@@ -114,7 +114,7 @@ def test_search_is_exact_on_every_kind_of_cpu(kind: Kind, half: bool) -> None:
         every = queries @ bank.T
         np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)
         np.testing.assert_allclose(np.take_along_axis(every, rows.astype(int), axis=1), similarity, atol=1e-6)
-        assert all(len(set(each)) == len(each) for each in rows.tolist())
+        assert all(len(set(row)) == len(row) for row in rows.tolist())
 
 
 def test_one_query_finds_the_same_whatever_it_comes_with() -> None:

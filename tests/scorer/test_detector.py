@@ -29,16 +29,16 @@ DEFECTS = [draw(product, 900 + i, defect=True) for i in range(10) for product in
 
 
 def values(scores: list[Scores]) -> np.ndarray:
-    return np.asarray([(each.group, each.raw, each.aligned, each.p_value) for each in scores])
+    return np.asarray([(result.group, result.raw, result.aligned, result.p_value) for result in scores])
 
 
 def test_products_are_told_apart_and_defects_are_found(fitted: CoresetDetector) -> None:
     assert fitted.groups == 2
     good, bad = fitted.score(good_images(20, first=500)), fitted.score(DEFECTS)
-    assert max(each.aligned for each in good) < min(each.aligned for each in bad)
-    assert np.mean([each.decision is not Decision.ACCEPT for each in good]) <= 0.15
-    assert all(each.decision in (Decision.REJECT, Decision.UNKNOWN_PRODUCT) for each in bad)
-    assert all(each.p_value == pytest.approx(1 / 61) for each in bad)
+    assert max(result.aligned for result in good) < min(result.aligned for result in bad)
+    assert np.mean([result.decision is not Decision.ACCEPT for result in good]) <= 0.15
+    assert all(result.decision in (Decision.REJECT, Decision.UNKNOWN_PRODUCT) for result in bad)
+    assert all(result.p_value == pytest.approx(1 / 61) for result in bad)
 
 
 def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fitted: CoresetDetector) -> None:
@@ -106,9 +106,9 @@ def test_same_images_and_seed_give_the_same_version(
 def test_openvino_and_torch_give_the_same_scores(model_path: Path, fitted: CoresetDetector) -> None:
     images = good_images(5, first=200) + DEFECTS[:5]
     torch_scores = load_detector(model_path, runtime="torch", device="cpu").score(images)
-    own = fitted.score(images)
-    np.testing.assert_allclose([s.raw for s in torch_scores], [s.raw for s in own], rtol=1e-2)
-    assert [s.decision for s in torch_scores] == [s.decision for s in own]
+    openvino_scores = fitted.score(images)
+    np.testing.assert_allclose([s.raw for s in torch_scores], [s.raw for s in openvino_scores], rtol=1e-2)
+    assert [s.decision for s in torch_scores] == [s.decision for s in openvino_scores]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", f"backbone-{SIDE}.xml", f"backbone-{SIDE}.bin", "manifest.json"])
@@ -184,7 +184,7 @@ def test_array_that_is_no_rgb_image_is_refused(fitted: CoresetDetector, shape: t
 def test_unseen_product_is_unknown_rather_than_defective(fitted: CoresetDetector) -> None:
     rng = np.random.default_rng(0)
     foliage = [np.clip(rng.normal([30, 160, 40], 60, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8) for _ in range(10)]
-    assert {each.decision for each in fitted.score(foliage)} == {Decision.UNKNOWN_PRODUCT}
+    assert {result.decision for result in fitted.score(foliage)} == {Decision.UNKNOWN_PRODUCT}
 
 
 def test_constant_training_images_give_a_model_that_finds_anything_else(settings: ScorerSettings) -> None:
@@ -202,7 +202,7 @@ def test_too_few_images_are_refused(settings: ScorerSettings, count: int) -> Non
 
 def test_twenty_images_are_enough(settings: ScorerSettings) -> None:
     model = fit_detector(good_images()[:20], settings)
-    assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
+    assert np.isfinite([result.aligned for result in model.score(DEFECTS[:2])]).all()
 
 
 def test_second_pass_at_another_size_joins_the_map(settings: ScorerSettings, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_second_pass_at_another_size_joins_the_map(settings: ScorerSettings, tmp
     loaded = load_detector(tmp_path / "model")
     assert loaded.version == version
     good, bad = loaded.score(good_images(5, first=400)), loaded.score(DEFECTS)
-    assert max(each.aligned for each in good) < min(each.aligned for each in bad)
+    assert max(result.aligned for result in good) < min(result.aligned for result in bad)
     np.testing.assert_array_equal(values(bad), values(model.score(DEFECTS)))
     assert bad[0].patches is not None
     assert bad[0].patches.shape == (8, 8, 40)
@@ -244,7 +244,7 @@ def test_any_timm_backbone_with_local_weights_serves_and_broken_ones_are_refused
     layers = (LayerSettings(size=SIDE, stride=8, rows=100), LayerSettings(size=SIDE, stride=16, rows=100))
     settings = ScorerSettings(backbone="resnet10t", weights=file, layers=layers, runtime="openvino", threads=2)
     model = fit_detector(good_images(), settings)
-    assert np.isfinite([each.aligned for each in model.score(DEFECTS[:2])]).all()
+    assert np.isfinite([result.aligned for result in model.score(DEFECTS[:2])]).all()
     with pytest.raises(FlawlineError, match="give the matching file"):
         fit_detector(good_images(), settings.model_copy(update={"backbone": "resnet14t"}))
     state = net.state_dict()

@@ -68,14 +68,14 @@ def test_confirmed_false_alarms_are_accepted_afterwards_and_defects_still_found(
     old, new = load_detector(model_path), load_detector(tmp_path / "new")
     assert new.version == report["version"] != old.version == report["extended"]
     fresh = [marked(900 + i) for i in range(10)]
-    accepted = [sum(each.decision is Decision.ACCEPT for each in m.score(fresh)) for m in (old, new)]
+    accepted = [sum(result.decision is Decision.ACCEPT for result in m.score(fresh)) for m in (old, new)]
     assert accepted[0] <= 3
     assert accepted[1] >= 6
     blots = [draw("board", 950 + i, defect=True) for i in range(6)]
-    assert all(each.decision is not Decision.ACCEPT for each in new.score(blots))
+    assert all(result.decision is not Decision.ACCEPT for result in new.score(blots))
     assert len(new.model.groups) == len(old.model.groups) + 8
     # Each added image was scored against banks without its own patches.
-    assert new.model.log_scores[-8:].min() > np.log([each.raw for each in new.score([marked(800)])]).min()
+    assert new.model.log_scores[-8:].min() > np.log([result.raw for result in new.score([marked(800)])]).min()
     (reason,) = reasons(new, marked(800), [(0.75, 0.47)])
     assert Path(reason.nearest.name).parent == images
 
@@ -89,8 +89,8 @@ def test_new_product_gets_its_own_group_and_is_known_afterwards(
     assert result.accepted_before == 0
     assert result.accepted_after >= 22
     fresh = result.detector.score([tile(100 + i) for i in range(10)])
-    assert {each.group for each in fresh} == {2}
-    assert sum(each.decision is Decision.ACCEPT for each in fresh) >= 8
+    assert {result.group for result in fresh} == {2}
+    assert sum(result.decision is Decision.ACCEPT for result in fresh) >= 8
     spoiled = tile(200)
     cv2.circle(spoiled, (30, 30), 7, (250, 60, 200), -1)
     assert result.detector.score([spoiled])[0].decision is not Decision.ACCEPT
@@ -129,7 +129,7 @@ def test_too_few_of_a_new_product_and_no_images_are_one_line(
 def test_audit_that_worsens_refuses_and_names_the_figures(
     fitted: CoresetDetector, settings: ScorerSettings, tmp_path: Path
 ) -> None:
-    # The audit's own defects, passed off as good parts: whoever does that blinds the model to them.
+    # The audit's own defects, named good parts: that blinds the model to them.
     assert fitted.evidence is not None
     liars = [
         image

@@ -70,9 +70,9 @@ def fitted(files: list[Path], settings: ScorerSettings, stop_at: tuple[str, int]
 
     Counted.counting = True
     skipped: list[int] = []
-    found = fit_detector(Counted(files), settings, progress, lambda index, error: skipped.append(index))
+    fitted = fit_detector(Counted(files), settings, progress, lambda index, error: skipped.append(index))
     assert skipped == [5]
-    return repr((found.model.log_scores.tolist(), [each.tobytes() for banks in found.model.banks for each in banks]))
+    return repr((fitted.model.log_scores.tolist(), [bank.tobytes() for banks in fitted.model.banks for bank in banks]))
 
 
 @pytest.mark.parametrize("stop_at", [("features", 17), ("banks", 2)])
@@ -150,9 +150,9 @@ def test_two_fits_of_one_key_do_not_share_a_folder_and_old_remains_go(tmp_path: 
     first.close(remove=False)
     again = WorkFolder(tmp_path, "same")
     assert again.path == first.path
-    kept = again.get("step")
-    assert kept is not None
-    assert kept["numbers"].tolist() == [0, 1, 2]
+    stored = again.get("step")
+    assert stored is not None
+    assert stored["numbers"].tolist() == [0, 1, 2]
     again.close(remove=False)
     long_ago = time.time() - 30 * 24 * 3600
     os.utime(first.path, (long_ago, long_ago))
@@ -163,8 +163,8 @@ def test_two_fits_of_one_key_do_not_share_a_folder_and_old_remains_go(tmp_path: 
 def test_patches_on_disk_are_those_in_memory(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((7, 6, 5)).astype(np.float16)
     file = PatchFile(tmp_path / "x", 6, 5)
-    for each in vectors:
-        file.append(each)
+    for rows in vectors:
+        file.append(rows)
     assert file.shape == (7, 6, 5)
     np.testing.assert_array_equal(file[np.asarray([6, 0, 3])], vectors[[6, 0, 3]])
     with pytest.raises(FlawlineError, match="ends early"):

@@ -28,7 +28,7 @@ def test_another_runtime_is_checked_on_the_models_own_pictures(model_path: Path,
     stored = artefact.load(model_path).report["golden"]
     assert 2 <= len(stored["pictures"]) == len(stored["raw"]) <= 8
     assert load_detector(model_path, runtime="torch").runtime == "torch-f32"
-    off = {"pictures": stored["pictures"], "raw": [each * 1.1 for each in stored["raw"]]}
+    off = {"pictures": stored["pictures"], "raw": [score * 1.1 for score in stored["raw"]]}
     drifted = with_report(model_path, tmp_path / "drifted", golden=off)
     assert load_detector(drifted, runtime="openvino").runtime == "openvino-f32"
     with pytest.raises(
@@ -46,7 +46,7 @@ def test_another_kind_of_processor_is_checked_too(model_path: Path, tmp_path: Pa
     assert stored["machine"] == golden.machine()
     moved = with_report(model_path, tmp_path / "moved", golden=stored | {"machine": "Abacus 3000"})
     assert load_detector(moved).runtime == "openvino-f32"
-    off = stored | {"machine": "Abacus 3000", "raw": [each * 1.1 for each in stored["raw"]]}
+    off = stored | {"machine": "Abacus 3000", "raw": [score * 1.1 for score in stored["raw"]]}
     strange = with_report(model_path, tmp_path / "strange", golden=off)
     with pytest.raises(
         FlawlineError,

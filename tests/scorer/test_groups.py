@@ -21,9 +21,9 @@ def blobs(sizes: list[int], spread: float = 0.15, seed: int = 0) -> tuple[np.nda
 @pytest.mark.parametrize("sizes", [[60, 50, 40], [80, 30], [40] * 9])
 def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
     embeddings, labels = blobs(sizes)
-    found = find_groups(embeddings, None, seed=0)
-    assert found.max() + 1 == len(sizes)
-    assert all(len(set(found[labels == k])) == 1 for k in range(len(sizes)))
+    groups = find_groups(embeddings, None, seed=0)
+    assert groups.max() + 1 == len(sizes)
+    assert all(len(set(groups[labels == k])) == 1 for k in range(len(sizes)))
 
 
 @pytest.mark.parametrize("count", [10, 100, 300])
@@ -39,10 +39,10 @@ def test_many_products_are_told_apart_though_some_are_alike_and_some_are_rare(co
     spread = np.where((labels >= variants) | (labels < count // 3), 0.03, rng.uniform(0.03, 0.3, count)[labels])
     noise = rng.standard_normal((len(labels), 48)) / np.sqrt(48)
     embeddings = unit_rows(centres[labels] + spread[:, None] * noise)
-    found = find_groups(embeddings, None, seed=0)
-    purity = sum(np.bincount(labels[found == k]).max() for k in range(found.max() + 1)) / len(labels)
+    groups = find_groups(embeddings, None, seed=0)
+    purity = sum(np.bincount(labels[groups == k]).max() for k in range(groups.max() + 1)) / len(labels)
     assert purity >= 0.98
-    assert 0.97 * count <= found.max() + 1 <= count
+    assert 0.97 * count <= groups.max() + 1 <= count
 
 
 def test_the_best_cut_is_the_best_by_the_definition_of_the_silhouette() -> None:
@@ -56,17 +56,17 @@ def test_the_best_cut_is_the_best_by_the_definition_of_the_silhouette() -> None:
     cuts = {k: cut_tree(tree, k)[:, 0] for k in range(2, 13)}
     values = {k: silhouette_score(distance, cut, metric="precomputed") for k, cut in cuts.items()}
     best = max(values, key=lambda k: values[k])
-    found = _best_cut(embeddings, 12)
+    groups = _best_cut(embeddings, 12)
     assert values[best] > _SMALLEST_SILHOUETTE
-    assert len(set(zip(found.tolist(), cuts[best].tolist(), strict=True))) == best == found.max() + 1
+    assert len(set(zip(groups.tolist(), cuts[best].tolist(), strict=True))) == best == groups.max() + 1
 
 
 def test_one_odd_image_does_not_hide_the_products() -> None:
     embeddings, labels = blobs([40, 40], spread=0.3)
     embeddings[7] = unit_rows(-embeddings.mean(axis=0, keepdims=True))[0]
-    found = np.delete(find_groups(embeddings, None, seed=0), 7)
-    assert found.max() == 1
-    assert len(set(zip(found.tolist(), np.delete(labels, 7).tolist(), strict=True))) == 2
+    groups = np.delete(find_groups(embeddings, None, seed=0), 7)
+    assert groups.max() == 1
+    assert len(set(zip(groups.tolist(), np.delete(labels, 7).tolist(), strict=True))) == 2
 
 
 def test_gates_by_group_are_those_of_the_plain_quantiles() -> None:
@@ -114,7 +114,7 @@ def test_image_is_routed_to_its_group_and_its_neighbours_are_nearest_first() -> 
     embeddings, labels = blobs([40, 40, 40])
     gallery = Gallery(embeddings, labels)
     fresh, fresh_labels = blobs([20, 20, 20])
-    looks = [gallery.look(each, 25) for each in fresh]
+    looks = [gallery.look(embedding, 25) for embedding in fresh]
     assert [look.group for look in looks] == fresh_labels.tolist()
     similarity = embeddings[looks[0].neighbours] @ fresh[0]
     assert (np.diff(similarity) <= 1e-6).all()
@@ -142,7 +142,7 @@ def test_copies_are_no_neighbours_unless_a_group_has_nothing_else() -> None:
     assert not (copies[neighbours[:30]] == copies[:30, None]).any()
     assert distance[:30].min() > 1e-3
     assert distance[30:42].max() < 1e-3
-    assert {copies[each] for row in neighbours[30:42] for each in row[row >= 0]} == {30}
+    assert {copies[image] for row in neighbours[30:42] for image in row[row >= 0]} == {30}
 
 
 def test_image_of_a_small_group_has_no_neighbours_of_another_look() -> None:
@@ -151,7 +151,7 @@ def test_image_of_a_small_group_has_no_neighbours_of_another_look() -> None:
     neighbours, _ = gallery.neighbours_of_members(25)
     assert (neighbours[:60] >= 0).all()
     assert {tuple(sorted(set(row) - {-1})) for row in neighbours[60:].tolist()} == {
-        tuple(each for each in range(60, 70) if each != own) for own in range(60, 70)
+        tuple(other for other in range(60, 70) if other != image) for image in range(60, 70)
     }
     assert set(gallery.look(embeddings[65], 25).neighbours.tolist()) <= set(range(60, 70))
     log_scores = np.where(labels == 1, 5.0, 0.0)
@@ -162,9 +162,9 @@ def test_gate_lets_the_groups_own_in_and_keeps_another_product_out() -> None:
     embeddings, labels = blobs([80, 80])
     gallery = Gallery(embeddings, labels)
     gates = group_gates(gallery, gallery.neighbours_of_members(1)[1])
-    own = [gallery.look(each, 10) for each in blobs([80, 80], seed=0)[0]]
+    members = [gallery.look(embedding, 10) for embedding in blobs([80, 80], seed=0)[0]]
     stranger = gallery.look(blobs([1], seed=99)[0][0], 10)
-    assert all(look.distance <= gates[look.group] for look in own)
+    assert all(look.distance <= gates[look.group] for look in members)
     assert stranger.distance > gates[stranger.group]
 
 

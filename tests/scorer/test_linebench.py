@@ -22,7 +22,7 @@ def test_pooled_quality_on_linebench(tmp_path: Path) -> None:
     assert report["skipped_images"] == []
     assert report["pooled"]["image_auroc"] >= 0.91
     assert report["macro"]["image_auroc"] >= 0.93
-    assert min(each["image_auroc"] for each in report["per_product"].values()) >= 0.88
+    assert min(product["image_auroc"] for product in report["per_product"].values()) >= 0.88
     assert report["macro"]["pixel_auroc"] >= 0.91
     assert report["pooled"]["aupro"] >= 0.80
     assert report["alarm_rate"]["mean"] <= 0.09

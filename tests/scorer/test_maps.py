@@ -15,8 +15,8 @@ def distances(side: int, seed: int) -> np.ndarray:
 def test_combined_map_does_not_depend_on_a_layers_scale() -> None:
     maps = [distances(16, 0), distances(8, 1)]
     scaled = [maps[0] * 10, maps[1]]
-    first = combined(maps, [LayerUnit.of(each) for each in maps])
-    second = combined(scaled, [LayerUnit.of(each) for each in scaled])
+    first = combined(maps, [LayerUnit.of(layer) for layer in maps])
+    second = combined(scaled, [LayerUnit.of(layer) for layer in scaled])
     np.testing.assert_allclose(first, second, rtol=1e-4)
 
 

@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import crossfit, maps
-from scorer.coreset import greedy_k_centre, merged, projected
-from scorer.crossfit import cross_fit, selection, split
+from scorer.coreset import greedy_k_centre, projected
+from scorer.crossfit import cross_fit, selection
 from scorer.features.store import FeatureStore
 from scorer.fit_model import fit_model
 from scorer.gallery import Gallery, image_embeddings
@@ -51,8 +51,8 @@ def raw_features(per_product: int, seed: int, defects: bool = False, scale: dict
 
 def store_of(layers: list[np.ndarray]) -> FeatureStore:
     return FeatureStore(
-        [unit_rows(each).astype(np.float16) for each in layers],
-        [each.mean(axis=1).astype(np.float32) for each in layers],
+        [unit_rows(layer).astype(np.float16) for layer in layers],
+        [layer.mean(axis=1).astype(np.float32) for layer in layers],
         list(GRIDS),
     )
 
@@ -92,12 +92,12 @@ def test_scaling_one_products_features_by_ten_changes_no_score_and_no_pooled_ran
     scale = {1: 10.0}
     again = fit_model(store_of(raw_features(60, 1, scale=scale)[0]), SETTINGS)
     np.testing.assert_array_equal(again.groups, model.groups)
-    found = []
+    results = []
     for fitted, factor in ((model, None), (again, scale)):
         good = scores(fitted, store_of(raw_features(10, 3, scale=factor)[0]))
         bad = scores(fitted, store_of(raw_features(10, 2, defects=True, scale=factor)[0]))
-        found.append([np.concatenate(pair) for pair in zip(good, bad, strict=True)])
-    (_, before, routed), (_, after, routed_again) = found
+        results.append([np.concatenate(pair) for pair in zip(good, bad, strict=True)])
+    (_, before, routed), (_, after, routed_again) = results
     np.testing.assert_array_equal(routed, routed_again)
     # Half precision rounds the scaled embeddings a little differently; unit vectors are the same.
     np.testing.assert_allclose(after, before, atol=2e-3)
@@ -135,7 +135,7 @@ def test_reject_is_never_easier_than_review_though_their_estimators_differ() -> 
 
 def test_heat_map_range_reaches_from_good_peaks_to_foreign_patches(model: Model) -> None:
     low, high = model.heatmap_range
-    alone = fit_model(store_of([each[:60] for each in raw_features(60, 1)[0]]), SETTINGS)
+    alone = fit_model(store_of([layer[:60] for layer in raw_features(60, 1)[0]]), SETTINGS)
     assert 0 < low < high
     assert alone.groups.max() == 0
     assert alone.heatmap_range[1] == alone.heatmap_range[0] + 1.25
@@ -153,18 +153,20 @@ def test_no_calibration_distance_is_zero_unless_images_are_duplicates() -> None:
     store = store_of(raw_features(20, 1)[0])
     members = [np.arange(len(store))]
     _, distances = cross_fit(store, SETTINGS, members, np.arange(len(store)), 1, None)
-    assert min(float(each.min()) for each in distances) > 1e-3
+    assert min(float(layer.min()) for layer in distances) > 1e-3
 
 
 def test_one_group_is_a_flat_memory_bank() -> None:
     store = store_of(raw_features(20, 1)[0])
-    settings = SETTINGS.model_copy(update={"groups": 1})
-    model = fit_model(store, settings)
-    folds = split(np.arange(60), np.arange(60), settings.folds, np.random.default_rng(settings.seed))
-    for i, rows in enumerate((400, 200)):
-        pools = [store.pool(i, fold) for fold in folds]
-        flat = merged([pool[greedy_k_centre(pool, rows // 2)] for pool in pools], rows)
-        np.testing.assert_array_equal(model.banks[0][i], flat)
+    model = fit_model(store, SETTINGS.model_copy(update={"groups": 1}))
+    for layer, rows in enumerate((400, 200)):
+        patches, bank = store.pool(layer, np.arange(60)), model.banks[0][layer]
+        assert len({row.tobytes() for row in bank}) == len(bank) == rows
+        assert {row.tobytes() for row in bank} <= {patch.tobytes() for patch in patches}
+        # Selected in parts, the bank covers all patches nearly as well as a greedy selection from all of them at once.
+        greedy = patches[greedy_k_centre(patches, rows)]
+        radius, best_radius = (np.sqrt(2 - 2 * (patches @ selected.T).max(axis=1).min()) for selected in (bank, greedy))
+        assert radius <= 1.5 * best_radius
     fresh = store_of(raw_features(4, 2)[0])
     patches = fresh.pool(0, np.asarray([5]))
     brute = np.linalg.norm(patches[:, None] - model.banks[0][0][None], axis=2).min(axis=1)
@@ -174,18 +176,20 @@ def test_one_group_is_a_flat_memory_bank() -> None:
 def test_same_data_and_seed_give_the_same_model_on_any_number_of_threads(model: Model) -> None:
     again = fit_model(store_of(raw_features(60, 1)[0]), SETTINGS, threads=1)
     for field in dataclasses.fields(Model):
-        one, two = getattr(model, field.name), getattr(again, field.name)
+        first, second = getattr(model, field.name), getattr(again, field.name)
         if field.name == "banks":
-            assert all(np.array_equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True))
+            assert all(
+                np.array_equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)
+            )
         elif field.name == "means":
-            assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+            assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         else:
-            assert np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
+            assert np.array_equal(first, second) if isinstance(first, np.ndarray) else first == second
 
 
 def test_duplicate_images_give_finite_scores() -> None:
     layers, _ = raw_features(1, 1)
-    store = store_of([np.repeat(each[:1], 30, axis=0) for each in layers])
+    store = store_of([np.repeat(layer[:1], 30, axis=0) for layer in layers])
     model = fit_model(store, SETTINGS)
     assert np.isfinite(model.log_scores).all()
     assert np.isfinite(model.review.value)
@@ -197,7 +201,7 @@ def test_a_folder_copied_twice_is_calibrated_as_if_it_were_not() -> None:
     once = fit_model(store_of(layers), SETTINGS)
     rng = np.random.default_rng(0)
     order = rng.permutation(180)
-    twice = fit_model(store_of([np.concatenate([each, each])[order] for each in layers]), SETTINGS)
+    twice = fit_model(store_of([np.concatenate([layer, layer])[order] for layer in layers]), SETTINGS)
     assert twice.log_scores.min() > once.log_scores.min() - 0.1
     assert abs(np.median(twice.log_scores) - np.median(once.log_scores)) < 0.1
     place = np.argsort(order)
@@ -208,7 +212,7 @@ def test_a_folder_copied_twice_is_calibrated_as_if_it_were_not() -> None:
 def test_a_single_image_of_another_product_among_good_ones_is_scored_with_its_neighbours() -> None:
     layers, products = raw_features(30, 1)
     chosen = np.flatnonzero((products < 2) | (np.arange(90) == 89))
-    model = fit_model(store_of([each[chosen] for each in layers]), SETTINGS)
+    model = fit_model(store_of([layer[chosen] for layer in layers]), SETTINGS)
     assert model.groups.max() == 1  # no group of its own: one image is no scale
     assert np.isfinite(model.log_scores).all()
     assert model.standardised[-1] > model.standardised[:-1].max()
@@ -217,7 +221,7 @@ def test_a_single_image_of_another_product_among_good_ones_is_scored_with_its_ne
 
 def test_too_few_images_are_refused_in_one_line() -> None:
     with pytest.raises(FlawlineError, match="at least 20 are needed"):
-        fit_model(store_of([each[:19] for each in raw_features(19, 1)[0]]), SETTINGS)
+        fit_model(store_of([layer[:19] for layer in raw_features(19, 1)[0]]), SETTINGS)
 
 
 def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,4 +229,4 @@ def test_large_pools_are_selected_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     store = store_of(raw_features(20, 1)[0])
     bank = selection(store, 0, np.arange(60), 100)
     assert bank.shape == (100, CHANNELS[0])
-    assert len({each.tobytes() for each in bank}) == 100
+    assert len({row.tobytes() for row in bank}) == 100

@@ -37,24 +37,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = Settings(scorer=settings)
-    fitting.fit(own, data, tmp_path / "model", None)
-    said = " ".join(capsys.readouterr().out.split())
+    line = Settings(scorer=settings)
+    fitting.fit(line, data, tmp_path / "model", None)
+    output = " ".join(capsys.readouterr().out.split())
     percent = r"\d+\.\d\d %"
-    assert re.search(rf"good parts alarmed: {percent} \(worst product {percent}, asked for 5.00 %\)", said)
-    assert re.search(rf"defects found at that: {percent}; \d+\.\d images/s", said)
-    assert f"good parts were alarmed: {data}/board/test/good/blotted.png" in said  # the highest score first
-    assert f"defects were accepted: {data}/board/test/blot/clean.png" in said
-    assert "review above" in said
-    assert "meant for 5.00 % of good parts" in said
-    assert f"next: flawline publish {tmp_path}/model" in said
-    fitting.evaluate(own, tmp_path / "model", data, None, None)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "next: --scores FILE.csv lists every image" in said
-    assert f"flawline explain {tmp_path}/model IMAGE" in said
+    assert re.search(rf"good parts alarmed: {percent} \(worst product {percent}, asked for 5.00 %\)", output)
+    assert re.search(rf"defects found at that: {percent}; \d+\.\d images/s", output)
+    assert f"good parts were alarmed: {data}/board/test/good/blotted.png" in output  # the highest score first
+    assert f"defects were accepted: {data}/board/test/blot/clean.png" in output
+    assert "review above" in output
+    assert "meant for 5.00 % of good parts" in output
+    assert f"next: flawline publish {tmp_path}/model" in output
+    fitting.evaluate(line, tmp_path / "model", data, None, None)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "next: --scores FILE.csv lists every image" in output
+    assert f"flawline explain {tmp_path}/model IMAGE" in output
 
 
-def test_interrupted_fit_says_that_it_can_be_taken_up(
+def test_interrupted_fit_says_that_it_can_go_on(
     data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     def interrupted(*_: object, **__: object) -> None:
@@ -66,7 +66,7 @@ def test_interrupted_fit_says_that_it_can_be_taken_up(
     assert "the same command takes the fit up where it was" in " ".join(capsys.readouterr().err.split())
 
 
-def test_progress_in_a_log_says_how_long_it_takes_yet(
+def test_progress_in_a_log_says_how_long_it_still_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]

@@ -27,7 +27,7 @@ SIDE, TILE = 64, 128
 
 
 def sheet(seed: int, height: int = 384, width: int = 384) -> np.ndarray:
-    """Brushed metal, without an end in sight."""
+    """Return a picture of brushed metal."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     wave = 120 + 20 * np.sin(x / 9 + rng.uniform(0, 6)) + 8 * np.sin(y / 23 + rng.uniform(0, 6))
@@ -73,29 +73,29 @@ def test_scratch_of_twenty_pixels_in_twelve_megapixels_is_found_in_its_place(fit
     scratched = good.copy()
     cv2.line(scratched, (2701, 1203), (2715, 1217), (240, 240, 240), 2)
     tracemalloc.start()
-    clean, found = fitted.score([good, scratched])
+    clean, rejected = fitted.score([good, scratched])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 300e6
-    assert found.decision is not Decision.ACCEPT
-    assert found.aligned > clean.aligned + 0.3
-    rows, columns = found.heatmap.shape
+    assert rejected.decision is not Decision.ACCEPT
+    assert rejected.aligned > clean.aligned + 0.3
+    rows, columns = rejected.heatmap.shape
     assert (rows, columns) == (188, 250)
-    row, column = np.unravel_index(found.heatmap.argmax(), found.heatmap.shape)
+    row, column = np.unravel_index(rejected.heatmap.argmax(), rejected.heatmap.shape)
     assert abs((column + 0.5) / columns * 4000 - 2708) < 40
     assert abs((row + 0.5) / rows * 3000 - 1210) < 40
-    assert found.patches is not None
-    assert found.residuals is not None
-    assert found.patches.shape == found.residuals.shape
-    assert max(found.patches.shape[:2]) <= 96
-    hot = np.linalg.norm(found.residuals, axis=2)
+    assert rejected.patches is not None
+    assert rejected.residuals is not None
+    assert rejected.patches.shape == rejected.residuals.shape
+    assert max(rejected.patches.shape[:2]) <= 96
+    hot = np.linalg.norm(rejected.residuals, axis=2)
     place = np.unravel_index(hot.argmax(), hot.shape)
     assert abs((place[1] + 0.5) / hot.shape[1] * 4000 - 2708) < 150
 
 
 def test_nothing_shows_where_tiles_meet(fitted: TiledCoreset) -> None:
     maps = [scores.heatmap for scores in fitted.score([sheet(700 + i, 500, 500) for i in range(12)])]
-    step = np.mean([np.abs(np.diff(each, axis=1)) for each in maps], axis=(0, 1))
+    step = np.mean([np.abs(np.diff(heatmap, axis=1)) for heatmap in maps], axis=(0, 1))
     scale = 500 / maps[0].shape[1]
     edges = sorted({edge for box in boxes(500, 500, TILE, 32) for edge in (box.x0, box.x1)} - {0, 500})
     seams = [min(len(step) - 1, round(edge / scale) - 1) for edge in edges]
@@ -106,10 +106,10 @@ def test_nothing_shows_where_tiles_meet(fitted: TiledCoreset) -> None:
 
 def test_alarm_rate_holds_for_whole_images_not_for_tiles(fitted: TiledCoreset) -> None:
     scores = fitted.score([sheet(300 + i) for i in range(30)])
-    assert sum(each.decision is not Decision.ACCEPT for each in scores) <= 6
+    assert sum(result.decision is not Decision.ACCEPT for result in scores) <= 6
     assert len(fitted.worst) == 24
     assert fitted.cut_offs[0].value >= fitted.model.review.value
-    assert all(each.p_value >= 1 / 25 for each in scores)
+    assert all(result.p_value >= 1 / 25 for result in scores)
 
 
 def test_saved_model_scores_alike_and_explains_by_tile(fitted: TiledCoreset, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_saved_model_scores_alike_and_explains_by_tile(fitted: TiledCoreset, tmp
     assert isinstance(loaded, TiledCoreset)
     image = sheet(41, 300, 500)
     cv2.circle(image, (400, 150), 6, (250, 60, 200), -1)
-    (one,), (two,) = fitted.score([image]), loaded.score([image])
-    np.testing.assert_array_equal(one.heatmap, two.heatmap)
+    (fresh,), (again,) = fitted.score([image]), loaded.score([image])
+    np.testing.assert_array_equal(fresh.heatmap, again.heatmap)
     (reason,) = reasons(loaded, image, [(0.8, 0.5)])
     assert abs(reason.box[0] + reason.box[2] / 2 - 0.8) < 0.05
     assert abs(reason.box[1] + reason.box[3] / 2 - 0.5) < 0.05
@@ -160,13 +160,13 @@ def test_false_alarms_on_large_images_are_accepted_once_confirmed_and_scratches_
     assert len(np.unique(new.tiles.sources)) == 40
     assert len(new.worst) == 24 + result.accepted_before  # false alarms are chosen for their scores: no calibration
     fresh = [printed(600 + i) for i in range(8)]
-    accepted = [sum(each.decision is Decision.ACCEPT for each in m.score(fresh)) for m in (fitted, new)]
+    accepted = [sum(result.decision is Decision.ACCEPT for result in m.score(fresh)) for m in (fitted, new)]
     assert accepted[0] <= 1
     assert accepted[1] >= 5
     scratched = [sheet(650 + i) for i in range(4)]
     for image in scratched:
         cv2.line(image, (301, 203), (315, 217), (240, 240, 240), 2)
-    assert all(each.decision is not Decision.ACCEPT for each in new.score(scratched))
+    assert all(result.decision is not Decision.ACCEPT for result in new.score(scratched))
     # What a print resembles now is shown from the file of the whole image, if that is there.
     for i, image in enumerate(images):
         cv2.imwrite(str(tmp_path / f"{i}.png"), image[:, :, ::-1])
@@ -236,16 +236,16 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
     image = sheet(900, 700, 900)
     (clean,) = model.score([image])
     cv2.line(image, (601, 303), (615, 317), (240, 240, 240), 2)
-    (found,) = model.score([image])
-    assert found.decision is not Decision.ACCEPT
-    assert found.aligned > clean.aligned + 0.3
-    assert found.patches is not None
-    assert found.residuals is not None
+    (rejected,) = model.score([image])
+    assert rejected.decision is not Decision.ACCEPT
+    assert rejected.aligned > clean.aligned + 0.3
+    assert rejected.patches is not None
+    assert rejected.residuals is not None
     regions = extract(
         image,
-        found.heatmap,
-        found.patches,
-        found.residuals,
+        rejected.heatmap,
+        rejected.patches,
+        rejected.residuals,
         *model.heatmap_range,
         closer=model.close_up,
         field_px=model.field_px,

@@ -1,4 +1,4 @@
-"""Kernels compiled by a child process: all of them, once, and never at the price of a score."""
+"""A child process compiles the kernels: all of them, once, and without changing a score."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if sys.argv[2] == "child":
     warm.start()
     warm.wait()
 scores = load_detector(sys.argv[1]).score([np.full((64, 64, 3), 90, dtype=np.uint8)])
-kernels_of_image = [each for each in vars(kernels).values() if hasattr(each, "stats")]
+kernels_of_image = [kernel for kernel in vars(kernels).values() if hasattr(kernel, "stats")]
 kernels_of_image.append(kernels.make_search(trusted_kind()))
-misses = {each.__name__: sum(each.stats.cache_misses.values()) for each in kernels_of_image}
+misses = {kernel.__name__: sum(kernel.stats.cache_misses.values()) for kernel in kernels_of_image}
 if sys.argv[2] == "child":
     assert sum(kernels.make_search(trusted_kind()).stats.cache_hits.values()) > 0, "numba does not keep the search"
 print(sum(misses.values()), float(scores[0].aligned).hex(), misses)
@@ -56,7 +56,7 @@ def test_a_child_compiles_all_that_an_image_needs(model_path: Path, tmp_path: Pa
     assert aligned == again
 
 
-def test_a_child_that_dies_or_hangs_is_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_that_dies_or_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setattr(warm, "cpu_count", lambda: 2)
     monkeypatch.setattr(warm, "TIMEOUT_S", 0.2)

@@ -23,10 +23,10 @@ def fitted(good: Vectors, sources: np.ndarray | None = None):  # type: ignore[no
 
 def test_good_images_hardly_ever_add_anything_and_unlike_ones_do() -> None:
     good = wholes(80, 1, 0.2)
-    (usual,), own = fitted(good)
+    (usual,), added = fitted(good)
     fresh = usual.added(whole_image.log_distances(wholes(200, 2, 0.2), good))
     unlike = usual.added(whole_image.log_distances(wholes(20, 3, 0.2, centre_seed=9), good))
-    assert (own > 0).mean() <= 0.1
+    assert (added > 0).mean() <= 0.1
     assert (fresh > 0).mean() <= 0.15
     assert unlike.min() > max(fresh.max(), 0.2)
 
@@ -44,17 +44,17 @@ def test_where_good_images_differ_as_wholes_the_same_shift_adds_less() -> None:
 def test_images_of_one_source_are_not_compared_with_each_other() -> None:
     good = wholes(40, 1, 0.2)
     twice = np.concatenate([good, good])
-    (apart,), own = fitted(twice, np.tile(np.arange(40), 2))
+    (apart,), added = fitted(twice, np.tile(np.arange(40), 2))
     (plain,), alone = fitted(good)
     assert apart.median == pytest.approx(plain.median, abs=0.15)
     (together,), _ = fitted(twice)
     assert together.median < apart.median
-    assert np.isfinite(own).all() and np.isfinite(alone).all()
+    assert np.isfinite(added).all() and np.isfinite(alone).all()
 
 
 @pytest.mark.parametrize("good", [np.tile(unit_rows(np.ones((1, 24))), (12, 1)), wholes(8, 1, 0.2)])
 def test_images_that_are_all_alike_or_few_give_finite_figures(good: Vectors) -> None:
-    (usual,), own = fitted(good)
-    assert np.isfinite(own).all()
+    (usual,), added = fitted(good)
+    assert np.isfinite(added).all()
     assert np.isfinite(usual.added(whole_image.log_distances(wholes(5, 3, 0.5, centre_seed=9), good))).all()
     assert whole_image.log_distances(good[:1], good[:1]).shape == (1,)
