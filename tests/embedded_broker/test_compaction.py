@@ -27,12 +27,12 @@ def opened(folder: Path) -> PartitionLog:
 
 
 def records(log: PartitionLog) -> list[tuple[int, bytes | None, bytes | None]]:
-    found = []
+    rows = []
     for segment in log.segments:
         for position, header in segment.headers():
             batch = segment.read_batch(position, header)
-            found += [(record.offset, record.key, record.value) for record in open_records(batch)]
-    return found
+            rows += [(record.offset, record.key, record.value) for record in open_records(batch)]
+    return rows
 
 
 def append(log: PartitionLog, key: bytes, value: bytes | None, **options) -> int:

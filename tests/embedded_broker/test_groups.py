@@ -92,12 +92,12 @@ def test_a_generation_waits_for_one_who_was_just_given_an_id() -> None:
         group = new_group()
         first = await group.join(call())
         await stable(group, first)
-        given = await group.join(call(needs_member_id=True))
-        assert given.error is ErrorCode.MEMBER_ID_REQUIRED
+        newcomer = await group.join(call(needs_member_id=True))
+        assert newcomer.error is ErrorCode.MEMBER_ID_REQUIRED
         rejoin = asyncio.create_task(group.join(call(first.member_id, protocols={"range": b"changed"})))
         await asyncio.sleep(0)
         assert not rejoin.done()
-        second = await group.join(call(given.member_id, needs_member_id=True))
+        second = await group.join(call(newcomer.member_id, needs_member_id=True))
         assert second.generation == (await rejoin).generation == 2
 
     on_skipped_time(scenario)
@@ -107,9 +107,9 @@ def test_an_id_nobody_gave_is_unknown_and_a_given_one_expires() -> None:
     async def scenario() -> None:
         group = new_group()
         assert (await group.join(call("client-made-up"))).error is ErrorCode.UNKNOWN_MEMBER_ID
-        given = await group.join(call(needs_member_id=True))
+        newcomer = await group.join(call(needs_member_id=True))
         await asyncio.sleep(7)
-        assert (await group.join(call(given.member_id))).error is ErrorCode.UNKNOWN_MEMBER_ID
+        assert (await group.join(call(newcomer.member_id))).error is ErrorCode.UNKNOWN_MEMBER_ID
 
     on_skipped_time(scenario)
 

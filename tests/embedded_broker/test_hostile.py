@@ -139,13 +139,13 @@ def test_promised_bytes_that_never_come_cost_no_memory(broker: EmbeddedBroker) -
     host, _, port = broker.bootstrap.rpartition(":")
     idle = []
     for _ in range(100):
-        one = socket.create_connection((host, int(port)))
-        one.sendall(struct.pack(">ihh", 100 << 20, 0, 8))
-        idle.append(one)
+        client = socket.create_connection((host, int(port)))
+        client.sendall(struct.pack(">ihh", 100 << 20, 0, 8))
+        idle.append(client)
     assert answers(broker)
     assert psutil.Process(broker.pid).memory_info().rss - before < 40 << 20
-    for one in idle:
-        one.close()
+    for client in idle:
+        client.close()
 
 
 def test_a_reader_that_does_not_read_costs_no_memory(broker: EmbeddedBroker) -> None:

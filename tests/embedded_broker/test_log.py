@@ -20,7 +20,7 @@ from tests.support.wire import record_batch
 
 
 class SteppedClock:
-    """A clock that stands until it is told to go."""
+    """A clock that moves when the test moves it."""
 
     def __init__(self) -> None:
         self.now_ms = 1_000_000
@@ -40,19 +40,19 @@ def append(log: PartitionLog, *values: bytes, **options) -> int:
 def content(log: PartitionLog, offset: int | None = None, limit_bytes: int = 1 << 30) -> list[tuple[int, bytes]]:
     """Read to the end as a consumer does: fetch, skip what lies before the wanted offset, go on behind the last."""
     position = log.log_start if offset is None else offset
-    found: list[tuple[int, bytes]] = []
+    rows: list[tuple[int, bytes]] = []
     while position < log.next_offset:
         slices, _ = log.read(position, limit_bytes, at_least_one=True)
         data = b"".join(part.read(0, part.size_bytes) for part in slices)
         before = position
         while data:
             header = parse_header(data)
-            one, data = data[: header.size_bytes], data[header.size_bytes :]
-            records = [(record.offset, record.value or b"") for record in open_records(one)]
-            found += [(offset, value) for offset, value in records if offset >= position]
+            batch, data = data[: header.size_bytes], data[header.size_bytes :]
+            records = [(record.offset, record.value or b"") for record in open_records(batch)]
+            rows += [(offset, value) for offset, value in records if offset >= position]
             position = max(position, header.last_offset + 1)
         assert position > before, "a fetch made no progress"
-    return found
+    return rows
 
 
 batches = st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=8), min_size=1, max_size=25)

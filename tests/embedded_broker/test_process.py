@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "embedded_broker"]
 
 
 def refused(*arguments: str) -> tuple[int, str]:
-    """Run the broker that cannot start; return its exit code and the one line that it says."""
+    """Run the broker that cannot start; return its exit code and its only line of output."""
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -167,9 +167,9 @@ def test_a_full_disk_is_answered_and_the_producer_goes_on_once_there_is_room(tmp
         process.stdout.readline()
         client = CLIENTS["kafka-python"](f"127.0.0.1:{port}")
         client.create_topic("full")
-        one = record_batch([os.urandom(200_000)], timestamp=int(time.time() * 1000))
+        batch = record_batch([os.urandom(200_000)], timestamp=int(time.time() * 1000))
         with Wire(f"127.0.0.1:{port}") as wire:
-            answers = [wire.produce("full", one) for _ in range(20)]
+            answers = [wire.produce("full", batch) for _ in range(20)]
             fitting = sum(code == 0 for code, _ in answers)
             assert 10 <= fitting < 16
             assert {code for code, _ in answers[fitting:]} == {ErrorCode.KAFKA_STORAGE_ERROR}

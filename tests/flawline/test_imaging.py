@@ -1,4 +1,4 @@
-"""Bytes become pixels in one way only, and wrong bytes become one line before they cost memory."""
+"""Bytes become pixels in one way only, and wrong bytes become an error of one line before memory is taken."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_jpeg_keeps_size_channel_order_and_look() -> None:
 
 @pytest.mark.parametrize("codec", [Codec.JPEG, Codec.PNG])
 def test_probe_reads_the_size_from_the_header(codec: Codec) -> None:
-    found = imaging.probe(imaging.encode(PIXELS, codec))
-    assert (found.codec, found.height, found.width, found.channels) == (codec, *SHAPE)
+    header = imaging.probe(imaging.encode(PIXELS, codec))
+    assert (header.codec, header.height, header.width, header.channels) == (codec, *SHAPE)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a" + bytes(40), b"\xff\xd8", b"\xff\xd8\xff", imaging.PNG_SIGNATURE])
@@ -146,11 +146,11 @@ def test_raw_bytes_that_do_not_fit_their_shape_are_refused(shape: tuple[int, int
 
 
 @pytest.mark.parametrize("codec", [Codec.JPEG, Codec.PNG])
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.9])
-def test_truncated_image_is_an_image_error(codec: Codec, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_truncated_image_is_an_image_error(codec: Codec, share: float) -> None:
     data = imaging.encode(PIXELS, codec)
     with pytest.raises(ImageError):
-        imaging.decode(data[: int(kept * len(data))], codec)
+        imaging.decode(data[: int(share * len(data))], codec)
 
 
 @given(st.sampled_from([Codec.JPEG, Codec.PNG]), st.data())

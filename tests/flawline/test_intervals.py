@@ -28,28 +28,28 @@ def test_added_ranges_are_the_members(pairs: list[tuple[int, int]]) -> None:
 
 @given(many_ranges)
 def test_intervals_never_touch_whatever_the_order_of_adding(pairs: list[tuple[int, int]]) -> None:
-    found = list(IntervalSet(pairs).ranges())
-    assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
+    ranges = list(IntervalSet(pairs).ranges())
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(ranges))
     assert IntervalSet(pairs) == IntervalSet(reversed(pairs))
 
 
 @given(many_ranges, many_ranges)
 def test_algebra_is_that_of_sets(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
-    one, two = IntervalSet(left), IntervalSet(right)
-    assert set(one | two) == members(left) | members(right)
-    assert set(one & two) == members(left) & members(right)
-    assert set(one - two) == members(left) - members(right)
-    assert len(one & two) + len(one | two) == len(one) + len(two)
-    assert union([one, two]) == one | two
+    first, second = IntervalSet(left), IntervalSet(right)
+    assert set(first | second) == members(left) | members(right)
+    assert set(first & second) == members(left) & members(right)
+    assert set(first - second) == members(left) - members(right)
+    assert len(first & second) + len(first | second) == len(first) + len(second)
+    assert union([first, second]) == first | second
 
 
 @given(many_ranges, many_ranges)
-def test_discarded_ranges_are_gone_and_nothing_else(kept: list[tuple[int, int]], gone: list[tuple[int, int]]) -> None:
-    left = IntervalSet(kept)
-    for first, last in gone:
+def test_only_discarded_ranges_are_removed(pairs: list[tuple[int, int]], removed: list[tuple[int, int]]) -> None:
+    left = IntervalSet(pairs)
+    for first, last in removed:
         left.discard(first, last)
-    assert left == IntervalSet(kept) - IntervalSet(gone)
-    assert len(left) == len(members(kept) - members(gone))
+    assert left == IntervalSet(pairs) - IntervalSet(removed)
+    assert len(left) == len(members(pairs) - members(removed))
 
 
 def test_largest_sequence_number_fits() -> None:

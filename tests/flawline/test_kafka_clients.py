@@ -1,4 +1,4 @@
-"""Clients and topics are made from the settings; what cannot work is one line."""
+"""Clients and topics follow the settings; settings that cannot work are an error of one line."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_topics_are_created_once_with_their_settings(line_settings: Settings) ->
         prefix = line_settings.kafka.topic_prefix
         there = {name.removeprefix(prefix) for name in client.list_topics() if name.startswith(prefix)}
         partitions = {
-            each["name"].removeprefix(prefix): len(each["partitions"])
-            for each in client.describe_topics([prefix + topic.name for topic in topics.ALL])
+            row["name"].removeprefix(prefix): len(row["partitions"])
+            for row in client.describe_topics([prefix + topic.name for topic in topics.ALL])
         }
     finally:
         client.close()

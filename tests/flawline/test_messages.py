@@ -1,4 +1,4 @@
-"""Every message survives the wire, and nothing else than a message does."""
+"""Every message comes back from the wire as it was, and only a message does."""
 
 from __future__ import annotations
 
@@ -315,10 +315,10 @@ def test_malformed_frame_id_is_a_value_error(wrong: str) -> None:
 @pytest.mark.parametrize("cls", TYPES)
 def test_headers_tell_schema_and_frame_without_opening_the_value(cls: type) -> None:
     message = example(cls)
-    told = dict(messages.headers(message))
-    assert told["schema"] == f"{messages.type_name(cls)}/{cls.SCHEMA}".encode()
+    sent = dict(messages.headers(message))
+    assert sent["schema"] == f"{messages.type_name(cls)}/{cls.SCHEMA}".encode()
     expected = getattr(message, "frame_id", None)
-    assert told.get("frame-id") == (expected.encode() if expected else None)
+    assert sent.get("frame-id") == (expected.encode() if expected else None)
 
 
 def example(cls: type) -> Any:

@@ -1,4 +1,4 @@
-"""Settings: the shipped file, what overrides what, and what a wrong key says."""
+"""Settings: the shipped file, the order of sources, and the errors of wrong keys."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def is_section(value: object) -> bool:
 
 
 def written(folder: Path, text: str) -> Path:
-    file = folder / "given.toml"
+    file = folder / "test.toml"
     file.write_text(text)
     return file
 
 
 def sections(text: str) -> dict[str, str]:
-    """The text of each section of the shipped file; the top is under the empty name."""
+    """Return the text of each section of the shipped file; the top has the empty name."""
     parts = re.split(r"^\[(\w+)\].*$", text.split("# Cameras,")[0], flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def settings_fields() -> Iterator[tuple[str, str]]:
-    """Section and key of everything that can be set, cameras aside."""
+    """Return section and key of every setting but the cameras."""
     for name, field in Settings.model_fields.items():
         if name == "cameras":
             continue

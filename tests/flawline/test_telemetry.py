@@ -19,7 +19,7 @@ ROLES = (
 
 
 def test_every_metric_belongs_to_exactly_one_role() -> None:
-    shown = Counter(family.name for role in ROLES for each in role for family in each.collect())
+    shown = Counter(family.name for role in ROLES for collector in role for family in collector.collect())
     assert shown == Counter(family.name for family in telemetry.REGISTRY.collect())
 
 

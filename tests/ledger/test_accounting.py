@@ -19,7 +19,7 @@ REASONS = list(DeadLetterReason)
 
 @dataclass(frozen=True)
 class History:
-    """What really became of each capture of one epoch, and how it was told."""
+    """The true outcome of each capture of one epoch, and the order of its records."""
 
     camera: str
     epoch: int
@@ -51,8 +51,8 @@ def histories(draw: st.DrawFn) -> list[History]:
     ]
 
 
-def told(history: History, ledger: Ledger) -> list[Identity]:
-    """Tell the ledger a history in random order, some of it twice; what is left in the log."""
+def add(history: History, ledger: Ledger) -> list[Identity]:
+    """Report a history to the ledger in random order, some of it twice; return the frames that are in the log."""
     order = random.Random(history.seed)
     entries = [
         LedgerEntry(
@@ -79,7 +79,7 @@ def told(history: History, ledger: Ledger) -> list[Identity]:
 
 def report_of(some: list[History]) -> Report:
     ledger = Ledger()
-    in_log = [identity for history in some for identity in told(history, ledger)]
+    in_log = [identity for history in some for identity in add(history, ledger)]
     return ledger.report(in_log, NOW_NS)
 
 
@@ -113,7 +113,7 @@ def test_cameras_add_up_to_the_line_in_every_key(some: list[History]) -> None:
 @given(histories().filter(lambda some: any(h.of("dropped") for h in some)), st.sampled_from(["scored", "dead"]))
 def test_second_outcome_of_a_dropped_capture_is_a_conflict(some: list[History], second: str) -> None:
     ledger = Ledger()
-    in_log = [identity for history in some for identity in told(history, ledger)]
+    in_log = [identity for history in some for identity in add(history, ledger)]
     victim = next(history for history in some if history.of("dropped"))
     identity = victim.identity(victim.of("dropped")[0])
     if second == "scored":
@@ -128,7 +128,7 @@ def test_second_outcome_of_a_dropped_capture_is_a_conflict(some: list[History], 
 @given(histories().filter(bool), st.integers(0, 5))
 def test_outcome_behind_the_end_of_a_closed_epoch_is_a_conflict(some: list[History], beyond: int) -> None:
     ledger = Ledger()
-    in_log = [identity for history in some for identity in told(history, ledger)]
+    in_log = [identity for history in some for identity in add(history, ledger)]
     ledger.record_scored(some[0].identity(len(some[0].outcomes) + beyond))
     report = ledger.report(in_log, NOW_NS)
     assert not report.balanced

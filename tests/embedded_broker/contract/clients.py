@@ -1,4 +1,4 @@
-"""kafka-python and confluent-kafka behind one small face, so that every contract is put to both."""
+"""kafka-python and confluent-kafka behind one interface, so that every contract is tested with both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE_S = 30.0
 
 
 class Refused(Exception):
-    """The broker answered an error; `code` is the protocol's number, `text` what the client makes of it."""
+    """The broker answered an error; `code` is the protocol's number, `text` the message of the client."""
 
     def __init__(self, code: int, text: str = "") -> None:
         super().__init__(f"{code} {text}")
@@ -41,7 +41,7 @@ class Record:
 
 
 def wait_until(done: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """Call `done` until it returns something true and return that; it paces itself by the polls inside or 20 ms."""
+    """Call `done` until it returns something true and return that; it waits 20 ms between calls."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         result = done()
@@ -210,16 +210,16 @@ class _KafkaPythonConsumer(Consumer):
         except kafka.errors.RetriableError as error:
             raise Refused(getattr(error, "errno", -1), str(error)) from error
         return [
-            Record(one.partition, one.offset, one.timestamp, one.key, one.value, list(one.headers))
+            Record(row.partition, row.offset, row.timestamp, row.key, row.value, list(row.headers))
             for records in polled.values()
-            for one in records
+            for row in records
         ]
 
     def seek(self, topic, partition, offset):
         self.client.seek(kafka.TopicPartition(topic, partition), offset)
 
     def assigned(self):
-        return {one.partition for one in self.client.assignment()}
+        return {place.partition for place in self.client.assignment()}
 
     def commit(self, topic, offsets, metadata=""):
         rows = {
@@ -248,8 +248,8 @@ class _KafkaPythonConsumer(Consumer):
 
     def offset_at(self, topic, partition, timestamp):
         where = kafka.TopicPartition(topic, partition)
-        found = self.client.offsets_for_times({where: timestamp})[where]
-        return found.offset if found is not None else None
+        record = self.client.offsets_for_times({where: timestamp})[where]
+        return record.offset if record is not None else None
 
     def close(self):
         self.client.close()
@@ -277,7 +277,7 @@ class KafkaPython(Client):
         self._ask(self._admin.delete_topics, [topic])
 
     def topics(self):
-        return {one["name"]: len(one["partitions"]) for one in self._admin.describe_topics() if not one["is_internal"]}
+        return {row["name"]: len(row["partitions"]) for row in self._admin.describe_topics() if not row["is_internal"]}
 
     def add_partitions(self, topic, count):
         self._ask(self._admin.create_partitions, {topic: count})
@@ -304,7 +304,7 @@ class KafkaPython(Client):
         return described["group_state"].lower(), len(described["members"])
 
     def groups(self):
-        return {one["group_id"] for one in self._admin.list_groups()}
+        return {row["group_id"] for row in self._admin.list_groups()}
 
     def delete_group(self, group):
         text = str(self._ask(self._admin.delete_groups, [group])[group])
@@ -405,14 +405,17 @@ class _ConfluentConsumer(Consumer):
     def poll(self, timeout_s=0.1):
         messages = self.client.consume(500, timeout_s) if timeout_s else []
         records = []
-        for one in messages:
-            error = one.error()
+        for message in messages:
+            error = message.error()
             if error is not None:
                 if error.code() in (confluent_kafka.KafkaError._PARTITION_EOF, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION):
                     continue
                 raise Refused(error.code(), error.str())
-            headers = list(one.headers() or [])
-            records.append(Record(one.partition(), one.offset(), one.timestamp()[1], one.key(), one.value(), headers))
+            headers = list(message.headers() or [])
+            timestamp = message.timestamp()[1]
+            records.append(
+                Record(message.partition(), message.offset(), timestamp, message.key(), message.value(), headers)
+            )
         return records
 
     def seek(self, topic, partition, offset):
@@ -428,7 +431,7 @@ class _ConfluentConsumer(Consumer):
         wait_until(attempt, "seek")
 
     def assigned(self):
-        return {one.partition for one in self.client.assignment()}
+        return {place.partition for place in self.client.assignment()}
 
     def commit(self, topic, offsets, metadata=""):
         rows = [confluent_kafka.TopicPartition(topic, index, offset, metadata) for index, offset in offsets.items()]
@@ -486,7 +489,7 @@ class Confluent(Client):
 
     def topics(self):
         listed = self._admin.list_topics(timeout=10).topics
-        return {name: len(one.partitions) for name, one in listed.items() if not name.startswith("__")}
+        return {name: len(topic.partitions) for name, topic in listed.items() if not name.startswith("__")}
 
     def add_partitions(self, topic, count):
         self._result(self._admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, count)]))
@@ -516,7 +519,7 @@ class Confluent(Client):
         return described.state.name.lower().replace("_", ""), len(described.members)
 
     def groups(self):
-        return {one.group_id for one in self._admin.list_consumer_groups().result(PATIENCE_S).valid}
+        return {row.group_id for row in self._admin.list_consumer_groups().result(PATIENCE_S).valid}
 
     def delete_group(self, group):
         self._result(self._admin.delete_consumer_groups([group]))

@@ -1,4 +1,4 @@
-"""Every contract is put to both clients, on the embedded broker and, where there is one, on Apache Kafka."""
+"""Every contract is tested with both clients, on the embedded broker and, where there is one, on Apache Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A member of a group in a process of its own, to be killed: prints the number of its partitions when it changes."""
+"""A member of a group in a process of its own, for a test that kills it; it prints its number of partitions."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_records_offsets_and_settings_survive_the_end_of_the_broker(
     assert again.configs(topic)["retention.ms"] == "3600000"
     with again.consumer(group=group) as consumer:
         consumer.subscribe(topic)
-        assert [one.value for one in consumer.read(20)] == [b"%d" % index for index in range(30, 50)]
+        assert [record.value for record in consumer.read(20)] == [b"%d" % index for index in range(30, 50)]
         assert consumer.bounds(topic, 1) == (5, 50)
     with again.producer() as producer:
         assert producer.send(topic, b"next", partition=1)() == 50
@@ -85,10 +85,10 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
             while not given_up.is_set() and not (complete.is_set() and acknowledged <= consumed):
                 try:
                     records = consumer.poll(0.2)
-                    consumed.update(one.value for one in records)
+                    consumed.update(record.value for record in records)
                     if records:
                         reading.set()
-                        last = {one.partition: one.offset + 1 for one in records}
+                        last = {record.partition: record.offset + 1 for record in records}
                         consumer.commit(topic, last)
                 except Refused:
                     continue  # the broker is away, or a rebalance is on: committed again with the next records
@@ -120,7 +120,7 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
     with client.consumer() as consumer:
         consumer.assign(topic, range(partitions))
         total = sum(consumer.bounds(topic, index)[1] for index in range(partitions))
-        log = [one.value for one in consumer.read(total)]
+        log = [record.value for record in consumer.read(total)]
     assert [value for value, count in Counter(log).items() if count > 1] == []
     assert acknowledged <= set(log)
     for partition in range(partitions):
@@ -140,7 +140,7 @@ def test_a_group_does_not_notice_a_restart(tmp_path_factory: pytest.TempPathFact
             broker.kill()
             broker.start()
             producer.send(topic, b"after")()
-            assert [one.value for one in consumer.read(1)] == [b"after"]
+            assert [record.value for record in consumer.read(1)] == [b"after"]
             consumer.commit(topic, {0: 1})  # refused if the generation had changed
             admin = CLIENTS["kafka-python"](broker.bootstrap)  # the old one may still hold the broken connection
             assert admin.group_state(group) == ("stable", 1)

@@ -44,7 +44,7 @@ class Member:
         self.consumer.subscribe(topic)
         while not self._stop.is_set():
             try:
-                self.seen |= {(one.partition, one.offset) for one in self.consumer.poll(0.1)}
+                self.seen |= {(record.partition, record.offset) for record in self.consumer.poll(0.1)}
             except Refused as refused:
                 self.error = refused
                 break
@@ -86,7 +86,7 @@ def test_a_group_goes_on_where_it_committed(client: Client, topic: str) -> None:
         assert consumer.committed(topic, 1) is None
     with client.consumer(group=group) as consumer:
         consumer.subscribe(topic)
-        assert [one.offset for one in consumer.read(4)] == [6, 7, 8, 9]
+        assert [record.offset for record in consumer.read(4)] == [6, 7, 8, 9]
 
 
 def test_metadata_of_a_committed_offset_comes_back_as_it_was(client: Client, topic: str) -> None:
@@ -129,7 +129,7 @@ def test_members_share_partitions_and_a_leaver_hands_its_own_over(
     assert len(first.assigned) == len(second.assigned) == PARTITIONS // 2
     state = wait_until(lambda: client.group_state(group)[0] == "stable" and client.group_state(group), "stable")
     assert state == ("stable", 2)
-    if cooperative:  # the first kept what it kept: at no time was it without partitions
+    if cooperative:  # the first member had partitions all the time
         assert all(first.history)
     second.leave()
     members.remove(second)
@@ -141,19 +141,19 @@ def test_a_killed_members_partitions_move_within_its_session_and_a_second(
 ) -> None:
     group, session_ms = unique("killed"), 3_000
     arguments = [client.name, client.bootstrap, group, topic, str(session_ms)]
-    doomed = subprocess.Popen(
+    victim = subprocess.Popen(
         [sys.executable, "-m", "tests.embedded_broker.contract.member", *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert doomed.stdout is not None
-        assert doomed.stdout.readline().strip() == str(PARTITIONS)
+        assert victim.stdout is not None
+        assert victim.stdout.readline().strip() == str(PARTITIONS)
         survivor = Member(client.consumer(group=group, session_ms=session_ms, cooperative=True), topic)
         members.append(survivor)
-        assert doomed.stdout.readline().strip() == str(PARTITIONS // 2)
+        assert victim.stdout.readline().strip() == str(PARTITIONS // 2)
         wait_until(lambda: len(survivor.assigned) == PARTITIONS // 2, "the survivor's half")
     finally:
-        doomed.kill()
-        doomed.wait()
+        victim.kill()
+        victim.wait()
     killed_at = time.monotonic()
     wait_until(lambda: shared_out(survivor), "the survivor has all")
     took_s = time.monotonic() - killed_at

@@ -45,12 +45,12 @@ def now_ms() -> int:
 def new_producer_id(wire: Wire) -> int:
     request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
 
-    def given() -> Any:
+    def answer() -> Any:
         answer = wire.ask(request, InitProducerIdResponse, 1)
         assert answer.error_code in (0, COORDINATOR_LOAD_IN_PROGRESS)
         return answer if answer.error_code == 0 else None
 
-    return wait_until(given, "a producer id").producer_id
+    return wait_until(answer, "a producer id").producer_id
 
 
 def batch(producer_id: int, epoch: int, sequence: int, count: int = 1) -> bytes:
@@ -60,9 +60,9 @@ def batch(producer_id: int, epoch: int, sequence: int, count: int = 1) -> bytes:
 def test_a_retried_batch_is_answered_with_its_first_offset_and_stored_once(wire: Wire, topic: str) -> None:
     producer_id = new_producer_id(wire)
     batches = [batch(producer_id, 0, sequence, 2) for sequence in range(0, 12, 2)]
-    assert [wire.produce(topic, one) for one in batches] == [(0, offset) for offset in range(0, 12, 2)]
+    assert [wire.produce(topic, batch) for batch in batches] == [(0, offset) for offset in range(0, 12, 2)]
     # The last five are remembered, as many as a producer may have in flight.
-    assert [wire.produce(topic, one) for one in batches[1:]] == [(0, offset) for offset in range(2, 12, 2)]
+    assert [wire.produce(topic, batch) for batch in batches[1:]] == [(0, offset) for offset in range(2, 12, 2)]
     assert wire.produce(topic, batch(producer_id, 0, 12)) == (0, 12)
 
 
@@ -160,7 +160,7 @@ def test_an_api_versions_request_of_the_future_is_answered_in_version_zero(wire:
     assert answer is not None
     assert struct.unpack_from(">ih", answer) == (7, ErrorCode.UNSUPPORTED_VERSION)
     versions = ApiVersionsResponse.decode(answer[4:], version=0)
-    assert 18 in {one.api_key for one in versions.api_keys}
+    assert 18 in {row.api_key for row in versions.api_keys}
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def test_key_value_headers_and_time_come_back_as_sent(client: Client, topic: str
     with client.consumer() as consumer:
         consumer.assign(topic, [0])
         records = consumer.read(len(sent))
-    assert [(one.key, one.value, one.headers, one.timestamp) for one in records] == sent
-    assert [one.offset for one in records] == [0, 1, 2, 3]
+    assert [(record.key, record.value, record.headers, record.timestamp) for record in records] == sent
+    assert [record.offset for record in records] == [0, 1, 2, 3]
 
 
 def test_records_of_one_batch_have_consecutive_offsets_and_can_be_entered_in_the_middle(
@@ -46,7 +46,7 @@ def test_records_of_one_batch_have_consecutive_offsets_and_can_be_entered_in_the
         assert producer.send_all(topic, [b"%d" % index for index in range(300)]) == list(range(300))
     with client.consumer() as consumer:
         consumer.assign(topic, [0], 150)
-        assert [one.value for one in consumer.read(150)] == [b"%d" % index for index in range(150, 300)]
+        assert [record.value for record in consumer.read(150)] == [b"%d" % index for index in range(150, 300)]
         assert consumer.bounds(topic, 0) == (0, 300)
         consumer.seek(topic, 0, 7)
         assert consumer.read(1)[0].offset == 7
@@ -62,7 +62,7 @@ def test_a_record_of_five_megabytes_passes_readers_with_a_smaller_limit(client: 
         producer.send(topic, b"after")()
     with client.consumer(max_partition_bytes=1 << 16) as consumer:
         consumer.assign(topic, [0])
-        values = [one.value for one in consumer.read(3)]
+        values = [record.value for record in consumer.read(3)]
     assert values == [b"before", large, b"after"]
 
 
@@ -84,7 +84,7 @@ def test_compressed_batches_pass_unopened(client: Client, topic: str, codec: str
         producer.send_all(topic, [b"flaw" * 500] * 50)
     with client.consumer() as consumer:
         consumer.assign(topic, [0])
-        assert [one.value for one in consumer.read(50)] == [b"flaw" * 500] * 50
+        assert [record.value for record in consumer.read(50)] == [b"flaw" * 500] * 50
 
 
 def test_what_one_client_writes_the_other_reads(client: Client, topic: str) -> None:
@@ -127,7 +127,7 @@ def test_latest_starts_behind_what_is_there(client: Client, topic: str) -> None:
             wait_until(joined, "assignment")
             consumer.poll(0.5)
             producer.send(topic, b"new")()
-            assert [one.value for one in consumer.read(1)] == [b"new"]
+            assert [record.value for record in consumer.read(1)] == [b"new"]
 
 
 def test_deleted_records_are_gone_and_readers_are_led_to_the_rest(client: Client, topic: str) -> None:
@@ -136,7 +136,7 @@ def test_deleted_records_are_gone_and_readers_are_led_to_the_rest(client: Client
     assert client.delete_records(topic, 0, 12) == 12
     with client.consumer() as consumer:
         consumer.assign(topic, [0], 3)
-        assert [one.value for one in consumer.read(8)] == [b"%d" % index for index in range(12, 20)]
+        assert [record.value for record in consumer.read(8)] == [b"%d" % index for index in range(12, 20)]
         assert consumer.bounds(topic, 0) == (12, 20)
     with pytest.raises(Refused) as refused:
         client.delete_records(topic, 0, 99)
@@ -156,11 +156,11 @@ def test_an_idle_reader_waits_at_the_broker_and_hears_of_a_record_at_once(client
 
 
 def test_a_tailing_reader_beside_six_producers_sees_every_record_in_order(client: Client, topic: str) -> None:
-    each = 400
+    count = 400
 
     def produce(name: int) -> None:
         with client.producer() as producer:
-            for confirm in [producer.send(topic, b"%d" % name) for _ in range(each)]:
+            for confirm in [producer.send(topic, b"%d" % name) for _ in range(count)]:
                 confirm()
 
     threads = [threading.Thread(target=produce, args=(name,)) for name in range(6)]
@@ -168,7 +168,7 @@ def test_a_tailing_reader_beside_six_producers_sees_every_record_in_order(client
         consumer.assign(topic, [0])
         for thread in threads:
             thread.start()
-        records = consumer.read(6 * each)
+        records = consumer.read(6 * count)
         for thread in threads:
             thread.join()
-    assert [one.offset for one in records] == list(range(6 * each))
+    assert [record.offset for record in records] == list(range(6 * count))

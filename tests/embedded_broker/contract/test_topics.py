@@ -84,7 +84,7 @@ def test_added_partitions_take_records_and_old_ones_keep_theirs(client: Client) 
         producer.send(topic, b"new", partition=2)()
     with client.consumer() as consumer:
         consumer.assign(topic, [0, 2])
-        assert {(one.partition, one.value) for one in consumer.read(2)} == {(0, b"old"), (2, b"new")}
+        assert {(record.partition, record.value) for record in consumer.read(2)} == {(0, b"old"), (2, b"new")}
 
 
 def test_a_topic_deleted_and_made_again_is_empty(client: Client) -> None:
@@ -117,7 +117,7 @@ def test_retention_by_bytes_keeps_the_newest(client: Client) -> None:
         wait_until(lambda: consumer.bounds(topic, 0)[0] >= 25, "old segments deleted")
         first, end = consumer.bounds(topic, 0)
         assert end == 50
-        assert (end - first) * 200_000 >= 2 * MIB  # what the limit allows is kept
+        assert (end - first) * 200_000 >= 2 * MIB  # no more is deleted than the limit demands
         consumer.assign(topic, [0])
         assert consumer.read(1)[0].offset >= first
 
@@ -131,7 +131,7 @@ def test_retention_by_time_goes_by_the_records_own_time(client: Client) -> None:
         consumer.assign(topic, [0])
         wait_until(lambda: consumer.bounds(topic, 0) == (1, 1), "the old record deleted")
         assert producer.send(topic, b"young", timestamp=now)() == 1
-        time.sleep(1.5)  # two rounds of retention, which must leave this one alone
+        time.sleep(1.5)  # two rounds of retention, which must not change this one
         assert consumer.bounds(topic, 0) == (1, 2)
 
 
@@ -159,20 +159,20 @@ def test_compaction_leaves_the_last_record_of_every_key(client: Client) -> None:
     def compacted() -> list:
         with client.consumer() as consumer:
             consumer.assign(topic, [0])
-            found = consumer.read(1)
-            while found[-1].key != b"active":
-                found += consumer.poll()
-            return found if len(found) < 20 else []
+            records = consumer.read(1)
+            while records[-1].key != b"active":
+                records += consumer.poll()
+            return records if len(records) < 20 else []
 
     records = wait_until(compacted, "compaction")
-    latest = {one.key: one for one in records}
+    latest = {record.key: record for record in records}
     for version in range(993, 1000):
         key = b"key-%d" % (version % 7)
         if key != b"key-3":
             assert latest[key].value == b"%d" % version + bytes(3000)
             assert latest[key].offset == version
     assert b"key-3" not in latest or latest[b"key-3"].value is None
-    assert [one.offset for one in records] == sorted(one.offset for one in records)
+    assert [record.offset for record in records] == sorted(record.offset for record in records)
 
 
 def test_a_compacted_topic_refuses_records_without_a_key(client: Client) -> None:

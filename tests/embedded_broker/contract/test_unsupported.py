@@ -95,9 +95,9 @@ def test_the_cluster_is_one_node_and_tells_its_disk_use(embedded_broker: Embedde
         producer.send(topic, bytes(10_000))()
     admin = kafka.KafkaAdminClient(bootstrap_servers=embedded_broker.bootstrap)
     cluster = admin.describe_cluster()
-    assert [(one["host"], one["port"]) for one in cluster["brokers"]] == [("127.0.0.1", embedded_broker.port)]
+    assert [(node["host"], node["port"]) for node in cluster["brokers"]] == [("127.0.0.1", embedded_broker.port)]
     (folder,) = admin.describe_log_dirs()[0]["log_dirs"]
-    sizes = {one["name"]: one["partitions"][0]["partition_size"] for one in folder["topics"]}
+    sizes = {row["name"]: row["partitions"][0]["partition_size"] for row in folder["topics"]}
     assert 10_000 < sizes[topic] < 11_000
     admin.close()
     client.close()
