@@ -65,8 +65,8 @@ def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
             f"broker {settings.bootstrap_servers} cannot be used ({one_line(error)}): start it with `flawline broker`, "
             "or correct kafka.bootstrap_servers and its security settings"
         ) from error
-    except (OSError, AssertionError, ValueError) as error:  # contradicting security options, an address that is none
-        raise UsageError(f"kafka settings: {error}") from error
+    except (OSError, AssertionError, ValueError) as error:  # contradicting security options, or a wrong address
+        raise UsageError(f"kafka settings do not work: {one_line(error)}: correct [kafka] in the settings") from error
 
 
 def producer(settings: Settings, **overrides: Any) -> KafkaProducer:

@@ -1,4 +1,4 @@
-"""Compaction keeps the last record of every key at its offset, whatever is killed when."""
+"""Compaction keeps the last record of every key at its offset, also when the process is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_state_that_a_reader_builds_is_unchanged(
     log.close()
 
 
-def test_a_deletion_goes_once_readers_had_time_to_see_it(tmp_path: Path) -> None:
+def test_a_tombstone_is_removed_once_readers_had_time_to_see_it(tmp_path: Path) -> None:
     log = opened(tmp_path)
     append(log, b"gone", b"value")
     append(log, b"stays", b"value")
@@ -152,7 +152,7 @@ def test_producers_are_still_known_after_compaction_and_a_crash(tmp_path: Path) 
     assert append(again, b"key", b"20", producer=(9, 0, 20)) == 20
 
 
-def test_a_batch_that_cannot_be_opened_is_left_alone(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_opened_stays_as_it_is(tmp_path: Path) -> None:
     log = PartitionLog(tmp_path, TopicConfig(), clock_ms=lambda: NOW_MS)
     broken = bytearray(record_batch([b"value" * 10], key=b"k"))
     broken[61] = 0x7F  # the record's length: no longer a record, under a CRC that is right

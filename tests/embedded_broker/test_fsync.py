@@ -31,7 +31,7 @@ def produce_request(topic: str) -> Request:
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were forced to the disk, in order."""
+    """Record the files that are forced to the disk, in order."""
     names: list[str] = []
     real = Segment.sync
 
@@ -99,7 +99,7 @@ def test_a_disk_that_cannot_force_is_answered_as_a_storage_error(
     broker.close()
 
 
-def test_a_data_directory_of_a_later_release_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_data_directory_of_a_later_release_is_refused_and_not_changed(tmp_path: Path) -> None:
     Broker(BrokerOptions(tmp_path)).close()
     with sqlite3.connect(tmp_path / "metadata.sqlite") as db:
         db.execute("update facts set value = '99' where name = 'schema_version'")

@@ -1,4 +1,4 @@
-"""The group state machine on a clock that never waits: what rebalances, who is thrown out and when."""
+"""The states of a group on a clock that never waits: when it rebalances, and when it removes a member."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedded_broker.protocol import ErrorCode
 
 
 class _SkippingSelector(selectors.DefaultSelector):
-    """Instead of waiting for a timeout, moves the loop's clock past it."""
+    """Move the clock of the loop past a timeout instead of waiting for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _SkippingSelector(selectors.DefaultSelector):
 
 
 def on_skipped_time(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run the scenario on a loop whose timers fire as soon as nothing else is left to do."""
+    """Run the scenario on a loop whose timers fire as soon as it has nothing else to do."""
     selector = _SkippingSelector()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now  # type: ignore[method-assign]
@@ -59,14 +59,14 @@ def new_group(initial_delay_s: float = 0.0) -> Group:
 
 
 async def stable(group: Group, answer: JoinAnswer, plan: dict[str, bytes] | None = None) -> None:
-    """Let the leader assign."""
+    """Send the assignment of the leader."""
     error, _ = await group.sync(answer.leader, None, group.generation, None, plan or {})
     assert error is ErrorCode.NONE
     assert group.state is GroupState.STABLE
 
 
 async def keep_alive(group: Group, member_id: str, seconds: float) -> list[ErrorCode]:
-    """Beat every half second and return what was answered."""
+    """Send a heartbeat every half second and return the answers."""
     heard = []
     for _ in range(int(seconds * 2)):
         await asyncio.sleep(0.5)
@@ -87,7 +87,7 @@ def test_members_that_start_together_share_the_first_generation() -> None:
     on_skipped_time(scenario)
 
 
-def test_a_generation_waits_for_one_who_was_just_given_an_id() -> None:
+def test_a_generation_waits_for_a_member_that_has_just_received_its_id() -> None:
     async def scenario() -> None:
         group = new_group()
         first = await group.join(call())
@@ -103,7 +103,7 @@ def test_a_generation_waits_for_one_who_was_just_given_an_id() -> None:
     on_skipped_time(scenario)
 
 
-def test_an_id_nobody_gave_is_unknown_and_a_given_one_expires() -> None:
+def test_an_id_from_elsewhere_is_unknown_and_an_unused_one_expires() -> None:
     async def scenario() -> None:
         group = new_group()
         assert (await group.join(call("client-made-up"))).error is ErrorCode.UNKNOWN_MEMBER_ID
@@ -114,7 +114,7 @@ def test_an_id_nobody_gave_is_unknown_and_a_given_one_expires() -> None:
     on_skipped_time(scenario)
 
 
-def test_a_silent_member_goes_after_its_session_timeout_and_not_before() -> None:
+def test_a_silent_member_is_removed_after_its_session_timeout_and_not_before() -> None:
     async def scenario() -> None:
         group = new_group()
         first = await group.join(call())
@@ -134,7 +134,7 @@ def test_a_silent_member_goes_after_its_session_timeout_and_not_before() -> None
     on_skipped_time(scenario)
 
 
-def test_a_broker_that_was_held_up_hears_its_members_before_it_judges_them() -> None:
+def test_a_broker_that_stood_still_reads_heartbeats_before_it_removes_members() -> None:
     async def scenario() -> None:
         group = new_group()
         member = await group.join(call())
@@ -149,7 +149,7 @@ def test_a_broker_that_was_held_up_hears_its_members_before_it_judges_them() -> 
     on_skipped_time(scenario)
 
 
-def test_one_whose_connection_breaks_while_it_joins_does_not_hold_the_group_up() -> None:
+def test_a_member_whose_connection_breaks_while_it_joins_does_not_stop_the_group() -> None:
     async def scenario() -> None:
         group = new_group()
         first = await group.join(call())
@@ -166,7 +166,7 @@ def test_one_whose_connection_breaks_while_it_joins_does_not_hold_the_group_up()
     on_skipped_time(scenario)
 
 
-def test_followers_are_not_thrown_out_while_they_wait_for_a_slow_leader() -> None:
+def test_followers_are_not_removed_while_they_wait_for_a_slow_leader() -> None:
     async def scenario() -> None:
         group = new_group(initial_delay_s=0.1)
         joins = [asyncio.create_task(group.join(call(session_timeout_ms=1_000))) for _ in range(2)]
@@ -193,7 +193,7 @@ def test_a_join_whose_answer_was_lost_is_answered_again_without_a_rebalance() ->
     on_skipped_time(scenario)
 
 
-def test_those_who_do_not_rejoin_in_time_are_left_behind() -> None:
+def test_members_that_do_not_rejoin_in_time_are_removed() -> None:
     async def scenario() -> None:
         group = new_group(initial_delay_s=0.1)
         options = {"rebalance_timeout_ms": 3_000, "session_timeout_ms": 60_000}
@@ -209,7 +209,7 @@ def test_those_who_do_not_rejoin_in_time_are_left_behind() -> None:
 
 
 @pytest.mark.parametrize("skips_assignment", [True, False], ids=["since-v9", "before-v9"])
-def test_a_static_leader_that_comes_back_disturbs_nobody(skips_assignment: bool) -> None:
+def test_a_static_leader_that_returns_causes_no_rebalance(skips_assignment: bool) -> None:
     async def scenario() -> None:
         group = new_group()
         first = await group.join(call(instance_id="one"))
@@ -269,7 +269,7 @@ def test_session_timeouts_have_bounds(session_timeout_ms: int) -> None:
     on_skipped_time(scenario)
 
 
-def test_a_restored_group_is_as_it_was_and_expires_who_does_not_come_back() -> None:
+def test_a_restored_group_is_as_it_was_and_removes_members_that_do_not_return() -> None:
     async def scenario() -> None:
         group = new_group(initial_delay_s=0.1)
         answers = await asyncio.gather(*[group.join(call()) for _ in range(2)])

@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, the broker lives, stays small, and serves the others."""
+"""No bytes of a client end the broker, make it large, or keep it from serving others."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_random_bodies_under_a_right_header(
 
 
 def _filled(schema_class, version: int):
-    """Build a request in which every array has an element and every string says something."""
+    """Build a request in which every array has an element and every string has text."""
     values = {}
     for field in schema_class._struct._fields:
         if not field.for_version_q(version):
@@ -110,7 +110,7 @@ VALID = [
 
 
 @pytest.mark.parametrize(("key", "version"), VALID, ids=[f"{APIS[key].name}-v{version}" for key, version in VALID])
-def test_cut_and_spoiled_requests_of_every_kind(broker: EmbeddedBroker, key: int, version: int) -> None:
+def test_cut_and_damaged_requests_of_every_kind(broker: EmbeddedBroker, key: int, version: int) -> None:
     frame = frame_of(_filled(_REQUESTS[key], version), version)
     with Wire(broker.bootstrap) as wire:
         wire.send(frame)

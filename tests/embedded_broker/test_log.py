@@ -1,4 +1,4 @@
-"""The log of a partition: offsets, crashes, retention, look-ups, checked against a plain list of what was appended."""
+"""The log of a partition, compared with a list of the appended records: offsets, crashes, retention, searches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def append(log: PartitionLog, *values: bytes, **options) -> int:
 
 
 def content(log: PartitionLog, offset: int | None = None, limit_bytes: int = 1 << 30) -> list[tuple[int, bytes]]:
-    """Read to the end as a consumer does: fetch, skip what lies before the wanted offset, go on behind the last."""
+    """Read to the end as a consumer does: fetch, skip records before the offset, go on after the last one."""
     position = log.log_start if offset is None else offset
     rows: list[tuple[int, bytes]] = []
     while position < log.next_offset:
@@ -86,7 +86,7 @@ def test_every_record_is_read_back_once_from_any_offset_with_any_limit(
     clean=st.booleans(),
     synced_after=st.integers(0, 25),
 )
-def test_after_a_crash_all_whole_batches_are_there_and_the_torn_one_is_not(
+def test_after_a_crash_all_whole_batches_are_there_and_the_incomplete_one_is_not(
     tmp_path_factory: pytest.TempPathFactory,
     batches: list[list[bytes]],
     segment_bytes: int,
@@ -116,7 +116,7 @@ def test_after_a_crash_all_whole_batches_are_there_and_the_torn_one_is_not(
     again.close()
 
 
-def test_a_flipped_bit_behind_the_last_index_cuts_the_log_there(tmp_path: Path) -> None:
+def test_a_flipped_bit_after_the_last_index_cuts_the_log_there(tmp_path: Path) -> None:
     log = opened(tmp_path)
     for index in range(5):
         append(log, b"%d" % index)
@@ -130,7 +130,7 @@ def test_a_flipped_bit_behind_the_last_index_cuts_the_log_there(tmp_path: Path) 
     assert append(again, b"new") == 3
 
 
-def test_an_index_that_does_not_match_its_file_is_not_believed(tmp_path: Path) -> None:
+def test_an_index_that_does_not_match_its_file_is_not_used(tmp_path: Path) -> None:
     log = opened(tmp_path, segment_bytes=400)
     for index in range(12):
         append(log, b"%d" % index)
@@ -164,7 +164,7 @@ def test_producer_sequences_survive_a_crash_and_a_clean_end(tmp_path: Path) -> N
     segment_bytes=st.integers(200, 5000),
     per_batch=st.integers(1, 4),
 )
-def test_the_time_look_up_agrees_with_a_scan(
+def test_the_search_by_time_agrees_with_a_scan(
     tmp_path_factory: pytest.TempPathFactory, times: list[int], wanted: int, segment_bytes: int, per_batch: int
 ) -> None:
     log = opened(tmp_path_factory.mktemp("log"), segment_bytes=segment_bytes)
@@ -219,7 +219,7 @@ def test_a_reader_keeps_what_it_was_given_while_retention_deletes_it(tmp_path: P
 
 @contextmanager
 def disk_that_ends_at(size_bytes: int) -> Iterator[None]:
-    """Let the system refuse to make any file of this process larger: writes before it come out short."""
+    """Let the system refuse to make a file of this process larger; the write before it is incomplete."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -228,7 +228,7 @@ def disk_that_ends_at(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_raises_and_leaves_no_half_written_batch(tmp_path: Path) -> None:
     log = opened(tmp_path)
     append(log, b"before" * 20_000)
     size = log.size_bytes

@@ -148,7 +148,7 @@ def test_importing_the_handle_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_a_full_disk_is_answered_and_the_producer_goes_on_once_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_the_producer_goes_on_once_there_is_room(tmp_path: Path) -> None:
     limit_bytes = 3 << 20
     port = free_port()
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_answered_and_the_producer_goes_on_once_there_is_room(tmp
 
 
 def test_client_that_leaves_in_the_middle_of_an_answer_leaves_no_traceback(fresh_broker: EmbeddedBroker) -> None:
-    """The broker reads the end of the client's bytes while its own wait to be sent; asyncio then closes by itself."""
+    """The broker reads the end of the client's bytes while its answer waits to be sent, and asyncio then closes."""
     client = CLIENTS["kafka-python"](fresh_broker.bootstrap)
     client.create_topic("topic")
     client.close()

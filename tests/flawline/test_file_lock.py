@@ -1,4 +1,4 @@
-"""A locked file keeps every other process out until its holder closes it or dies."""
+"""A file that is locked cannot be locked again until its holder closes it or dies."""
 
 from __future__ import annotations
 

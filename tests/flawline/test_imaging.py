@@ -32,13 +32,13 @@ def saved(image: Image.Image, kind: str) -> bytes:
 
 
 def png_header(height: int, width: int) -> bytes:
-    """A PNG that announces a size and holds nothing."""
+    """Return a PNG that announces a size and has no pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return imaging.PNG_SIGNATURE + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def jpeg_header(height: int, width: int) -> bytes:
-    """A JPEG whose header announces another size than it holds."""
+    """Return a JPEG whose header announces a wrong size."""
     data = bytearray(imaging.encode(PIXELS, Codec.JPEG))
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = struct.pack(">HH", height, width)
@@ -97,7 +97,7 @@ def test_jpeg_of_any_mode_becomes_rgb(mode: str) -> None:
     assert abs(decoded.astype(int) - expected).mean() < 12
 
 
-def test_transparency_is_laid_on_black() -> None:
+def test_transparent_pixels_are_blended_with_black() -> None:
     image = np.full((4, 4, 4), 200, np.uint8)
     image[:, :, 3] = (0, 0, 255, 255)
     decoded = imaging.decode(saved(Image.fromarray(image), "PNG"), Codec.PNG)
@@ -122,7 +122,7 @@ def test_size_beyond_any_sensor_is_refused_by_the_probe() -> None:
         imaging.probe(png_header(1 << 31, 4))
 
 
-def test_limit_is_the_callers() -> None:
+def test_caller_sets_the_limit() -> None:
     data = imaging.encode(PIXELS, Codec.PNG)
     with pytest.raises(ImageError, match="limit of 100"):
         imaging.decode(data, Codec.PNG, pixel_limit=100)
@@ -217,7 +217,7 @@ def test_mask_survives_its_encoding(height: int, width: int, draw: st.DataObject
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_floats_are_scaled_and_what_is_no_number_is_black(dtype: type) -> None:
+def test_floats_are_scaled_and_nan_is_black(dtype: type) -> None:
     image = np.array([[0.0, 0.5, 1.0, np.nan]], dtype)
     assert imaging.to_rgb(image)[0, :, 0].tolist() == [0, 128, 255, 0]
 

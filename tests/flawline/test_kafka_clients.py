@@ -75,7 +75,7 @@ def test_dead_letter_of_the_largest_frame_fits(line_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("limit", [1 << 10, 1 << 20, 16 << 20, 100 << 20])
-def test_every_topic_has_whole_settings(limit: int) -> None:
+def test_every_topic_has_all_settings(limit: int) -> None:
     for topic in topics.ALL:
         configs = topic.configs(limit)
         assert int(configs["max.message.bytes"]) >= (limit if topic is topics.FRAMES else 1 << 20)
@@ -85,7 +85,7 @@ def test_every_topic_has_whole_settings(limit: int) -> None:
             assert int(configs["retention.ms"]) > 0 and int(configs["segment.bytes"]) >= 1 << 20
 
 
-def test_broker_that_is_away_names_its_address_and_the_mend(line_settings: Settings) -> None:
+def test_broker_that_is_away_names_its_address_and_the_remedy(line_settings: Settings) -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(FlawlineError, match=address) as caught:
         kafka_clients.producer(with_kafka(line_settings, bootstrap_servers=address))

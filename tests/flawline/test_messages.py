@@ -313,7 +313,7 @@ def test_malformed_frame_id_is_a_value_error(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("cls", TYPES)
-def test_headers_tell_schema_and_frame_without_opening_the_value(cls: type) -> None:
+def test_headers_name_schema_and_frame_without_opening_the_value(cls: type) -> None:
     message = example(cls)
     sent = dict(messages.headers(message))
     assert sent["schema"] == f"{messages.type_name(cls)}/{cls.SCHEMA}".encode()
@@ -322,7 +322,7 @@ def test_headers_tell_schema_and_frame_without_opening_the_value(cls: type) -> N
 
 
 def example(cls: type) -> Any:
-    """One plain message of a type, always the same."""
+    """Return the same message of a type each time."""
     ident = {"camera": "cam-1", "epoch": 1, "sequence": 2}
     judged = {"captured_at": 3, "model_version": "m", "group": 0, "score": 1.0, "p_value": 0.5}
     made = {

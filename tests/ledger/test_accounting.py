@@ -1,4 +1,4 @@
-"""The account of any history adds up, and says so when it does not."""
+"""The account of any history adds up; one that does not is reported as not balanced."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_second_outcome_of_a_dropped_capture_is_a_conflict(some: list[History], 
 
 
 @given(histories().filter(bool), st.integers(0, 5))
-def test_outcome_behind_the_end_of_a_closed_epoch_is_a_conflict(some: list[History], beyond: int) -> None:
+def test_outcome_after_the_end_of_a_closed_epoch_is_a_conflict(some: list[History], beyond: int) -> None:
     ledger = Ledger()
     in_log = [identity for history in some for identity in add(history, ledger)]
     ledger.record_scored(some[0].identity(len(some[0].outcomes) + beyond))
@@ -140,7 +140,7 @@ def entry(captured: int, *, at: int = NOW_NS, closed: bool = False, epoch: int =
     return LedgerEntry("cam", epoch, captured, (), at, closed)
 
 
-def test_verdict_before_the_next_watermark_makes_its_capture_known() -> None:
+def test_verdict_before_the_next_report_makes_its_capture_known() -> None:
     ledger = Ledger()
     ledger.record_entry(entry(3))
     for sequence in range(6):

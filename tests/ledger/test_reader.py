@@ -1,4 +1,4 @@
-"""The ledger tells every outcome from the topics of a real broker."""
+"""The ledger reads every outcome from the topics of a real broker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_line_that_never_ran_is_empty_and_balanced(line_settings: Settings) -> N
     assert report.balanced and report.total == Account()
 
 
-def test_scored_frames_are_scored_even_when_they_were_told_twice(line: TalkingLine) -> None:
+def test_scored_frames_are_scored_even_when_they_were_reported_twice(line: TalkingLine) -> None:
     line.scored(0, 1, 1, 2, 0)
     line.captured(3, closed=True)
     account = account_of(line)
@@ -63,7 +63,7 @@ def test_dead_letters_have_their_reason(line: TalkingLine, reason: DeadLetterRea
     assert account.dead_lettered == {reason: 1} and account.in_flight == 0 and account.balanced
 
 
-def test_frame_behind_the_committed_offset_is_in_flight_and_before_it_is_a_gap(line: TalkingLine) -> None:
+def test_frame_after_the_committed_offset_is_in_flight_and_before_it_is_a_gap(line: TalkingLine) -> None:
     for sequence in range(4):
         line.frame(sequence)
     line.captured(4, closed=True)

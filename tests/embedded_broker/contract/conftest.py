@@ -12,7 +12,7 @@ from tests.support.brokers import RunningBroker
 
 @pytest.fixture(scope="session", params=["embedded", "apache"])
 def broker(request: pytest.FixtureRequest) -> RunningBroker:
-    """A running broker; skips for Apache Kafka where KAFKA_HOME is not set."""
+    """Give a running broker; skip Apache Kafka where KAFKA_HOME is not set."""
     return request.getfixturevalue("embedded_broker" if request.param == "embedded" else "apache_kafka")
 
 
@@ -26,7 +26,7 @@ def clients() -> Iterator[dict[tuple[str, str], Client]]:
 
 @pytest.fixture(params=list(CLIENTS))
 def client(request: pytest.FixtureRequest, broker: RunningBroker, clients: dict[tuple[str, str], Client]) -> Client:
-    """A client connected to the broker."""
+    """Give a client that is connected to the broker."""
     key = request.param, broker.bootstrap
     if key not in clients:
         clients[key] = CLIENTS[request.param](broker.bootstrap)

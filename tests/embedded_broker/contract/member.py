@@ -8,7 +8,7 @@ from tests.embedded_broker.contract.clients import CLIENTS
 
 
 def main(name: str, bootstrap: str, group: str, topic: str, session_ms: str) -> None:
-    """Poll for ever."""
+    """Poll until the process is killed."""
     consumer = CLIENTS[name](bootstrap).consumer(group=group, session_ms=int(session_ms), cooperative=True)
     consumer.subscribe(topic)
     known = 0

@@ -1,4 +1,4 @@
-"""What was acknowledged survives: a clean restart, a kill -9, a kill -9 under live producers and a group."""
+"""Acknowledged records survive a clean restart, a kill -9, and a kill -9 under live producers and a group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.brokers import RunningBroker, unique
 
 @pytest.fixture(scope="module", params=["embedded", "apache"])
 def mortal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    """A broker that the test may kill and start again."""
+    """Give a broker that the test may kill and start again."""
     if request.param == "apache":
         yield request.getfixturevalue("apache_kafka")
         return
@@ -129,7 +129,7 @@ def test_kills_under_live_idempotent_producers_and_a_group_lose_and_double_nothi
 
 
 def test_a_group_does_not_notice_a_restart(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Of the embedded broker: it remembers members and generation. Clients see nothing but a broken connection."""
+    """The embedded broker only: it remembers members and generation, so clients only see a broken connection."""
     with EmbeddedBroker(tmp_path_factory.mktemp("calm")) as broker:
         client = CLIENTS["kafka-python"](broker.bootstrap)
         topic, group = unique("calm"), unique("calm")

@@ -1,4 +1,4 @@
-"""Consumer groups: sharing, leaving, dying, coming back."""
+"""Consumer groups: members share partitions, leave, die and return; offsets and their metadata are kept."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def members() -> Iterator[list[Member]]:
 
 
 def shared_out(*members: Member) -> bool:
-    """Tell whether the members hold all partitions between them, each only once."""
+    """Tell whether the members hold all partitions, and each partition belongs to one member."""
     held = [index for member in members for index in member.assigned]
     return sorted(held) == list(range(PARTITIONS)) and all(member.assigned for member in members)
 
@@ -116,7 +116,7 @@ def test_metadata_over_the_limit_is_refused_and_the_offset_stays(client: Client,
 
 
 @pytest.mark.parametrize("cooperative", [False, True], ids=["eager", "cooperative-sticky"])
-def test_members_share_partitions_and_a_leaver_hands_its_own_over(
+def test_members_share_partitions_and_a_leaving_member_hands_its_partitions_over(
     client: Client, topic: str, members: list[Member], cooperative: bool
 ) -> None:
     group = unique("share")
@@ -163,7 +163,7 @@ def test_a_killed_members_partitions_move_within_its_session_and_a_second(
     assert took_s > session_ms / 1000 - 1.0  # not thrown out before its time
 
 
-def test_a_static_member_comes_back_to_its_partitions_without_a_rebalance(
+def test_a_static_member_returns_to_its_partitions_without_a_rebalance(
     client: Client, topic: str, members: list[Member]
 ) -> None:
     group = unique("static")
@@ -183,7 +183,9 @@ def test_a_static_member_comes_back_to_its_partitions_without_a_rebalance(
     assert client.group_state(group) == ("stable", 2)
 
 
-def test_a_static_members_double_fences_it(client: Client, topic: str, members: list[Member]) -> None:
+def test_a_second_process_of_a_static_member_fences_the_first(
+    client: Client, topic: str, members: list[Member]
+) -> None:
     group = unique("fenced")
     first = Member(client.consumer(group=group, instance="same"), topic)
     members.append(first)
@@ -231,7 +233,7 @@ def test_groups_can_be_listed_moved_and_deleted_once_they_are_empty(client: Clie
     assert refused.value.code == ErrorCode.GROUP_ID_NOT_FOUND
 
 
-def test_a_commit_of_one_who_was_thrown_out_is_refused(client: Client, topic: str, members: list[Member]) -> None:
+def test_a_commit_of_a_removed_member_is_refused(client: Client, topic: str, members: list[Member]) -> None:
     group = unique("outsider")
     member = Member(client.consumer(group=group), topic)
     members.append(member)

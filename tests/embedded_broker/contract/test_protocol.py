@@ -1,4 +1,4 @@
-"""What reaches the broker by hand: sequences of idempotent producers, broken batches, bytes that are no request."""
+"""Requests that are made by hand: sequences of idempotent producers, broken batches, bytes that are no request."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def test_a_new_epoch_starts_at_zero_and_fences_the_old_one(wire: Wire, topic: st
     assert wire.produce(topic, batch(producer_id, 0, 1))[0] == ErrorCode.INVALID_PRODUCER_EPOCH
 
 
-def test_sequences_wrap_behind_the_largest_integer(wire: Wire, topic: str) -> None:
+def test_sequences_wrap_after_the_largest_integer(wire: Wire, topic: str) -> None:
     producer_id = new_producer_id(wire)
     # An unknown producer may start anywhere: retention may have taken what it wrote before.
     assert wire.produce(topic, batch(producer_id, 0, 0x7FFFFFFE, 2)) == (0, 0)
     assert wire.produce(topic, batch(producer_id, 0, 0)) == (0, 2)
 
 
-def test_producer_ids_are_never_handed_out_twice(wire: Wire) -> None:
+def test_producer_ids_are_never_given_twice(wire: Wire) -> None:
     ids = [new_producer_id(wire) for _ in range(20)]
     assert len(set(ids)) == 20
 
@@ -154,7 +154,7 @@ def test_an_unknown_partition_is_refused(wire: Wire, topic: str) -> None:
     assert wire.produce(topic, good, partition=9)[0] == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
 
-def test_an_api_versions_request_of_the_future_is_answered_in_version_zero(wire: Wire) -> None:
+def test_an_api_versions_request_of_a_later_version_is_answered_in_version_zero(wire: Wire) -> None:
     wire.send(struct.pack(">ihhih", 15, 18, 99, 7, 4) + b"wire\0")
     answer = wire.receive_frame()
     assert answer is not None
@@ -192,7 +192,7 @@ def test_an_api_versions_request_of_the_future_is_answered_in_version_zero(wire:
         "tls",
     ],
 )
-def test_what_is_no_request_closes_the_connection_only(broker: RunningBroker, data: bytes) -> None:
+def test_bytes_that_are_no_request_close_the_connection_only(broker: RunningBroker, data: bytes) -> None:
     with Wire(broker.bootstrap) as stranger:
         stranger.send(data)
         stranger.finish_sending()

@@ -1,4 +1,4 @@
-"""What goes in comes out: bytes, order, time, and where a reader may start."""
+"""Records come out as they went in: bytes, order and time; a reader may start at any offset or time."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_one_client_writes_the_other_reads(client: Client, topic: str) -> N
     assert (record.key, record.value, record.headers) == (b"key", b"value", [("h", b"1")])
 
 
-def test_time_look_up_finds_the_first_record_at_or_after_it(client: Client, topic: str) -> None:
+def test_search_by_time_finds_the_first_record_at_or_after_it(client: Client, topic: str) -> None:
     start = int(time.time() * 1000) - 60_000
     with client.producer(linger_ms=50) as producer:
         for confirm in [producer.send(topic, b"x" * 600, timestamp=start + 10 * index) for index in range(500)]:
@@ -114,7 +114,7 @@ def test_time_look_up_finds_the_first_record_at_or_after_it(client: Client, topi
         assert consumer.offset_at(topic, 0, start + 4991) in (None, 500)
 
 
-def test_latest_starts_behind_what_is_there(client: Client, topic: str) -> None:
+def test_latest_starts_after_the_last_record(client: Client, topic: str) -> None:
     with client.producer() as producer:
         producer.send_all(topic, [b"old"] * 3)
         with client.consumer(group=unique("late"), reset="latest") as consumer:
@@ -130,7 +130,7 @@ def test_latest_starts_behind_what_is_there(client: Client, topic: str) -> None:
             assert [record.value for record in consumer.read(1)] == [b"new"]
 
 
-def test_deleted_records_are_gone_and_readers_are_led_to_the_rest(client: Client, topic: str) -> None:
+def test_deleted_records_are_gone_and_readers_continue_with_the_rest(client: Client, topic: str) -> None:
     with client.producer() as producer:
         producer.send_all(topic, [b"%d" % index for index in range(20)])
     assert client.delete_records(topic, 0, 12) == 12
@@ -143,7 +143,7 @@ def test_deleted_records_are_gone_and_readers_are_led_to_the_rest(client: Client
     assert refused.value.code == ErrorCode.OFFSET_OUT_OF_RANGE
 
 
-def test_an_idle_reader_waits_at_the_broker_and_hears_of_a_record_at_once(client: Client, topic: str) -> None:
+def test_an_idle_reader_waits_at_the_broker_and_gets_a_record_at_once(client: Client, topic: str) -> None:
     with client.consumer(wait_ms=5_000) as consumer, client.producer() as producer:
         consumer.assign(topic, [0])
         producer.send(topic, b"first")()

@@ -1,4 +1,4 @@
-"""Topics: made, changed, cleaned up, deleted."""
+"""Topics are created, changed, cleaned and deleted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_added_partitions_take_records_and_old_ones_keep_theirs(client: Client) 
         assert {(record.partition, record.value) for record in consumer.read(2)} == {(0, b"old"), (2, b"new")}
 
 
-def test_a_topic_deleted_and_made_again_is_empty(client: Client) -> None:
+def test_a_topic_deleted_and_created_again_is_empty(client: Client) -> None:
     topic = unique("reborn")
     client.create_topic(topic)
     with client.producer() as producer:
@@ -183,7 +183,7 @@ def test_a_compacted_topic_refuses_records_without_a_key(client: Client) -> None
     assert refused.value.code == ErrorCode.INVALID_RECORD
 
 
-def test_an_unknown_topic_is_made_on_first_use(client: Client) -> None:
+def test_an_unknown_topic_is_created_on_first_use(client: Client) -> None:
     topic = unique("spontaneous")
     with client.producer() as producer:
         assert producer.send(topic, b"first")() == 0

@@ -1,4 +1,4 @@
-"""What only Apache Kafka can do: the embedded broker says so, and names it."""
+"""The embedded broker refuses what only Apache Kafka can do, with a message that names it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def embedded(request: pytest.FixtureRequest, embedded_broker: EmbeddedBroker) ->
     return CLIENTS[request.param](embedded_broker.bootstrap)
 
 
-def test_every_message_names_the_mend() -> None:
+def test_every_message_names_the_remedy() -> None:
     for feature in UNSUPPORTED:
         message = needs_apache_kafka(feature)
         assert "Apache Kafka" in message
@@ -65,7 +65,7 @@ def test_apache_kafka_takes_the_same_transactional_producer(apache_kafka: Apache
     ],
     ids=["recompression", "append-time"],
 )
-def test_settings_that_cannot_be_honoured_are_refused(embedded: Client, configs, code) -> None:
+def test_settings_that_cannot_be_followed_are_refused(embedded: Client, configs, code) -> None:
     with pytest.raises(Refused, match="Apache Kafka") as refused:
         embedded.create_topic(unique("no"), configs=configs)
     assert refused.value.code == code
@@ -87,7 +87,7 @@ def test_the_next_generation_group_protocol_is_not_offered(embedded_broker: Embe
     assert offered == set(APIS)
 
 
-def test_the_cluster_is_one_node_and_tells_its_disk_use(embedded_broker: EmbeddedBroker) -> None:
+def test_the_cluster_is_one_node_and_reports_its_disk_use(embedded_broker: EmbeddedBroker) -> None:
     topic = unique("sized")
     client = CLIENTS["kafka-python"](embedded_broker.bootstrap)
     client.create_topic(topic)
