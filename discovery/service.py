@@ -80,6 +80,7 @@ class DiscoveryService:
         self._stack.callback(self.store.close)
         self._reader: TopicReader | None = None
         self._producer: KafkaProducer | None = None
+        self._stack.callback(self._close_producer, PUBLISH_TIMEOUT_S)
         self._names = {settings.topic(topics.VERDICTS.name): Verdict, settings.topic(topics.DEFECTS.name): Defect}
         self._rounds = RoundRunner(settings, self.store, utc_ns, monotonic)
         self._stack.callback(self._rounds.close)
@@ -323,7 +324,6 @@ class DiscoveryService:
             try:
                 if self._producer is None:
                     self._producer = kafka_clients.producer(self.settings)
-                    self._stack.callback(self._producer.close, timeout=PUBLISH_TIMEOUT_S)
                 name = self.settings.topic(topics.CLASSES.name)
                 sent = [
                     self._producer.send(
@@ -338,5 +338,12 @@ class DiscoveryService:
                     future.get(timeout=PUBLISH_TIMEOUT_S)
             except (KafkaError, FlawlineError) as error:
                 log.warning("%d class events wait for the broker (%s)", len(waiting), error)
+                self._close_producer()  # else it would hold each event once more at every attempt
                 return
             self.store.mark_published(row for row, _ in waiting)
+
+    def _close_producer(self, timeout_s: float = 0.0) -> None:
+        """Close the producer, if there is one; the next event makes another."""
+        client, self._producer = self._producer, None
+        if client is not None:
+            kafka_clients.close_producer(client, timeout_s)

@@ -182,7 +182,7 @@ def send(settings: Settings, letters: Iterable[Letter], progress: Progress | Non
         raise FlawlineError(f"replay: broker {settings.bootstrap_servers}: {error}: run it again") from error
     finally:
         reader.close()
-        writer.close()
+        kafka_clients.close_producer(writer)
     return len(chosen)
 
 

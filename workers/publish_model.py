@@ -58,7 +58,7 @@ def publish_model(
             "run it again"
         ) from error
     finally:
-        writer.close()
+        kafka_clients.close_producer(writer)
     return pointer
 
 

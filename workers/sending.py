@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
-from flawline import clock, telemetry
+from flawline import clock, kafka_clients, telemetry
 from flawline.clock import NS
 from flawline.errors import FlawlineError
 from workers.budget import ByteGate
@@ -63,7 +63,7 @@ class OutcomeSender:
 
     def close(self, timeout_s: float) -> None:
         """Wait for what is sent, then close."""
-        self._producer.close(timeout=timeout_s)
+        kafka_clients.close_producer(self._producer, timeout_s)
 
     def _give_up(self, job: Job, topic: str, error: Exception) -> None:
         if not job.lane.abandon(job):
