@@ -31,8 +31,15 @@ def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None
             if not ray.is_initialized():
                 ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **options)
         except (ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"cluster {address}" if address else "on this machine"
-            raise FlawlineError(f"Ray cannot be started ({where}): {one_line(error)}") from error
+            if address:
+                raise FlawlineError(
+                    f"Ray cluster {address} cannot be joined: {one_line(error)}: see that it runs, or correct "
+                    "worker.ray_address"
+                ) from error
+            raise FlawlineError(
+                f"Ray cannot be started on this machine: {one_line(error)}: free memory and disk, or name a cluster in "
+                "worker.ray_address"
+            ) from error
 
 
 def stop_ray() -> None:

@@ -1,0 +1,52 @@
+"""A Ray session starts once, leaves the signal handlers alone, and fails in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HANDLERS = """
+import signal
+from flawline import ray_session
+
+def handler(number, frame): pass
+
+numbers = (signal.SIGTERM, signal.SIGINT)
+for number in numbers:
+    signal.signal(number, handler)
+for _ in range(2):
+    ray_session.start_ray(None, log_to_driver=False, num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+import ray
+assert ray.is_initialized()
+assert all(signal.getsignal(number) is handler for number in numbers)
+ray_session.stop_ray()
+assert not ray.is_initialized()
+print("done")
+"""
+
+WRONG_ADDRESS = """
+from flawline import ray_session
+from flawline.errors import FlawlineError
+
+try:
+    ray_session.start_ray("no-port", log_to_driver=False)
+except FlawlineError as error:
+    print(error)
+"""
+
+
+def run(script: str) -> str:
+    """Run a script in a process of its own, because a session belongs to its process; return its last line."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_session_starts_once_and_leaves_the_signal_handlers_alone() -> None:
+    assert run(HANDLERS) == "done"
+
+
+def test_wrong_address_of_a_cluster_is_one_line_that_names_it() -> None:
+    line = run(WRONG_ADDRESS)
+    assert line.startswith("Ray cluster no-port cannot be joined: ")
+    assert line.endswith("worker.ray_address")
