@@ -157,7 +157,7 @@ def extend(
 
     Nothing is written when the audit refuses, see `scorer.extend`.
     """
-    from scorer.extend.extend import extend as extended
+    from scorer.extend.extend import extend_model
 
     if Path(out).resolve() == Path(model).resolve():
         raise UsageError(f"--out {out}: is the model itself: choose another place for the extended model")
@@ -172,7 +172,7 @@ def extend(
 
     settings = artefact.load(Path(model)).settings()
     with progress_bar() as progress:
-        result = extended(
+        result = extend_model(
             loaded, images, images.names, settings, bound=bound, progress=progress, on_unreadable=on_unreadable
         )
     result.detector.save(Path(out))

@@ -15,7 +15,8 @@ from scorer.search.bank import Bank
 from scorer.vectors import Vectors
 
 # Candidates in one round of the selection, as a share of all vectors, and the most. More candidates save passes over
-# all vectors, but their Gram matrix then costs more than the passes. The result does not depend on it.
+# all vectors, but their Gram matrix then costs more than the passes. The result does not depend on it; the
+# numbers are a judgement.
 _SHARE_OF_CANDIDATES = 1 / 12
 _MOST_CANDIDATES = 1024
 # Two unit vectors this similar are the same vector: the second would add nothing.

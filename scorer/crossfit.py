@@ -20,7 +20,8 @@ from scorer.features.store import FeatureStore, Progress
 from scorer.search.bank import Bank
 from scorer.vectors import Vectors
 
-# Bytes of patches that one greedy selection may take; larger pools are selected in parts, which are then merged.
+# Bytes of patches that one greedy selection may take; larger pools are selected in parts, which are then
+# merged. A judgement.
 _POOL_BYTES = 64 << 20
 # Stands in the place of a fold that is left out, for the bank of all folds.
 _ALL_FOLDS = -1

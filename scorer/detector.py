@@ -53,7 +53,14 @@ class Scores:
 
 
 class Detector(Protocol):
-    """Any model that gives aligned scores."""
+    """Any model that gives aligned scores, as workers and `scorer.regions` use it; `CoresetDetector` is one.
+
+    `version` names the model, `alarm_rate` is the share of good parts that may fail to be accepted, `groups` the number
+    of look-alike groups. `score` takes uint8 RGB images and their masks, see `CoresetDetector.score`. Regions use the
+    rest: `heatmap_range` bounds the threshold of binarising, `field_px` is the side of what the model sees at once in
+    image pixels (None for the whole image), `close_up` gives feature maps (h, w, c) of an enlarged part of an image,
+    and `embedding_version` names these features.
+    """
 
     @property
     def version(self) -> str: ...

@@ -17,12 +17,12 @@ Map = NDArray[np.float32]
 _SIGMA = 0.5
 _TOP = 0.003
 _KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)
-# Smaller distances are rounding; good parts that are all alike must not make the unit of a layer zero.
+# Smaller distances are rounding; good parts that are all alike must not make the unit of a layer zero. Judgements.
 _FLOOR = 0.01
 _NARROWEST = 0.2
 # OpenCV 5 takes no more channels in one image (OpenCV 4 took 512); many backbones have more.
 _CHANNELS_AT_ONCE = 128
-# Keeps exp() finite for a part that is unlike all good ones.
+# Keeps exp() finite for a part that is unlike all good ones: far above any score, a judgement.
 _FARTHEST = 30.0
 
 

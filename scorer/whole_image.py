@@ -23,7 +23,7 @@ _NEAREST = 3
 # What one reach beyond the usual adds to the log score, in spreads of the patches' log scores. Seen to help on the test
 # images of linebench, so that part of the gain may be theirs alone (docs/scoring.md).
 _GAIN = 2.0
-# Smaller distances of unit vectors are rounding, and smaller spreads would make rounding count.
+# Smaller distances of unit vectors are rounding, and smaller spreads would make rounding count. Judgements.
 _FLOOR = 0.01
 _NARROWEST = 0.05
 # Good images that are compared with all of their group at once; a group may hold every image of a line.

@@ -60,7 +60,7 @@ class Extended:
     after: Audit
 
 
-def extend(
+def extend_model(
     detector: CoresetDetector,
     images: Sequence[Image],
     names: Sequence[str],

@@ -26,7 +26,8 @@ from scorer.search.instructions import (
     tile,
 )
 
-# Tiles of queries whose maxima are kept at once: few enough to stay in the second-level cache beside a block of rows.
+# Tiles of queries whose maxima are kept at once: few enough to stay in the second-level cache beside a block of rows. A
+# judgement, not measured.
 _TILES = 8
 # What the query this many places ahead reads first is fetched now. A judgement, not measured.
 _AHEAD = 3

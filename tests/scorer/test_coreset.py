@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from scorer import coreset
 from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected
-from scorer.search import bank as search
 from scorer.search import kernels
-from scorer.search.bank import Bank, unit_rows
+from scorer.search.bank import Bank, trusted_kind, unit_rows
 from scorer.search.instructions import Kind, supported
 
 
@@ -164,5 +163,5 @@ def test_a_kernel_that_is_wrong_on_this_machine_is_not_used(
         return search
 
     monkeypatch.setattr(kernels, "make_search", make_wrong_search)
-    assert search.trusted_kind.__wrapped__() != fastest
+    assert trusted_kind.__wrapped__() != fastest
     assert fastest.name in caplog.text

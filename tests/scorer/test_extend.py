@@ -16,7 +16,7 @@ from flawline.settings.scorer import ScorerSettings
 from scorer.detector import CoresetDetector
 from scorer.explain import reasons
 from scorer.extend.audit import Audit, audit, defective
-from scorer.extend.extend import _refuse_worse, extend, recalibrated
+from scorer.extend.extend import _refuse_worse, extend_model, recalibrated
 from scorer.load import load_detector
 from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
@@ -84,7 +84,7 @@ def test_new_product_gets_its_own_group_and_is_known_afterwards(
     fitted: CoresetDetector, settings: ScorerSettings, tmp_path: Path
 ) -> None:
     images = [tile(i) for i in range(24)]
-    result = extend(fitted, images, [f"tile {i}" for i in range(24)], settings)
+    result = extend_model(fitted, images, [f"tile {i}" for i in range(24)], settings)
     assert (result.known, result.new, result.new_groups) == (0, 24, 1)
     assert result.accepted_before == 0
     assert result.accepted_after >= 22
@@ -106,18 +106,18 @@ def test_new_product_gets_its_own_group_and_is_known_afterwards(
 
 def test_images_that_the_model_has_are_not_added_again(fitted: CoresetDetector, settings: ScorerSettings) -> None:
     old, new = draw("board", 3), marked(820)
-    result = extend(fitted, [old, new, new], ["old", "new", "again"], settings)
+    result = extend_model(fitted, [old, new, new], ["old", "new", "again"], settings)
     assert (result.known, result.copies) == (1, 2)
     assert len(result.detector.model.groups) == len(fitted.model.groups) + 1
     with pytest.raises(FlawlineError, match="old: is in the model already, as are all that were given"):
-        extend(fitted, [old, old], ["old", "old"], settings)
+        extend_model(fitted, [old, old], ["old", "old"], settings)
 
 
 def test_too_few_of_a_new_product_and_no_images_are_one_line(
     fitted: CoresetDetector, settings: ScorerSettings, model_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawlineError, match=r"5 images are of no known product, and at least 20 .*: tile 0, tile 1"):
-        extend(fitted, [tile(i) for i in range(5)], [f"tile {i}" for i in range(5)], settings)
+        extend_model(fitted, [tile(i) for i in range(5)], [f"tile {i}" for i in range(5)], settings)
     (tmp_path / "empty").mkdir()
     assert isinstance(extended(model_path, tmp_path / "empty").exception, UsageError)
     images = write(tmp_path / "one", [marked(1)])
@@ -138,7 +138,7 @@ def test_audit_that_worsens_refuses_and_names_the_figures(
     ][::2]
     assert len(liars) > 10
     with pytest.raises(FlawlineError, match=r"refused: .*% of the audit's defects would be found, .*% were"):
-        extend(fitted, liars, ["liar"] * len(liars), settings)
+        extend_model(fitted, liars, ["liar"] * len(liars), settings)
     good = Audit(alarm_rate=0.01, found_rate=0.9, images=100, defects=50)
     _refuse_worse(good, Audit(0.02, 0.89, 100, 50), bound=0.02)
     with pytest.raises(FlawlineError, match=r"4.0% of the audit's good parts would be alarmed, 1.0% were"):

@@ -17,7 +17,7 @@ from flawline.messages import Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import artefact, commands
 from scorer.explain import reasons
-from scorer.extend.extend import extend, recalibrated
+from scorer.extend.extend import extend_model, recalibrated
 from scorer.fit import fit_detector
 from scorer.load import load_detector
 from scorer.regions.regions import extract
@@ -148,7 +148,7 @@ def test_false_alarms_on_large_images_are_accepted_once_confirmed_and_scratches_
     fitted: TiledCoreset, settings: ScorerSettings, tmp_path: Path
 ) -> None:
     images = [printed(500 + i) for i in range(16)]
-    result = extend(fitted, images, [f"{tmp_path}/{i}.png" for i in range(16)], settings)
+    result = extend_model(fitted, images, [f"{tmp_path}/{i}.png" for i in range(16)], settings)
     assert (result.known, result.new, result.new_groups) == (16, 0, 0)
     assert result.accepted_before <= 1
     assert result.accepted_after >= 14
@@ -183,8 +183,8 @@ def test_product_on_large_images_that_the_model_has_never_seen_is_joined(
     images = [grating(i) for i in range(20)]
     names = [f"grating {i}" for i in range(20)]
     with pytest.raises(FlawlineError, match=r"19 images are of no known product.*: grating 0, .*4, \.\.\.$"):
-        extend(fitted, images[:19], names, settings)
-    result = extend(fitted, images, names, settings)
+        extend_model(fitted, images[:19], names, settings)
+    result = extend_model(fitted, images, names, settings)
     assert (result.known, result.new, result.accepted_before) == (0, 20, 0)
     assert result.new_groups >= 1
     assert result.accepted_after >= 18
@@ -256,7 +256,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
     assert np.linalg.norm(regions[0].embedding.array().astype(np.float32)) == pytest.approx(1, abs=0.01)
     (reason,) = reasons(model, image, [(608 / 900, 310 / 700)])
     assert reason.nearest.ratio > 1
-    result = extend(model, [printed(600 + i) for i in range(8)], ["a"] * 8, accurate, bound=1)
+    result = extend_model(model, [printed(600 + i) for i in range(8)], ["a"] * 8, accurate, bound=1)
     assert result.accepted_before <= 1
     assert result.accepted_after >= 7
     result.detector.save(tmp_path / "model")
