@@ -14,6 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError
 from kafka.record import util as record_util
+from kafka.structs import TopicPartition
 
 from flawline import topics
 from flawline.errors import FlawlineError, UsageError, one_line
@@ -135,6 +136,34 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
     if names and group:
         client.subscribe([settings.topic(name) for name in names])
     return client
+
+
+def newest_values(settings: Settings, topic: str) -> dict[str, bytes]:
+    """Return the newest value of each key of a compacted topic of one partition; empty when it does not exist.
+
+    `topic` is the name without prefix. A key without a value (a tombstone) is left out. Raises FlawlineError.
+    """
+    place = TopicPartition(settings.topic(topic), 0)
+    client = consumer(settings)
+    newest: dict[str, bytes | None] = {}
+    try:
+        if place.topic not in client.topics():
+            return {}
+        client.assign([place])
+        client.seek_to_beginning(place)
+        end = client.end_offsets([place])[place]
+        while client.position(place) < end:
+            for record in client.poll(timeout_ms=1000).get(place, []):
+                if record.key is not None:
+                    newest[record.key.decode(errors="replace")] = record.value
+    except KafkaError as error:
+        raise FlawlineError(
+            f"topic {place.topic} cannot be read from {settings.bootstrap_servers} ({one_line(error)}): "
+            "start the broker, or grant READ on the topic"
+        ) from error
+    finally:
+        client.close(autocommit=False)
+    return {key: value for key, value in newest.items() if value is not None}
 
 
 def admin(settings: Settings) -> KafkaAdminClient:

@@ -374,6 +374,23 @@ class ModelPointer:
 
 
 @dataclass(frozen=True)
+class CameraPartition:
+    """The partition of a camera in the per-camera topics, which it keeps for good."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    camera: str
+    partition: int
+    assigned_at: int
+
+    def __post_init__(self) -> None:
+        if not CAMERA_NAME.fullmatch(self.camera):
+            raise ValueError(f"camera {self.camera!r} is no camera name")
+        if self.partition < 0:
+            raise ValueError(f"partition {self.partition} is negative")
+
+
+@dataclass(frozen=True)
 class LedgerEntry:
     """How far a camera has captured in one epoch, and what was dropped since the last entry.
 
@@ -393,8 +410,8 @@ class LedgerEntry:
         _check_identity(self.camera, self.epoch, self.captured)
 
 
-Message = Frame | Verdict | Defect | ClassEvent | DeadLetter | ModelPointer | LedgerEntry
-M = TypeVar("M", Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry)
+Message = Frame | Verdict | Defect | ClassEvent | DeadLetter | ModelPointer | LedgerEntry | CameraPartition
+M = TypeVar("M", Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry, CameraPartition)
 
 
 # Encoding

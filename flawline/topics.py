@@ -136,7 +136,19 @@ LEDGER = Topic(
     readers="ledger, console",
 )
 
-ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER)
+PARTITIONS = Topic(
+    "partitions",
+    key="camera id",
+    per_camera=False,
+    retention_ms=UNBOUNDED,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=1 << 20,
+    writers="producers",
+    readers="producers, doctor",
+    compacted=True,
+)
+
+ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER, PARTITIONS)
 
 
 def named(prefix: str = "") -> Iterator[tuple[str, Topic]]:

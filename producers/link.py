@@ -12,15 +12,10 @@ from kafka.errors import KafkaError
 from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
+from producers.partitions import Partitions
 from producers.watch import Backoff
 
 log = logging.getLogger(__name__)
-
-# The client must not give a frame up while the broker is away: it retries what it holds in order and without
-# duplicates, as no later delivery from the spool could, and the lanes bound what it holds.
-NO_DELIVERY_TIMEOUT_MS = 2**31 - 1
-# By default the client ends up asking every 30 s only, so a line would stand still long after its broker is back.
-RECONNECT_BACKOFF_MAX_MS = 1_000
 
 
 # While a broker is away these print six lines at every attempt, each second; the lane says it once, in one line.
@@ -28,38 +23,20 @@ for _name in ("kafka.net", "kafka.cluster"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-def connect(settings: Settings) -> Any:
-    """A client for frames and ledger entries, the topics being there. Raises FlawlineError."""
-    kafka_clients.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name])
-    client = kafka_clients.producer(
-        settings, delivery_timeout_ms=NO_DELIVERY_TIMEOUT_MS, reconnect_backoff_max_ms=RECONNECT_BACKOFF_MAX_MS
-    )
+def connect(settings: Settings, partitions: Partitions) -> Any:
+    """Make a client for frames and ledger entries, the topics, and the map `partitions`. Raises FlawlineError."""
+    kafka_clients.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name, topics.PARTITIONS.name])
+    client = kafka_clients.producer(settings)
     try:
-        wanted = [settings.partition(camera.name) or 0 for camera in settings.cameras]
-        there = client.partitions_for(settings.topic(topics.FRAMES.name))
         client.partitions_for(settings.topic(topics.LEDGER.name))  # fills the client's cache, so that send never waits
-        if wanted and max(wanted) not in there:
-            raise UsageError(
-                f"topic {settings.topic(topics.FRAMES.name)} has {len(there)} partitions and kafka.camera_partitions "
-                f"is {settings.kafka.camera_partitions}: set it to {len(there)} or add partitions to the topic"
-            )
+        partitions.update(client)
     except KafkaError as error:
-        close(client)
+        kafka_clients.close_producer(client)
         raise FlawlineError(f"broker {settings.bootstrap_servers}: {type(error).__name__}: {error}") from error
     except BaseException:
-        close(client)
+        kafka_clients.close_producer(client)
         raise
     return client
-
-
-def close(client: Any, timeout_s: float = 0.0) -> None:
-    """Close a client in bounded time; what it still holds fails."""
-    try:
-        client.close(timeout=timeout_s)
-    except KafkaError:
-        # kafka-python 3.0 raises when its flush runs out of time, and leaves its thread running.
-        client._sender.force_close()
-        client._sender.join(1.0)
 
 
 class Link:
@@ -103,7 +80,9 @@ class Link:
             self._client = None
             self._changed.notify_all()
         log.warning("the client is of no more use after an error: making a new one")
-        threading.Thread(target=close, args=(client,), name="broker-link-close", daemon=True).start()
+        threading.Thread(
+            target=kafka_clients.close_producer, args=(client,), name="broker-link-close", daemon=True
+        ).start()
         return True
 
     def close(self, timeout_s: float) -> None:
@@ -113,7 +92,7 @@ class Link:
             client, self._client = self._client, None
             self._changed.notify_all()
         if client is not None:
-            close(client, timeout_s)
+            kafka_clients.close_producer(client, timeout_s)
         self._thread.join(0.1)  # it may be within a connection attempt; it ends by itself
 
     def _run(self) -> None:
@@ -147,4 +126,4 @@ class Link:
                     self._client, self._tried, client = client, True, None
                     self._changed.notify_all()
             if client is not None:  # closed meanwhile
-                close(client)
+                kafka_clients.close_producer(client)

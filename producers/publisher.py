@@ -24,6 +24,7 @@ from producers.flow import ByteBudget
 from producers.journal import Journal, left_behind
 from producers.lane import Lane
 from producers.link import Link, connect
+from producers.partitions import Partitions
 from producers.spool import Quota, Spool
 from producers.watch import Backoff
 
@@ -53,7 +54,7 @@ class Publisher:
         self,
         settings: Settings,
         cameras: Sequence[CameraBase],
-        make_client: Callable[[], Any] | None = None,
+        make_client: Callable[[Settings, Partitions], Any] = connect,
         clock: Monotonic = monotonic,
         now_ns: UtcNs = utc_ns,
     ) -> None:
@@ -61,7 +62,6 @@ class Publisher:
         self._clock = clock
         self._now_ns = now_ns
         self._store = ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None
-        self._link = Link(make_client or (lambda: connect(settings)), Backoff(0.5, 5.0))
         self._budget = ByteBudget(settings.producer.in_flight_limit_bytes)
         self._quota = Quota(settings.producer.spool_limit_bytes)
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
@@ -80,12 +80,16 @@ class Publisher:
         for lane in self.lanes.values():
             if lane.camera not in cameras:
                 lane.finish()
+        configured = {camera.name: camera for camera in settings.cameras}
+        elsewhere = [lane.camera for lane in self.lanes.values() if lane.camera.name not in configured]
+        self._partitions = Partitions(settings, [*configured.values(), *elsewhere])
+        self._link = Link(lambda: make_client(settings, self._partitions), Backoff(0.5, 5.0))
 
     def _lane(self, camera: CameraBase, epoch: int) -> Lane:
         spool = Spool(self._folder / camera.name, self._quota)
         return Lane(
             camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames.limit_bytes,
-            self._settings.topic(topics.FRAMES.name), self._send, self._link.renew, self._clock, self._now_ns,
+            self._settings.topic(topics.FRAMES.name), self._send, self._renew, self._clock, self._now_ns,
         )  # fmt: skip
 
     def _orphans(self, known: set[str]) -> list[CameraBase]:
@@ -160,6 +164,9 @@ class Publisher:
             lane.close()
         return left
 
+    def _renew(self, client: Any) -> bool:
+        return self._link.renew(client)
+
     def _send(self, frame: Frame) -> tuple[Any, Any]:
         """Hand a frame to the client. Raises what a delivery may fail with, see `producers.delivery`."""
         client = self._link.client
@@ -172,7 +179,7 @@ class Publisher:
             value=messages.encode(frame),
             key=frame.camera.encode(),
             headers=messages.headers(frame),
-            partition=self._settings.partition(frame.camera),
+            partition=self._partitions[frame.camera],
         )
         return future, client
 

@@ -6,7 +6,6 @@ import shutil
 import uuid
 from pathlib import Path
 
-from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from flawline import kafka_clients, messages, topics
@@ -64,23 +63,8 @@ def publish_model(
 
 def active_model(settings: Settings, role: str = "active") -> ModelPointer | None:
     """The pointer that is in force for a role, None when there is none. Raises FlawlineError when it is unreadable."""
-    client = kafka_clients.consumer(settings)
-    try:
-        place = TopicPartition(settings.topic(topics.MODELS.name), 0)
-        if place.topic not in client.topics():
-            return None
-        end = client.end_offsets([place])[place]
-        client.assign([place])
-        client.seek_to_beginning(place)
-        newest: bytes | None = None
-        while client.position(place) < end:
-            for record in client.poll(timeout_ms=1000).get(place, []):
-                newest = record.value if record.key == role.encode() else newest
-        return messages.decode(ModelPointer, newest) if newest else None
-    except KafkaError as error:
-        raise FlawlineError(f"topic {settings.topic(topics.MODELS.name)} cannot be read: {error}") from error
-    finally:
-        client.close()
+    newest = kafka_clients.newest_values(settings, topics.MODELS.name).get(role)
+    return messages.decode(ModelPointer, newest) if newest else None
 
 
 def _copied(model: Path, target: Path) -> Path:

@@ -31,7 +31,11 @@ class CameraBase(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: CameraName
-    partition: int | None = Field(None, ge=0, description="Partition of its topics; by default its place in the list.")
+    partition: int | None = Field(
+        None,
+        ge=0,
+        description="Partition of its topics; by default it gets the emptiest one at first sight, and keeps it.",
+    )
     rate_hz: float = Field(
         0.0, ge=0, le=10_000, description="Frames per second, at most; 0 means as fast as they come."
     )

@@ -178,16 +178,6 @@ class Settings(BaseSettings):
         """Return the name of a topic on the broker."""
         return self.kafka.topic_prefix + name
 
-    def partition(self, camera: str) -> int | None:
-        """The partition of a configured camera, None (hash of its name) for a camera that is not in the config.
-
-        Explicit because hashing a handful of names leaves partitions idle and others doubly used.
-        """
-        for index, known in enumerate(self.cameras):
-            if known.name == camera:
-                return (index if known.partition is None else known.partition) % self.kafka.camera_partitions
-        return None
-
 
 def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     """Return the settings of a file, with `overrides` over it and the environment over both.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flawline import messages
 from flawline.messages import (
+    CameraPartition,
     ClassEvent,
     ClassState,
     Codec,
@@ -36,7 +37,7 @@ from flawline.messages import (
     encode,
 )
 
-TYPES = (Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry)
+TYPES = (Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry, CameraPartition)
 
 camera = st.from_regex(messages.CAMERA_NAME, fullmatch=True)
 number = st.integers(0, (1 << 63) - 1)
@@ -150,6 +151,7 @@ ANY: dict[type, st.SearchStrategy[Any]] = {
         frame_id=maybe_text,
     ),
     ModelPointer: st.builds(ModelPointer, role=text, version=text, uri=text, published_at=integer, by=maybe_text),
+    CameraPartition: st.builds(CameraPartition, camera=camera, partition=number, assigned_at=integer),
     LedgerEntry: st.builds(
         LedgerEntry,
         camera=camera,
@@ -372,6 +374,7 @@ def example(cls: type) -> Any:
             frame_id="cam-1:1:2",
         ),
         ModelPointer: lambda: ModelPointer("active", "v1", "/models/v1", 5),
+        CameraPartition: lambda: CameraPartition("cam-1", 3, 8),
         LedgerEntry: lambda: LedgerEntry("cam-1", 1, 9, (DroppedRange(3, 4, DropReason.OVERSIZE),), 8),
     }
     return made[cls]()

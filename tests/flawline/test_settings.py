@@ -66,7 +66,6 @@ def test_shipped_file_equals_the_defaults_and_has_four_simulated_cameras() -> No
     shipped, defaults = load_settings(SHIPPED), load_settings()
     assert shipped.model_copy(update={"cameras": []}) == defaults
     assert [camera.kind for camera in shipped.cameras] == ["simulated"] * 4
-    assert len({shipped.partition(camera.name) for camera in shipped.cameras}) == 4
 
 
 def test_shipped_file_sets_every_default_explicitly() -> None:
@@ -201,17 +200,6 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     assert not [secret for secret in secrets if secret in str(doctor.masked(loaded))]
     assert not [secret for secret in (*secrets[:2], *secrets[3:]) if secret in shown]
     assert doctor.masked(loaded)["store"]["url"] == "postgresql+psycopg://***@db/flawline"
-
-
-def test_cameras_get_their_own_partition_and_unknown_ones_none(tmp_path: Path) -> None:
-    blocks = "".join(f"[[cameras]]\nname = 'c{n}'\nkind = 'simulated'\n" for n in range(5))
-    loaded = load_settings(
-        written(
-            tmp_path, "[kafka]\ncamera_partitions = 4\n" + blocks + "[[cameras]]\nname='x'\nkind='usb'\npartition=6"
-        )
-    )
-    assert [loaded.partition(f"c{n}") for n in range(5)] == [0, 1, 2, 3, 0]
-    assert (loaded.partition("x"), loaded.partition("stranger")) == (2, None)
 
 
 def test_store_is_a_file_in_the_data_directory_by_default(tmp_path: Path) -> None:

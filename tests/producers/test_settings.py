@@ -58,7 +58,6 @@ def test_cameras_of_each_kind_are_told_apart() -> None:
         ]
     )
     assert [camera.kind for camera in settings.cameras] == ["simulated", "folder", "video", "usb", "rtsp"]
-    assert [settings.partition(name) for name in "abcde"] == [0, 1, 2, 3, 4]
 
 
 def test_settings_load_without_the_libraries_that_cameras_need() -> None:
