@@ -138,27 +138,27 @@ def frames(encoded: list[bytes], epoch: int, count: int) -> Iterator[Frame]:
         )
 
 
-def backlog(settings: Settings, encoded: list[bytes], count: int) -> float:
-    """Frames per second through an actor that always finds more to do, after a warm-up."""
-    send(settings, frames(encoded, 1, count))
-    times_s = np.sort([stamp_ms / 1000 for _, stamp_ms in verdicts(settings, 1, count)])
+def backlog(settings: Settings, encoded: list[bytes], count: int, epoch: int = 1) -> float:
+    """Return the frames per second through an actor that always finds more to do, after a warm-up."""
+    send(settings, frames(encoded, epoch, count))
+    times_s = np.sort([stamp_ms / 1000 for _, stamp_ms in verdicts(settings, epoch, count)])
     measured = times_s[int(count * WARM_UP_SHARE) :]
     return (len(measured) - 1) / (measured[-1] - measured[0])
 
 
-def paced(settings: Settings, encoded: list[bytes], rate_hz: float, seconds: float) -> list[float]:
-    """Milliseconds from capture to the verdict's time in the log, at a steady rate."""
+def paced(settings: Settings, encoded: list[bytes], rate_hz: float, seconds: float, epoch: int = 2) -> list[float]:
+    """Return the milliseconds from capture to the verdict's time in the log, at a steady rate."""
     count = int(rate_hz * seconds)
 
     def on_time() -> Iterator[Frame]:
         started = time.monotonic()
         # Captured when it is due: a frame that leaves late has waited for its turn.
-        for index, frame in enumerate(frames(encoded, 2, count)):
+        for index, frame in enumerate(frames(encoded, epoch, count)):
             time.sleep(max(0.0, started + index / rate_hz - time.monotonic()))
             yield Frame(**{**vars(frame), "captured_at": time.time_ns()})
 
     send(settings, on_time())
-    return [stamp_ms - verdict.captured_at / 1e6 for verdict, stamp_ms in verdicts(settings, 2, count)]
+    return [stamp_ms - verdict.captured_at / 1e6 for verdict, stamp_ms in verdicts(settings, epoch, count)]
 
 
 def send(settings: Settings, all_frames: Iterator[Frame]) -> None:

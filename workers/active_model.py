@@ -40,9 +40,9 @@ class ModelRef:
 
 
 def local_folder(uri: str, cache: Path) -> Path:
-    """The artefact at `uri` (a path or an fsspec URL) as a local folder; remote ones are copied into `cache` once.
+    """Return the artefact at `uri` (a path or an fsspec URL) as a local folder; a remote one is copied to `cache` once.
 
-    Raises FlawlineError when it cannot be had. What is in the folder is verified when it is loaded.
+    Raises FlawlineError when it cannot be fetched. What is in the folder is verified when it is loaded.
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(uri)
@@ -62,7 +62,7 @@ def local_folder(uri: str, cache: Path) -> Path:
 
 
 def pointer_of(record: Any) -> ModelRef | None:
-    """The active model that a record of the topic `models` names; None for other records and unreadable ones."""
+    """Return the active model that a record of the topic `models` names; None for other and for unreadable records."""
     if record.key != ACTIVE.encode() or record.value is None:
         return None
     try:
@@ -84,7 +84,7 @@ class ModelWatch:
         self._thread = threading.Thread(target=self._run, name="model-watch", daemon=True)
 
     def start(self, timeout_s: float) -> None:
-        """Start, and wait until the pointers that are there were read. Raises FlawlineError after `timeout_s`."""
+        """Start, and wait until all pointers in the topic are read. Raises FlawlineError after `timeout_s`."""
         self._thread.start()
         if not self._caught_up.wait(timeout_s):
             raise FlawlineError(f"topic {self._settings.topic('models')} could not be read within {timeout_s:g} s")

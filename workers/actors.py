@@ -1,4 +1,4 @@
-"""An inspector as a Ray actor in a process of its own, and the handle that the supervisor has on it."""
+"""An inspector as a Ray actor in a process of its own, and the handle that the supervisor holds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HEALTH_INTERVAL_S = 1.0
 THREADS = 8  # `run`, and room for questions while it runs
 
 
-class Seldom(logging.Filter):
-    """Lets one record of each logger below `name` pass in a while: a client whose broker is away logs without end."""
+class RateLimit(logging.Filter):
+    """Lets one record of each logger below `name` pass per `interval_s`: a client without its broker logs for ever."""
 
     def __init__(self, name: str, interval_s: float = 30.0, now: clock.Monotonic = clock.monotonic) -> None:
         super().__init__(name)
@@ -29,7 +29,7 @@ class Seldom(logging.Filter):
         self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for what comes too soon after its like."""
+        """Return False for a record that comes too soon after the last one of its logger."""
         if not super().filter(record):
             return True  # of another logger
         now = self._now()
@@ -40,20 +40,20 @@ class Seldom(logging.Filter):
 
 
 class InspectorActor(Inspector):
-    """What Ray starts."""
+    """The class that Ray starts."""
 
     def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
         configure_logging(settings.log_level, f"actor-{slot}")
-        # The first warns of every moment in which the CPU was busy with something else, the second tells of its search.
+        # The selector warns whenever the CPU was busy with something else; faiss reports how it was built.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
         logging.getLogger("faiss").setLevel(logging.WARNING)
         for handler in logging.getLogger().handlers:
-            handler.addFilter(Seldom("kafka"))
+            handler.addFilter(RateLimit("kafka"))
         super().__init__(settings, member, model, load)
 
 
 class Actor:
-    """One slot's actor: what it runs, what it was asked and what it last said of itself. Not thread-safe.
+    """The actor of one slot: what it runs, the questions that are open and its last answer. Not thread-safe.
 
     `pending` are the Ray replies to wait for; `take` is told which of them came.
     """
@@ -84,28 +84,28 @@ class Actor:
     # Commands
 
     def change_model(self, model: ModelRef) -> None:
-        """Make it load another model, in its own time."""
+        """Make the actor load another model in the background."""
         self._handle.change_model.remote(model)
 
     def stop(self) -> None:
-        """Ask it to finish."""
+        """Ask the actor to finish."""
         self._handle.stop.remote()
 
     def kill(self) -> None:
-        """End its process now."""
+        """End the actor's process now."""
         import ray
 
         ray.kill(self._handle)
 
     def metrics_reply(self) -> Any:
-        """Ask for its metrics; the Ray reply."""
+        """Ask for the actor's metrics and return the Ray reply."""
         return self._handle.metrics.remote()
 
     # Watching
 
     @property
     def run(self) -> Any:
-        """The Ray reply that comes when it has ended, for whatever reason."""
+        """The Ray reply that comes when the actor has ended, for whatever reason."""
         return self._run
 
     @property
@@ -115,19 +115,19 @@ class Actor:
 
     @property
     def working_model(self) -> ModelRef | None:
-        """The model that it is known to have loaded."""
+        """The model that the actor is known to have loaded."""
         if self.health and self.health.model:
             return self.health.model
         return self._first_model if self.is_ready else None
 
     def ask(self) -> None:
-        """Ask how it is, unless it was asked a moment ago."""
+        """Ask for the actor's health, unless an answer is awaited or came less than HEALTH_INTERVAL_S ago."""
         due = self._answered + (HEALTH_INTERVAL_S if self.health else 0)
         if self._health_reply is None and self._now() >= due:
             self._health_reply = self._handle.health.remote()
 
     def stuck_for(self) -> str | None:
-        """Why it should be replaced although it lives; None when it is fine."""
+        """Return why the actor should be replaced although it lives; None when it is fine."""
         now = self._now()
         if not self.is_ready:
             waited_s = now - self._started
@@ -143,7 +143,7 @@ class Actor:
         return f"{what} for {longest_s:.0f} s" if longest_s > self._worker.hang_timeout_s else None
 
     def take(self, reply: Any) -> bool:
-        """Take one of the pending replies that has come; True when it says that the actor has ended."""
+        """Take one of the pending replies that has come; return True when it says that the actor has ended."""
         import ray
         from ray.exceptions import RayError
 
@@ -158,11 +158,11 @@ class Actor:
                 self._answered = self._now()
                 self.health = ray.get(reply)
         except RayError:
-            log.debug("actor %d did not answer, its run will say why", self.slot)
+            log.debug("actor %d did not answer, the reply of its run says why", self.slot)
         return False
 
     def reason(self) -> Exception | None:
-        """Why it ended: the error of its `run`; None when its process died."""
+        """Return why the actor ended: the error of its `run`, None when its process died."""
         import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 

@@ -12,7 +12,7 @@ from flawline import clock
 T = TypeVar("T")
 
 QUEUED_BATCHES = 2
-"""Items that may wait, in batches: one is being filled while one is scored. More would only age."""
+"""Items that may wait, in batches: one is filled while one is scored. More would only grow old."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BatchPolicy:
     cap_s: float
 
     def wait_s(self, count: int, oldest_age_s: float) -> float:
-        """Seconds that a batch of `count` items may still wait for more; 0 means that it leaves now."""
+        """Return the seconds that a batch of `count` items may still wait for more; 0 means that it leaves now."""
         return 0.0 if count >= self.limit else max(0.0, self.cap_s - oldest_age_s)
 
 
@@ -49,7 +49,7 @@ class Batcher(Generic[T]):
         )
 
     def put(self, item: T, size_bytes: int) -> bool:
-        """Add an item as soon as there is room; False when the queue was closed instead."""
+        """Add an item as soon as there is room; return False when the queue was closed instead."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._has_room(size_bytes))
             if self._closed:
@@ -60,7 +60,7 @@ class Batcher(Generic[T]):
             return True
 
     def take(self) -> list[T]:
-        """The next batch, in order of arrival; empty once the queue is closed and empty."""
+        """Return the next batch, in order of arrival; an empty one once the queue is closed and empty."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._closed or self._items)

@@ -18,13 +18,13 @@ class ByteGate:
         self._changed = threading.Condition()
 
     def add(self, size_bytes: int) -> None:
-        """Bytes that came in; the gate may close."""
+        """Count bytes that came in; the gate may close."""
         with self._changed:
             self._held += size_bytes
             self._closed = self._closed or self._held >= self._limit
 
     def remove(self, size_bytes: int) -> None:
-        """Bytes that are gone; the gate may open. Raises ValueError for more than were added."""
+        """Count bytes that are gone; the gate may open. Raises ValueError for more than were added."""
         with self._changed:
             if size_bytes > self._held:
                 raise ValueError(f"{size_bytes} bytes are given back of {self._held} held")
@@ -44,6 +44,6 @@ class ByteGate:
         return self._held
 
     def wait_open(self, timeout_s: float) -> bool:
-        """Wait until the gate is open; False when it is not after `timeout_s`."""
+        """Wait until the gate is open; return False when it is not after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._closed, timeout_s)

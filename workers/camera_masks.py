@@ -11,11 +11,11 @@ from flawline.settings.producers import CameraBase
 from scorer.regions.masks import RegionOfInterest, read_mask
 
 # Masks kept: frame sizes of a camera rarely change, and a mask of 12 megapixels is 12 MB.
-_KEPT = 64
+_MASK_LIMIT = 64
 
 
 class CameraMasks:
-    """Masks by camera and frame size, each made once."""
+    """The masks of all cameras by frame size, each made once."""
 
     def __init__(self, cameras: Sequence[CameraBase]) -> None:
         """Read the mask files. Raises FlawlineError for one that is missing, no image, or black everywhere."""
@@ -33,7 +33,7 @@ class CameraMasks:
         self._lock = threading.Lock()
 
     def mask(self, camera: str, height: int, width: int) -> np.ndarray | None:
-        """bool (height, width), False where nothing is inspected; None for a camera without regions.
+        """Return bool (height, width), False where nothing is inspected; None for a camera without regions.
 
         Raises FlawlineError when the camera's mask does not fit its frames, or leaves nothing to inspect.
         """
@@ -43,7 +43,7 @@ class CameraMasks:
         key = camera, height, width
         with self._lock:
             if key not in self._masks:
-                if len(self._masks) >= _KEPT:
+                if len(self._masks) >= _MASK_LIMIT:
                     self._masks.clear()
                 self._masks[key] = region.of(height, width)
             return self._masks[key]

@@ -92,7 +92,7 @@ class CameraRate:
 
 
 class CpuShare:
-    """Lets work go on while the scorer is idle, and otherwise for a share of the time.
+    """Lets work go on while no frame waits for its verdict, and otherwise for a share of the time.
 
     The work calls `step` before each of its parts, the shorter the better: a frame that arrives waits for one part.
     """
@@ -126,7 +126,7 @@ class CpuShare:
         self.working_since, self._pays = self._now(), not free
 
     def rest(self) -> None:
-        """Count what the part that has ended took. Work beside an idle scorer costs nothing."""
+        """Count what the part that has ended took. Work while no frame waits costs nothing."""
         if self.working_since is not None and self._pays:
             self._credit_s -= self._now() - self.working_since
         self.working_since = None
@@ -176,8 +176,8 @@ class DescriptionQueue:
 class Describer:
     """Describes frames whose verdict has left, on a thread of its own and within the budget.
 
-    `defect_of(judged, regions)` makes the outcome that a frame's lane sends. `is_idle` tells whether the scorer has
-    nothing to do.
+    `defect_of(judged, regions)` makes the outcome that a frame's lane sends. `is_idle` tells whether no frame waits for
+    its verdict.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ Load = Callable[[Path, WorkerSettings], "Detector"]
 
 
 def load_detector(path: Path, settings: WorkerSettings) -> Detector:
-    """The model in folder `path`, on the GPU when the actor has a share of one. Raises FlawlineError."""
+    """Load the model in folder `path`, on the GPU when the actor has a share of one. Raises FlawlineError."""
     from scorer import load  # imports the whole compute stack, which the supervisor never needs
 
     return load.load_detector(
@@ -65,13 +65,13 @@ def load_detector(path: Path, settings: WorkerSettings) -> Detector:
 
 
 def member_name(settings: Settings, slot: int) -> str:
-    """The static member for a slot of this machine's supervisor: a restarted actor gets its cameras back by it."""
+    """Return the static member name of a slot of this machine, by which a restarted actor gets its cameras back."""
     return f"{settings.line}.{socket.gethostname()}.{slot}"
 
 
 @dataclass(frozen=True)
 class Health:
-    """What an inspector says of itself; ages in seconds."""
+    """The state of an inspector as it reports it; ages in seconds."""
 
     pid: int
     partitions: list[int]
@@ -126,7 +126,7 @@ class Inspector:
     # Called by the supervisor, from other threads than run's
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait until the model is warm and the group is joined."""
+        """Wait until the model is warm and the group is joined; return False after `timeout_s`."""
         return self._ready.wait(timeout_s)
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Inspector:
         self._stop.set()
 
     def health(self) -> Health:
-        """A snapshot; answering at all is part of it."""
+        """Return the state of this moment; an inspector that does not answer is taken for dead."""
         running, intake, since = self._model.running, self._intake, list(self._scoring_since.values())
         now = clock.monotonic()
         return Health(
@@ -148,7 +148,7 @@ class Inspector:
         )
 
     def metrics(self) -> str:
-        """This actor's metrics as Prometheus text."""
+        """Return this actor's metrics as Prometheus text."""
         telemetry.WORKER_IN_FLIGHT_BYTES.set(self._gate.held_bytes + self._unacknowledged.held_bytes)
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
         telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
@@ -340,8 +340,8 @@ class Inspector:
         return verdicts.defect_outcome(judged.job.record, defect, self._settings.topic("defects"), self._defect_limit)
 
     def _is_idle(self) -> bool:
-        """Whether no frame is being scored or waits for it."""
-        return not self._scoring_since and not len(self._batcher)
+        """Whether no frame is on its way from the log to an acknowledged verdict: their bytes are held until then."""
+        return self._gate.held_bytes == 0
 
     def _reject_scored(self, opened: _Opened, error: Exception) -> None:
         self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.frame)

@@ -1,4 +1,4 @@
-"""The poll-only thread: it polls, pauses, resumes, commits and follows rebalances, and does nothing else.
+"""The thread that polls: it polls, pauses, resumes, commits and follows rebalances, and does nothing else.
 
 KafkaConsumer is not thread-safe, so only this thread touches it; others send it commands.
 
@@ -32,11 +32,11 @@ POLL_S = 0.05
 """Longest time until a command or an open gate is noticed."""
 
 POLL_RECORDS = 16
-"""Frames taken by one poll: what the byte bound can be exceeded by."""
+"""Most frames of one poll, by which the byte bound can be exceeded."""
 
 DRAIN_TICK_S = 0.01
 TRIAL_POLL_S = 0.005
-"""The poll between two looks at a suspect in work: frames come from nowhere else then."""
+"""How long a poll lasts while a suspect is in work, when no other frame is fetched."""
 
 REQUEST_TIMEOUT_MS = 5_000
 LAG_INTERVAL_S = 1.0
@@ -45,7 +45,7 @@ LAST_COMMIT_S = 1.0
 
 
 class Intake:
-    """A member of the consumer group that hands each fetched record on as a job of its partition's lane."""
+    """A member of the consumer group that delivers each fetched record as a job of its partition's lane."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Intake:
     # Called from other threads
 
     def reread(self, lane: Lane) -> None:
-        """Command: read a lane's partition again from its first unfinished frame."""
+        """Ask the thread to read a lane's partition again from its first unfinished frame."""
         self._lost.put(lane)
 
     def abort(self, *, frames_to_blame: bool) -> None:
@@ -98,12 +98,12 @@ class Intake:
     @property
     def partitions(self) -> list[int]:
         """Partitions that this member owns."""
-        return sorted(each.partition for each in list(self._lanes))
+        return sorted(partition.partition for partition in list(self._lanes))
 
     # The thread
 
     def run(self, stop: threading.Event, stop_timeout_s: float) -> None:
-        """Poll until `stop`, then let the frames in work finish, commit, and leave without giving the cameras up.
+        """Poll until `stop`, then let the frames in work finish, commit, and leave; the cameras stay reserved.
 
         Raises FlawlineError when this member is replaced or may not read.
         """
@@ -176,10 +176,10 @@ class Intake:
         partition = lane.partition
         try:
             last = self._consumer.committed(partition, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
-            found = Note.of(last.metadata if last else "")
-            if found != Note():
+            note = Note.of(last.metadata if last else "")
+            if note != Note():
                 log_end = self._consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)[partition]
-                suspected = suspicion(found, log_end)
+                suspected = suspicion(note, log_end)
                 if suspected and suspected.until > first_offset:
                     self._suspicions[partition] = suspected
                     log.warning(
@@ -351,15 +351,15 @@ class Intake:
     # Rebalances; called on the consumer's own loop while this thread waits in poll
 
     def assigned(self, partitions: Iterable[TopicPartition]) -> None:
-        """Start with partitions that came."""
+        """Start with new partitions."""
         for partition in partitions:
             self._forget(partition)
             self._lanes[partition] = self._new_lane(partition)
         log.info("cameras of partitions %s are served now", self.partitions)
 
     async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
-        """Finish and commit what is in work of partitions that leave; what takes too long is their next owner's."""
-        lanes = [self._lanes[each] for each in partitions if each in self._lanes]
+        """Finish and commit the frames in work of partitions that leave; the next owner does what takes too long."""
+        lanes = [self._lanes[partition] for partition in partitions if partition in self._lanes]
         for lane in lanes:
             lane.refuse()
         deadline = self._now() + self._revoke_timeout_s
@@ -374,7 +374,7 @@ class Intake:
         self.lost(partitions)
 
     def lost(self, partitions: Iterable[TopicPartition]) -> None:
-        """Forget partitions that somebody else owns by now."""
+        """Forget partitions that have another owner."""
         for partition in partitions:
             if lane := self._lanes.pop(partition, None):
                 lane.close()

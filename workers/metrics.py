@@ -14,32 +14,32 @@ from flawline import telemetry
 
 
 def exposition() -> str:
-    """This process's worker metrics as Prometheus text."""
+    """Return this process's worker metrics as Prometheus text."""
     return generate_latest(telemetry.CollectorGroup(telemetry.OF_AN_ACTOR)).decode()
 
 
 class ActorCollector(Collector):
-    """Asks every actor for its metrics when it is scraped; `ask` gives their expositions by actor."""
+    """Asks every actor for its metrics when it is scraped; `ask` returns their Prometheus texts by actor."""
 
     def __init__(self, ask: Callable[[], dict[str, str]]) -> None:
         self._ask = ask
 
     def collect(self) -> Iterator[Metric]:
-        """The supervisor's own metrics, then those of the actors that answered."""
+        """Yield the supervisor's own metrics, then those of the actors that answered."""
         yield from telemetry.CollectorGroup(telemetry.OF_THE_SUPERVISOR).collect()
         yield from merged(self._ask()).values()
 
 
 def merged(expositions: dict[str, str]) -> dict[str, Metric]:
-    """Metric families by name with the samples of all actors, labelled."""
+    """Return metric families by name with the samples of all actors, each with the label `actor`."""
     families: dict[str, Metric] = {}
     for actor, text in sorted(expositions.items()):
         for family in text_string_to_metric_families(text):
-            # When a counter was created says nothing once its process is one of many.
+            # The time when a counter was created means nothing for the sum of several processes.
             if family.name.endswith("_created"):
                 continue
             target = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             target.samples.extend(
-                Sample(each.name, {**each.labels, "actor": actor}, each.value) for each in family.samples
+                Sample(sample.name, {**sample.labels, "actor": actor}, sample.value) for sample in family.samples
             )
     return families

@@ -1,4 +1,4 @@
-"""The model that an inspector scores with, and the one that is to follow it."""
+"""The model that an inspector scores with, and the next one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelSlot:
         threading.Thread(target=self._prepare, args=(model,), name="model-load", daemon=True).start()
 
     def current(self) -> Detector:
-        """The model to score the next batch with."""
+        """Return the model to score the next batch with."""
         assert self.running is not None
         with self._lock:
             following, self._next = self._next, None
@@ -67,14 +67,14 @@ class ModelSlot:
             log.error("model %s cannot be used, the running one stays: %s", model, one_line(error, with_type=True))
             return
         with self._lock:
-            if self._wanted == model:  # a still newer one may have been asked for meanwhile
+            if self._wanted == model:  # a newer one may have been asked for meanwhile
                 self._next = model, detector
 
     def _warm(self, model: ModelRef) -> Detector:
         detector = self._load(local_folder(model.uri, self._cache))
         if model.version is not None and detector.version != model.version:
             raise FlawlineError(
-                f"model {model.uri} is version {detector.version}, announced was {model.version}: publish it again"
+                f"model {model.uri} is version {detector.version} instead of {model.version}: publish it again"
             )
         # Compiles and allocates now rather than under the first frame.
         detector.score([scoring.canary()])

@@ -27,7 +27,7 @@ def publish_model(
     uri: str | None = None,
     clock: UtcNs = utc_ns,
 ) -> ModelPointer:
-    """Verify the artefact in folder `model` and announce it; the pointer that was published.
+    """Verify the artefact in folder `model`, announce it, and return the pointer that was published.
 
     With `copy`, the artefact is first copied to `<data_dir>/models/<version>`, so that the original may go. `uri` says
     where the workers find it when that is not the same path (a shared volume, a bucket).
@@ -62,13 +62,13 @@ def publish_model(
 
 
 def active_model(settings: Settings, role: str = "active") -> ModelPointer | None:
-    """The pointer that is in force for a role, None when there is none. Raises FlawlineError when it is unreadable."""
+    """Return the latest pointer of a role, None when there is none. Raises FlawlineError when it cannot be read."""
     newest = kafka_clients.newest_values(settings, topics.MODELS.name).get(role)
     return messages.decode(ModelPointer, newest) if newest else None
 
 
 def _copied(model: Path, target: Path) -> Path:
-    """The artefact under `target`: whole or not at all, and the same version is not copied twice."""
+    """Copy the artefact to folder `target`, whole or not at all, unless it is there; return the folder."""
     if target.is_dir():
         return target
     part = target.with_name(f".{target.name}-{uuid.uuid4().hex}")

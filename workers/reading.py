@@ -15,11 +15,11 @@ from flawline.topics import ENVELOPE_BYTES
 log = logging.getLogger(__name__)
 
 STORE_RETRY_S = (0.2, 10.0)
-"""First and longest wait before asking an object store again that is away. An outage must cost time, not frames."""
+"""First and longest wait in seconds before an object store that is away is asked again: an outage costs no frames."""
 
 
 class Rejected(Exception):
-    """A record that cannot become pixels, now or ever."""
+    """A record that can never become pixels."""
 
     def __init__(self, reason: DeadLetterReason, error: str, frame: Frame | None = None) -> None:
         super().__init__(error)
@@ -36,12 +36,15 @@ class Reader:
         self._stop = stop
 
     def read(self, value: bytes | None) -> tuple[Frame, np.ndarray]:
-        """The frame in a record's value, and its pixels as uint8 (H, W, 3) RGB. Raises Rejected."""
+        """Return the frame in a record's value and its pixels as uint8 (H, W, 3) RGB.
+
+        Raises Rejected, and InterruptedError when the worker stops while the object store is away.
+        """
         frame = self._frame(value)
         try:
             data = self._data(frame)
-            if (found := messages.checksum(data)) != frame.checksum:
-                text = f"checksum {found:08x} of {len(data)} bytes is not the announced {frame.checksum:08x}"
+            if (checksum := messages.checksum(data)) != frame.checksum:
+                text = f"checksum {checksum:08x} of {len(data)} bytes is not the announced {frame.checksum:08x}"
                 raise Rejected(DeadLetterReason.CHECKSUM, text)
             return frame, imaging.decode(data, frame.codec, shape=(frame.height, frame.width, frame.channels))
         except imaging.ImageError as error:

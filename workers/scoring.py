@@ -1,4 +1,4 @@
-"""Scores a batch so that one bad frame costs nobody else their verdict."""
+"""Scores a batch so that one bad frame costs no other frame its verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DetectorBroken(Exception):
 
 
 def canary() -> np.ndarray:
-    """A plain image that every model can score: for warming up, and to tell a bad frame from a broken model."""
+    """Return a plain image that every model can score: for warming up, and to tell a bad frame from a broken model."""
     ramp = np.linspace(0, 255, CANARY_SIDE_PX).astype(np.uint8)
     return np.repeat(np.tile(ramp, (CANARY_SIDE_PX, 1))[:, :, None], 3, axis=2)
 

@@ -70,7 +70,7 @@ class Supervisor:
         Without `worker.model` and without an active model it waits until one is published. Raises FlawlineError.
         """
         stop = stop or threading.Event()
-        CameraMasks(self._settings.cameras)  # a mask that cannot be used is to be said here, not by every actor
+        CameraMasks(self._settings.cameras)  # a mask that cannot be used is reported here, not by every actor
         start_ray(self._settings)
         kafka_clients.ensure_topics(self._settings)
         self._check_partitions()
@@ -104,7 +104,7 @@ class Supervisor:
     def scale(self, count: int) -> None:
         """Run `count` actors. Those that go finish first, and their cameras move at once. Raises FlawlineError."""
         if count < 1:
-            raise UsageError(f"{count} actors: one is needed at least")
+            raise UsageError(f"{count} actors are too few: run at least one")
         check_room(self._settings, count)
         with self._lock:
             going = [self._actors.pop(slot) for slot in sorted(self._actors) if slot >= count]
@@ -118,16 +118,16 @@ class Supervisor:
     # Questions
 
     def health(self) -> dict[int, Health]:
-        """What each slot's actor last said of itself."""
+        """Return the last health report of each slot's actor."""
         with self._lock:
             return {slot: actor.health for slot, actor in self._actors.items() if actor.health}
 
     def actor_pids(self) -> dict[int, int]:
-        """Process id of each slot's actor that has answered."""
+        """Return the process id of each slot's actor that has answered."""
         return {slot: health.pid for slot, health in self.health().items()}
 
     def metrics(self) -> dict[str, str]:
-        """Prometheus text of each actor that answers in time, by slot."""
+        """Return the Prometheus text of each actor that answers in time, by slot."""
         import ray
         from ray.exceptions import RayError
 
@@ -148,7 +148,7 @@ class Supervisor:
         client = kafka_clients.admin(self._settings)
         try:
             names = [self._settings.topic(name) for name in ("frames", "verdicts", "defects")]
-            counts = {each["name"]: len(each["partitions"]) for each in client.describe_topics(names)}
+            counts = {topic["name"]: len(topic["partitions"]) for topic in client.describe_topics(names)}
         except KafkaError as error:
             raise FlawlineError(f"topics cannot be described on {self._settings.bootstrap_servers}: {error}") from error
         finally:
@@ -187,7 +187,7 @@ class Supervisor:
                 actor.change_model(model)
 
     def _place(self, slot: int) -> None:
-        """Start a slot's actor, with the model that worked last: a broken new one must not keep it from coming back."""
+        """Start a slot's actor with the model that worked last, since a new one may be broken; change it afterwards."""
         assert self._model is not None
         first = self._proven or self._model
         self._actors[slot] = Actor(self._settings, slot, first, self._load, self._now)
@@ -266,7 +266,7 @@ class Supervisor:
             log.debug("offsets of actor %d are not known: %s", slot, error)
             return ()
         notes = [
-            (each.partition, at.offset, Note.of(at.metadata)) for each, at in offsets.items() if each.topic == frames
+            (place.partition, at.offset, Note.of(at.metadata)) for place, at in offsets.items() if place.topic == frames
         ]
         return tuple(sorted((number, offset, note.trying, note.attempt) for number, offset, note in notes))
 
@@ -310,7 +310,7 @@ class Supervisor:
             actor.kill()
 
     def _release_members(self, slots: Sequence[int]) -> None:
-        """Take static members out of the group: by themselves they keep their cameras until their session ends."""
+        """Remove static members from the group: otherwise they keep their cameras until their session ends."""
         if not slots:
             return
         client = kafka_clients.admin(self._settings)

@@ -19,6 +19,7 @@ MIN_INTERVAL = 4
 EROSION_PX = 6
 EROSION_MAP_SIDE_PX = 256  # the kernel was chosen for maps of this side
 CONNECTIVITY = 8
+CROP_EVERY = 8  # thresholds between two looks at how far the map's hot part reaches
 
 # 255, 251, ..., 3: thresholds in the 0..255 scale between lo and hi.
 _THRESHOLDS = np.arange(LEVELS, 0, -STEP)
@@ -119,16 +120,24 @@ def _stable_threshold(scaled: np.ndarray) -> tuple[int, int]:
 
 
 def _component_counts(scaled: np.ndarray) -> list[int]:
-    """Components above each of the thresholds, from the highest to the lowest."""
-    support = scaled > _THRESHOLDS[-1]
+    """Return the number of components above each of the thresholds, from the highest to the lowest."""
     counts = [0] * len(_THRESHOLDS)
-    rows, columns = np.flatnonzero(support.any(axis=1)), np.flatnonzero(support.any(axis=0))
-    if not len(rows):
-        return counts
-    part = np.ascontiguousarray(scaled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    peak = float(part.max())
-    for index, threshold in enumerate(_THRESHOLDS):
-        if peak > threshold:
-            above = (part > threshold).view(np.uint8)
-            counts[index] = cv2.connectedComponents(above, connectivity=CONNECTIVITY)[0] - 1
+    part = scaled
+    for index in range(len(_THRESHOLDS) - 1, -1, -1):
+        threshold = _THRESHOLDS[index]
+        if index % CROP_EVERY == CROP_EVERY - 1:  # what is above shrinks as the threshold rises
+            part = _support(part, threshold)
+            if not part.size:
+                break
+        above = (part > threshold).view(np.uint8)
+        counts[index] = cv2.connectedComponents(above, connectivity=CONNECTIVITY)[0] - 1
     return counts
+
+
+def _support(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the smallest rectangle of a map that holds all values above a threshold; it may be empty."""
+    above = values > threshold
+    rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
+    if not len(rows):
+        return values[:0, :0]
+    return np.ascontiguousarray(values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

@@ -119,7 +119,7 @@ def locate(
                 area_px=round(int(part.sum()) * pixels_per_cell),
                 peak=float(fine[part].max()),
             )
-            for crop, part in _local(mask, height, width)[:limit]
+            for crop, part in _local(mask, height, width, limit)
         ),
     )
 
@@ -188,10 +188,8 @@ def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
     if not binarized.count:
         peak = float(fine.max())
         return fine > SHARP_SHARE * peak if peak > 0 else np.zeros(fine.shape, bool)
-    count, labels = cv2.connectedComponents(binarized.mask.view(np.uint8), connectivity=8)
     sharp = np.zeros(fine.shape, bool)
-    for label in range(1, count):
-        part = labels == label
+    for part in _components(binarized.mask):
         sharp |= part & (fine > SHARP_SHARE * float(fine[part].max()))
     return sharp
 
@@ -292,20 +290,23 @@ def _check(image: np.ndarray, patches: np.ndarray, residuals: np.ndarray) -> Non
         raise ValueError("patches or residuals hold values that are not finite")
 
 
-def _local(mask: np.ndarray, height: int, width: int) -> list[tuple[Square, np.ndarray]]:
-    """Crop square in image pixels and mask at the map's size of each region, the largest mask first."""
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    scale_y, scale_x = height / mask.shape[0], width / mask.shape[1]
-    boxes = [
-        _scaled(Square(x, y, x + w, y + h), scale_x, scale_y, height, width)
-        for x, y, w, h, _ in statistics[1:count].tolist()
-    ]
-    squares = crop_squares(boxes, height, width)
+def _local(mask: np.ndarray, height: int, width: int, limit: int) -> list[tuple[Square, np.ndarray]]:
+    """Return the crop square in image pixels and the mask at the map's size of the `limit` largest regions."""
+    components = _components(mask)
+    areas = [np.count_nonzero(component) for component in components]
+    squares = crop_squares([_box(component, height, width) for component in components], height, width)
+    groups = sorted(groups_of(squares, height, width), key=lambda group: -sum(areas[i] for i in group))
     result = []
-    for group in groups_of(squares, height, width):
+    for group in groups[:limit]:
         crop = squares[group[0]] if len(group) == 1 else _joined([squares[i] for i in group], height, width)
-        result.append((crop, np.isin(labels, [i + 1 for i in group])))
-    return sorted(result, key=lambda pair: -int(pair[1].sum()))
+        result.append((crop, np.logical_or.reduce([components[i] for i in group])))
+    return result
+
+
+def _components(mask: np.ndarray) -> list[np.ndarray]:
+    """Return the connected components of a mask as masks. OpenCV's own statistics of them take ten times as long."""
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    return [labels == label for label in range(1, count)]
 
 
 def _described(image: np.ndarray, region: LocalRegion, embedding: np.ndarray, crop_side_limit_px: int) -> DefectRegion:

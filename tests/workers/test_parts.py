@@ -25,7 +25,7 @@ from scorer.regions import regions
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
 from workers import metrics, scoring, verdicts
 from workers.active_model import ModelRef, local_folder, pointer_of
-from workers.actors import Seldom
+from workers.actors import RateLimit
 from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
 from workers.inspector import load_detector
@@ -135,7 +135,50 @@ def test_an_abandoned_frame_is_neither_sent_nor_committed(sender: RecordingSende
     assert (lane.committable, lane.resume_offset, gate.held_bytes) == (None, 0, 0)
 
 
-# Publishing
+def test_a_lane_closes_while_a_send_blocks_and_what_has_not_left_is_the_next_owners() -> None:
+    gate, sends, may_return = ByteGate(1 << 20), threading.Semaphore(0), threading.Event()
+    sent: list[int] = []
+
+    def blocking_send(job: Job, outcome: Outcome) -> None:
+        sent.append(job.offset)
+        sends.release()
+        assert may_return.wait(30)
+
+    lane = Lane(PARTITION, gate, blocking_send)
+    first, second = lane.admit(record(0), 0), lane.admit(record(1), 0)
+    assert lane.begin(first)
+    assert lane.begin(second)
+    lane.complete(second, DONE)  # waits for the first
+    sending = threading.Thread(target=lane.complete, args=(first, DONE))
+    sending.start()
+    assert sends.acquire(timeout=30)
+    closing = threading.Thread(target=lane.close)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive(), "the consumer's own loop would miss its heartbeats"
+    may_return.set()
+    sending.join(30)
+    assert sent == [0]
+    lane.acknowledge(first)
+    assert (lane.committable, lane.resume_offset, gate.held_bytes) == (None, 0, 0)
+
+
+def test_a_rejected_frame_frees_its_bytes_with_its_verdict_and_is_finished_with_its_defect(
+    sender: RecordingSender,
+) -> None:
+    gate = ByteGate(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    job = lane.admit(record(0), 0)
+    assert lane.begin(job)
+    lane.complete(job, DEFECT_FOLLOWS)
+    lane.acknowledge(job)
+    assert (gate.held_bytes, lane.committable, lane.idle) == (0, None, False)
+    lane.add_defect(job, DONE)
+    lane.acknowledge(job)
+    assert (sender.offsets, lane.committable, lane.idle) == ([0, 0], 1, True)
+
+
+# Sending
 
 
 class ManualProducer:
@@ -475,10 +518,10 @@ def test_decoding_refuses_an_image_larger_than_it_announces() -> None:
 
 def test_a_chatty_logger_is_heard_once_in_a_while_and_others_always() -> None:
     now = 0.0
-    seldom = Seldom("kafka", 30, lambda: now)
+    limit = RateLimit("kafka", 30, lambda: now)
 
     def passes(name: str) -> bool:
-        return seldom.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None))
+        return limit.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None))
 
     assert [passes("kafka.net"), passes("kafka.net"), passes("kafka.cluster")] == [True, False, True]
     assert [passes("workers.intake"), passes("workers.intake")] == [True, True]
