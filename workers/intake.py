@@ -74,6 +74,7 @@ class Intake:
         self._suspects: deque[tuple[Lane, Any]] = deque()
         self._waiting: deque[tuple[Lane, Any]] = deque()
         self._trial: Job | None = None
+        self._one_at_a_time = False
         self._frames_to_blame = False
         self._lost: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._commit_in_flight = False
@@ -134,7 +135,7 @@ class Intake:
         assigned = set(self._consumer.assignment())
         if self._gate.closed or self._suspects or self._trial:
             return assigned
-        return assigned - self._suspicions.keys() if self._suspicions else set()
+        return assigned - self._suspicions.keys() if self._one_at_a_time else set()
 
     def _poll(self, to_pause: set[TopicPartition]) -> dict[TopicPartition, list[Any]]:
         # Compared on every turn because a rebalance brings new partitions, and those come unpaused.
@@ -166,7 +167,7 @@ class Intake:
             for record in records:
                 if suspected and record.offset < suspected.until:
                     self._suspects.append((lane, record))
-                elif self._suspicions:
+                elif self._one_at_a_time:
                     self._waiting.append((lane, record))
                 else:
                     self._deliver(lane.admit(record, at))
@@ -182,13 +183,15 @@ class Intake:
                 suspected = suspicion(note, log_end)
                 if suspected and suspected.until > first_offset:
                     self._suspicions[partition] = suspected
+                    self._one_at_a_time = True
                     log.warning(
                         "the last worker on partition %d died at work: offsets %d to %d are tried one at a time",
                         partition.partition,
                         first_offset,
                         suspected.until - 1,
                     )
-            self._write(partition, OffsetAndMetadata(last.offset if last else first_offset, self._note(lane), -1))
+            offset = last.offset if last else first_offset
+            self._write({partition: OffsetAndMetadata(offset, self._note(lane, offset), -1)})
         except FencedInstanceIdError:
             raise
         except KafkaError as error:
@@ -197,33 +200,37 @@ class Intake:
             return False
         return True
 
-    def _write(self, partition: TopicPartition, offset: OffsetAndMetadata) -> None:
-        self._consumer.commit({partition: offset}, timeout_ms=REQUEST_TIMEOUT_MS)
-        self._committed[partition] = offset
+    def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        if offsets:
+            self._consumer.commit(offsets, timeout_ms=REQUEST_TIMEOUT_MS)
+            self._committed.update(offsets)
 
-    def _note(self, lane: Lane, leaving: bool = False) -> str:
-        """What is in work of a lane, for the partition's next owner."""
+    def _note(self, lane: Lane, offset: int, leaving: bool = False) -> str:
+        """Return what is in work of a lane, for the partition's next owner, who goes on at `offset`."""
         suspected, aborted = self._suspicions.get(lane.partition), self._abort.is_set()
         if suspected:
-            attempt = suspected.attempt - (leaving and aborted)  # the last attempt ended for another reason
+            forgiven = leaving and aborted and self._trial is not None and self._trial.lane is lane
+            attempt = suspected.attempt - forgiven  # it ended for another reason
             return Note(until=suspected.until, trying=suspected.trying, attempt=max(0, attempt)).text()
         if leaving and (lane.idle or aborted):
             return Note().text()
-        return Note(begun=lane.begun_offset).text()
+        return Note(begun=max(lane.begun_offset, offset - 1)).text()
 
     def _try_suspects(self) -> None:
         """Go on with the suspects.
 
-        1. The one in work is waited for.
-        2. The next begins when nothing else is in work, and after a note says so.
-        3. When all are through, what waited is handed on.
+        1. The one in work is waited for. Once it has ended it is blamed for nothing more.
+        2. The next begins when nothing else is in work, and after the notes of all partitions say so.
+        3. When all are through, what waited is delivered, again after the notes.
         """
         # 1.
         if self._trial is not None:
             assert self._trial.ended is not None
             if not self._trial.ended.wait(TRIAL_POLL_S):
                 return
-            self._trial = None
+            partition, self._trial = self._trial.lane.partition, None
+            if partition in self._suspicions:
+                self._suspicions[partition] = Suspicion(self._suspicions[partition].until)
         # 2.
         while self._suspects:
             lane, record = self._suspects[0]
@@ -235,22 +242,34 @@ class Intake:
             self._suspects.popleft()
             return
         # 3.
-        for partition, suspected in list(self._suspicions.items()):
-            if self._consumer.position(partition, timeout_ms=REQUEST_TIMEOUT_MS) >= suspected.until:
-                del self._suspicions[partition]
-        if not self._suspicions and self._waiting:
-            for lane, record in self._waiting:
-                if not lane.closed:
-                    self._deliver(lane.admit(record, self._now_ns()))
-            self._waiting.clear()
+        if not self._one_at_a_time:
+            return
+        try:
+            for partition, suspected in list(self._suspicions.items()):
+                if self._consumer.position(partition, timeout_ms=REQUEST_TIMEOUT_MS) >= suspected.until:
+                    self._suspicions.pop(partition, None)
+            if self._suspicions:
+                return
+            self._write(self._committable(self._lanes.values()))
+        except FencedInstanceIdError:
+            raise
+        except KafkaError as error:
+            log.debug("what waits for the suspects is delivered later: %s", error)
+            return
+        self._one_at_a_time = False
+        for lane, record in self._waiting:
+            if not lane.closed:
+                self._deliver(lane.admit(record, self._now_ns()))
+        self._waiting.clear()
 
     def _begin_trial(self, lane: Lane, record: Any) -> bool:
         suspected = self._suspicions[lane.partition]
         attempt = suspected.attempts_before(record.offset) + 1
         if attempt <= ATTEMPT_LIMIT:  # otherwise it is not worked on, but becomes a dead letter
             self._suspicions[lane.partition] = Suspicion(suspected.until, record.offset, attempt)
+            trial = OffsetAndMetadata(record.offset, self._note(lane, record.offset), -1)
             try:
-                self._write(lane.partition, OffsetAndMetadata(record.offset, self._note(lane), -1))
+                self._write(self._committable(self._lanes.values(), leaving=True) | {lane.partition: trial})
             except FencedInstanceIdError:
                 raise
             except KafkaError as error:
@@ -282,8 +301,9 @@ class Intake:
             last = self._committed.get(lane.partition)
             if last is None:  # nothing of it has begun
                 continue
-            offset = lane.committable
-            new = OffsetAndMetadata(last.offset if offset is None else offset, self._note(lane, leaving), -1)
+            finished = lane.committable
+            offset = last.offset if finished is None else finished
+            new = OffsetAndMetadata(offset, self._note(lane, offset, leaving), -1)
             if new != last:
                 offsets[lane.partition] = new
         return offsets

@@ -70,23 +70,23 @@ def test_a_frame_that_kills_its_process_is_a_letter_after_its_third_attempt_and_
     # No restart is allowed that gets nowhere: the attempts of one frame must not use up the limit.
     settings = line_settings(either_broker.bootstrap, tmp_path, restart_limit=1)
     with feeding(settings) as feeder:
-        for sequence in range(40):
+        for sequence in range(150):
             for camera in ("cam-0", "cam-1"):
-                kills = (camera, sequence) == ("cam-0", 11)
+                kills = (camera, sequence) == ("cam-0", 110)
                 feeder.send(frame(camera, sequence, first_pixel=DEADLY if kills else None))
         feeder.flush()
         with supervising(settings, load_deadly) as supervisor:
 
             def all_committed() -> bool:
                 supervisor.check()
-                return [committed(settings, i) for i in (0, 1)] == [40, 40]
+                return [committed(settings, i) for i in (0, 1)] == [150, 150]
 
             wait_until(all_committed, 120)
-            verdicts = read(settings, "verdicts", Verdict, 79)
+            verdicts = read(settings, "verdicts", Verdict, 299)
             letters = read(settings, "dead-letters", DeadLetter, 1)
-    assert {letter.frame_id for letter in letters} == {frame("cam-0", 11).frame_id}
+    assert {letter.frame_id for letter in letters} == {frame("cam-0", 110).frame_id}
     assert {letter.reason for letter in letters} == {DeadLetterReason.KILLED_WORKER}
-    assert len({verdict.frame_id for verdict in verdicts}) == 79
+    assert len({verdict.frame_id for verdict in verdicts}) == 299
     assert_in_order(verdicts)
 
 

@@ -239,9 +239,15 @@ def read_records(settings: Settings, name: str, kind: type, count: int, timeout_
 
 def committed(settings: Settings, partition: int) -> int | None:
     """The workers' committed offset of a partition of `frames`."""
+    last = last_commit(settings, partition)
+    return last.offset if last else None
+
+
+def last_commit(settings: Settings, partition: int) -> Any:
+    """The workers' last commit of a partition of `frames`, with its metadata; None when there is none."""
     consumer = kafka_clients.consumer(settings, group="workers")
     try:
-        return consumer.committed(TopicPartition(settings.topic("frames"), partition))
+        return consumer.committed(TopicPartition(settings.topic("frames"), partition), metadata=True)
     finally:
         consumer.close(autocommit=False)
 

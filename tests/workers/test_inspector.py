@@ -28,6 +28,7 @@ from tests.workers.line import (
     feeding,
     frame,
     inspecting,
+    last_commit,
     line_settings,
     read,
     read_records,
@@ -37,6 +38,7 @@ from tests.workers.line import (
 from workers.active_model import ModelRef
 from workers.inspector import member_name
 from workers.lane import RECORD_BYTES
+from workers.suspects import Note
 
 
 def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
@@ -190,6 +192,19 @@ def test_a_restart_goes_on_where_the_last_run_stopped(embedded_broker: EmbeddedB
             with inspecting(settings):
                 verdicts = read(settings, "verdicts", Verdict, 20 * (part + 1))
     assert [verdict.sequence for verdict in verdicts] == list(range(60)), "nothing lost, nothing done twice"
+
+
+def test_a_commit_names_what_is_in_work_and_an_orderly_stop_leaves_no_suspects(
+    either_broker: RunningBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(either_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder, inspecting(settings):
+        feeder.send(*(frame("cam-0", i) for i in range(20)))
+        feeder.flush()
+        wait_until(lambda: committed(settings, 0) == 20)
+        assert Note.of(last_commit(settings, 0).metadata) == Note(begun=19)
+    assert (last_commit(settings, 0).offset, last_commit(settings, 0).metadata) == (20, "")
+    assert last_commit(settings, 1) is None
 
 
 def test_frames_beyond_the_byte_bound_wait_at_the_broker(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
