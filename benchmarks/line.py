@@ -29,7 +29,7 @@ POLL_S = 0.3
 def run_demo(folder: Path, arguments: list[str], kill_after: int | None = None) -> dict[str, Any]:
     """One demo in `folder`; an actor is killed with SIGKILL once there are `kill_after` verdicts."""
     command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
-    process = subprocess.Popen([*command, "--json", str(folder / "result.json"), *arguments], stdout=sys.stderr)
+    process = subprocess.Popen([*command, "--json-file", str(folder / "result.json"), *arguments], stdout=sys.stderr)
     if kill_after is not None:
         while process.poll() is None and verdicts_so_far(folder / "run" / "line.toml") < kill_after:
             time.sleep(POLL_S)
@@ -63,7 +63,7 @@ def offline_difference(result: dict[str, Any], data: Path, folder: Path) -> tupl
     """Largest difference between streamed and offline scores, and the offline pooled AUROC."""
     offline, report = folder / "offline.json", folder / "evaluation.json"
     command = [sys.executable, "-m", "station.cli", "evaluate", result["artefacts"]["model"], str(data)]
-    subprocess.run([*command, "--scores", str(offline), "--json", str(report)], check=True, stdout=sys.stderr)
+    subprocess.run([*command, "--scores", str(offline), "--json-file", str(report)], check=True, stdout=sys.stderr)
     expected = {Path(row["path"]).resolve(): row["aligned"] for row in json.loads(offline.read_text())}
     rows = [json.loads(line) for line in Path(result["artefacts"]["verdicts"]).read_text().splitlines()]
     streamed = {Path(row["path"]).resolve(): row["score"] for row in rows}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -17,37 +16,34 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError
 
 LINE_INTERVAL_S = 5.0
 
 FILE_WIDTH = 120
 
-STDOUT = "-"
-"""Target of `--json` without a file."""
-
 
 def out() -> Console:
-    """The console for results."""
+    """Return the console for results."""
     # A file or a pipe has no width: without one a table would be squeezed into 80 columns.
     return Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=FILE_WIDTH)
 
 
 def err() -> Console:
-    """The console for progress and errors."""
+    """Return the console for progress and errors."""
     return Console(stderr=True, soft_wrap=True)
 
 
 def fail(message: str) -> None:
-    """One red line on stderr."""
+    """Print one red line on stderr."""
     err().print(Text(" ".join(message.split()), style="red"))
 
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[..., None]]:
-    """A bar with an ETA on stderr, or a line now and then where stderr is no terminal.
+    """Show a bar with an ETA on stderr, or a line every few seconds where stderr is no terminal.
 
-    The callback takes what is done and how much there is, and maybe the name of the stage.
+    The callback takes what is done and the total, and optionally the name of the stage.
     """
     console = err()
     if not console.is_terminal:
@@ -79,16 +75,16 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _lines(description: str) -> Callable[..., None]:
-    """Progress for a log file: silent for what is quick, then a line every few seconds."""
-    said_at = time.monotonic()
-    began: dict[str, tuple[float, float]] = {}  # of each stage, when it was first heard of, and what was done by then
+    """Return progress for a log file: nothing for quick work, then a line every few seconds."""
+    printed_at = time.monotonic()
+    started: dict[str, tuple[float, float]] = {}  # of each stage: the time of its first call, and what was done then
 
     def advance(done: float, total: float, stage: str = description) -> None:
-        nonlocal said_at
+        nonlocal printed_at
         now = time.monotonic()
-        since, before = began.setdefault(stage, (now, done))
-        if now - said_at >= LINE_INTERVAL_S:
-            said_at = now
+        since, before = started.setdefault(stage, (now, done))
+        if now - printed_at >= LINE_INTERVAL_S:
+            printed_at = now
             left = (max(total, done) - done) * (now - since) / (done - before) if done > before else 0
             eta = f", about {left:.0f} s to go" if left >= 1 else ""
             print(f"{stage}: {done:.0f} of {max(total, done):.0f}{eta}", file=sys.stderr, flush=True)
@@ -96,33 +92,35 @@ def _lines(description: str) -> Callable[..., None]:
     return advance
 
 
-def check_json_target(target: str | None) -> None:
-    """UsageError when a JSON file could not be written; to be asked before the work, not after."""
-    if target in (None, STDOUT):
-        return
-    path = Path(str(target))
-    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise UsageError(f"--json {path}: cannot be written: name a file in a folder that exists and is writable")
+def emit_json(report: Any, to_stdout: bool, file: Path | None) -> bool:
+    """Write a report as JSON to stdout, to a file, to both or to neither, and return whether it was asked for.
+
+    Raises FlawlineError when the file cannot be written.
+    """
+    if to_stdout:
+        print(_json(report))
+    if file is not None:
+        try:
+            write_json(file, report)
+        except OSError as error:
+            raise FlawlineError(f"--json-file {file}: cannot be written: {error.strerror}") from error
+    return to_stdout or file is not None
 
 
-def emit(payload: Any, target: str) -> None:
-    """Write `payload` as JSON to stdout or, whole or not at all, to a file."""
-    text = json.dumps(_finite(payload), indent=2, default=str, allow_nan=False)
-    if target == STDOUT:
-        print(text)
-        return
-    path = Path(target)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False, encoding="utf-8") as part:
-            part.write(text + "\n")
-        Path(part.name).chmod(0o644)
-        Path(part.name).replace(path)
-    except OSError as error:
-        raise FlawlineError(f"--json {path}: cannot be written: {error.strerror}") from error
+def write_json(file: Path, report: Any) -> None:
+    """Write a report as JSON to a file, whole or not at all. Raises OSError."""
+    with tempfile.NamedTemporaryFile("w", dir=file.absolute().parent, delete=False, encoding="utf-8") as part:
+        part.write(_json(report) + "\n")
+    Path(part.name).chmod(0o644)
+    Path(part.name).replace(file)
+
+
+def _json(report: Any) -> str:
+    return json.dumps(_finite(report), indent=2, default=str, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is null."""
+    """Return the value with None for every number that is not finite: JSON has no NaN."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

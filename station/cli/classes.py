@@ -1,8 +1,8 @@
-"""`flawline classes`: look at the defect classes, and say what they are."""
+"""`flawline classes`: the defect classes, and what people decide about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawline.user import user_name
-from station.cli.options import Config, Json, json_target, settings_of
+from station.cli.options import Config, Json, JsonFile, debuggable, settings_of
 
 if TYPE_CHECKING:
     from discovery.store.store import Store
+    from flawline.settings.tree import Settings
 
-app = typer.Typer(help="Defect classes: look at them and say what they are.", no_args_is_help=True)
+app = typer.Typer(help="Defect classes: list them, name them, merge them.", no_args_is_help=True)
 
 Reference = Annotated[str, typer.Argument(metavar="CLASS", help="Id or name of the class.")]
 Why = Annotated[str | None, typer.Option(help="Reason, for the audit trail.")]
 
 
 @app.command("list")
+@debuggable
 def list_classes(
-    everything: Annotated[bool, typer.Option("--all", help="Merged and dismissed ones too.")] = False,
-    json: Json = None,
+    everything: Annotated[bool, typer.Option("--all", help="Include merged and dismissed classes.")] = False,
+    json: Json = False,
+    json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
     """List the classes, the largest first."""
@@ -33,162 +36,182 @@ def list_classes(
     from discovery.store import commands
     from station import terminal
 
-    target = json_target(json)
-    with _store(config) as store:
+    with _store(settings_of(config)) as store:
         classes = commands.list_classes(store, everything)
-    if target:
-        terminal.emit({"classes": classes}, target)
+    if terminal.emit_json({"classes": classes}, json, json_file):
         return
     table = Table()
     for column in ("class", "name", "severity", "state", "frames", "regions", "born", "last seen"):
         table.add_column(column, justify="right" if column in ("frames", "regions") else "left")
-    for each in classes:
-        row = [each["id"], each["name"] or "", each["severity"] or "", each["state"]]
-        counts = [str(each["frames"]), str(each["regions"])]
-        table.add_row(*row, *counts, _minute(each["born_at"]), _minute(each["last_seen_at"]))
+    for row in classes:
+        words = [row["id"], row["name"] or "", row["severity"] or "", row["state"]]
+        counts = [str(row["frames"]), str(row["regions"])]
+        table.add_row(*words, *counts, _minute(row["born_at"]), _minute(row["last_seen_at"]))
     terminal.out().print(table)
 
 
 @app.command("show")
-def show(reference: Reference, json: Json = None, config: Config = None) -> None:
-    """Show one class with its lineage, its history and where it occurs."""
+@debuggable
+def show(reference: Reference, json: Json = False, json_file: JsonFile = None, config: Config = None) -> None:
+    """Show a class with its lineage, its history and where it occurs."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.show(store, reference))
+    _run(config, json, json_file, lambda store: commands.show(store, reference))
 
 
 @app.command("name")
+@debuggable
 def name(
     reference: Reference,
     new_name: Annotated[str, typer.Argument(metavar="NAME")],
     why: Why = None,
-    json: Json = None,
+    json: Json = False,
+    json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
     """Name a class."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.name(store, reference, new_name, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: commands.name(store, reference, new_name, who=user_name(), why=why))
 
 
 @app.command("merge")
+@debuggable
 def merge(
     reference: Reference,
     into: Annotated[str, typer.Argument(metavar="INTO", help="Id or name of the class that stays.")],
     why: Why = None,
-    json: Json = None,
+    json: Json = False,
+    json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
     """Merge a class into another one."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.merge(store, reference, into, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: commands.merge(store, reference, into, who=user_name(), why=why))
 
 
 @app.command("split")
-def split(reference: Reference, why: Why = None, json: Json = None, config: Config = None) -> None:
+@debuggable
+def split(
+    reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
+) -> None:
     """Split a class in two."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.split(store, reference, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: commands.split(store, reference, who=user_name(), why=why))
 
 
 @app.command("dismiss")
-def dismiss(reference: Reference, why: Why = None, json: Json = None, config: Config = None) -> None:
-    """Say that a class is no defect."""
+@debuggable
+def dismiss(
+    reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
+) -> None:
+    """Mark a class as no defect."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.dismiss(store, reference, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: commands.dismiss(store, reference, who=user_name(), why=why))
 
 
 @app.command("severity")
+@debuggable
 def severity(
     reference: Reference,
     level: Annotated[str, typer.Argument(metavar="LEVEL")],
     why: Why = None,
-    json: Json = None,
+    json: Json = False,
+    json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
-    """Say how bad a class is."""
+    """Set how bad a class is."""
     from discovery.store import commands
 
-    _tell(config, json, lambda store: commands.set_severity(store, reference, level, who=user_name(), why=why))
+    _run(
+        config, json, json_file, lambda store: commands.set_severity(store, reference, level, who=user_name(), why=why)
+    )
 
 
 @app.command("dismissed")
+@debuggable
 def dismissed(
     export: Annotated[
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the whole frames there, for `flawline extend MODEL DIR`."),
     ] = None,
-    json: Json = None,
+    json: Json = False,
+    json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
     """List the frames that show nothing but dismissed classes: candidates for a model's good images."""
-    from discovery import dismissed as room
+    from discovery import dismissed
     from station import terminal
 
-    target = json_target(json)
     settings = settings_of(config)
-    with _store(config) as store:
-        found = room.frames(store)
-    report: dict[str, Any] = {"frames": [{"frame": each.frame_id, "class": each.class_id} for each in found]}
+    with _store(settings) as store:
+        frames = dismissed.frames(store)
+    report: dict[str, Any] = {"frames": [{"frame": frame.frame_id, "class": frame.class_id} for frame in frames]}
     if export is not None:
         with terminal.progress("frames") as advance:
-            result = room.export(settings, found, export, advance)
+            result = dismissed.export(settings, frames, export, advance)
         report |= {"folder": str(export), "exported": list(result.written), "gone": list(result.gone)}
-    if target:
-        terminal.emit(report, target)
-        return
+    if not terminal.emit_json(report, json, json_file):
+        _show_dismissed(report)
+
+
+def _show_dismissed(report: Mapping[str, Any]) -> None:
+    from station import terminal
+
     console = terminal.out()
-    for each in found:
-        console.print(f"{each.frame_id} {each.class_id}", highlight=False, markup=False)
-    console.print(f"{len(found)} frames show nothing but dismissed classes", highlight=False)
-    if export is not None:
+    for frame in report["frames"]:
+        console.print(f"{frame['frame']} {frame['class']}", highlight=False, markup=False)
+    console.print(f"{len(report['frames'])} frames show nothing but dismissed classes", highlight=False)
+    if "folder" in report:
         console.print(
-            f"{len(report['exported'])} lie in {export}; {len(report['gone'])} are not kept by the line any more",
+            f"{len(report['exported'])} are now in {report['folder']}; {len(report['gone'])} are no longer on the line",
             highlight=False,
             markup=False,
         )
 
 
 @contextmanager
-def _store(config: Path | None) -> Iterator[Store]:
+def _store(settings: Settings) -> Iterator[Store]:
     from discovery.store.store import Store
 
-    store = Store(settings_of(config).store_url)
+    store = Store(settings.store_url)
     try:
         yield store
     finally:
         store.close()
 
 
-def _tell(config: Path | None, json: str | None, work: Callable[[Store], dict[str, Any]]) -> None:
-    """Do something with the store, and print the class that comes of it."""
+def _run(config: Path | None, json: bool, json_file: Path | None, action: Callable[[Store], dict[str, Any]]) -> None:
+    """Do an action on the store, and print the class that it returns."""
     from station import terminal
 
-    target = json_target(json)
-    with _store(config) as store:
-        one = work(store)
-    if target:
-        terminal.emit(one, target)
-        return
+    with _store(settings_of(config)) as store:
+        report = action(store)
+    if not terminal.emit_json(report, json, json_file):
+        _show(report)
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from station import terminal
+
     console = terminal.out()
-    history = [f"{each['at'][:16]} {each['transition']}" for each in one["events"]]
-    said = [
-        f"{each['at'][:16]} {each['who'] or 'someone'}: {each['action']} {each['value'] or ''}" for each in one["audit"]
-    ]
-    facts = {
-        key: one[key] for key in ("id", "name", "severity", "state", "frames", "regions", "merged_into") if one[key]
-    }
-    facts |= {key: ", ".join(one[key]) for key in ("parents", "children", "merged_from") if one[key]}
+    keys = ("id", "name", "severity", "state", "frames", "regions", "merged_into")
+    facts = {key: report[key] for key in keys if report[key]}
+    facts |= {key: ", ".join(report[key]) for key in ("parents", "children", "merged_from") if report[key]}
     for key, value in facts.items():
         console.print(f"{key.replace('_', ' '):12} {value}", highlight=False, markup=False)
-    for place in one["places"]:
-        console.print(
-            f"{'seen':12} {place['frames']} frames of {place['camera']}, group {place['group']}", highlight=False
-        )
-    for line in (*history, *said):
+    for place in report["places"]:
+        text = f"{'seen':12} {place['frames']} frames of {place['camera']}, group {place['group']}"
+        console.print(text, highlight=False, markup=False)
+    events = [f"{_minute(event['at'])} {event['transition']}" for event in report["events"]]
+    entries = [
+        f"{_minute(entry['at'])} {entry['who'] or 'someone'}: {entry['action']} {entry['value'] or ''}"
+        for entry in report["audit"]
+    ]
+    for line in (*events, *entries):
         console.print(f"{'':12} {line}", highlight=False, markup=False)
 
 

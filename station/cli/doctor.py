@@ -3,56 +3,81 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-import tomli_w
-from rich.markup import escape
+import typer
 
-from flawline.errors import FlawlineError
-from flawline.redaction import redact
-from flawline.settings.tree import Settings
-from station import terminal
-from station.cli import doctor_checks
-from station.cli.doctor_checks import Finding, Status
+from station.cli.options import Config, Json, JsonFile, settings_of
 
-STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+if TYPE_CHECKING:
+    from flawline.settings.tree import Settings
+    from station.cli.doctor_checks import Finding
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def run(settings: Settings, target: str | None) -> bool:
-    """Print the settings and every finding; whether no check failed."""
-    shown = masked(settings)
-    console = terminal.out()
-    if not target:
-        console.print(tomli_w.dumps(_without_none(shown)), highlight=False, markup=False)
-    findings: list[Finding] = []
-    for check in doctor_checks.ALL:
-        for finding in _guarded(check, settings):
-            findings.append(finding)
-            if not target:
-                mend = f": {finding.mend}" if finding.mend else ""
-                style = STYLES[finding.status]
-                console.print(
-                    f"[{style}]{finding.status:<4}[/] {finding.name:<10} {escape(finding.text + mend)}", highlight=False
-                )
+def doctor(json: Json = False, json_file: JsonFile = None, config: Config = None) -> None:
+    """Print the effective settings, secrets masked, and check everything the line needs. Exit 1 when a check fails."""
+    from station import terminal
+    from station.cli.doctor_checks import Status
+
+    settings = settings_of(config)
+    has_text = not json and json_file is None
+    if has_text:
+        _show_settings(settings)
+    findings = []
+    for finding in _findings(settings):
+        findings.append(finding)
+        if has_text:
+            _show(finding)
     healthy = all(finding.status is not Status.FAIL for finding in findings)
-    if target:
-        checks = [
-            {"name": each.name, "status": str(each.status), "text": each.text, "mend": each.mend} for each in findings
-        ]
-        terminal.emit({"healthy": healthy, "checks": checks, "settings": shown}, target)
-    return healthy
+    checks = [
+        {"name": finding.name, "status": str(finding.status), "text": finding.text, "mend": finding.remedy}
+        for finding in findings
+    ]
+    terminal.emit_json({"healthy": healthy, "checks": checks, "settings": masked(settings)}, json, json_file)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    """Yield what the checks find, each as soon as it is known."""
+    from station.cli import doctor_checks
+
+    for check in doctor_checks.ALL:
+        yield from _guarded(check, settings)
+
+
+def _show_settings(settings: Settings) -> None:
+    import tomli_w
+
+    from station import terminal
+
+    terminal.out().print(tomli_w.dumps(_without_none(masked(settings))), highlight=False, markup=False)
+
+
+def _show(finding: Finding) -> None:
+    from rich.markup import escape
+
+    from station import terminal
+
+    text = f"{finding.text}: {finding.remedy}" if finding.remedy else finding.text
+    style = STYLES[finding.status]
+    terminal.out().print(f"[{style}]{finding.status:<4}[/] {finding.name:<10} {escape(text)}", highlight=False)
 
 
 def masked(settings: Settings) -> dict[str, Any]:
-    """The effective settings as plain values; passwords, tokens and credentials in URLs are stars."""
-    shown = _mask(settings.model_dump(mode="json"))
+    """Return the effective settings as plain values, with stars for passwords, tokens and credentials in URLs."""
+    values = _mask(settings.model_dump(mode="json"))
     # The SQLAlchemy URL is secret as a whole because it may hold a password; without that it says where the store is.
-    shown["store"]["url"] = _mask(settings.store_url)
-    return shown
+    values["store"]["url"] = _mask(settings.store_url)
+    return dict(values)
 
 
 def _mask(value: Any) -> Any:
+    from flawline.redaction import redact
+
     if isinstance(value, dict):
         return {key: _mask(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -61,14 +86,17 @@ def _mask(value: Any) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: what is not set is left out."""
+    """Return the value without the keys that are not set: TOML has no null."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _guarded(check: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:
-    """A check that cannot even look is a failed check, and does not keep the others from looking."""
+    """Return the findings of a check. A check that raises an error has failed, and the others go on."""
+    from flawline.errors import FlawlineError
+    from station.cli.doctor_checks import Finding, Status
+
     started = time.monotonic()
     try:
         return check(settings)

@@ -1,4 +1,4 @@
-"""The checks of `flawline doctor`: each looks at one thing, changes nothing, and says ok, warn or fail and the mend."""
+"""The checks of `flawline doctor`: each looks at one thing, changes nothing, and gives its findings with a remedy."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `mend` says what to do when it is not ok."""
+    """What one check found; `remedy` says what to do when it is not ok."""
 
     name: str
     status: Status
     text: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def checksum_library(settings: Settings) -> list[Finding]:
@@ -58,7 +58,7 @@ def broker_answers(settings: Settings) -> list[Finding]:
             return [Finding(name, Status.WARN, text, "`flawline up` or `flawline broker` starts it")]
         text = f"{address} does not answer"
         return [Finding(name, Status.FAIL, text, "start it, or correct kafka.bootstrap_servers")]
-    client = kafka_clients.admin(settings)  # its error names the mend
+    client = kafka_clients.admin(settings)  # its error names the remedy
     client.close()
     return [Finding(name, Status.OK, f"{address} answers")]
 
@@ -145,7 +145,7 @@ def store(settings: Settings) -> list[Finding]:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    mend = "start it, or correct store.url"
+    remedy = "start it, or correct store.url"
     try:
         url = make_url(settings.store_url)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
@@ -161,7 +161,7 @@ def store(settings: Settings) -> list[Finding]:
         ]
     except (SQLAlchemyError, ImportError) as error:
         reason = one_line(getattr(error, "orig", None) or error)
-        return [Finding("store", Status.FAIL, f"{url.render_as_string()} cannot be used: {reason}", mend)]
+        return [Finding("store", Status.FAIL, f"{url.render_as_string()} cannot be used: {reason}", remedy)]
     return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
 
 
@@ -202,12 +202,12 @@ def disk(settings: Settings) -> list[Finding]:
 def ports(settings: Settings) -> list[Finding]:
     """The metrics ports are free, or used by this line."""
     findings = []
-    own = settings.metrics
+    metrics = settings.metrics
     for name in ("producers_port", "workers_port", "discovery_port", "ledger_port"):
-        port = getattr(own, name)
-        if port and not _can_bind(own.host, port):
-            text = f"metrics.{name} {own.host}:{port} is in use"
-            if _serves_our_metrics(own.host, port):
+        port = getattr(metrics, name)
+        if port and not _can_bind(metrics.host, port):
+            text = f"metrics.{name} {metrics.host}:{port} is in use"
+            if _serves_our_metrics(metrics.host, port):
                 findings.append(Finding("ports", Status.OK, f"{text} by a role that runs"))
             else:
                 findings.append(Finding("ports", Status.FAIL, text, "choose another, or 0 for no endpoint"))
@@ -291,8 +291,8 @@ def _compare_limit(settings: Settings, name: str, topic: topics.Topic, found: in
     if found is None or found >= wanted:
         return []
     text = f"{name} takes records of {found} bytes, the settings need {wanted}"
-    mend = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={wanted}"
-    return [Finding("topics", Status.FAIL, text, mend)]
+    remedy = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={wanted}"
+    return [Finding("topics", Status.FAIL, text, remedy)]
 
 
 def _partitions(settings: Settings, client: Any, names: list[str]) -> list[Finding]:
@@ -302,8 +302,8 @@ def _partitions(settings: Settings, client: Any, names: list[str]) -> list[Findi
         name, count = described["name"], len(described["partitions"])
         if count < wanted:
             text = f"{name} has {count} partitions, kafka.camera_partitions is {wanted}"
-            mend = "set it to that number: a camera's partition must not change while frames of it are in the log"
-            findings.append(Finding("topics", Status.FAIL, text, mend))
+            remedy = "set it to that number: a camera's partition must not change while frames of it are in the log"
+            findings.append(Finding("topics", Status.FAIL, text, remedy))
     if wanted < actors:
         text = f"{actors} actors share {wanted} partitions: {actors - wanted} will be idle"
         findings.append(

@@ -1,118 +1,131 @@
-"""What `flawline ledger` shows, and its continuous form that serves the metric."""
+"""`flawline ledger`: the account of every capture, once or continuously with metrics."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
-from flawline import telemetry
 from flawline.errors import FlawlineError, UsageError
-from flawline.settings.tree import Settings
-from ledger import reader as ledger
-from ledger.accounting import Account, Report, SequenceRange
-from station import terminal
+from station.cli.options import Config, Json, JsonFile, settings_of, until_stopped
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flawline.settings.tree import Settings
+    from ledger.accounting import Account, Report
+    from ledger.reader import LedgerReader
 
 log = logging.getLogger(__name__)
 
-SHOWN_RANGES = 5
+SHOWN_REMARKS = 3
+"""Remarks in one line of the log."""
 
 
-def show(settings: Settings, cameras: Sequence[str], target: str | None) -> Report:
-    """Read the account once and print it. Raises UsageError for a camera that nothing is known of."""
+def ledger(
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep counting, and serve the figures as metrics.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between counts, with --watch.")] = 5.0,
+    json: Json = False,
+    json_file: JsonFile = None,
+    config: Config = None,
+) -> None:
+    """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps."""
+    if watch:
+        if camera or json or json_file is not None:
+            raise UsageError("--camera, --json and --json-file do not go with --watch: leave them out")
+        settings = settings_of(config, "ledger")
+        until_stopped(lambda stop: watch_ledger(settings, stop, interval))
+        return
+    from station import terminal
+
+    report = _read(settings_of(config), camera or [])
+    if not terminal.emit_json(report.as_dict(), json, json_file):
+        _show(report)
+    if not _is_fine(report):
+        raise typer.Exit(1)
+
+
+def _read(settings: Settings, cameras: list[str]) -> Report:
+    """Return the account of the line, or of some cameras. Raises UsageError for a camera without captures."""
+    from ledger import reader
+    from station import terminal
+
     with terminal.progress("records") as advance:
-        report = ledger.read(settings, advance)
+        report = reader.read(settings, advance)
     for camera in cameras:
         if camera not in report.cameras:
             known = ", ".join(sorted(report.cameras)) or "none yet"
-            raise UsageError(f"--camera {camera}: has no captures; cameras with captures: {known}")
-    if cameras:
-        report = report.only(cameras)
-    if target:
-        terminal.emit(report.as_dict(), target)
-    else:
-        console = terminal.out()
-        console.print(table(report))
-        for line in remarks(report):
-            console.print(line, highlight=False, markup=False)
-    return report
+            raise UsageError(f"--camera {camera}: has no captures: choose a camera that has some ({known})")
+    return report.only(cameras) if cameras else report
 
 
-def table(report: Report) -> Table:
-    """One row for each camera, one for the line."""
-    result = Table(title="Every capture has one outcome" if report.balanced else "The ledger does NOT balance")
-    result.add_column("camera")
+def _is_fine(report: Report) -> bool:
+    return report.balanced and not report.total.gaps
+
+
+def _show(report: Report) -> None:
+    from station import terminal
+    from station.remarks import remarks
+
+    console = terminal.out()
+    console.print(_table(report))
+    for line in remarks(report):
+        console.print(line, highlight=False, markup=False)
+
+
+def _table(report: Report) -> Table:
+    """Return a table with a row for each camera and one for the line."""
+    from rich.table import Table
+
+    table = Table(title="Every capture has one outcome" if report.balanced else "The ledger does NOT balance")
+    table.add_column("camera")
     for name in ("captured", "scored", "dropped", "dead-lettered", "in flight", "gaps"):
-        result.add_column(name, justify="right")
-    result.add_column("balanced", justify="center")
+        table.add_column(name, justify="right")
+    table.add_column("balanced", justify="center")
     for name, account in sorted(report.cameras.items()):
-        result.add_row(name, *_cells(account))
-    result.add_section()
-    result.add_row("all", *_cells(report.total), style="bold")
-    return result
+        table.add_row(name, *_cells(account))
+    table.add_section()
+    table.add_row("all", *_cells(report.total), style="bold")
+    return table
 
 
 def _cells(account: Account) -> list[str]:
-    counts = [
+    return [
         f"{account.captured:,}",
         f"{account.scored:,}",
         _with_reasons(account.dropped),
         _with_reasons(account.dead_lettered),
         f"{account.in_flight:,}",
         f"{account.gaps:,}",
+        "yes" if account.balanced else "NO",
     ]
-    return [*counts, "yes" if account.balanced else "NO"]
 
 
-def _with_reasons(counts: dict[str, int] | object) -> str:
-    assert isinstance(counts, dict)
+def _with_reasons(counts: Mapping[str, int]) -> str:
     return "\n".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
 
 
-def remarks(report: Report) -> list[str]:
-    """What the table cannot say: which captures are missing or contradict themselves, what was left out."""
-    lines = []
-    for name, account in sorted(report.cameras.items()):
-        if account.gap_ranges:
-            lines.append(f"{name}: gaps: {_ranges(account.gap_ranges)}")
-        if account.conflict_ranges:
-            lines.append(f"{name}: more than one outcome, or behind the end: {_ranges(account.conflict_ranges)}")
-    total = report.total
-    if total.recovered:
-        lines.append(f"{total.recovered:,} of the scored frames were dead letters before (replayed or redelivered)")
-    if total.expired:
-        lines.append(f"{total.expired:,} captures are left out: they are older than the oldest verdict that is kept")
-    for reason, count in report.unidentified.items():
-        lines.append(f"{count:,} dead letters ({reason}) name no capture: foreign records in the topic frames")
-    lines.extend(f"unreadable: {text}" for text in report.unreadable)
-    return lines
+def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -> None:
+    """Count every `interval_s` and serve the result as metrics, until `stop`; wait for a broker that is away."""
+    from flawline import telemetry
+    from ledger import reader
 
-
-def _ranges(ranges: Sequence[SequenceRange]) -> str:
-    shown = [
-        f"epoch {item.epoch} sequence {item.first}" + (f" to {item.last}" if item.last > item.first else "")
-        for item in ranges[:SHOWN_RANGES]
-    ]
-    return ", ".join(shown) + (", ..." if len(ranges) > SHOWN_RANGES else "")
-
-
-def watch(settings: Settings, stop: threading.Event, interval_s: float) -> None:
-    """Count every `interval_s` and serve the result as metrics, until `stop`; a broker that is away is waited for."""
-    with ExitStack() as stack:
-        endpoint = telemetry.serve(settings.metrics.ledger_port, settings.metrics.host, *telemetry.OF_THE_LEDGER)
-        stack.callback(endpoint.close)
-        reader: ledger.LedgerReader | None = None
+    metrics = settings.metrics
+    with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
+        ledger: LedgerReader | None = None
         was_fine = True
         try:
             while not stop.is_set():
                 try:
-                    reader = reader or ledger.LedgerReader(settings)
-                    report = reader.poll()
-                    ledger.export(report)
-                    is_fine = report.balanced and not report.total.gaps
+                    ledger = ledger or reader.LedgerReader(settings)
+                    report = ledger.poll()
+                    reader.export(report)
+                    is_fine = _is_fine(report)
                     if is_fine != was_fine:
                         log.log(logging.INFO if is_fine else logging.ERROR, "%s", _headline(report))
                     was_fine = is_fine
@@ -120,11 +133,13 @@ def watch(settings: Settings, stop: threading.Event, interval_s: float) -> None:
                     log.warning("%s; trying again", error)
                 stop.wait(interval_s)
         finally:
-            if reader is not None:
-                reader.close()
+            if ledger is not None:
+                ledger.close()
 
 
 def _headline(report: Report) -> str:
+    from station.remarks import remarks
+
     total = report.total
     text = f"ledger: {total.captured} captured, {total.scored} scored, {total.gaps} gaps, {total.conflicts} conflicts"
-    return "; ".join([text, *remarks(report)[:3]])
+    return "; ".join([text, *remarks(report)[:SHOWN_REMARKS]])

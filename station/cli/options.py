@@ -1,39 +1,73 @@
-"""What the sub-commands share: their options, the settings they load, how they print JSON and how they are stopped."""
+"""What the commands share: their options, the settings they load and how they are stopped."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flawline.errors import UsageError
 
 if TYPE_CHECKING:
     from flawline.settings.tree import Settings
     from flawline.stopping import Stop
 
-JSON_STDOUT = "-"
+DEBUG_VARIABLE = "FLAWLINE_DEBUG"
+
+
+def _writable(file: Path | None) -> Path | None:
+    """Return the file of `--json-file`. Raises UsageError, before any work is done, when it cannot be written."""
+    if file is not None:
+        folder = file.absolute().parent
+        if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(
+                f"--json-file {file}: cannot be written: name a file in a folder that exists and is writable"
+            )
+    return file
+
+
+def _set_debug(debug: bool) -> bool:
+    """Ask for tracebacks, in this process and in the roles that it starts."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    return debug
+
 
 Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default line.toml, when it exists.")
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default line.toml, if it exists.")
 ]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE."),
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, not as text.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json-file", metavar="FILE", help="Write the result as JSON to FILE.", callback=_writable),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help=f"Show tracebacks; also {DEBUG_VARIABLE}=1.", is_eager=True, callback=_set_debug),
 ]
 
 
-def json_target(target: str | None) -> str | None:
-    """The target of `--json`, None without it. Raises UsageError for a file that could not be written."""
-    from station import terminal
+def debuggable(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with the option `--debug` added, so that the option may stand after the command's name."""
 
-    terminal.check_json_target(target)
-    return target
+    @functools.wraps(command)
+    def with_debug(*, debug: bool, **values: Any) -> None:
+        command(**values)  # the option's callback has done its work
+
+    signature = inspect.signature(command, eval_str=True)
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    with_debug.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
+    with_debug.__annotations__ = {**inspect.get_annotations(command, eval_str=True), "debug": Debug}
+    return with_debug
 
 
 def settings_of(config: Path | None, role: str = "") -> Settings:
-    """The settings, with logs set up: those of a long-running `role` by its log level, else warnings only."""
+    """Return the settings and set up the logs: a long-running `role` has its log level, other commands warnings."""
     from flawline.logs import configure_logging
     from flawline.settings.tree import load_settings
 
@@ -52,29 +86,3 @@ def until_stopped(work: Callable[[Stop], object]) -> None:
         work(stop)
     if stop.exit_code:
         raise typer.Exit(stop.exit_code)
-
-
-def with_json_target(arguments: list[str]) -> list[str]:
-    """`--json [FILE]` as the parser needs it: always with a value, `-` for stdout.
-
-    The next argument is the file unless it is an option, or an existing folder (DATA, MODEL), or a word of `classes`.
-    """
-    result: list[str] = []
-    rest = iter(range(len(arguments)))
-    for index in rest:
-        argument = arguments[index]
-        following = arguments[index + 1] if index + 1 < len(arguments) else None
-        if argument != "--json":
-            result.append(argument)
-        elif following is None or not _is_file_name(following, "classes" in arguments[:1]):
-            result.append(f"--json={JSON_STDOUT}")
-        else:
-            result.append(f"--json={following}")
-            next(rest)
-    return result
-
-
-def _is_file_name(argument: str, only_json: bool) -> bool:
-    if argument.startswith("-") and argument != JSON_STDOUT:
-        return False
-    return argument.endswith(".json") if only_json else not Path(argument).is_dir()

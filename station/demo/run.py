@@ -105,7 +105,7 @@ def run_demo(base: Settings, options: Options) -> dict[str, Any]:
         },
     }
     page.write(out / "index.html", result, verdicts, truths, classes)
-    terminal.emit(result, str(out / "summary.json"))
+    terminal.write_json(out / "summary.json", result)
     return result
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import cv2
 import numpy as np
 
 from flawline import imaging
 from flawline.messages import Codec, Decision
 from ledger.accounting import Account, Report
+from station.pages.heat import heat_colours
 from station.web.queries import MinuteCount
 
 HOUR_MINUTES = 60
 DECISIONS = tuple(str(decision) for decision in Decision)
 
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT = 1010, 150, 40
-
-HEAT_RANGE = (0.0, 4.0)
-"""Aligned units (natural log over the normal of look-alikes), the same for all frames so that they can be compared."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Share:
 
 
 def chart(counts: Iterable[MinuteCount], now: datetime) -> Chart:
-    """The hour that ends with the minute of `now`, accepted frames at the bottom."""
+    """Return the hour that ends with the minute of `now`, accepted frames at the bottom."""
     last = now.replace(second=0, microsecond=0)
     first = last - timedelta(minutes=HOUR_MINUTES - 1)
     minutes: dict[datetime, Counter[str]] = defaultdict(Counter)
@@ -85,7 +82,7 @@ def _place(decision: str) -> int:
 
 
 def shares(counts: Iterable[MinuteCount]) -> tuple[list[Share], Share]:
-    """Alarms by camera, and of the line."""
+    """Return the alarms of each camera, and of the line."""
     frames: Counter[str] = Counter()
     alarms: Counter[str] = Counter()
     for count in counts:
@@ -96,36 +93,15 @@ def shares(counts: Iterable[MinuteCount]) -> tuple[list[Share], Share]:
 
 
 def ledger_rows(report: Report) -> list[tuple[str, Account]]:
-    """A row for each camera, and one for the line."""
+    """Return a row for each camera, and one for the line."""
     return [*sorted(report.cameras.items()), ("all", report.total)]
 
 
-def reasons(counts: Mapping[str, int]) -> str:
-    """Counts with their reasons, `0` for none."""
-    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
-
-
-def heat_colours(values: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a heat map (H, W) in aligned units, over HEAT_RANGE."""
-    low, high = HEAT_RANGE
-    scaled = np.clip((np.nan_to_num(values.astype(np.float32)) - low) / (high - low), 0, 1)
-    colours = cv2.applyColorMap((scaled * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(colours[..., ::-1])
-
-
 def heat_png(data: bytes, height: int, width: int) -> bytes:
-    """PNG of a stored heat map (float16, little endian)."""
+    """Return the PNG of a stored heat map (float16, little endian)."""
     return imaging.encode(heat_colours(np.frombuffer(data, "<f2").reshape(height, width)), Codec.PNG)
 
 
-def heat_legend(steps: int = 9) -> list[tuple[float, str]]:
-    """Colours of the scale: offset from 0 to 1, and colour as #rrggbb."""
-    low, high = HEAT_RANGE
-    offsets = np.linspace(0, 1, steps)
-    colours = heat_colours((low + offsets * (high - low))[None])[0]
-    return [(float(offset), f"#{r:02x}{g:02x}{b:02x}") for offset, (r, g, b) in zip(offsets, colours, strict=True)]
-
-
 def next_page(ids: Sequence[int], limit: int) -> int | None:
-    """The `before` of the next page, None when this one is the last; `ids` holds one more than is shown."""
+    """Return the `before` of the next page, None after the last page; `ids` holds one more than the page shows."""
     return ids[limit - 1] if len(ids) > limit else None

@@ -64,7 +64,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
     fit_detector([draw("good", rng)[0] for _ in range(40)], small).save(tmp_path / "model")
     arguments = ["discover", "--once", str(folder), "--model", str(tmp_path / "model"), "--k", "3"]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--json", str(tmp_path / "found.json")])
+        main([*arguments, "--json-file", str(tmp_path / "found.json")])
     assert ended.value.code == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "found.json").read_text())
     assert report["images_with_regions"] >= 30

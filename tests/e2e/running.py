@@ -20,7 +20,7 @@ ANSWER_S = 5.0
 def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """`flawline demo` with its run, JSON and output in `folder`; `environment` is added to this process's own."""
     command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
-    command += ["--json", str(folder / "result.json"), *arguments]
+    command += ["--json-file", str(folder / "result.json"), *arguments]
     with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, text=True, env=os.environ | environment)
 

@@ -46,7 +46,7 @@ def test_streamed_scores_equal_offline_scores(data: Path, tmp_path: Path) -> Non
 
     offline = tmp_path / "offline.json"
     command = [sys.executable, "-m", "station.cli", "evaluate", result["artefacts"]["model"], str(data)]
-    command += ["--scores", str(offline), "--json", str(tmp_path / "evaluation.json")]
+    command += ["--scores", str(offline), "--json-file", str(tmp_path / "evaluation.json")]
     subprocess.run(command, check=True, timeout=DEADLINE_S)
     expected = {Path(row["path"]).resolve(): row for row in json.loads(offline.read_text())}
     streamed = {Path(row["path"]).resolve(): row for row in verdict_rows(result)}

@@ -22,7 +22,7 @@ from flawline.settings.tree import Settings
 from ledger import reader as ledger
 from ledger.accounting import Account
 from ledger.reader import LedgerReader
-from station.cli import ledger as ledger_view
+from station.cli.ledger import watch_ledger
 from tests.support.brokers import free_port
 from tests.support.talking_line import TalkingLine
 
@@ -190,7 +190,7 @@ def test_watch_serves_the_metric_and_outlives_a_broker_restart(
     )
     kafka_clients.ensure_topics(settings)
     stop = threading.Event()
-    watcher = threading.Thread(target=ledger_view.watch, args=(settings, stop, 0.2))
+    watcher = threading.Thread(target=watch_ledger, args=(settings, stop, 0.2))
     watcher.start()
     try:
         line = TalkingLine(settings)
@@ -243,7 +243,7 @@ def test_command_prints_the_contract_and_exits_1_for_a_gap(
     assert (printed["captured"], printed["scored"], printed["balanced"]) == (2, 2, True)
 
     line.captured(3, closed=True)
-    gap = run_ledger(file, "--json", str(tmp_path / "ledger.json"))
+    gap = run_ledger(file, "--json-file", str(tmp_path / "ledger.json"))
     assert gap.returncode == 1 and not gap.stdout
     assert json.loads((tmp_path / "ledger.json").read_text())["gaps"] == 1
     table = run_ledger(file, "--camera", "cam")

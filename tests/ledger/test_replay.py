@@ -16,7 +16,7 @@ from flawline.messages import DeadLetterReason
 from flawline.settings.tree import Settings
 from ledger import replay
 from ledger.replay import Filter, Letter, Status
-from station.cli.main import seconds
+from station.cli.replay import age_s
 from tests.support.talking_line import TalkingLine
 
 ALL = Filter()
@@ -104,13 +104,13 @@ def test_command_lists_sends_and_is_idempotent(line: TalkingLine, settings_file:
 
 @pytest.mark.parametrize(("age", "expected"), [("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400)])
 def test_ages(age: str, expected: float) -> None:
-    assert seconds(age, "--older-than") == expected
+    assert age_s(age, "--older-than") == expected
 
 
 @pytest.mark.parametrize("age", ["", "5", "h", "-3h", "1w", "1.2.3s"])
 def test_wrong_age_is_a_usage_error(age: str) -> None:
     with pytest.raises(UsageError, match="--older-than"):
-        seconds(age, "--older-than")
+        age_s(age, "--older-than")
 
 
 def flawline(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -56,7 +56,7 @@ def test_confirmed_false_alarms_are_accepted_afterwards_and_defects_still_found(
 ) -> None:
     images = write(tmp_path / "alarms", [marked(800 + i) for i in range(8)])
     target = tmp_path / "report.json"
-    done = extended(model_path, images, "--out", str(tmp_path / "new"), "--json", str(target))
+    done = extended(model_path, images, "--out", str(tmp_path / "new"), "--json-file", str(target))
     assert done.exit_code == 0, done.exception
     report = json.loads(target.read_text())
     assert report["added"] == {"known_products": 8, "new_products": 0, "new_groups": 0}

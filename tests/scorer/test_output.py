@@ -12,7 +12,7 @@ from flawline.settings.scorer import ScorerSettings
 from flawline.settings.tree import Settings
 from scorer import commands
 from station import terminal
-from station.cli import fitting
+from station.cli import evaluate, fit
 from tests.scorer.conftest import draw
 
 
@@ -38,7 +38,8 @@ def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = Settings(scorer=settings)
-    fitting.fit(line, data, tmp_path / "model", None)
+    model = tmp_path / "model"
+    fit.show(fit.fit_model(line, data, model), model)
     output = " ".join(capsys.readouterr().out.split())
     percent = r"\d+\.\d\d %"
     assert re.search(rf"good parts alarmed: {percent} \(worst product {percent}, asked for 5.00 %\)", output)
@@ -48,7 +49,7 @@ def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     assert "review above" in output
     assert "meant for 5.00 % of good parts" in output
     assert f"next: flawline publish {tmp_path}/model" in output
-    fitting.evaluate(line, tmp_path / "model", data, None, None)
+    evaluate.show(evaluate.evaluate_model(line, model, data), model, data)
     output = " ".join(capsys.readouterr().out.split())
     assert "next: --scores FILE.csv lists every image" in output
     assert f"flawline explain {tmp_path}/model IMAGE" in output
@@ -62,8 +63,8 @@ def test_interrupted_fit_says_that_it_can_go_on(
 
     monkeypatch.setattr(commands, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fitting.fit(Settings(scorer=settings), data, tmp_path / "model", None)
-    assert "the same command takes the fit up where it was" in " ".join(capsys.readouterr().err.split())
+        fit.fit_model(Settings(scorer=settings), data, tmp_path / "model")
+    assert "the same command continues the fit where it stopped" in " ".join(capsys.readouterr().err.split())
 
 
 def test_progress_in_a_log_says_how_long_it_still_takes(

@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_four_cells_come_from_one_command(data: Path, model_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
     result = CliRunner().invoke(
-        app, ["evaluate", str(model_path), str(data), "--scenarios", "--json", str(target)], catch_exceptions=False
+        app, ["evaluate", str(model_path), str(data), "--scenarios", "--json-file", str(target)], catch_exceptions=False
     )
     assert result.exit_code == 0
     report = json.loads(target.read_text())

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from flawline.errors import FlawlineError, UsageError
 from station import terminal
-from station.cli import main
-from station.cli.options import with_json_target
+from station.cli import ledger, main
+from station.cli.options import DEBUG_VARIABLE
 from tests.support.brokers import free_port
 
 
@@ -38,7 +38,17 @@ def is_one_line(text: str) -> bool:
         (["ledger", "--nonsense"], ["--nonsense"]),
         (["fit"], ["data"]),
         (["ledger", "--config", "nowhere.toml"], ["nowhere.toml", "no such config file"]),
-        (["doctor", "--json", "no/such/folder/x.json"], ["no/such/folder/x.json", "folder that exists"]),
+        (["doctor", "--json-file", "no/such/folder/x.json"], ["no/such/folder/x.json", "folder that exists"]),
+        (["doctor", "--json-file", "."], ["--json-file .", "cannot be written"]),
+        (["doctor", "--json", "x.json"], ["x.json", "--json takes no value", "--json-file FILE"]),
+        (["doctor", "--json=x.json"], ["--json takes no value", "--json-file FILE"]),
+        (["fit", "--json", "x.json", "DATA", "--out", "m"], ["DATA", "--json takes no value", "--json-file FILE"]),
+        (["fit", "--json", "TYPO", "--out", "m"], ["TYPO", "no such folder"]),
+        (["evaluate", "--json", "x.json", "MODEL", "DATA"], ["--json takes no value", "--json-file FILE"]),
+        (["classes", "show", "--json", "x.json", "C-1"], ["--json takes no value", "--json-file FILE"]),
+        (["ledger", "--watch", "--json"], ["--watch", "leave them out"]),
+        (["explain", "model", "part.png", "-o", "page.png"], ["page.png", ".html"]),
+        (["explain", "model", "part.png", "-o", "page.html"], ["part.png", "no such file"]),
         (["replay", "--reason", "boredom"], ["boredom", "undecodable"]),
         (["replay", "--older-than", "soon"], ["--older-than soon", "12h"]),
         (["publish", "nowhere"], ["nowhere", "flawline fit"]),
@@ -119,10 +129,10 @@ def test_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "line"),
     [
-        (UsageError("no such thing: mend it"), 2, "error: no such thing: mend it"),
-        (FlawlineError("it broke:\nmend it"), 1, "error: it broke: mend it"),
+        (UsageError("no such thing: correct it"), 2, "error: no such thing: correct it"),
+        (FlawlineError("it broke:\ncorrect it"), 1, "error: it broke: correct it"),
         (KeyboardInterrupt(), 130, ""),
         (typer.Abort(), 130, ""),
         (ZeroDivisionError("oh"), 1, "error: unexpected ZeroDivisionError: oh: run it with --debug"),
@@ -131,57 +141,45 @@ def test_version(tmp_path: Path) -> None:
 def test_every_exception_has_its_exit_code_and_at_most_one_line(
     error: BaseException,
     code: int,
-    said: str,
+    line: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.delenv(main.DEBUG_VARIABLE, raising=False)
-    monkeypatch.setattr(main, "settings_of", fail)
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    monkeypatch.setattr(ledger, "settings_of", fail)
     assert main._run(["ledger"]) == code
     stderr = capsys.readouterr().err
-    assert stderr.startswith(said) and stderr.count("\n") == (1 if said else 0)
+    assert stderr.startswith(line) and stderr.count("\n") == (1 if line else 0)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     for done in (
         flawline(tmp_path, "ledger", "--config", "nowhere.toml", "--debug"),
+        flawline(tmp_path, "classes", "list", "--config", "nowhere.toml", "--debug"),
         flawline(tmp_path, "--debug", "ledger", "--config", "nowhere.toml"),
         flawline(tmp_path, "ledger", "--config", "nowhere.toml", FLAWLINE_DEBUG="1"),
     ):
         assert done.returncode == 1 and "Traceback" in done.stderr and "no such config file" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["ledger", "--json"], ["ledger", "--json=-"]),
-        (["ledger", "--json", "--camera", "c"], ["ledger", "--json=-", "--camera", "c"]),
-        (["ledger", "--json", "out.json"], ["ledger", "--json=out.json"]),
-        (["ledger", "--json", "-"], ["ledger", "--json=-"]),
-        (["demo", "--json", "result"], ["demo", "--json=result"]),
-        (["demo", "--json=result"], ["demo", "--json=result"]),
-        (["fit", "--json", "DATA", "--out", "m"], ["fit", "--json=-", "DATA", "--out", "m"]),
-        (["fit", "DATA", "--out", "m", "--json"], ["fit", "DATA", "--out", "m", "--json=-"]),
-        (["evaluate", "--json", "f", "DATA", "DATA"], ["evaluate", "--json=f", "DATA", "DATA"]),
-        (["classes", "show", "--json", "c-1"], ["classes", "show", "--json=-", "c-1"]),
-        (["classes", "list", "--json", "c.json"], ["classes", "list", "--json=c.json"]),
-    ],
-)
-def test_json_takes_a_file_when_one_is_named(
-    given: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "DATA").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert with_json_target(given) == expected
+def test_json_goes_to_stdout_to_a_file_or_to_both(tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    printed = flawline(tmp_path, "classes", "list", "--json")
+    written = flawline(tmp_path, "classes", "list", "--json-file", "classes.json")
+    assert (printed.returncode, written.returncode, written.stdout) == (0, 0, "")
+    assert json.loads(printed.stdout) == json.loads(file.read_text()) == {"classes": []}
+    file.unlink()
+    both = flawline(tmp_path, "classes", "list", "--json", "--json-file", "classes.json")
+    assert json.loads(both.stdout) == json.loads(file.read_text()) == {"classes": []}
 
 
 def test_json_is_written_whole_and_without_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     payload = {"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")}
-    terminal.emit(payload, str(tmp_path / "x.json"))
-    terminal.emit(payload, terminal.STDOUT)
+    assert terminal.emit_json(payload, to_stdout=True, file=tmp_path / "x.json")
+    assert not terminal.emit_json(payload, to_stdout=False, file=None)
     expected = {"a": None, "b": [None, 1.5], "c": "x"}
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(capsys.readouterr().out) == expected
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
@@ -212,5 +210,5 @@ def test_progress_is_shown_on_stderr_on_a_terminal_or_not(
     monkeypatch.setattr(terminal, "LINE_INTERVAL_S", 0.0)
     with terminal.progress("frames") as advance:
         advance(3, 9)
-    said = capsys.readouterr()
-    assert seen in said.err and not said.out
+    output = capsys.readouterr()
+    assert seen in output.err and not output.out

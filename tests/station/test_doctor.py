@@ -41,7 +41,7 @@ def test_healthy_line_has_no_failure_and_exit_0(
     settings = changed(line.settings, "frames", objects_url=f"file://{tmp_path}/objects")
     settings = changed(settings, "grafana", url=f"http://admin:{PASSWORD}@grafana:3000")
     file = settings_file(settings)
-    done = flawline("doctor", "--config", str(file), "--json", str(tmp_path / "doctor.json"))
+    done = flawline("doctor", "--config", str(file), "--json-file", str(tmp_path / "doctor.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "doctor.json").read_text())
     assert said["healthy"] and {check["status"] for check in said["checks"]} <= {"ok", "warn"}

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
+from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import Decision
+from flawline.messages import Codec, Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import artefact, commands
 from scorer.detector import CoresetDetector, Scores
 from scorer.explain import GoodPatch, Reason, reasons
 from scorer.load import load_detector
 from scorer.search.bank import unit_rows
-from station.cli import explain as page
+from station import explanation
 from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
 
@@ -52,7 +54,7 @@ def explain(line: Path, image: str, out: Path, *more: str):  # type: ignore[no-u
 
 def test_region_stands_beside_the_good_patch_that_its_score_comes_from(line: Path, tmp_path: Path) -> None:
     target = tmp_path / "why.json"
-    assert explain(line, "spoiled.png", tmp_path / "page.png", "--json", str(target)).exit_code == 0
+    assert explain(line, "spoiled.png", tmp_path / "page.html", "--json-file", str(target)).exit_code == 0
     report = json.loads(target.read_text())
     assert report["decision"] in ("review", "reject")
     (region, *_) = report["regions"]
@@ -71,17 +73,18 @@ def test_region_stands_beside_the_good_patch_that_its_score_comes_from(line: Pat
     there = unit_rows(good[round(near["box"][1] * grid), round(near["box"][0] * grid)])
     assert near["distance"] == pytest.approx(float(np.linalg.norm(here - there)), abs=2e-3)
     assert near["distance"] <= np.linalg.norm(unit_rows(good.reshape(-1, good.shape[2])) - here, axis=1).min() + 0.2
-    page = np.asarray(Image.open(tmp_path / "page.png"))
-    assert page.shape[1] == 1240
-    assert page.std() > 20
+    pictures = pictures_of((tmp_path / "page.html").read_text())
+    assert len(pictures) == 3 + 2 * len(report["regions"])
+    assert pictures[0].shape == (SIDE, SIDE, 3)
+    assert all(picture.std() > 5 for picture in pictures)
 
 
 def test_accepted_image_shows_its_hottest_place_and_no_region(line: Path, tmp_path: Path) -> None:
-    result = explain(line, "fine.png", tmp_path / "page.jpg")
+    result = explain(line, "fine.png", tmp_path / "page.html")
     assert result.exit_code == 0
     assert "fine.png: accept" in result.stdout
     assert "no defect; hottest at" in result.stdout
-    assert (tmp_path / "page.jpg").stat().st_size > 10_000
+    assert "no defect" in (tmp_path / "page.html").read_text()
 
 
 def test_pictures_stay_in_the_model_when_the_data_is_gone(line: Path, tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_pictures_stay_in_the_model_when_the_data_is_gone(line: Path, tmp_path: 
         assert reason.shown.picture is not None
         assert reason.shown.picture.shape == (SIDE, SIDE, 3)
         assert reason.shown.distance >= reason.nearest.distance
-        assert explain(line, "spoiled.png", tmp_path / "page.png").exit_code == 0
+        assert explain(line, "spoiled.png", tmp_path / "page.html").exit_code == 0
     finally:
         moved.rename(line / "data")
 
@@ -113,11 +116,13 @@ def test_evidence_names_every_bank_row_and_is_bounded(line: Path) -> None:
 
 
 def test_what_cannot_be_explained_is_one_line(line: Path, tmp_path: Path) -> None:
-    assert isinstance(explain(line, "spoiled.png", tmp_path / "page.txt").exception, UsageError)
-    gone = explain(line, "nothing.png", tmp_path / "page.png").exception
-    assert isinstance(gone, FlawlineError)
-    assert "nothing.png: cannot be read" in str(gone)
-    nowhere = explain(line, "spoiled.png", tmp_path / "none" / "page.png").exception
+    picture = explain(line, "spoiled.png", tmp_path / "page.png").exception
+    assert isinstance(picture, UsageError)
+    assert ".html" in str(picture)
+    gone = explain(line, "nothing.png", tmp_path / "page.html").exception
+    assert isinstance(gone, UsageError)
+    assert "nothing.png: no such file" in str(gone)
+    nowhere = explain(line, "spoiled.png", tmp_path / "none" / "page.html").exception
     assert isinstance(nowhere, FlawlineError)
     assert "cannot be written" in str(nowhere)
     loaded = load_detector(line / "model")
@@ -132,9 +137,33 @@ def test_part_of_a_large_image_and_the_good_tile_are_shown_at_one_scale() -> Non
     nearest = GoodPatch(0, "a.png#xywh=400,200,200,200", (0.45, 0.45, 0.1, 0.1), 0.5, 2.0, tile)
     box = ((400 + 90) / 800, (200 + 90) / 600, 20 / 800, 20 / 600)
     scores = Scores(0, 1.0, 1.0, 0.01, Decision.REJECT, np.ones((8, 8), np.float32))
-    place = page.Place((490, 290, 20, 20), (500.0, 300.0), 1.0)
-    drawn = page.draw("x.png", whole, scores, [place], [Reason(256, 8, box, nearest, nearest)], "v", field_px=200)
-    side, top = page.PANEL_PX // 2, 110 + page.PANEL_PX + 60
-    crops = [drawn[top : top + side, left : left + side] for left in (20, 40 + side)]
-    np.testing.assert_array_equal(*crops)
-    assert crops[0].std() > 20
+    place = explanation.Place((490, 290, 20, 20), (500.0, 300.0), 1.0)
+    reason = Reason(256, 8, box, nearest, nearest)
+    explained = explanation.Explanation("x.png", whole, scores, (place,), (reason,), "v", field_px=200)
+    here, good = explanation.crops(explained, place, reason)
+    assert good is not None
+    np.testing.assert_array_equal(here.pixels, good.pixels)
+    assert here.box == pytest.approx(good.box)
+    assert here.pixels.std() > 20
+
+
+def test_page_shows_hostile_names_as_text_and_loads_nothing() -> None:
+    hostile = '<script>alert(1)</script>"><img src=x onerror=alert(2)>.png'
+    pixels = np.full((40, 60, 3), 128, np.uint8)
+    nearest = GoodPatch(0, hostile, (0.4, 0.4, 0.2, 0.2), 0.5, 2.0, pixels)
+    scores = Scores(0, 1.0, 1.0, 0.01, Decision.REJECT, np.ones((8, 8), np.float32))
+    place = explanation.Place((10, 10, 20, 20), (20.0, 20.0), 1.0)
+    reason = Reason(256, 8, (0.2, 0.2, 0.3, 0.3), nearest, nearest)
+    page = explanation.page(explanation.Explanation(hostile, pixels, scores, (place,), (reason,), hostile))
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;") >= 3
+    addresses = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
+
+
+def pictures_of(page: str) -> list[np.ndarray]:
+    """Return the pictures of a page, uint8 (H, W, 3) RGB, in their order."""
+    encoded = re.findall(r'href="data:image/jpeg;base64,([^"]+)"', page)
+    return [imaging.decode(base64.b64decode(data), Codec.JPEG) for data in encoded]

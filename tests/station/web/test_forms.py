@@ -124,7 +124,7 @@ def test_unknown_class_and_action_are_404(client: TestClient, ids: list[str]) ->
 
 
 def test_every_response_says_what_a_page_may_load(client: TestClient) -> None:
-    for path in ("/", "/nothing", "/static/console.css", "/api/classes"):
+    for path in ("/", "/nothing", "/static/style.css", "/api/classes"):
         policy = client.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
 

@@ -15,6 +15,7 @@ from discovery.store.store import Store
 from flawline import imaging
 from flawline.messages import Codec
 from flawline.settings.tree import Settings
+from station.pages import heat
 from station.web import views
 from station.web.ledger_watch import LedgerWatch
 from station.web.queries import MinuteCount
@@ -93,14 +94,14 @@ def test_defect_shows_scores_regions_and_its_heat_map(client: TestClient) -> Non
     image = client.get(f"/defects/{FRAME}/heatmap.png")
     stored = factories.defect(55).heatmap.array()
     assert image.headers["content-type"] == "image/png"
-    assert np.array_equal(imaging.decode(image.content, Codec.PNG), views.heat_colours(stored))
+    assert np.array_equal(imaging.decode(image.content, Codec.PNG), heat.heat_colours(stored))
 
 
 def test_heat_maps_share_one_scale() -> None:
-    low, high = views.HEAT_RANGE
-    faint, strong = views.heat_colours(np.array([[low, (low + high) / 2]])), views.heat_colours(np.array([[high] * 2]))
+    low, high = heat.HEAT_RANGE
+    faint, strong = heat.heat_colours(np.array([[low, (low + high) / 2]])), heat.heat_colours(np.array([[high] * 2]))
     assert faint.sum(axis=2)[0, 0] < faint.sum(axis=2)[0, 1] < strong.sum(axis=2)[0, 0]
-    beyond = views.heat_colours(np.array([[low - 9, high + 9]]))
+    beyond = heat.heat_colours(np.array([[low - 9, high + 9]]))
     assert np.array_equal(beyond[0, 0], faint[0, 0]) and np.array_equal(beyond[0, 1], strong[0, 0])
 
 

@@ -1,0 +1,24 @@
+"""`flawline work`: the workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from station.cli.options import Config, settings_of, until_stopped
+
+if TYPE_CHECKING:
+    from flawline.stopping import Stop
+
+
+def work(config: Config = None) -> None:
+    """Score frames: Ray actors that are members of one consumer group."""
+    settings = settings_of(config, "work")
+
+    def run(stop: Stop) -> None:
+        from flawline.kafka_clients import ensure_topics
+        from workers import supervisor
+
+        ensure_topics(settings)
+        supervisor.run(settings, stop)
+
+    until_stopped(run)

@@ -1,0 +1,100 @@
+"""What `flawline fit` and `flawline evaluate` show of the scorer's reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from station import terminal
+
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
+SHOWN_IMAGES = 5
+
+
+def show(report: Mapping[str, Any], title: str) -> None:
+    """Print a report of a fit or an evaluation: metrics, cut-offs, and the images to look at."""
+    console = terminal.out()
+    if "pooled" in report:
+        console.print(_metrics(report, title))
+        alarm = report["alarm_rate"]
+        console.print(
+            f"good parts alarmed: {_percent(alarm['mean'])} (worst product {_percent(alarm['worst_product'])}, asked "
+            f"for {_percent(alarm['target'])}); defects found at that: {_percent(report['recall_at_alarm_rate'])}; "
+            f"{report['images_per_second']:.1f} images/s",
+            highlight=False,
+        )
+        _show_images(console, report["alarmed_good_parts"], "good parts were alarmed")
+        _show_images(console, report["missed_defects"], "defects were accepted")
+    fitted = f", fitted in {report['fit_seconds']:.1f} s" if report.get("fit_seconds") is not None else ""
+    size = f"{report['model_bytes'] / 1e6:.1f} MB"
+    console.print(f"{title}: version {report['version']}, {report['groups']} groups, {size}{fitted}", highlight=False)
+    _show_cut_offs(console, report)
+    _show_images(console, report["left_out"], "training images look defective and were left out")
+    _show_images(
+        console,
+        report["suspects"],
+        f"of {report['good_images']} training images stand out the most: look at them; when they show defects, remove "
+        "them, or set scorer.trim = true, and fit again",
+    )
+    if skipped := report.get("skipped_images"):
+        console.print(f"{len(skipped)} images could not be read and were left out", highlight=False)
+
+
+def _show_cut_offs(console: Console, report: Mapping[str, Any]) -> None:
+    """Print the two cut-offs with their confidence bounds, and the finest p-values."""
+    for name, cut in report["thresholds"].items():
+        console.print(
+            f"{name} above {cut['threshold']:.3f}: meant for {_percent(cut['rate'])} of good parts ({cut['method']}), "
+            f"with 95 % confidence below {_percent(cut['upper_bound'])}",
+            highlight=False,
+        )
+    groups = report["per_group"]
+    few, many = min(groups, key=_size), max(groups, key=_size)
+    by_group = f"{few['finest_p_value']:.2g} (group {few['group']}, {few['good_images']} images)"
+    if many["good_images"] > few["good_images"]:
+        by_group += f" to {many['finest_p_value']:.2g} (group {many['group']}, {many['good_images']} images)"
+    console.print(f"finest p-value {report['finest_p_value']:.2g}; by a group's own images {by_group}", highlight=False)
+    if any(cut["upper_bound"] > 2 * cut["rate"] for cut in report["thresholds"].values()):
+        console.print("more good images would narrow the range of the alarm rate", highlight=False)
+
+
+def _show_images(console: Console, images: Sequence[str], what: str) -> None:
+    """Print how many images there are, and the first of them."""
+    if images:
+        rest = len(images) - SHOWN_IMAGES
+        names = ", ".join(images[:SHOWN_IMAGES]) + (f", and {rest} more (--json has all)" if rest > 0 else "")
+        console.print(f"{len(images)} {what}: {names}", highlight=False, markup=False)
+
+
+def show_next(step: str) -> None:
+    """Print what a person does next."""
+    terminal.out().print(f"next: {step}", highlight=False, markup=False)
+
+
+def _percent(share: Any) -> str:
+    return f"{share:.2%}".replace("%", " %") if isinstance(share, float) else "none to measure on"
+
+
+def _size(group: Mapping[str, Any]) -> int:
+    return int(group["good_images"])
+
+
+def _metrics(report: Mapping[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    for name in METRICS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, values in report["per_product"].items():
+        table.add_row(name, *(figure(values.get(metric)) for metric in METRICS))
+    table.add_section()
+    for name in ("pooled", "macro"):
+        table.add_row(name, *(figure(report[name].get(metric)) for metric in METRICS), style="bold")
+    return table
+
+
+def figure(value: Any) -> str:
+    """Return a figure as text, empty for one that does not exist."""
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,55 @@
+"""Templates to HTML: pages that the console serves, and pages that stand alone in one file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+STYLE_SHEET = STATIC / "style.css"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["reasons"] = reasons
+    environment.filters["time"] = _time
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page of the console as HTML; every value is escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+def render_alone(template: str, **values: Any) -> str:
+    """Return a page as HTML that needs no other file: the style sheet is part of it; every value is escaped."""
+    return render(template, style=Markup(STYLE_SHEET.read_text(encoding="utf-8")), **values)
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """Return the address of an image that is part of the page, such as `image/jpeg`."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """Return counts with their reasons in one line, `0` for none."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
+
+
+def _time(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}" if at else "–"

@@ -1,0 +1,61 @@
+"""What every request of the console can depend on: the store, the ledger, the form token, and the page renderer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import HTMLResponse, Response
+
+from discovery.store.database import stamp
+from discovery.store.store import Store
+from station.pages import rendering
+from station.web.ledger_watch import LedgerState, LedgerWatch
+
+
+@dataclass(frozen=True)
+class Context:
+    """The console of one line; `token` is the secret of its forms, new at each start."""
+
+    line: str
+    store: Store
+    watch: LedgerWatch
+    token: str
+
+    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a page of the console."""
+        return HTMLResponse(rendering.render(template, line=self.line, **values), status)
+
+
+async def context_of(request: Request) -> Context:
+    """Return the context that `create` gave to the app."""
+    context: Context = request.app.state.context
+    return context
+
+
+async def _store(request: Request) -> Store:
+    return (await context_of(request)).store
+
+
+async def _ledger(request: Request) -> LedgerState:
+    return (await context_of(request)).watch.state
+
+
+TheContext = Annotated[Context, Depends(context_of)]
+TheStore = Annotated[Store, Depends(_store)]
+TheLedger = Annotated[LedgerState, Depends(_ledger)]
+
+
+def read_at(ledger: LedgerState) -> datetime | None:
+    """Return when the ledger was last read, None before the first time."""
+    return None if ledger.read_at_ns is None else stamp(ledger.read_at_ns)
+
+
+def image_response(data: bytes | None, media_type: str, missing: str) -> Response:
+    """Return an image. Raises HTTPException 404 with the text `missing` when there is none."""
+    if data is None:
+        raise HTTPException(404, missing)
+    # Rows are never overwritten, so a loaded image stays valid.
+    return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})

@@ -1,0 +1,1 @@
+"""The console's addresses, a router for each kind of page."""

@@ -1,0 +1,109 @@
+"""The defect classes, and what people decide about them, which goes the way of `flawline classes`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from discovery.store.people import NAME_LENGTH, SEVERITIES
+from flawline.errors import UsageError
+from station.web import forms, queries, views
+from station.web.context import Context, TheContext, TheStore, image_response
+
+CLASS_CROPS = 8
+MEMBERS_PER_PAGE = 60
+WHO_COOKIE = "flawline_who"
+YEAR_S = 365 * 86_400
+
+RowId = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
+Before = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
+Everything = Annotated[bool, Query(alias="all")]
+Form = Annotated[forms.Form, Depends(forms.read_form)]
+
+router = APIRouter()
+
+
+@router.get("/classes")
+def classes(context: TheContext, store: TheStore, everything: Everything = False) -> Response:
+    """List the classes with some of their members."""
+    rows = queries.classes(store, everything)
+    crops = queries.salient_regions(store, [row.id for row in rows if row.merged_into is None], CLASS_CROPS)
+    return context.page("classes.html", classes=rows, crops=crops, everything=everything)
+
+
+@router.get("/api/classes")
+def api_classes(store: TheStore, everything: Everything = False) -> Response:
+    """Return the classes as JSON."""
+    return JSONResponse({"classes": [row.as_dict() for row in queries.classes(store, everything)]})
+
+
+@router.get("/classes/{class_id}")
+def class_page(request: Request, context: TheContext, class_id: str, before: Before = None) -> Response:
+    """Show a class with its members, its history and its forms."""
+    return _class_page(request, context, class_id, before)
+
+
+@router.post("/classes/{class_id}/{action}")
+def act(request: Request, context: TheContext, class_id: str, action: str, form: Form) -> Response:
+    """Do to a class what a form asks for, and show the class then."""
+    forms.check_token(form, context.token)
+    if action not in forms.ACTIONS:
+        raise HTTPException(404, f"a class has no action {action}: choose from {', '.join(forms.ACTIONS)}")
+    if all(row.id != class_id for row in queries.classes(context.store, everything=True)):
+        raise _no_class(class_id)
+    try:
+        shown_id = forms.act(context.store, class_id, action, form)
+    except UsageError as error:
+        return _class_page(request, context, class_id, None, status=400, problem=str(error), form={action: form})
+    # See-other, so that loading the page again does not send the form again.
+    response = RedirectResponse(f"/classes/{quote(shown_id)}", 303)
+    response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
+    return response
+
+
+@router.get("/regions/{region_id}/crop.jpg")
+def crop(store: TheStore, region_id: RowId) -> Response:
+    """Return the crop of a region."""
+    return image_response(queries.crop(store, region_id), "image/jpeg", f"no region {region_id}")
+
+
+def _class_page(
+    request: Request,
+    context: Context,
+    class_id: str,
+    before: int | None,
+    *,
+    status: int = 200,
+    problem: str | None = None,
+    form: dict[str, forms.Form] | None = None,
+) -> Response:
+    """Return the page of a class; after a refused form with its `problem`, and with what the form held."""
+    store = context.store
+    rows = queries.classes(store, everything=True)
+    shown = next((row for row in rows if row.id == class_id), None)
+    if shown is None:
+        raise _no_class(class_id)
+    members: Any = queries.members(store, class_id, before, MEMBERS_PER_PAGE + 1)
+    values: dict[str, Any] = {
+        "class": shown,
+        "others": [row for row in rows if row.id != class_id and row.merged_into is None],
+        "members": members[:MEMBERS_PER_PAGE],
+        "older": views.next_page([row.id for row in members], MEMBERS_PER_PAGE),
+        "events": queries.history(store, class_id),
+        "audit": queries.audit(store, class_id),
+        "severities": SEVERITIES,
+        "name_length": NAME_LENGTH,
+        "who": unquote(request.cookies.get(WHO_COOKIE, "")),
+        "token": context.token,
+        "problem": problem,
+        "form": form or {},
+    }
+    return context.page("class.html", status, **values)
+
+
+def _no_class(class_id: str) -> HTTPException:
+    return HTTPException(404, f"no class {class_id}: see the list of classes")

@@ -1,0 +1,50 @@
+"""The frames that were not accepted, with their heat maps."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import Response
+
+from station.pages.heat import HEAT_RANGE, heat_legend
+from station.web import queries, views
+from station.web.context import TheContext, TheStore, image_response
+
+DEFECTS_PER_PAGE = 50
+
+Before = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
+
+router = APIRouter()
+
+
+@router.get("/defects")
+def defects(context: TheContext, store: TheStore, before: Before = None) -> Response:
+    """List the frames that were not accepted, the latest first."""
+    rows = queries.defects(store, before, DEFECTS_PER_PAGE + 1)
+    older = views.next_page([row.id for row in rows], DEFECTS_PER_PAGE)
+    shown = rows[:DEFECTS_PER_PAGE]
+    regions = queries.regions_of(store, [row.id for row in shown])
+    return context.page("defects.html", defects=shown, regions=regions, older=older, before=before)
+
+
+@router.get("/defects/{frame_id}")
+def defect(context: TheContext, store: TheStore, frame_id: str) -> Response:
+    """Show a frame that was not accepted, with its heat map and its regions."""
+    row = queries.defect(store, frame_id)
+    if row is None:
+        raise HTTPException(404, _missing(frame_id))
+    regions = queries.regions_of(store, [row.id]).get(row.id, [])
+    return context.page("defect.html", frame=row, regions=regions, legend=heat_legend(), heat_range=HEAT_RANGE)
+
+
+@router.get("/defects/{frame_id}/heatmap.png")
+def heat_map(store: TheStore, frame_id: str) -> Response:
+    """Return the heat map of a frame."""
+    row = queries.defect(store, frame_id)
+    data = views.heat_png(row.heatmap, row.heatmap_height, row.heatmap_width) if row and row.heatmap else None
+    return image_response(data, "image/png", _missing(frame_id))
+
+
+def _missing(frame_id: str) -> str:
+    return f"no frame {frame_id} that was not accepted: see the list of defects"
