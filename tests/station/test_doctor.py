@@ -66,7 +66,7 @@ def test_embedded_broker_that_does_not_run_says_how_to_start_it(line_settings: S
     settings = changed(line_settings, "kafka", bootstrap_servers=None)
     settings = changed(settings, "embedded", port=free_port())
     [found] = doctor_checks.broker_answers(settings)
-    assert found.status is Status.WARN and "flawline up" in found.mend
+    assert found.status is Status.WARN and "flawline up" in found.remedy
 
 
 def test_something_else_on_the_brokers_port_is_a_failure(line_settings: Settings) -> None:
@@ -77,9 +77,9 @@ def test_something_else_on_the_brokers_port_is_a_failure(line_settings: Settings
     assert found.status is Status.FAIL and address in found.text
 
 
-def test_missing_topics_are_named_with_their_mend(line_settings: Settings) -> None:
+def test_missing_topics_are_named_with_their_remedy(line_settings: Settings) -> None:
     found = [each for each in doctor_checks.topic_limits(line_settings) if each.name == "topics"]
-    assert len(found) == 7 and all("flawline topics create" in each.mend for each in found)
+    assert len(found) == 7 and all("flawline topics create" in each.remedy for each in found)
 
 
 def test_topics_that_agree_are_ok(line: TalkingLine) -> None:
@@ -89,7 +89,7 @@ def test_topics_that_agree_are_ok(line: TalkingLine) -> None:
 def test_topic_with_a_smaller_limit_than_the_frames_is_a_failure(line: TalkingLine) -> None:
     grown = changed(line.settings, "frames", limit_bytes=20 << 20)
     found = worst(doctor_checks.topic_limits(grown), "topics")
-    assert found.status is Status.FAIL and str((20 << 20) + 65536) in found.mend
+    assert found.status is Status.FAIL and str((20 << 20) + 65536) in found.remedy
 
 
 def test_topic_with_fewer_partitions_is_a_failure(line: TalkingLine) -> None:
@@ -140,7 +140,7 @@ def test_model_that_does_not_verify_is_a_failure(line: TalkingLine, tmp_path: Pa
     [found] = doctor._guarded(doctor_checks.model, settings)
     assert found.status is Status.FAIL and str(tmp_path / "model") in found.text
     [none] = doctor_checks.model(line.settings)
-    assert none.status is Status.WARN and "flawline publish" in none.mend
+    assert none.status is Status.WARN and "flawline publish" in none.remedy
 
 
 def test_store(line_settings: Settings, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_store(line_settings: Settings, tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()  # looking has made nothing
     away = f"postgresql+psycopg://flawline:{PASSWORD}@127.0.0.1:{free_port()}/flawline"
     [found] = doctor_checks.store(changed(line_settings, "store", url=SecretStr(away)))
-    assert found.status is Status.FAIL and PASSWORD not in found.text + found.mend
+    assert found.status is Status.FAIL and PASSWORD not in found.text + found.remedy
     [wrong] = doctor_checks.store(changed(line_settings, "store", url=SecretStr("no url")))
     assert wrong.status is Status.FAIL
 
@@ -159,7 +159,7 @@ def test_object_store_that_cannot_be_written_is_a_failure(line_settings: Setting
     (tmp_path / "taken").write_text("no folder")
     settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/taken")
     [found] = doctor_checks.objects(settings)
-    assert found.status is Status.FAIL and "frames.objects_url" in found.mend
+    assert found.status is Status.FAIL and "frames.objects_url" in found.remedy
 
 
 def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
