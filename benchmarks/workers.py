@@ -122,15 +122,15 @@ def frames(encoded: list[bytes], epoch: int, count: int) -> Iterator[Frame]:
     """`count` frames of the cameras in turn, captured when they are asked for."""
     for index in range(count):
         data = encoded[index % len(encoded)]
-        found = imaging.probe(data)
+        header = imaging.probe(data)
         yield Frame(
             camera=f"cam-{index % CAMERAS}",
             epoch=epoch,
             sequence=index // CAMERAS,
             captured_at=time.time_ns(),
             codec=Codec.JPEG,
-            height=found.height,
-            width=found.width,
+            height=header.height,
+            width=header.width,
             channels=3,
             data=data,
             checksum=messages.checksum(data),
@@ -178,15 +178,15 @@ def send(settings: Settings, all_frames: Iterator[Frame]) -> None:
 def verdicts(settings: Settings, epoch: int, count: int) -> list[tuple[Verdict, int]]:
     """All `count` verdicts of an epoch with their time in the log in ms, as soon as they are there."""
     consumer = kafka_clients.consumer(settings)
-    consumer.assign([TopicPartition(settings.topic("verdicts"), each) for each in range(CAMERAS)])
+    consumer.assign([TopicPartition(settings.topic("verdicts"), partition) for partition in range(CAMERAS)])
     consumer.seek_to_beginning()
-    found: list[tuple[Verdict, int]] = []
-    while len(found) < count:
+    stamped: list[tuple[Verdict, int]] = []
+    while len(stamped) < count:
         for records in consumer.poll(timeout_ms=500, max_records=500).values():
             decoded = [(messages.decode(Verdict, record.value), record.timestamp) for record in records]
-            found += [pair for pair in decoded if pair[0].epoch == epoch]
+            stamped += [pair for pair in decoded if pair[0].epoch == epoch]
     consumer.close()
-    return found
+    return stamped
 
 
 if __name__ == "__main__":

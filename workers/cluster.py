@@ -25,19 +25,19 @@ def start_ray(settings: Settings) -> None:
 def check_room(settings: Settings, actors: int) -> None:
     """Raise UsageError when so many actors do not fit on this machine's Ray, which would wait for room for ever.
 
-    A cluster may grow, so nothing is said about one.
+    A cluster may grow, so it is not checked.
     """
     import ray
 
     worker = settings.worker
     if worker.ray_address:
         return
-    there = ray.cluster_resources()
-    for name, each in (("CPU", worker.num_cpus), ("GPU", worker.num_gpus)):
-        if actors * each > there.get(name, 0) + 1e-6:
+    resources = ray.cluster_resources()
+    for name, share in (("CPU", worker.num_cpus), ("GPU", worker.num_gpus)):
+        if actors * share > resources.get(name, 0) + 1e-6:
             raise UsageError(
-                f"worker.num_{name.lower()}s = {each:g} for {actors} actors needs {actors * each:g} {name}s and Ray "
-                f"has {there.get(name, 0):g}: lower it, or run fewer actors"
+                f"worker.num_{name.lower()}s = {share:g} for {actors} actors needs {actors * share:g} {name}s and Ray "
+                f"has {resources.get(name, 0):g}: lower it, or run fewer actors"
             )
 
 

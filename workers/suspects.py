@@ -1,8 +1,8 @@
 """Frames that may have killed the process that worked on them, and how often.
 
 A frame that makes native code crash, or that takes all memory, ends its process without a word. So the note beside the
-committed offset (the metadata field of Kafka's offset commit) says what is in work, for whoever owns the partition
-next:
+committed offset (the metadata field of Kafka's offset commit) says what is in work, for the partition's next
+owner:
 
 - No note: the last owner left in order, nothing is suspected.
 - `begun`: the last owner was at work, the furthest frame it had begun is named. From the committed offset to there,
@@ -10,6 +10,7 @@ next:
 - `until` and `trying`: the last owner tried the suspects up to `until` one at a time, and was at one of them.
 
 Suspects are tried one at a time, each noted before it begins; so of those, only the frame that kills is blamed again.
+The last attempt leaves the description out (`workers.describing`), in case that is what kills.
 """
 
 from __future__ import annotations

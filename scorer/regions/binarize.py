@@ -39,12 +39,12 @@ class Binarized:
 
 
 def erosion_kernel(height: int, width: int) -> int:
-    """Side of the erosion kernel for a map: 6 px at 256 px, scaled with the map, at least 2."""
+    """Return the side of the erosion kernel for a map: 6 px at 256 px, scaled with the map, at least 2."""
     return max(2, round(EROSION_PX * max(height, width) / EROSION_MAP_SIDE_PX))
 
 
 def mebin(heatmap: np.ndarray, lo: float, hi: float, *, erosion: bool = True, kernel: int | None = None) -> Binarized:
-    """The mask of one map with thresholds between `lo` (where noise ends) and `hi` (a strong defect's peak).
+    """Return the mask of one map with thresholds between `lo` (where noise ends) and `hi` (a strong defect's peak).
 
     `heatmap` is float (h, w). `kernel` is the erosion's side in map pixels, by default scaled with the map.
     Raises ValueError for a map that is no finite matrix, and for a range without extent.
@@ -62,27 +62,27 @@ def mebin(heatmap: np.ndarray, lo: float, hi: float, *, erosion: bool = True, ke
 
 
 def defect_mask(heatmap: np.ndarray, lo: float, hi: float) -> Binarized:
-    """MEBin for a map that is known to be anomalous: tried without erosion when erosion leaves nothing."""
+    """Run MEBin on a map that is known to be anomalous: tried without erosion when erosion leaves nothing."""
     result = mebin(heatmap, lo, hi)
     return result if result.count else mebin(heatmap, lo, hi, erosion=False)
 
 
 def mebin_set(maps: Sequence[np.ndarray]) -> list[Binarized]:
-    """The published form, for parity: uint8 maps of one product, whose peaks set the range together.
+    """Run the published form, for parity: uint8 maps of one product, whose peaks set the range together.
 
     Thresholds are cut to whole grey values and the kernel is 6x6 at any size, as in the official code. (That code
     overflows under NumPy 2, where the difference of two uint8 peaks stays uint8.)
     """
-    if any(one.dtype != np.uint8 for one in maps):
+    if any(heatmap.dtype != np.uint8 for heatmap in maps):
         raise ValueError("the set form of MEBin takes uint8 maps, scaled over the whole set")
-    peaks = [int(one.max()) for one in maps]
+    peaks = [int(heatmap.max()) for heatmap in maps]
     lo, hi = min(peaks), max(peaks)
     results = []
-    for one in maps:
-        eroded = _erode(one.astype(np.float32), EROSION_PX)
+    for heatmap in maps:
+        eroded = _erode(heatmap.astype(np.float32), EROSION_PX)
         threshold, count = _stable_threshold(LEVELS * (eroded - lo) / (hi - lo)) if lo < hi else (LEVELS, 0)
         cut = int(threshold * (hi - lo) / LEVELS + lo)
-        mask = eroded > cut if count else np.zeros(one.shape, bool)
+        mask = eroded > cut if count else np.zeros(heatmap.shape, bool)
         results.append(Binarized(mask, count, float(cut) if count else np.inf, True))
     return results
 
@@ -101,7 +101,7 @@ def _erode(values: np.ndarray, kernel: int) -> np.ndarray:
 
 
 def _stable_threshold(scaled: np.ndarray) -> tuple[int, int]:
-    """Threshold (0..255) and component count of the longest stable run; count 0 when there is none."""
+    """Return threshold (0..255) and component count of the longest stable run; count 0 when there is none."""
     counts = _component_counts(scaled)
     best: dict[int, tuple[int, int]] = {}  # count -> length and last index of its longest run
     start = 0

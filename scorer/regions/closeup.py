@@ -25,7 +25,7 @@ WEIGHTS_SIDE = 32
 
 
 def describe(image: np.ndarray, heat: np.ndarray, closer: Closer, field_px: int | None = None) -> np.ndarray:
-    """Unit vector float32 (D): what stands out around the hottest place of an image, mean over looks of two sizes.
+    """Return a unit vector float32 (D): what stands out around an image's hottest place, mean over two looks.
 
     `heat` float (h, w) covers the whole image, uint8 (H, W, 3), in natural-log units. The looks' sides are shares of
     `field_px`, by default of the image's long side.
@@ -36,12 +36,12 @@ def describe(image: np.ndarray, heat: np.ndarray, closer: Closer, field_px: int 
 
 
 def rooted(vector: np.ndarray) -> np.ndarray:
-    """Signed square roots, to unit length: a few strong channels no longer drown the others (Perronnin et al. 2010)."""
+    """Return signed square roots, to unit length (Perronnin et al. 2010): a few strong channels drown no others."""
     return unit(np.sign(vector) * np.sqrt(np.abs(vector)))
 
 
 def weights_of(features: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """How much each place of a look is the defect, float32 (32, 32), at most 1: hot, and unlike its surroundings.
+    """Return how much of each place of a look is defect, float32 (32, 32), at most 1: hot and unlike its surroundings.
 
     `features` (h, w, c), `heat` (h', w') of the same place. The surroundings are the cooler half; a patch's contrast is
     its distance to the nearest of their unit vectors.
@@ -67,7 +67,7 @@ def _look(image: np.ndarray, heat: np.ndarray, side: int, closer: Closer) -> np.
     rows = _cells(y0, y1, height, heat.shape[0])
     columns = _cells(x0, x1, width, heat.shape[1])
     weights = weights_of(maps[min(1, len(maps) - 1)], heat[rows, columns])
-    return rooted(np.concatenate([_pooled(each, weights) for each in maps]))
+    return rooted(np.concatenate([_pooled(features, weights) for features in maps]))
 
 
 def _pooled(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -83,13 +83,13 @@ def _resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _span(middle: float, side: int, length: int) -> tuple[int, int]:
-    """Pixels from where to where, `side` of them around a place (0..1) where they fit, all inside the image."""
+    """Return start and end of `side` pixels around a place (0..1), shifted to stay inside the image."""
     side = min(side, length)
     start = min(max(round(middle * length - side / 2), 0), length - side)
     return start, start + side
 
 
 def _cells(start: int, end: int, length: int, cells: int) -> slice:
-    """The cells of a grid that lie under pixels `start` to `end`, one at least."""
+    """Return the cells of a grid that are under pixels `start` to `end`, one at least."""
     first = min(int(start * cells / length), cells - 1)
     return slice(first, max(first + 1, round(end * cells / length)))

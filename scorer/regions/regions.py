@@ -36,7 +36,7 @@ JOIN_GAP = 0.01
 
 
 def embedding_version(detector_version: str, closer: bool = False) -> str:
-    """The version of region embeddings made from a detector's features, with or without closer looks."""
+    """Return the version of region embeddings made from a detector's features, with or without closer looks."""
     return "+".join([detector_version, EMBEDDING_VERSION, *([CLOSER_VERSION] if closer else [])])
 
 
@@ -59,7 +59,7 @@ class Square:
         return (self.x1 - self.x0) * (self.y1 - self.y0)
 
     def gap(self, other: Square) -> int:
-        """Pixels between the two, -1 when they overlap."""
+        """Return the pixels between the two, -1 when they overlap."""
         x = max(self.x0, other.x0) - min(self.x1, other.x1)
         y = max(self.y0, other.y0) - min(self.y1, other.y1)
         return -1 if x < 0 and y < 0 else max(x, y, 0)
@@ -179,7 +179,7 @@ def extract(
 
 
 def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
-    """Which pixels are defective, bool (h, w): MEBin's components, each cut at 0.6 of its own peak.
+    """Return which pixels are defective, bool (h, w): MEBin's components, each cut at 0.6 of its own peak.
 
     The map is blurred by the receptive field of its features, so a strong defect is above any fixed threshold far
     around itself. A map that stays below `lo` but is above what is ordinary (0) is cut at 0.6 of its peak as a whole.
@@ -195,23 +195,23 @@ def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
 
 
 def peak_weights(fine: np.ndarray, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """How much each patch (h', w') says about a region: what is hottest in it says most, exp((a - peak) / 0.1).
+    """Return how much each patch (h', w') says about a region: what is hottest in it says most, exp((a - peak) / 0.1).
 
-    Measured on linebench and on the simulated line, this pools better than the mask does, be it the true one.
+    Measured on linebench and on the simulated line, this pools better than the mask does, even the true mask.
     """
     inside = np.where(mask, fine, -np.inf)
     return _on_grid(np.exp((inside - inside.max()) / PEAK_TEMPERATURE), shape)
 
 
 def fine_map(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The map as float32 with the image's proportions and a long side of 256 px, so that MEBin's kernel fits."""
+    """Return the map as float32 with the image's proportions and a long side of 256 px, so that MEBin's kernel fits."""
     scale = WORK_SIDE_PX / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(np.ascontiguousarray(heatmap, np.float32), size, interpolation=cv2.INTER_LINEAR)
 
 
 def embed(patches: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Unit vector float32 (2 D): the region's features without what is normal for its product, and their residual.
+    """Return float32 (2 D) of length 1: the region's features less what is normal for its product, and their residual.
 
     `weights` (h', w') says how much of each patch belongs to the region. Both halves have the same length. What is
     normal for the product is the mean of the good features nearest to this image's patches, which needs no label.
@@ -233,7 +233,7 @@ def region_embedding(
     closer: closeup.Closer | None,
     field_px: int | None = None,
 ) -> np.ndarray:
-    """The unit vector of a region: its patches and, where there is one, the closer look, with the same length.
+    """Return the unit vector of a region: its patches and, where there is one, the closer look, with the same length.
 
     `fine` and `mask` (h, w) cover the whole image; the rest as for `extract`.
     """
@@ -246,7 +246,7 @@ def region_embedding(
 
 
 def crop_squares(boxes: list[Square], height: int, width: int) -> list[Square]:
-    """AnomalyNCD's squares around component boxes, one for each box, shifted to stay inside the image."""
+    """Return AnomalyNCD's squares around component boxes, one for each box, shifted to stay inside the image."""
     long_side = max(height, width)
     squares = []
     for box in boxes:
@@ -257,22 +257,23 @@ def crop_squares(boxes: list[Square], height: int, width: int) -> list[Square]:
 
 
 def groups_of(squares: list[Square], height: int, width: int) -> list[list[int]]:
-    """Indices of squares that belong to one crop: a square with all its direct neighbours, subsets left out.
+    """Return indices of squares that belong to one crop: a square with all its direct neighbours, subsets left out.
 
     This is the published rule. It is no transitive closure, so a chain of small defects does not grow to one crop.
     A component belongs to one region only: to the largest of the groups that hold it.
     """
     limit = int(JOIN_GAP * max(height, width))
     near = [
-        frozenset(j for j, other in enumerate(squares) if one.gap(other) < limit or one is other) for one in squares
+        frozenset(j for j, other in enumerate(squares) if square.gap(other) < limit or square is other)
+        for square in squares
     ]
-    kept: list[frozenset[int]] = []
+    largest: list[frozenset[int]] = []
     for group in sorted(set(near), key=lambda members: (-len(members), min(members))):
-        if not any(group <= larger for larger in kept):
-            kept.append(group)
+        if not any(group <= larger for larger in largest):
+            largest.append(group)
     taken: set[int] = set()
     result = []
-    for group in kept:
+    for group in largest:
         if rest := sorted(group - taken):
             result.append(rest)
             taken |= group
@@ -329,7 +330,7 @@ def _described(image: np.ndarray, region: LocalRegion, embedding: np.ndarray, cr
 
 
 def _cut(mask: np.ndarray, crop: Square, height: int, width: int, size: tuple[int, int]) -> np.ndarray:
-    """The part of a map-sized mask under a crop, at the crop's stored size (width, height)."""
+    """Return the part of a map-sized mask under a crop, at the crop's stored size (width, height)."""
     columns = ((np.arange(size[0]) + 0.5) * (crop.x1 - crop.x0) / size[0] + crop.x0) * mask.shape[1] / width
     rows = ((np.arange(size[1]) + 0.5) * (crop.y1 - crop.y0) / size[1] + crop.y0) * mask.shape[0] / height
     return mask[np.ix_(rows.astype(int), columns.astype(int))]
@@ -360,7 +361,7 @@ def _joined(squares: list[Square], height: int, width: int) -> Square:
 
 
 def _centred(box: Square, half: int, height: int, width: int) -> Square:
-    """A square of twice `half` around a box's centre, shifted inside the image and cut where it does not fit."""
+    """Return a square of twice `half` around a box's centre, shifted inside the image and cut where it does not fit."""
     x0, x1 = _span(box.x0, box.x1, half, width)
     y0, y1 = _span(box.y0, box.y1, half, height)
     return Square(x0, y0, x1, y1)

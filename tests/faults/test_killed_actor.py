@@ -54,16 +54,16 @@ def test_killing_actors_in_the_middle_changes_no_verdict(embedded_broker: Embedd
     undisturbed = line_settings(embedded_broker.bootstrap, tmp_path, model=model)
     good = CAMERAS * SEQUENCES - len(BAD)
     with feeding(undisturbed) as feeder, inspecting(undisturbed):
-        for each in frames:
-            feeder.send(*each)
+        for row in frames:
+            feeder.send(*row)
         feeder.flush()
         expected = {v.frame_id: (v.score, v.decision) for v in read(undisturbed, "verdicts", Verdict, good)}
 
     settings = line_settings(embedded_broker.bootstrap, tmp_path, model=model, actors=2, restart_limit=10)
     kills = 0
     with feeding(settings) as feeder, supervising(settings) as supervisor:
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
-        sender = threading.Thread(target=lambda: [feeder.send(*each) for each in frames])
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2])
+        sender = threading.Thread(target=lambda: [feeder.send(*row) for row in frames])
         sender.start()
         for share, slot in ((0.15, 0), (0.4, 1), (0.65, 0)):
             wait_until(lambda share=share: _committed_frames(settings) >= share * CAMERAS * SEQUENCES)
@@ -91,14 +91,14 @@ def test_a_dead_actor_is_noticed_and_replaced_in_its_place(either_broker: Runnin
     # The session outlasts the test: only a replacement in the same place can have the cameras.
     settings = line_settings(either_broker.bootstrap, tmp_path, actors=2, session_timeout_s=200.0)
     with feeding(settings) as feeder, supervising(settings) as supervisor:
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
-        before = {slot: (each.pid, each.partitions) for slot, each in supervisor.health().items()}
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2])
+        before = {slot: (health.pid, health.partitions) for slot, health in supervisor.health().items()}
         os.kill(before[0][0], signal.SIGKILL)
         wait_until(lambda: supervisor.actor_pids().get(0) not in (None, before[0][0]))
         feeder.send(*(frame(f"cam-{i}", 0) for i in range(CAMERAS)))
         feeder.flush()
         read(settings, "verdicts", Verdict, CAMERAS)
         wait_until(lambda: len(supervisor.health()[0].partitions) == 2)
-        after = {slot: (each.pid, each.partitions) for slot, each in supervisor.health().items()}
+        after = {slot: (health.pid, health.partitions) for slot, health in supervisor.health().items()}
     assert after[1] == before[1], "the other actor noticed nothing"
     assert after[0][1] == before[0][1], "the cameras stayed"

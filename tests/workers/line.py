@@ -148,8 +148,8 @@ class Feeder:
         return int(camera.rsplit("-", 1)[1]) % self._partitions
 
     def send(self, *frames: Frame) -> None:
-        for each in frames:
-            self.send_bytes(each.camera, messages.encode(each), messages.headers(each))
+        for sent in frames:
+            self.send_bytes(sent.camera, messages.encode(sent), messages.headers(sent))
 
     def send_bytes(self, camera: str, value: bytes, headers: list[tuple[str, bytes]] | None = None) -> None:
         self._producer.send(
@@ -217,24 +217,24 @@ def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float
 def read_records(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 60) -> list[tuple[Any, Any]]:
     consumer = kafka_clients.consumer(settings)
     topic = settings.topic(name)
-    found: list[tuple[Any, Any]] = []
+    pairs: list[tuple[Any, Any]] = []
     deadline = time.monotonic() + timeout_s
     try:
         partitions = sorted(consumer.partitions_for_topic(topic))
-        consumer.assign([TopicPartition(topic, each) for each in partitions])
+        consumer.assign([TopicPartition(topic, partition) for partition in partitions])
         consumer.seek_to_beginning()
-        while len({message.frame_id for message, _ in found}) < count:
-            assert time.monotonic() < deadline, f"{len(found)} of {count} messages on {name}"
+        while len({message.frame_id for message, _ in pairs}) < count:
+            assert time.monotonic() < deadline, f"{len(pairs)} of {count} messages on {name}"
             for records in consumer.poll(timeout_ms=200).values():
-                found += [(messages.decode(kind, record.value), record) for record in records]
+                pairs += [(messages.decode(kind, record.value), record) for record in records]
         # What was written before now, too: a surplus must not hide behind the count.
         ends = consumer.end_offsets(consumer.assignment())
-        while any(consumer.position(each) < end for each, end in ends.items()):
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
             for records in consumer.poll(timeout_ms=200).values():
-                found += [(messages.decode(kind, record.value), record) for record in records]
+                pairs += [(messages.decode(kind, record.value), record) for record in records]
     finally:
         consumer.close(autocommit=False)
-    return found
+    return pairs
 
 
 def committed(settings: Settings, partition: int) -> int | None:

@@ -51,12 +51,12 @@ def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
             feeder.send(*(frame(camera, sequence, level=FULL if sequence % 10 == 0 else 20) for camera in cameras))
         feeder.flush()
         with inspecting(settings):
-            found = read_records(settings, "verdicts", Verdict, 180)
+            records = read_records(settings, "verdicts", Verdict, 180)
             wait_until(lambda: sum(committed(settings, i) or 0 for i in range(4)) == 180)
-    verdicts = [verdict for verdict, _ in found]
+    verdicts = [verdict for verdict, _ in records]
     assert len(verdicts) == len({verdict.frame_id for verdict in verdicts}) == 180
     assert_in_order(verdicts)
-    for verdict, record in found:
+    for verdict, record in records:
         assert record.partition == feeder.partition(verdict.camera)
         assert record.key == verdict.camera.encode()
         assert dict(record.headers) == {"schema": b"verdict/1", "frame-id": verdict.frame_id.encode()}
@@ -279,7 +279,7 @@ def test_what_the_broker_did_not_take_is_read_again(embedded_broker: EmbeddedBro
     for verdict in verdicts:
         scores.setdefault(verdict.frame_id, set()).add(verdict.score)
     assert len(scores) == 200
-    assert all(len(each) == 1 for each in scores.values()), "a frame that is done again gets the same score"
+    assert all(len(different) == 1 for different in scores.values()), "a frame that is done again gets the same score"
     assert_in_order(verdicts)
 
 

@@ -182,7 +182,7 @@ def test_a_rejected_frame_frees_its_bytes_with_its_verdict_and_is_finished_with_
 
 
 class ManualProducer:
-    """Keeps the futures of what it is given, for the test to resolve."""
+    """Keeps the futures of its records for the test to resolve."""
 
     def __init__(self, refuses: Exception | None = None) -> None:
         self.futures: list[Future] = []
@@ -291,16 +291,16 @@ def reader(tmp_path: Any = None, limit_bytes: int = 1 << 20) -> Reader:
     return Reader(limit_bytes, ObjectStore(f"file://{tmp_path}") if tmp_path else None, threading.Event())
 
 
-def rejection(each: Reader, value: bytes | None) -> Rejected:
+def rejection(opener: Reader, value: bytes | None) -> Rejected:
     with pytest.raises(Rejected) as caught:
-        each.read(value)
+        opener.read(value)
     return caught.value
 
 
 def test_a_good_frame_is_read_with_its_pixels() -> None:
     sent = frame("cam-0", 7, level=99)
-    found, pixels = reader().read(messages.encode(sent))
-    assert found == sent
+    received, pixels = reader().read(messages.encode(sent))
+    assert received == sent
     assert pixels.shape == (SIDE, SIDE, 3)
     assert int(pixels[5, 5, 0]) == 99
 
@@ -405,12 +405,12 @@ def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
     assert verdicts.locate(frame("cam-0", 1), dark, detector) is None
     both = described(detector, bright)
     assert both
-    found = verdicts.defect(frame("cam-0", 1, FULL), bright, both, detector)
-    assert messages.decode(Defect, messages.encode(found)) == found
-    assert found.decision is Decision.REJECT
-    assert found.heatmap.dtype == "float16"
+    defect = verdicts.defect(frame("cam-0", 1, FULL), bright, both, detector)
+    assert messages.decode(Defect, messages.encode(defect)) == defect
+    assert defect.decision is Decision.REJECT
+    assert defect.heatmap.dtype == "float16"
     bare = verdicts.defect(frame("cam-0", 1, FULL), bright, [], detector)
-    assert (bare.regions, bare.embedding_version) == ((), found.embedding_version)
+    assert (bare.regions, bare.embedding_version) == ((), defect.embedding_version)
     with pytest.raises(ValueError, match="without patches"):
         verdicts.locate(frame("cam-0", 1, FULL), replace(bright, patches=None), detector)
 
@@ -420,9 +420,9 @@ def test_a_defect_over_the_limit_loses_its_last_regions_only() -> None:
     (bright,) = detector.score([image(FULL)])
     (region,) = described(detector, bright)[:1]
     many = [replace(region, crop=bytes([i]) * 10_000) for i in range(5)]
-    found = verdicts.defect(frame("cam-0", 1, FULL), bright, many, detector)
-    kept = messages.decode(Defect, verdicts.encode_within(found, 35_000)).regions
-    assert kept == tuple(many[:3])
+    defect = verdicts.defect(frame("cam-0", 1, FULL), bright, many, detector)
+    left = messages.decode(Defect, verdicts.encode_within(defect, 35_000)).regions
+    assert left == tuple(many[:3])
 
 
 def test_a_large_heat_map_is_made_coarse_and_fits_half_floats() -> None:
@@ -482,7 +482,7 @@ def test_a_model_url_is_a_folder_and_a_remote_one_is_copied_once(tmp_path: Any) 
     assert local_folder("memory://bucket/model", tmp_path / "cache") == copied
     with pytest.raises(FlawlineError, match="model memory://bucket/other cannot be fetched"):
         local_folder("memory://bucket/other", tmp_path / "cache")
-    assert sorted(each.name for each in (tmp_path / "cache").iterdir()) == [copied.name]
+    assert sorted(folder.name for folder in (tmp_path / "cache").iterdir()) == [copied.name]
 
 
 def test_only_a_readable_pointer_of_the_active_role_counts() -> None:
@@ -503,7 +503,7 @@ def test_metrics_of_all_actors_are_one_family_with_their_label() -> None:
         }
     )
     (family,) = families.values()
-    assert {(each.labels["actor"], each.labels["camera"]): each.value for each in family.samples} == {
+    assert {(sample.labels["actor"], sample.labels["camera"]): sample.value for sample in family.samples} == {
         ("0", "a"): 3.0,
         ("1", "b"): 4.0,
     }

@@ -45,12 +45,12 @@ def test_committable_never_passes_an_unfinished_record_and_never_lags_behind(cas
         tracker.finish(offset)
         done.add(offset)
         prefix = []
-        for each in offsets:
-            if each not in done:
+        for unbroken in offsets:
+            if unbroken not in done:
                 break
-            prefix.append(each)
+            prefix.append(unbroken)
         assert tracker.committable == (prefix[-1] + 1 if prefix else None)
-        assert tracker.oldest == next((each for each in offsets if each not in done), None)
+        assert tracker.oldest == next((waiting for waiting in offsets if waiting not in done), None)
         assert tracker.unfinished == len(offsets) - len(done)
 
 
@@ -63,13 +63,13 @@ def test_registration_between_completions_changes_nothing(
     for offset in finished:
         least = offsets.index(offset) + 1
         upto = data.draw(st.integers(least, len(offsets))) if least > registered else registered
-        for each in offsets[registered:upto]:
-            tracker.register(each)
+        for new in offsets[registered:upto]:
+            tracker.register(new)
         registered = max(registered, upto)
         tracker.finish(offset)
         seen.append(tracker.committable or 0)
     assert seen == sorted(seen)
-    assert all(each - 1 in finished for each in seen if each)
+    assert all(committable - 1 in finished for committable in seen if committable)
 
 
 def test_offsets_that_are_unknown_repeated_or_descending_are_refused() -> None:

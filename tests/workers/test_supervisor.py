@@ -54,16 +54,16 @@ def without_model(settings: Settings) -> Settings:
 def test_actors_share_the_cameras_scale_down_at_once_and_up_again(either_broker: RunningBroker, tmp_path: Path) -> None:
     settings = line_settings(either_broker.bootstrap, tmp_path, actors=2, session_timeout_s=60.0)
     with feeding(settings) as feeder, supervising(settings) as supervisor:
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2])
         assert len(set(supervisor.actor_pids().values()) | {os.getpid()}) == 3
         feeder.send(*(frame(f"cam-{i % 4}", i // 4) for i in range(80)))
         feeder.flush()
         read(settings, "verdicts", Verdict, 80)
         supervisor.scale(1)
         # Far sooner than the session time of a static member.
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [4])
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [4])
         supervisor.scale(2)
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2])
         feeder.send(*(frame(f"cam-{i % 4}", 20 + i // 4) for i in range(80)))
         feeder.flush()
         verdicts = read(settings, "verdicts", Verdict, 160)
@@ -85,14 +85,14 @@ def test_scores_of_a_real_model_are_the_same_through_two_actors_as_without_any(
     expected = alone.score(images)
     settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2, model=str(tmp_path / "real"))
     with feeding(settings) as feeder, supervising(settings, load_detector) as supervisor:
-        wait_until(lambda: [len(each.partitions) for each in supervisor.health().values()] == [2, 2])
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2])
         for i, image in enumerate(images):
             data = imaging.encode(image, Codec.PNG)
             size = {"height": side, "width": side, "size_bytes": len(data)}
             feeder.send(frame(f"cam-{i % 4}", i // 4, data=data, checksum=messages.checksum(data), **size))
         feeder.flush()
         verdicts = {v.frame_id: v for v in read(settings, "verdicts", Verdict, 48)}
-        odd = sum(each.decision is not Decision.ACCEPT for each in expected)
+        odd = sum(scores.decision is not Decision.ACCEPT for scores in expected)
         assert odd > 5
         defects = read(settings, "defects", Defect, odd)
     for i, scores in enumerate(expected):
@@ -206,7 +206,7 @@ def test_run_serves_the_metrics_of_all_actors_on_one_endpoint_until_it_is_stoppe
     port = free_port()
     settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"workers_port": port})})
     monkeypatch.setattr(supervisors, "stop_ray", lambda: None)  # the session's other tests still need it
-    monkeypatch.setattr(supervisors, "Supervisor", lambda each: Supervisor(each, load=load_plain))
+    monkeypatch.setattr(supervisors, "Supervisor", lambda settings: Supervisor(settings, load=load_plain))
     stop, ready = threading.Event(), threading.Event()
     thread = threading.Thread(target=supervisors.run, args=(settings, stop, ready.set))
     with feeding(settings) as feeder:
