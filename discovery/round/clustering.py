@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-from scipy.linalg import eigh
 from sklearn.cluster import HDBSCAN
+from sklearn.decomposition import PCA
 
 from discovery.round.number_of_classes import DENSE_MEMBERS, estimate_count, merged, sample_of
 from scorer.vectors import unit
@@ -118,14 +118,14 @@ def radius_of(vectors: np.ndarray, centroid: np.ndarray) -> float:
 
 
 def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = vectors.mean(axis=0)
-    centred = vectors - mean
-    size = vectors.shape[1]
-    wanted = (max(0, size - PRINCIPAL_AXES), size - 1)  # the last are the largest
-    _, axes = eigh(centred.T @ centred / len(vectors), subset_by_index=wanted, check_finite=False)
-    axes = axes[:, ::-1]
-    # The sign of an axis is arbitrary; fixing it keeps rounds alike.
-    return mean, axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    """Return the mean (D) of vectors (n, D) and their 32 principal axes (D, 32), or as many as n or D; signs are fixed.
+
+    Subtract the mean before the product with the axes: scikit-learn's own `transform` subtracts after it, and rounding
+    then tells identical vectors apart.
+    """
+    with np.errstate(invalid="ignore"):  # of identical vectors, whose variance is zero
+        pca = PCA(min(PRINCIPAL_AXES, *vectors.shape), svd_solver="covariance_eigh").fit(vectors)
+    return pca.mean_, pca.components_.T
 
 
 def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
