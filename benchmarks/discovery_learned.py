@@ -19,8 +19,7 @@ import numpy as np
 
 from benchmarks.report import emit
 from discovery.learned import crop_backbone
-from discovery.offline import agreement as metrics
-from discovery.offline import offline
+from discovery.offline import agreement, discover_folder
 from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.scorer import ScorerSettings
 from flawline.settings.tree import load_settings
@@ -39,17 +38,17 @@ def compare(data: Path, fitted: Detector, products: Sequence[str], settings: Dis
     backbone = crop_backbone.load(settings.crop_backbone, settings.crop_weights, settings.device)
     figures: dict[str, float] = {}
     for product in products:
-        shown = [picture for picture in offline.pictures(data / product) if not picture.is_good]
-        described = offline.by_model(shown, fitted, lambda done, total, stage: None)
+        shown = [picture for picture in discover_folder.pictures(data / product) if not picture.is_good]
+        described = discover_folder.by_model(shown, fitted, lambda done, total, stage: None)
         described.vectors = np.stack([region.embedding.array().astype(np.float32) for region in described.regions])
         truth = [str(picture.kind) for picture in described.pictures]
         for mode in ("centroids", "learned"):
             started = time.monotonic()
             chosen = settings.model_copy(update={"mode": mode})
-            classes = offline.classify(described, chosen, len(set(truth)), backbone)
-            found = [name or offline.NONE for name in classes.by_picture]
-            agreement = metrics.agreement(truth, found)
-            figures |= {f"{product}_{mode}_{name}": agreement[name] for name in FIGURES}
+            classes = discover_folder.classify(described, chosen, len(set(truth)), backbone)
+            found = [name or discover_folder.NONE for name in classes.by_picture]
+            measured = agreement.agreement(truth, found)
+            figures |= {f"{product}_{mode}_{name}": measured[name] for name in FIGURES}
             figures[f"{product}_{mode}_seconds"] = time.monotonic() - started
         figures[f"{product}_regions"] = len(described.regions)
     for mode in ("centroids", "learned"):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
-from discovery import reembed
+from discovery import embedding_change
 from discovery.learned import learned_round
 from discovery.learned.learned_round import LearnedRounds, Plan
 from discovery.learned.learning_task import Result
-from discovery.round import rounds
+from discovery.round import single_round
 from discovery.round.clustering import REGIONS_MIN
 from discovery.round.lineage import Registry
-from discovery.round.rounds import Outcome, Regions
+from discovery.round.single_round import Outcome, Regions
 from discovery.store import registry, schema
 from discovery.store.database import fact, set_fact
 from discovery.store.store import Store
@@ -46,7 +46,7 @@ class RoundRunner:
         self._wanted = False
         self._backbone: CropBackbone | None = None
         self._backbone_failed = False
-        self._crops: reembed.CropVectors | None = None
+        self._crops: embedding_change.CropVectors | None = None
 
     @property
     def busy(self) -> bool:
@@ -99,7 +99,7 @@ class RoundRunner:
         known, last, regions = self._looked_at(version)
         if len(regions) < REGIONS_MIN:
             return False
-        outcome = rounds.run_round(regions, known, self._settings.discovery, version, last, at)
+        outcome = single_round.run_round(regions, known, self._settings.discovery, version, last, at)
         if outcome is None:
             return False
         self._write(regions, outcome, version, self._monotonic() - started, at)
@@ -135,7 +135,7 @@ class RoundRunner:
         shown = learned_round.clusters_of(regions, result.labels, plan.found)
         if shown is None:
             return False
-        outcome = rounds.run_round(shown[0], known, self._settings.discovery, plan.version, last, at, shown[1])
+        outcome = single_round.run_round(shown[0], known, self._settings.discovery, plan.version, last, at, shown[1])
         if outcome is None:
             return False
         self._write(shown[0], outcome, plan.version, result.seconds, at)
@@ -180,16 +180,18 @@ class RoundRunner:
         """Whether classes of former versions have been carried over; a slice of that is done otherwise."""
         own = self._settings.discovery
         if own.embedding == "crop":
-            return not self._usable() or reembed.describe_again(self._store, version, own, self.backbone().embed)
+            return not self._usable() or embedding_change.describe_again(
+                self._store, version, own, self.backbone().embed
+            )
         with self._store.reading() as connection:
-            exemplars, found = reembed.waiting(connection, version, own)
+            exemplars, found = embedding_change.waiting(connection, version, own)
             if not found or not self._usable():
                 return True
             if self._crops is None:
-                self._crops = reembed.CropVectors(self.backbone().embed)
+                self._crops = embedding_change.CropVectors(self.backbone().embed)
             if not self._crops.prepare(connection, [*exemplars, *found]):
                 return False
-        joined = reembed.carry_over(self._store, version, exemplars, found, self._crops)
+        joined = embedding_change.carry_over(self._store, version, exemplars, found, self._crops)
         self._crops.keep(list(exemplars))
         log.info("%d of %d regions joined classes of a former embedding by their crops", joined, len(found))
         return True

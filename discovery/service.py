@@ -20,14 +20,14 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
-from discovery import intake
-from discovery.reader import TopicReader
-from discovery.round import rounds
+from discovery import record_checks
+from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
 from discovery.store import pruning, registry, schema
 from discovery.store.database import fact
 from discovery.store.store import Batch, Position, Store, TakenDefect
+from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState, Defect, Verdict
@@ -85,7 +85,7 @@ class DiscoveryService:
         self._rounds = RoundRunner(settings, self.store, utc_ns, monotonic)
         self._stack.callback(self._rounds.close)
         self._registry = Registry()
-        self._assigners: dict[str, rounds.Assigner] = {}
+        self._assigners: dict[str, single_round.Assigner] = {}
         self._dimensions: dict[str, int] = {}
         self._new_regions = 0
         self._round_at = monotonic()
@@ -220,12 +220,14 @@ class DiscoveryService:
             for record in arrived:
                 try:
                     if self._names[place.topic] is Verdict:
-                        verdicts.append(intake.verdict_of(record.value))
+                        verdicts.append(record_checks.verdict_of(record.value))
                     else:
                         defects.append(
-                            self._with_classes(intake.defect_of(record.value, self._expected(), self._forgotten_before))
+                            self._with_classes(
+                                record_checks.defect_of(record.value, self._expected(), self._forgotten_before)
+                            )
                         )
-                except intake.Rejected as error:
+                except record_checks.Rejected as error:
                     log.warning("%s offset %d is left out (%s): %s", place, record.offset, error.reason, error)
                     rejections.append((error.reason, str(error)))
                 positions[place.topic, place.partition] = record.offset + 1
@@ -246,17 +248,19 @@ class DiscoveryService:
         if not defect.regions:
             return TakenDefect(defect, ())
         if self.settings.discovery.embedding == "crop":
-            defect = intake.described_by_crops(defect, self._rounds.backbone())
+            defect = record_checks.described_by_crops(defect, self._rounds.backbone())
         version = defect.embedding_version
         if version not in self._dimensions:
             # Checked against the store as well: another message of this version may have come before a restart.
             known = self._stored_dimension(version)
             size = defect.regions[0].embedding.shape[0]
             if known is not None and known != size:
-                raise intake.Rejected("bad-embedding", f"{defect.frame_id}: {size} dimensions instead of {known}")
+                raise record_checks.Rejected(
+                    "bad-embedding", f"{defect.frame_id}: {size} dimensions instead of {known}"
+                )
             self._dimensions[version] = size
         if version not in self._assigners:
-            self._assigners[version] = rounds.Assigner(self._registry, version)
+            self._assigners[version] = single_round.Assigner(self._registry, version)
         vectors = unit(np.stack([region.embedding.array() for region in defect.regions]))
         return TakenDefect(defect, tuple(self._assigners[version].assign(vectors)))
 

@@ -6,8 +6,8 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import niquests
 import yaml
 from grafana_client import GrafanaApi
 from grafana_client.client import GrafanaClientError, GrafanaException, GrafanaTimeoutError, GrafanaUnauthorizedError
@@ -101,8 +101,8 @@ def push(settings: Settings) -> list[str]:
     except GrafanaTimeoutError as error:
         raise FlawlineError(f"Grafana {url} does not answer within {TIMEOUT_S:g} s: is grafana.url right?") from error
     except GrafanaException as error:
-        raise FlawlineError(f"Grafana {url} refuses ({error.message}): {_mend(error)}") from error
-    except (niquests.exceptions.RequestException, OSError) as error:
+        raise FlawlineError(f"Grafana {url} refuses ({error.message}): {_remedy(error)}") from error
+    except OSError as error:  # the client's network errors are OSErrors, too
         raise FlawlineError(
             f"Grafana {url} cannot be reached ({_short(error)}): start it or correct grafana.url"
         ) from error
@@ -162,9 +162,12 @@ def _store(settings: Settings) -> URL:
 
 
 def _api(url: str, token: str) -> GrafanaApi:
-    parts = niquests.models.parse_url(url)
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise UsageError(f"grafana.url = {url!r} is no http(s) address: http://host:3000")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"grafana.url = {url!r} is no address ({error}): write http://HOST:3000") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"grafana.url = {url!r} is no http(s) address: write http://HOST:3000")
     # The client joins its path prefix and `api` without a slash of its own.
     return GrafanaApi.from_url(f"{url}/" if parts.path else url, credential=token, timeout=TIMEOUT_S)
 
@@ -196,7 +199,7 @@ def _save(api: GrafanaApi, board: dict[str, Any]) -> str:
     return saved["url"]
 
 
-def _mend(error: GrafanaException) -> str:
+def _remedy(error: GrafanaException) -> str:
     if error.status_code == 403:
         return "give the service account of grafana.token the role Admin"
     if error.status_code == 404:
@@ -204,8 +207,8 @@ def _mend(error: GrafanaException) -> str:
     return "see Grafana's log"
 
 
-def _short(error: Exception) -> str:
-    """The innermost reason of a chain of wrapped network errors, in one line."""
+def _short(error: BaseException) -> str:
+    """Return the innermost reason of a chain of wrapped network errors, in one line."""
     while error.__context__ is not None:
-        error = error.__context__  # type: ignore[assignment]
+        error = error.__context__
     return one_line(error)

@@ -16,10 +16,10 @@ from sqlalchemy import Connection, select
 
 from discovery.learned import learning_task
 from discovery.learned.learning_task import Job, LearningFailed, Result, Running
-from discovery.round import clustering, rounds
+from discovery.round import clustering, single_round
 from discovery.round.clustering import Clustering
 from discovery.round.lineage import Registry
-from discovery.round.rounds import Regions
+from discovery.round.single_round import Regions
 from discovery.store import schema
 from discovery.store.database import parts
 from flawline import clock
@@ -114,7 +114,7 @@ def job_of(
     images = _images(connection, regions)
     rows = np.array([row for row, number in enumerate(regions.ids) if int(number) in images], int)
     shown = newest(only(regions, rows), discovery.learning_regions)
-    found = rounds.clustered(shown, known, discovery, version, last_id)
+    found = single_round.clustered(shown, known, discovery, version, last_id)
     if found is None:
         return None
     fixed = {one.id for one in known.live if one.fixed}

@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
 
 from discovery.round.lineage import DefectClass, Registry
-from discovery.round.rounds import Outcome, Regions
+from discovery.round.single_round import Outcome, Regions
 from discovery.store import schema
 from discovery.store.database import fact, insert, nanoseconds, set_fact, stamp
 from discovery.store.store import Store, add_event, refresh_frame_classes

@@ -33,11 +33,11 @@ def list_classes(
     """List the classes, the largest first."""
     from rich.table import Table
 
-    from discovery.store import commands
+    from discovery.store import class_commands
     from station import terminal
 
     with _store(settings_of(config)) as store:
-        classes = commands.list_classes(store, everything)
+        classes = class_commands.list_classes(store, everything)
     if terminal.emit_json({"classes": classes}, json, json_file):
         return
     table = Table()
@@ -54,9 +54,9 @@ def list_classes(
 @debuggable
 def show(reference: Reference, json: Json = False, json_file: JsonFile = None, config: Config = None) -> None:
     """Show a class with its lineage, its history and where it occurs."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: commands.show(store, reference))
+    _run(config, json, json_file, lambda store: class_commands.show(store, reference))
 
 
 @app.command("name")
@@ -70,9 +70,11 @@ def name(
     config: Config = None,
 ) -> None:
     """Name a class."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: commands.name(store, reference, new_name, who=user_name(), why=why))
+    _run(
+        config, json, json_file, lambda store: class_commands.name(store, reference, new_name, who=user_name(), why=why)
+    )
 
 
 @app.command("merge")
@@ -86,9 +88,9 @@ def merge(
     config: Config = None,
 ) -> None:
     """Merge a class into another one."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: commands.merge(store, reference, into, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: class_commands.merge(store, reference, into, who=user_name(), why=why))
 
 
 @app.command("split")
@@ -97,9 +99,9 @@ def split(
     reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
 ) -> None:
     """Split a class in two."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: commands.split(store, reference, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: class_commands.split(store, reference, who=user_name(), why=why))
 
 
 @app.command("dismiss")
@@ -108,9 +110,9 @@ def dismiss(
     reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
 ) -> None:
     """Mark a class as no defect."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: commands.dismiss(store, reference, who=user_name(), why=why))
+    _run(config, json, json_file, lambda store: class_commands.dismiss(store, reference, who=user_name(), why=why))
 
 
 @app.command("severity")
@@ -124,10 +126,13 @@ def severity(
     config: Config = None,
 ) -> None:
     """Set how bad a class is."""
-    from discovery.store import commands
+    from discovery.store import class_commands
 
     _run(
-        config, json, json_file, lambda store: commands.set_severity(store, reference, level, who=user_name(), why=why)
+        config,
+        json,
+        json_file,
+        lambda store: class_commands.set_severity(store, reference, level, who=user_name(), why=why),
     )
 
 

@@ -60,7 +60,7 @@ def _discover_folder(
     settings: Settings, data: Path, model: Path | None, maps: Path | None, k: int | None, out: Path | None
 ) -> dict[str, Any]:
     """Find the classes of a folder of images and return the report."""
-    from discovery.offline import offline
+    from discovery.offline import discover_folder
     from scorer.load import load_detector
     from station import terminal
 
@@ -71,7 +71,9 @@ def _discover_folder(
             if model is not None
             else None
         )
-        return offline.run(data, settings.discovery, detector=detector, maps=maps, k=k, out=out, progress=advance)
+        return discover_folder.run(
+            data, settings.discovery, detector=detector, maps=maps, k=k, out=out, progress=advance
+        )
 
 
 def _show(report: Mapping[str, Any]) -> None:

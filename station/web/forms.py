@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 from fastapi import HTTPException, Request
 
-from discovery.store import commands
+from discovery.store import class_commands
 from discovery.store.store import Store
 from flawline.errors import UsageError
 
@@ -64,9 +64,9 @@ def act(store: Store, class_id: str, action: str, form: Form) -> str:
 Action = Callable[[Store, str, str, str, str | None], dict[str, Any]]
 
 ACTIONS: dict[str, Action] = {
-    "name": commands.name,
-    "severity": commands.set_severity,
-    "merge": commands.merge,
-    "dismiss": lambda store, class_id, _, who, why: commands.dismiss(store, class_id, who, why),
-    "split": lambda store, class_id, _, who, why: commands.split(store, class_id, who, why),
+    "name": class_commands.name,
+    "severity": class_commands.set_severity,
+    "merge": class_commands.merge,
+    "dismiss": lambda store, class_id, _, who, why: class_commands.dismiss(store, class_id, who, why),
+    "split": lambda store, class_id, _, who, why: class_commands.split(store, class_id, who, why),
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from discovery.round import rounds
+from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.store import registry
 from discovery.store.store import Batch, Store, TakenDefect
@@ -26,7 +26,7 @@ class Stream:
 
     def feed(self, kinds: Sequence[int]) -> None:
         """One frame with one region of each kind, in a random order."""
-        assigner = rounds.Assigner(self.registry(), factories.VERSION)
+        assigner = single_round.Assigner(self.registry(), factories.VERSION)
         taken = []
         for kind in self.rng.permutation(kinds):
             vector = factories.near(self.directions[kind], self.rng, self.spread)
@@ -37,14 +37,14 @@ class Stream:
             taken.append(TakenDefect(defect, tuple(assigner.assign(stored))))
         self.store.ingest(Batch(defects=taken))
 
-    def round(self) -> rounds.Outcome | None:
+    def round(self) -> single_round.Outcome | None:
         """One round, written to the store."""
         known = self.registry()
         with self.store.reading() as connection:
             regions = registry.regions_of_round(connection, self.settings, factories.VERSION)
         last = int(self.last_region())
         at = factories.START_NS + self.sequence * 1_000_000_000
-        outcome = rounds.run_round(regions, known, self.settings, factories.VERSION, last, at)
+        outcome = single_round.run_round(regions, known, self.settings, factories.VERSION, last, at)
         if outcome is not None:
             registry.write_round(self.store, regions, outcome, factories.VERSION, 0.1, at)
         return outcome

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from discovery.round.clustering import cluster
-from discovery.store import people, registry, schema
+from discovery.store import decisions, registry, schema
 from discovery.store.store import Batch, Store, TakenDefect
 from flawline.messages import ClassState
 from flawline.settings.discovery import DiscoverySettings
@@ -71,7 +71,7 @@ def test_clocks_that_go_backwards_keep_ids_and_never_unsee_a_class(tmp_path):
     stream.sequence -= 50_000  # captured half a day before all others
     stream.feed([0, 1, 2] * 14)
     stream.round()
-    people.name(store, before[0], "early", who="ana")
+    decisions.name(store, before[0], "early", who="ana")
     assert stream.class_of_kind() == before
     after = stream.registry().classes
     assert all(one.last_seen_at >= seen[one.id] for one in after)

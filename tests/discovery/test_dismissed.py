@@ -10,7 +10,7 @@ import pytest
 
 from discovery import dismissed
 from discovery.round.lineage import DefectClass
-from discovery.store import people, registry
+from discovery.store import decisions, registry
 from discovery.store.store import Batch, Store, TakenDefect
 from flawline import imaging, kafka_clients, messages, topics
 from flawline.messages import ClassState, Codec, Frame
@@ -48,7 +48,7 @@ def store(settings):
             ]
         )
     )
-    people.dismiss(opened, nothing, who="ana")
+    decisions.dismiss(opened, nothing, who="ana")
     yield opened
     opened.close()
 

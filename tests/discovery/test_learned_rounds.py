@@ -13,8 +13,8 @@ import pytest
 
 from discovery.learned import learned_round, learning_task
 from discovery.learned.learning_task import Job, LearningFailed, Result
-from discovery.round.rounds import Regions
-from discovery.store import people, registry
+from discovery.round.single_round import Regions
+from discovery.store import decisions, registry
 from flawline.messages import ClassState
 from tests.discovery.round_line import RoundLine
 
@@ -110,7 +110,7 @@ def test_learning_starts_from_the_known_classes_and_says_what_people_confirmed(l
     started[0].finish()
     line.runner.step()
     name = min(one.id for one in registry.read(line.store).classes)
-    people.name(line.store, name, "scratch", who="ana")
+    decisions.name(line.store, name, "scratch", who="ana")
     line.runner.ask()
     line.runner.step()
     job = started[1].job
@@ -129,7 +129,7 @@ def test_what_people_say_during_a_learned_round_binds(line, started):
     first, second = sorted(one.id for one in registry.read(line.store).classes)[:2]
     line.runner.ask()
     line.runner.step()
-    people.merge(line.store, second, first, who="ana")
+    decisions.merge(line.store, second, first, who="ana")
     started[1].finish()  # which would still part the two
     line.runner.step()
     states = {one.id: one.state for one in registry.read(line.store).classes}

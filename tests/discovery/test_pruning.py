@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select, text, update
 
-from discovery import intake
-from discovery.intake import Rejected
-from discovery.store import commands, people, pruning, registry, schema
+from discovery import record_checks
+from discovery.record_checks import Rejected
+from discovery.store import class_commands, decisions, pruning, registry, schema
 from discovery.store.store import Batch, Store
 from flawline import messages
 from flawline.settings.discovery import DiscoverySettings
@@ -75,13 +75,13 @@ def test_nothing_goes_without_a_setting(stream):
 def test_old_defects_are_only_counted_and_classes_keep_their_numbers(stream):
     store = stream.store
     arrive(store, 5000, 40)
-    before, listed = frames(store), commands.list_classes(store)
+    before, listed = frames(store), class_commands.list_classes(store)
     gone = prune(store, settings(keep_defects_days=30))
     # Every class keeps the exemplars it lives by.
     assert gone == FRAMES - 3 * ROUNDS.exemplars
     assert count(store, schema.defects) == 3 * ROUNDS.exemplars + 1
     assert frames(store) == before
-    assert commands.list_classes(store) == listed
+    assert class_commands.list_classes(store) == listed
     assert [one["regions"] for one in listed] == [28, 28, 28]
 
 
@@ -90,7 +90,7 @@ def test_what_was_forgotten_follows_its_class_in_a_merge(stream):
     arrive(store, 5000, 40)
     prune(store, settings(keep_defects_days=30))
     first, second = sorted(set(stream.class_of_kind().values()))[:2]
-    people.merge(store, second, first)
+    decisions.merge(store, second, first)
     assert frames(store)[first] == 56
     assert second not in frames(store)
 
@@ -141,9 +141,9 @@ def test_forgotten_defect_that_comes_again_is_refused(stream):
     with store.reading() as connection:
         horizon = pruning.forgotten_before(connection)
     again = messages.encode(defect(0, directions(3)[0]))
-    assert intake.defect_of(again, {VERSION: DIMENSION}).sequence == 0
+    assert record_checks.defect_of(again, {VERSION: DIMENSION}).sequence == 0
     with pytest.raises(Rejected) as refused:
-        intake.defect_of(again, {VERSION: DIMENSION}, horizon)
+        record_checks.defect_of(again, {VERSION: DIMENSION}, horizon)
     assert refused.value.reason == "expired"
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from discovery import service
 from discovery.service import DiscoveryService
-from discovery.store import people, registry, schema
+from discovery.store import decisions, registry, schema
 from discovery.store.store import Store
 from flawline import messages
 from flawline.errors import FlawlineError
@@ -174,7 +174,7 @@ def test_what_a_person_says_meanwhile_is_published_and_binds(settings):
     with DiscoveryService(settings) as running:
         summary = running.drain()
         first, second = sorted(summary.members)[:2]
-        people.merge(running.store, second, first, who="ana")
+        decisions.merge(running.store, second, first, who="ana")
         more, more_kinds = day(100, start=200)
         line.publish(settings, more)
         summary = running.drain()
@@ -194,12 +194,12 @@ def test_round_that_a_person_overtakes_is_run_again(settings, monkeypatch):
 
         def write_after_a_person(*arguments):
             if not said:
-                said.append(people.name(running.store, name, "scratch"))
+                said.append(decisions.name(running.store, name, "scratch"))
             return write(*arguments)
 
         monkeypatch.setattr(registry, "write_round", write_after_a_person)
         running.drain()
-        assert people.find(registry.read(running.store), "scratch").id == name
+        assert decisions.find(registry.read(running.store), "scratch").id == name
 
 
 def test_second_process_stands_by_until_the_first_has_gone(settings):

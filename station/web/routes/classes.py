@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from discovery.store.people import NAME_LENGTH, SEVERITIES
+from discovery.store.decisions import NAME_LENGTH, SEVERITIES
 from flawline.errors import UsageError
 from station.web import forms, queries, views
 from station.web.context import Context, TheContext, TheStore, image_response

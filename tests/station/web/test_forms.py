@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from discovery.store import commands
+from discovery.store import class_commands
 from discovery.store.store import Store
 from station.web import forms
 from station.web.security import is_own_host
@@ -16,7 +16,7 @@ from tests.station.web.conftest import ADDRESS, token
 
 @pytest.fixture
 def ids(store: Store) -> list[str]:
-    return [one["id"] for one in commands.list_classes(store)]
+    return [one["id"] for one in class_commands.list_classes(store)]
 
 
 def send(client: TestClient, class_id: str, action: str, **fields: str) -> Any:
@@ -27,7 +27,7 @@ def send(client: TestClient, class_id: str, action: str, **fields: str) -> Any:
 def test_named_class_is_named_for_the_command_too(client: TestClient, store: Store, ids: list[str]) -> None:
     answer = send(client, ids[0], "name", value=" long scratch ")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/classes/{ids[0]}")
-    shown = commands.show(store, "long scratch")
+    shown = class_commands.show(store, "long scratch")
     assert shown["id"] == ids[0]
     assert (shown["audit"][-1]["who"], shown["audit"][-1]["why"]) == ("ana", "seen at the gate")
     assert "<h1>long scratch</h1>" in client.get(f"/classes/{ids[0]}").text
@@ -41,15 +41,15 @@ def test_who_is_remembered(client: TestClient, ids: list[str]) -> None:
 
 def test_every_action_does_what_its_command_does(client: TestClient, store: Store, ids: list[str]) -> None:
     assert send(client, ids[0], "severity", value="critical").status_code == 303
-    assert commands.show(store, ids[0])["severity"] == "critical"
+    assert class_commands.show(store, ids[0])["severity"] == "critical"
     split = send(client, ids[0], "split")
     child = split.headers["location"].rpartition("/")[2]
-    assert commands.show(store, child)["parents"] == [ids[0]]
+    assert class_commands.show(store, child)["parents"] == [ids[0]]
     assert send(client, child, "dismiss").status_code == 303
-    assert commands.show(store, child)["state"] == "dismissed"
+    assert class_commands.show(store, child)["state"] == "dismissed"
     merged = send(client, ids[0], "merge", value=ids[1])
     assert merged.headers["location"] == f"/classes/{ids[1]}"
-    assert commands.show(store, ids[1])["merged_from"] == [ids[0]]
+    assert class_commands.show(store, ids[1])["merged_from"] == [ids[0]]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_every_action_does_what_its_command_does(client: TestClient, store: Stor
 def test_what_cannot_be_done_is_one_line_and_changes_nothing(
     client: TestClient, store: Store, ids: list[str], action: str, fields: dict[str, str], words: str
 ) -> None:
-    before = [commands.show(store, one) for one in ids]
+    before = [class_commands.show(store, one) for one in ids]
     answer = send(client, ids[0], action, **fields)
     assert answer.status_code == 400 and answer.text.count('role="alert"') == 1 and words in answer.text
-    assert [commands.show(store, one) for one in ids] == before
+    assert [class_commands.show(store, one) for one in ids] == before
 
 
 def test_names_are_escaped_everywhere(client: TestClient, ids: list[str]) -> None:
@@ -97,7 +97,7 @@ def test_form_of_another_site_is_refused(
 ) -> None:
     form = {"token": token(client, ids[0]), "who": "eve", "value": "owned"}
     assert client.post(f"/classes/{ids[0]}/name", data=form, headers=headers).status_code == 403
-    assert commands.show(store, ids[0])["name"] is None
+    assert class_commands.show(store, ids[0])["name"] is None
     same = {"origin": ADDRESS, "sec-fetch-site": "same-origin"}
     assert client.post(f"/classes/{ids[0]}/name", data=form, headers=same).status_code == 303
 
@@ -107,7 +107,7 @@ def test_form_without_the_token_is_refused(
     client: TestClient, store: Store, ids: list[str], given: dict[str, str]
 ) -> None:
     answer = client.post(f"/classes/{ids[0]}/name", data={"who": "eve", "value": "owned"} | given)
-    assert answer.status_code == 403 and commands.show(store, ids[0])["name"] is None
+    assert answer.status_code == 403 and class_commands.show(store, ids[0])["name"] is None
 
 
 def test_what_is_no_small_form_is_refused(client: TestClient, ids: list[str]) -> None:

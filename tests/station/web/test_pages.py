@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from discovery.store import commands
+from discovery.store import class_commands
 from discovery.store.store import Store
 from flawline import imaging
 from flawline.messages import Codec
@@ -46,7 +46,7 @@ def test_line_serves_while_the_broker_is_away(client: TestClient, watch: LedgerW
 
 
 def test_classes_are_listed_with_crops_and_as_the_command_lists_them(client: TestClient, store: Store) -> None:
-    known = commands.list_classes(store)
+    known = class_commands.list_classes(store)
     assert len(known) == 2
     assert client.get("/api/classes").json() == {"classes": known}
     text = client.get("/classes").text
@@ -59,8 +59,8 @@ def test_classes_are_listed_with_crops_and_as_the_command_lists_them(client: Tes
 
 
 def test_hidden_classes_are_shown_when_asked_for(client: TestClient, store: Store) -> None:
-    first, second = (one["id"] for one in commands.list_classes(store))
-    commands.merge(store, first, second, who="ana")
+    first, second = (one["id"] for one in class_commands.list_classes(store))
+    class_commands.merge(store, first, second, who="ana")
     assert [one["id"] for one in client.get("/api/classes").json()["classes"]] == [second]
     assert {one["id"] for one in client.get("/api/classes?all=true").json()["classes"]} == {first, second}
     assert first in client.get("/classes?all=1").text
@@ -69,11 +69,11 @@ def test_hidden_classes_are_shown_when_asked_for(client: TestClient, store: Stor
 
 
 def test_class_shows_its_members_and_events(client: TestClient, store: Store) -> None:
-    one = commands.list_classes(store)[0]
+    one = class_commands.list_classes(store)[0]
     text = client.get(f"/classes/{one['id']}").text
     assert len(set(re.findall(r'href="/defects/([^"]+)"', text))) == 28
     assert "<td>born</td>" in text and "<td>named</td>" not in text
-    commands.name(store, one["id"], "dent", who="ana")
+    class_commands.name(store, one["id"], "dent", who="ana")
     text = client.get(f"/classes/{one['id']}").text
     assert "<td>named</td>" in text and "<td>ana</td>" in text
 

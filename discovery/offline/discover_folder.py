@@ -21,7 +21,7 @@ import numpy as np
 
 from discovery.frame_class import frame_class
 from discovery.learned import augment
-from discovery.offline import agreement, anomaly_maps, sheet
+from discovery.offline import agreement, anomaly_maps, example_page
 from discovery.round import clustering
 from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
@@ -340,12 +340,12 @@ def write(out: Path, described: Described, classes: Classes, report: dict[str, A
     places = {
         name: out / f for name, f in (("report", "classes.json"), ("table", "images.csv"), ("sheet", "classes.html"))
     }
-    examples: dict[str, list[sheet.Example]] = {}
+    examples: dict[str, list[example_page.Example]] = {}
     for row, name in enumerate(classes.by_region):
         picture = described.pictures[described.owners[row]]
         if name is not None:
             title = f"{picture.product}/{picture.kind or ''}/{picture.path.name}"
-            examples.setdefault(name, []).append(sheet.Example(described.regions[row].crop, title))
+            examples.setdefault(name, []).append(example_page.Example(described.regions[row].crop, title))
     with _writing(out):
         places["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         with places["table"].open("w", newline="", encoding="utf-8") as file:
@@ -355,7 +355,7 @@ def write(out: Path, described: Described, classes: Classes, report: dict[str, A
             for number, picture in enumerate(described.pictures):
                 name = classes.by_picture[number] or ""
                 table.writerow([picture.path, picture.product, picture.kind or "", name, counts[number]])
-        places["sheet"].write_text(sheet.page(examples), encoding="utf-8")
+        places["sheet"].write_text(example_page.page(examples), encoding="utf-8")
     return {name: str(path) for name, path in places.items()}
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select, update
 
 from discovery.round import clustering
 from discovery.round.lineage import Change, DefectClass, Registry, class_id
-from discovery.round.rounds import event_of
+from discovery.round.single_round import event_of
 from discovery.store import registry, schema
 from discovery.store.database import fact, insert, set_fact, stamp
 from discovery.store.store import Store, add_event, refresh_frame_classes

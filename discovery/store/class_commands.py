@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from discovery.round.lineage import DefectClass
-from discovery.store import people, registry, schema
-from discovery.store.people import SEVERITIES
+from discovery.store import decisions, registry, schema
+from discovery.store.decisions import SEVERITIES
 from discovery.store.pruning import frames_by_class
 from discovery.store.store import Store, stamp
 
@@ -32,7 +32,8 @@ def show(store: Store, reference: str) -> dict[str, Any]:
     d, parents, events, audit = schema.defects, schema.class_parents, schema.class_events, schema.audit
     with store.transaction() as connection:
         known = registry.load(connection)
-        one = next((one for one in known.classes if one.id == reference.upper()), None) or people.find(known, reference)
+        by_id = {defect_class.id: defect_class for defect_class in known.classes}  # merged classes are shown, too
+        one = by_id.get(reference.upper()) or decisions.find(known, reference)
         frames = frames_by_class(connection).get(one.id, 0)
         places = connection.execute(
             select(d.c.camera, d.c.group_id, func.count().label("frames"))
@@ -80,24 +81,24 @@ def show(store: Store, reference: str) -> dict[str, Any]:
 
 def name(store: Store, reference: str, new_name: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
     """Name a class; the class as it is then."""
-    people.name(store, reference, new_name, who=who, why=why)
+    decisions.name(store, reference, new_name, who=who, why=why)
     return show(store, new_name.strip())
 
 
 def merge(store: Store, reference: str, into: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
     """Merge one class into another; the survivor as it is then."""
-    people.merge(store, reference, into, who=who, why=why)
+    decisions.merge(store, reference, into, who=who, why=why)
     return show(store, into)
 
 
 def split(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
     """Split a class in two; the new class."""
-    return show(store, people.split(store, reference, who=who, why=why))
+    return show(store, decisions.split(store, reference, who=who, why=why))
 
 
 def dismiss(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
     """Say that a class is no defect; the class as it is then."""
-    people.dismiss(store, reference, who=who, why=why)
+    decisions.dismiss(store, reference, who=who, why=why)
     return show(store, reference)
 
 
@@ -105,7 +106,7 @@ def set_severity(
     store: Store, reference: str, severity: str, who: str | None = None, why: str | None = None
 ) -> dict[str, Any]:
     """Say how bad a class is; the class as it is then."""
-    people.set_severity(store, reference, severity, who=who, why=why)
+    decisions.set_severity(store, reference, severity, who=who, why=why)
     return show(store, reference)
 
 

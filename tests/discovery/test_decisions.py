@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from discovery.store import commands, people, schema
+from discovery.store import class_commands, decisions, schema
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
@@ -43,7 +43,7 @@ def ids(stream):
 
 
 def test_list_shows_every_living_class_with_its_frames(stream):
-    rows = commands.list_classes(stream.store)
+    rows = class_commands.list_classes(stream.store)
     assert {row["id"] for row in rows} == set(ids(stream).values())
     assert sum(row["frames"] for row in rows) == 84
     assert {row["state"] for row in rows} == {"confirmed"}
@@ -51,7 +51,7 @@ def test_list_shows_every_living_class_with_its_frames(stream):
 
 def test_named_class_is_audited_published_and_bound(stream):
     first = ids(stream)[0]
-    shown = commands.name(stream.store, first, " long scratch ", who="ana", why="seen at the gate")
+    shown = class_commands.name(stream.store, first, " long scratch ", who="ana", why="seen at the gate")
     assert (shown["id"], shown["name"]) == (first, "long scratch")
     assert shown["audit"][-1] | {"at": None} == {
         "at": None,
@@ -63,13 +63,13 @@ def test_named_class_is_audited_published_and_bound(stream):
     }
     ((_, event),) = stream.store.outbox()
     assert (event.transition, event.name, event.who) == (Transition.NAMED, "long scratch", "ana")
-    assert people.find(stream.registry(), "long scratch").fixed
+    assert decisions.find(stream.registry(), "long scratch").fixed
 
 
 def test_merged_classes_stay_one_in_later_rounds(stream):
     first, second = ids(stream)[0], ids(stream)[1]
-    commands.name(stream.store, second, "dent")
-    shown = commands.merge(stream.store, "dent", first)
+    class_commands.name(stream.store, second, "dent")
+    shown = class_commands.merge(stream.store, "dent", first)
     assert (shown["frames"], shown["name"], shown["merged_from"]) == (56, "dent", [second])
     for _ in range(3):
         stream.feed([0, 1, 2] * 14)
@@ -83,11 +83,11 @@ def test_merged_classes_stay_one_in_later_rounds(stream):
 
 def test_split_class_gets_a_child_and_both_stay_apart(stream):
     first, second = ids(stream)[0], ids(stream)[1]
-    commands.merge(stream.store, second, first)
-    child = commands.split(stream.store, first, why="two kinds after all")
+    class_commands.merge(stream.store, second, first)
+    child = class_commands.split(stream.store, first, why="two kinds after all")
     assert child["parents"] == [first]
     assert child["frames"] == 28
-    assert commands.show(stream.store, first)["frames"] == 28
+    assert class_commands.show(stream.store, first)["frames"] == 28
     for _ in range(2):
         stream.feed([0, 1, 2] * 14)
         stream.round()
@@ -97,36 +97,36 @@ def test_split_class_gets_a_child_and_both_stay_apart(stream):
 
 def test_dismissed_class_stays_dismissed_and_takes_in_its_like(stream):
     first = ids(stream)[0]
-    commands.dismiss(stream.store, first, why="reflex of the lamp")
+    class_commands.dismiss(stream.store, first, why="reflex of the lamp")
     stream.feed([0, 1, 2] * 14)
     stream.round()
     assert ids(stream)[0] == first
-    assert people.find(stream.registry(), first).state is ClassState.DISMISSED
-    assert first not in {row["id"] for row in commands.list_classes(stream.store)}
-    assert first in {row["id"] for row in commands.list_classes(stream.store, everything=True)}
+    assert decisions.find(stream.registry(), first).state is ClassState.DISMISSED
+    assert first not in {row["id"] for row in class_commands.list_classes(stream.store)}
+    assert first in {row["id"] for row in class_commands.list_classes(stream.store, everything=True)}
 
 
 def test_severity_is_set_and_shown(stream):
-    assert commands.set_severity(stream.store, ids(stream)[2].lower(), "critical")["severity"] == "critical"
+    assert class_commands.set_severity(stream.store, ids(stream)[2].lower(), "critical")["severity"] == "critical"
 
 
 @pytest.mark.parametrize(
     ("attempt", "says"),
     [
-        (lambda s, a, b: people.merge(s, a, a), "into itself"),
-        (lambda s, a, b: people.name(s, a, "known"), "taken by class"),
-        (lambda s, a, b: people.name(s, a, b), "taken by class"),
-        (lambda s, a, b: people.name(s, a, "  "), "1 to 64"),
-        (lambda s, a, b: people.name(s, a, "x" * 65), "1 to 64"),
-        (lambda s, a, b: people.name(s, a, "two\nlines"), "1 to 64"),
-        (lambda s, a, b: people.name(s, "D-9999", "new"), "no class 'D-9999'"),
-        (lambda s, a, b: people.set_severity(s, a, "awful"), "minor, major, critical"),
-        (lambda s, a, b: people.merge(s, a, "nobody"), "no class 'nobody'"),
+        (lambda s, a, b: decisions.merge(s, a, a), "into itself"),
+        (lambda s, a, b: decisions.name(s, a, "known"), "taken by class"),
+        (lambda s, a, b: decisions.name(s, a, b), "taken by class"),
+        (lambda s, a, b: decisions.name(s, a, "  "), "1 to 64"),
+        (lambda s, a, b: decisions.name(s, a, "x" * 65), "1 to 64"),
+        (lambda s, a, b: decisions.name(s, a, "two\nlines"), "1 to 64"),
+        (lambda s, a, b: decisions.name(s, "D-9999", "new"), "no class 'D-9999'"),
+        (lambda s, a, b: decisions.set_severity(s, a, "awful"), "minor, major, critical"),
+        (lambda s, a, b: decisions.merge(s, a, "nobody"), "no class 'nobody'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(stream, attempt, says):
     first, second = ids(stream)[0], ids(stream)[1]
-    people.name(stream.store, second, "known")
+    decisions.name(stream.store, second, "known")
     before = everything(stream.store)
     with pytest.raises(UsageError, match=says) as raised:
         attempt(stream.store, first, second)
@@ -136,9 +136,9 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(stream, att
 
 def test_merged_class_cannot_be_spoken_about_any_more(stream):
     first, second = ids(stream)[0], ids(stream)[1]
-    people.merge(stream.store, first, second)
+    decisions.merge(stream.store, first, second)
     with pytest.raises(UsageError, match=f"merged into {second}"):
-        people.name(stream.store, first, "late")
+        decisions.name(stream.store, first, "late")
     with pytest.raises(UsageError, match="dismissed already"):
-        [people.dismiss(stream.store, second) for _ in range(2)]
-    assert commands.show(stream.store, first)["merged_into"] == second
+        [decisions.dismiss(stream.store, second) for _ in range(2)]
+    assert class_commands.show(stream.store, first)["merged_into"] == second

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from discovery.learned import augment
-from discovery.round import rounds
+from discovery.round import single_round
 from flawline.errors import FlawlineError
 from flawline.messages import Defect, SchemaError, Tensor, Verdict, decode
 
@@ -49,7 +49,7 @@ def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_befo
     for region in defect.regions:
         vector = region.embedding.array()
         # As it will be stored: what float16 cannot hold becomes infinite here and is found.
-        problem = rounds.problem_of(vector.astype("<f2"), expected)
+        problem = single_round.problem_of(vector.astype("<f2"), expected)
         if problem:
             raise Rejected("bad-embedding", f"{defect.frame_id}: {problem}")
         expected = expected or vector.size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from discovery import reembed
+from discovery import embedding_change
 from discovery.learned import crop_backbone
 from discovery.round import lineage
 from discovery.store import registry, schema
@@ -93,7 +93,7 @@ def test_without_a_backbone_rounds_go_on(tmp_path, caplog):
 
 
 def test_crops_are_described_a_slice_at_a_time(line, monkeypatch):
-    monkeypatch.setattr(reembed, "STEP_REGIONS", 10)
+    monkeypatch.setattr(embedding_change, "STEP_REGIONS", 10)
     line.feed(14, "old", 5)
     line.round()
     line.feed(18, "new", 6)
@@ -127,10 +127,10 @@ def test_exemplars_decide_only_where_they_agree_and_are_near():
     known = np.stack([near(axes[i % 2], rng, 0.3) for i in range(20)])
     names = ["D-0001" if i % 2 == 0 else "D-0002" for i in range(20)]
     asked = np.stack([known[0], known[1], axes[2], (axes[0] + axes[1]) / 2**0.5])
-    assert reembed.alike(known, names, asked)[:3] == ["D-0001", "D-0002", None]
-    assert reembed.alike(known[:0], [], asked) == [None] * 4
-    assert reembed.alike(known, names, asked[:0]) == []
-    assert reembed.alike(known[:1], names[:1], asked) == [None] * 4
+    assert embedding_change.alike(known, names, asked)[:3] == ["D-0001", "D-0002", None]
+    assert embedding_change.alike(known[:0], [], asked) == [None] * 4
+    assert embedding_change.alike(known, names, asked[:0]) == []
+    assert embedding_change.alike(known[:1], names[:1], asked) == [None] * 4
 
 
 def test_merged_class_gets_nothing(line):
@@ -141,11 +141,11 @@ def test_merged_class_gets_nothing(line):
     gone = replace(second, state=lineage.ClassState.MERGED, merged_into=first.id)
     with line.store.transaction() as connection:
         registry.save_classes(connection, [gone], known.next_number)
-        exemplars, _ = reembed.waiting(connection, "new", DiscoverySettings())
+        exemplars, _ = embedding_change.waiting(connection, "new", DiscoverySettings())
         assert exemplars == {}
     line.feed(18, "new", 6)
     with line.store.reading() as connection:
-        exemplars, found = reembed.waiting(connection, "new", DiscoverySettings())
+        exemplars, found = embedding_change.waiting(connection, "new", DiscoverySettings())
     assert second.id not in exemplars.values()
     assert len(found) == 54
 
@@ -160,6 +160,6 @@ def test_vectors_that_are_no_numbers_are_left_out(line):
         return vectors
 
     with line.store.reading() as connection:
-        found = reembed.described(connection, [1, 2, 3, 99], broken)
+        found = embedding_change.described(connection, [1, 2, 3, 99], broken)
     assert {number: vector is None for number, vector in found.items()} == {1: True, 2: True, 3: False, 99: True}
     assert Tensor.of(found[3], "float16").shape == (4,)

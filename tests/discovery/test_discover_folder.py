@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from discovery.offline import offline
+from discovery.offline import discover_folder
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.scorer import LayerSettings, ScorerSettings
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_maps_of_another_detector_give_the_kinds(folder, settings, tmp_path):
-    report = offline.run(folder, settings, maps=folder.parent / "maps", k=3, out=tmp_path)
+    report = discover_folder.run(folder, settings, maps=folder.parent / "maps", k=3, out=tmp_path)
     assert (report["images"], report["k"]["found"], report["k"]["true"]) == (40, 3, 3)
     assert report["agreement"]["defects"]["accuracy"] >= 0.9
     assert report["agreement"]["defects"]["images"] == 36
@@ -43,7 +43,7 @@ def test_maps_of_another_detector_give_the_kinds(folder, settings, tmp_path):
 
 
 def test_number_of_classes_is_estimated_when_none_is_given(folder, settings):
-    report = offline.run(folder, settings, maps=folder.parent / "maps")
+    report = discover_folder.run(folder, settings, maps=folder.parent / "maps")
     assert report["k"]["given"] is None
     assert report["k"]["found"] == len(report["classes"]) >= 2
     assert report["k"]["proposals"].keys() >= {"silhouette", "density", "stability"}
@@ -52,7 +52,7 @@ def test_number_of_classes_is_estimated_when_none_is_given(folder, settings):
 
 def test_learned_mode_keeps_clear_kinds(folder, settings):
     learned = settings.model_copy(update={"mode": "learned", "learning_epochs": 2})
-    report = offline.run(folder, learned, maps=folder.parent / "maps", k=3)
+    report = discover_folder.run(folder, learned, maps=folder.parent / "maps", k=3)
     assert report["mode"] == "learned"
     assert report["agreement"]["defects"]["accuracy"] >= 0.9
 
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, change, said):
         given["maps"] = tmp_path / given["maps"]
     source = tmp_path / change["data"] if "data" in change else data
     with pytest.raises((UsageError, FlawlineError), match=said) as raised:
-        offline.run(source, settings, **given)
+        discover_folder.run(source, settings, **given)
     assert "\n" not in str(raised.value)
 
 
@@ -116,7 +116,7 @@ def test_too_few_regions_are_refused_as_soon_as_that_is_known(tmp_path, settings
     for path in (tmp_path / "maps").glob("*/[0-5].npy"):
         np.save(path, np.zeros((8, 8)))
     with pytest.raises(FlawlineError, match=r"regions so far, and \d images .* to come, are too few"):
-        offline.run(data, settings, maps=tmp_path / "maps", progress=lambda done, *_: seen.append(done))
+        discover_folder.run(data, settings, maps=tmp_path / "maps", progress=lambda done, *_: seen.append(done))
     assert 0 < len(seen) < 29
 
 
@@ -124,7 +124,7 @@ def test_place_that_cannot_be_written_is_said_before_the_work(folder, settings, 
     (tmp_path / "taken").write_text("a file")
     seen = []
     with pytest.raises(FlawlineError, match=r"--out .*taken: cannot be written: .*: choose another folder"):
-        offline.run(
+        discover_folder.run(
             folder,
             settings,
             maps=folder.parent / "maps",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from discovery.round import rounds
+from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.store import registry, schema
 from discovery.store.store import Store
@@ -88,7 +88,7 @@ def test_round_is_deterministic(stream):
     stream.feed(stream.rng.choice(4, 80).tolist())
     with stream.store.reading() as connection:
         regions = registry.regions_of_round(connection, SETTINGS, VERSION)
-    first, second = (rounds.run_round(regions, Registry(), SETTINGS, VERSION, 0, 5) for _ in range(2))
+    first, second = (single_round.run_round(regions, Registry(), SETTINGS, VERSION, 0, 5) for _ in range(2))
     assert first.assigned == second.assigned
     assert first.events == second.events
 
@@ -102,12 +102,12 @@ def test_too_few_regions_make_no_class(stream):
 def test_region_far_from_all_classes_is_assigned_to_none(stream):
     stream.feed(stream.rng.choice(3, 60).tolist())
     stream.round()
-    assigner = rounds.Assigner(stream.registry(), VERSION)
+    assigner = single_round.Assigner(stream.registry(), VERSION)
     known = directions(6)
     given = assigner.assign(np.stack([known[0], known[5], (known[0] + known[1]) / np.sqrt(2)]))
     assert given[0] == stream.class_of_kind()[0]
     assert given[1:] == [None, None]
-    assert rounds.Assigner(stream.registry(), "another version").assign(known) == [None] * 6
+    assert single_round.Assigner(stream.registry(), "another version").assign(known) == [None] * 6
 
 
 def test_number_of_classes_does_not_hang_on_the_order_of_arrival():
@@ -128,12 +128,12 @@ def classes_in_order(vectors, groups, order, batch=50):
     classes, exemplars = [None] * len(order), np.zeros(len(order), bool)
     for end in [*range(batch, len(order), batch), len(order)]:
         rows, ids = order[:end], np.arange(1, end + 1)
-        classes[last:end] = rounds.Assigner(known, VERSION).assign(unit(vectors[order[last:end]]))
+        classes[last:end] = single_round.Assigner(known, VERSION).assign(unit(vectors[order[last:end]]))
         keys, at = tuple(str(row) for row in rows), ids * 10**9
-        shown = rounds.Regions(
+        shown = single_round.Regions(
             ids, ids, keys, tuple(classes[:end]), exemplars[:end], at, vectors[rows], groups=groups[rows]
         )
-        outcome = rounds.run_round(shown, known, SETTINGS, VERSION, last, end * 10**9)
+        outcome = single_round.run_round(shown, known, SETTINGS, VERSION, last, end * 10**9)
         known, last = outcome.registry, end
         classes[:end], exemplars[:end] = outcome.assigned, outcome.exemplars
     return len(set(classes) - {None})
@@ -151,9 +151,9 @@ def classes_in_order(vectors, groups, order, batch=50):
     ],
 )
 def test_embedding_that_cannot_be_used_is_named(vector, says):
-    assert says in rounds.problem_of(vector, DIMENSION)
+    assert says in single_round.problem_of(vector, DIMENSION)
 
 
 def test_usable_embedding_has_no_problem():
-    assert rounds.problem_of(np.ones(DIMENSION), DIMENSION) is None
-    assert rounds.problem_of(np.ones(5), None) is None
+    assert single_round.problem_of(np.ones(DIMENSION), DIMENSION) is None
+    assert single_round.problem_of(np.ones(5), None) is None
