@@ -26,6 +26,7 @@ from flawline.messages import Codec
 from flawline.settings.tree import Settings
 from producers import service
 from producers.camera import Camera, Capture
+from producers.journal import Journal
 
 
 def picture(side: int, noise: float) -> np.ndarray:
@@ -74,6 +75,19 @@ def measure(settings: Settings, cameras: list[str | Camera] | None, size_bytes: 
     }
 
 
+def journal_figures(folder: Path, count: int) -> dict[str, float]:
+    """Return what the account on disk costs a capture: the mean, and the longest of `count` captures (a checkpoint)."""
+    folder.mkdir()
+    journal = Journal(folder, "cam", 1, {})
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        journal.capture()
+        seconds.append(time.perf_counter() - started)
+    journal.close()
+    return {"journal_us_per_capture": 1e6 * sum(seconds) / count, "journal_longest_ms": 1e3 * max(seconds)}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,6 +119,7 @@ def main() -> None:
         size = len(imaging.encode(pixels, Codec.JPEG))
         figures["encoded_bytes"] = size
         figures |= measure(line("pixels."), [PixelCamera("cam", pixels, arguments.frames // 4)], size, "encoding")
+        figures |= journal_figures(root / "journal", 20 * arguments.frames)
     report.emit("producers", figures, {"folder_megabytes_per_second": (">=", 100)}, arguments.json)
 
 

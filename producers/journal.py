@@ -1,178 +1,336 @@
-"""What one camera captured and dropped in one epoch, kept on disk so that the ledger survives a kill.
+"""What a camera captured and dropped, kept on disk so that the ledger survives a kill.
 
-A journal is a text file `<epoch>.journal`: a first line of fixed length with the number of captures so far, rewritten
-in place at every capture, then a JSON line per dropped capture and per confirmed ledger entry. A few microseconds a
-frame buy this: after a kill the next start still knows the last capture, so that those which were in memory show as
-gaps, and not as captures that never were. The epoch's last entry, `closed`, is published when nothing of it waits.
+The journal of a camera is a SQLite file in its spool folder: the number of captures of each epoch, and the ranges of
+dropped captures that no ledger entry has confirmed yet. After a kill the next start knows the last capture, so that
+captures that were in memory show as gaps, and not as captures that never were. An epoch leaves the journal when its
+last entry, the `closed` one, is confirmed.
+
+The file is in WAL mode with `synchronous = NORMAL`: a commit is in the operating system's hands when it returns, so a
+killed process loses nothing; a power failure may lose the last commits, and never damages the file. A commit takes
+about 30 microseconds (17 with OFF, which a power failure may damage; 980 with FULL, which waits for the disk). Memory
+holds two numbers and one range of an epoch, whatever is dropped; on disk a drop extends the last range in place, so a
+camera without a broker for a day leaves one row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
+import sqlite3
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from flawline.errors import one_line
 from flawline.messages import DroppedRange, DropReason, LedgerEntry
 
 log = logging.getLogger(__name__)
 
-_COUNT_BYTES = 21  # 20 decimal digits and the line's end
+FILE_NAME = "journal.db"
+
 HEARTBEAT_NS = 20 * 1_000_000_000
-"""The ledger takes an open epoch that it hears nothing of for a minute for dead, and its waiting frames for lost."""
+"""The ledger takes an open epoch without news for a minute for dead, and its waiting frames for lost."""
 
 RANGES_PER_ENTRY = 10_000
-"""An entry stays far below its topic's size limit; what is left goes with the next."""
+"""An entry stays far below its topic's size limit; the ranges that are left go with the next."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, captured INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS dropped (
+    epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (epoch, first)
+) WITHOUT ROWID;
+"""
 
 
-class Journal:
-    """The account of one camera and epoch. Thread-safe.
+class _Database:
+    """The SQLite file of one camera. Not thread-safe: the journal's lock guards it.
 
-    A disk that cannot be written costs the account's survival of a kill, said once in the log, and never a capture.
+    When the disk fails, the file is given up for a database in memory, once and with one line in the log: that costs
+    the account's survival of a kill, and never a capture.
     """
 
-    def __init__(self, folder: Path, camera: str, epoch: int, captured: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._in_memory = False
+        try:
+            self._connection = _opened(path)
+        except sqlite3.Error as error:
+            self._connection = self._give_up_disk(error, {}, [])
+
+    def read(self, query: str, *values: object) -> list[tuple]:
+        """Return the rows of a query."""
+        return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[..., object]]:
+        """Give a function that executes statements, all of them in one transaction."""
+        statements: list[tuple[str, tuple]] = []
+        yield lambda statement, *values: statements.append((statement, values))
+        try:
+            self._execute(statements)
+        except sqlite3.Error as error:
+            if self._in_memory:
+                raise
+            self._connection = self._give_up_disk(error, *self._content())
+            self._execute(statements)
+
+    def _execute(self, statements: Iterable[tuple[str, tuple]]) -> None:
+        with self._connection:  # commits, or rolls back
+            self._connection.execute("BEGIN IMMEDIATE")
+            for statement, values in statements:
+                self._connection.execute(statement, values)
+
+    def _content(self) -> tuple[dict[int, int], list[tuple]]:
+        try:
+            epochs = dict(self.read("SELECT epoch, captured FROM epochs"))
+            return epochs, self.read("SELECT epoch, first, last, reason FROM dropped")
+        except sqlite3.Error:
+            return {}, []
+
+    def _give_up_disk(self, error: sqlite3.Error, epochs: dict[int, int], dropped: list[tuple]) -> sqlite3.Connection:
+        log.error(
+            "journal %s cannot be kept (%s): after a kill the ledger will not know the last captures: free space, or "
+            "mend the disk, and start again",
+            self.path, one_line(error),
+        )  # fmt: skip
+        self._in_memory = True
+        with contextlib.suppress(AttributeError, sqlite3.Error):
+            self._connection.close()
+        connection = _opened(None)
+        with connection:
+            connection.executemany("INSERT INTO epochs VALUES (?, ?)", epochs.items())
+            connection.executemany("INSERT INTO dropped VALUES (?, ?, ?, ?)", dropped)
+        return connection
+
+    def close(self) -> None:
+        """Close the file, and remove it when it holds no epoch any more."""
+        with contextlib.suppress(sqlite3.Error):
+            empty = not self._in_memory and not self.read("SELECT epoch FROM epochs LIMIT 1")
+            self._connection.close()
+            if empty:
+                for suffix in ("", "-wal", "-shm"):
+                    self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _opened(path: Path | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=5.0)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_SCHEMA)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class EpochAccount:
+    """The account of one epoch of a camera. Its journal's lock makes it thread-safe."""
+
+    def __init__(self, database: _Database, lock: threading.RLock, camera: str, epoch: int, captured: int) -> None:
         self.camera = camera
         self.epoch = epoch
         self.captured = captured
-        self.path = folder / f"{epoch}.journal"
-        self._dropped: list[DroppedRange] = []  # not confirmed yet
-        self._entry: LedgerEntry | None = None  # under way
-        self._taken = 0  # of the dropped, how many that entry takes
+        self._database = database
+        self._lock = lock
+        self._last: DroppedRange | None = None  # the newest range, unless an entry that is in flight has it
+        self._entry: LedgerEntry | None = None  # in flight
+        self._taken: list[int] = []  # `first` of the ranges that this entry has
         self._published: tuple[int, bool] | None = None  # captured and closed of the last confirmed entry
         self._published_at = 0
-        self._lock = threading.Lock()
-        self._file: int | None = None
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            self._load(self._file)
-        except OSError as error:
-            self._give_up_disk(error)
 
     @property
     def is_closed(self) -> bool:
         """Whether the epoch's last entry is confirmed."""
         return self._published is not None and self._published[1]
 
-    def _load(self, file: int) -> None:
-        head, _, rest = os.pread(file, os.fstat(file).st_size, 0).partition(b"\n")
-        if head.isdigit():
-            self.captured = max(self.captured, int(head))
-        confirmed = 0
-        for line in rest.splitlines():
-            try:
-                item = json.loads(line)
-                if "confirmed" in item:
-                    confirmed += item["confirmed"]
-                else:
-                    self._dropped.append(DroppedRange(item["first"], item["last"], DropReason(item["reason"])))
-            except (ValueError, KeyError, TypeError):  # the torn last line of a kill
-                log.warning("journal %s has an unreadable line of %d bytes", self.path, len(line))
-        del self._dropped[:confirmed]
-        self._write_count()
-        # Ends a torn line, so that the next one stands on its own.
-        if rest and not rest.endswith(b"\n"):
-            os.pwrite(file, b"\n", os.fstat(file).st_size)
-
     def capture(self) -> int:
-        """The next sequence. From here on the capture is accounted for, whatever becomes of it."""
+        """Return the next sequence. From here on the capture is accounted for, whatever becomes of it."""
         with self._lock:
             sequence = self.captured
             self.captured += 1
-            try:
-                self._write_count()
-            except OSError as error:
-                self._give_up_disk(error)
+            with self._database.writing() as write:
+                write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", self.epoch, self.captured)
             return sequence
 
     def drop(self, sequence: int, reason: DropReason) -> None:
-        """Capture `sequence` will not be published."""
-        with self._lock:
-            # Appended one by one, and merged only when an entry is made: the file's lines count what is confirmed.
-            self._dropped.append(DroppedRange(sequence, sequence, reason))
-            self._append({"first": sequence, "last": sequence, "reason": str(reason)})
+        """Take down that a capture will not be published."""
+        with self._lock, self._database.writing() as write:
+            last = self._last
+            if last is not None and sequence == last.last + 1 and reason is last.reason:
+                self._last = DroppedRange(last.first, sequence, reason)
+                write("UPDATE dropped SET last = ? WHERE epoch = ? AND first = ?", sequence, self.epoch, last.first)
+            else:
+                self._last = DroppedRange(sequence, sequence, reason)
+                write("INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)", self.epoch, sequence, sequence, str(reason))
 
     def owes(self, *, closed: bool) -> bool:
-        """Whether something is known here that no confirmed entry says."""
+        """Return whether something is known here that no confirmed entry says."""
         with self._lock:
-            return self.captured > 0 and (bool(self._dropped) or self._published != (self.captured, closed))
+            return self.captured > 0 and (bool(self._waiting(1)) or self._published != (self.captured, closed))
+
+    def _waiting(self, limit: int) -> list[DroppedRange]:
+        rows = self._database.read(
+            "SELECT first, last, reason FROM dropped WHERE epoch = ? ORDER BY first LIMIT ?", self.epoch, limit
+        )
+        return [DroppedRange(first, last, DropReason(reason)) for first, last, reason in rows]
 
     def entry(self, at: int, *, closed: bool) -> LedgerEntry | None:
-        """The entry to publish now; None while one is under way, or when nothing changed since the last, lately.
+        """Return the entry to publish now; `confirmed` or `failed` must follow.
 
-        To be followed by `confirmed` or `failed`. `closed` is left out while more drops wait than one entry takes.
+        Returns None if an entry is in flight, or if nothing changed and the last entry is younger than HEARTBEAT_NS.
+        `at` is UTC in nanoseconds. `closed` is left out while more ranges wait than one entry takes.
         """
         with self._lock:
-            dropped = self._dropped[:RANGES_PER_ENTRY]
-            closed = closed and len(dropped) == len(self._dropped)
-            state = (self.captured, closed)
             if self._entry is not None or self.captured == 0:
                 return None
-            unchanged = not dropped and state == self._published
+            dropped = self._waiting(RANGES_PER_ENTRY + 1)
+            closed = closed and len(dropped) <= RANGES_PER_ENTRY
+            del dropped[RANGES_PER_ENTRY:]
+            unchanged = not dropped and (self.captured, closed) == self._published
             if unchanged and (closed or at - self._published_at < HEARTBEAT_NS):
                 return None
             self._entry = LedgerEntry(self.camera, self.epoch, self.captured, merged(dropped), at, closed)
-            self._taken = len(dropped)
+            self._taken = [taken.first for taken in dropped]
+            # A range that is in flight must not grow: what is dropped meanwhile is not in the entry.
+            self._last = None
             return self._entry
 
     def confirmed(self) -> None:
-        """The entry that was under way is in the topic."""
+        """Take down that the entry in flight is in the topic."""
         with self._lock:
             entry, self._entry = self._entry, None
             if entry is None:
                 return
             self._published, self._published_at = (entry.captured, entry.closed), entry.at
-            if self._taken:
-                del self._dropped[: self._taken]
-                self._append({"confirmed": self._taken})
+            taken, self._taken = self._taken, []
+            if taken:
+                with self._database.writing() as write:
+                    for first in taken:
+                        write("DELETE FROM dropped WHERE epoch = ? AND first = ?", self.epoch, first)
 
     def failed(self) -> None:
-        """The entry that was under way is not in the topic; its content goes with the next."""
+        """Take down that the entry in flight is not in the topic; its content goes with the next."""
         with self._lock:
-            self._entry = None
+            self._entry, self._taken = None, []
+
+
+class Journal:
+    """The accounts of one camera: of the present epoch, and of those that earlier processes left open. Thread-safe.
+
+    `last_sequences` are the highest sequences by epoch that wait on disk: they stand in for an account that is missing.
+    """
+
+    def __init__(self, folder: Path, camera: str, epoch: int, last_sequences: Mapping[int, int]) -> None:
+        self._camera = camera
+        self._lock = threading.RLock()
+        self._database = _Database(folder / FILE_NAME)
+        self._take_over_text_files(folder)
+        captured = dict(self._database.read("SELECT epoch, captured FROM epochs"))
+        missing = {old: last + 1 for old, last in last_sequences.items() if old not in captured}
+        if missing:
+            with self._database.writing() as write:
+                for old, count in missing.items():
+                    write("INSERT INTO epochs VALUES (?, ?)", old, count)
+        self._accounts = {old: self._account(old, count) for old, count in (captured | missing).items()}
+        # An epoch must never be used twice, whatever the clock does between two starts.
+        self.epoch = max(epoch, max(self._accounts, default=0) + 1)
+
+    def _account(self, epoch: int, captured: int) -> EpochAccount:
+        return EpochAccount(self._database, self._lock, self._camera, epoch, captured)
+
+    def _take_over_text_files(self, folder: Path) -> None:
+        """Move the accounts of `<epoch>.journal` files, the format of before, into the database."""
+        for path in sorted(folder.glob("*.journal")):
+            if path.stem.isdigit():
+                epoch = int(path.stem)
+                captured, dropped = read_text_journal(path)
+                with self._database.writing() as write:
+                    if captured:
+                        write("INSERT OR IGNORE INTO epochs VALUES (?, ?)", epoch, captured)
+                    for item in merged(dropped):
+                        row = (epoch, item.first, item.last, str(item.reason))
+                        write("INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)", *row)
+                path.unlink(missing_ok=True)
+
+    def capture(self) -> int:
+        """Return the next sequence of the present epoch; its account begins with the first."""
+        with self._lock:
+            account = self._accounts.get(self.epoch)
+            if account is None:
+                account = self._accounts[self.epoch] = self._account(self.epoch, 0)
+            return account.capture()
+
+    def drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
+        """Take down that a capture will not be published."""
+        with self._lock:
+            self._accounts[epoch].drop(sequence, reason)
+
+    def due(self, at: int, has_ended: Callable[[int], bool]) -> list[tuple[EpochAccount, LedgerEntry]]:
+        """Return the entries to publish now; each is answered by its account's `confirmed` or `failed`.
+
+        `at` is UTC in nanoseconds; `has_ended(epoch)` tells that no capture of an epoch waits any more.
+        """
+        with self._lock:
+            self._forget(epoch for epoch, account in self._accounts.items() if account.is_closed)
+            accounts = sorted(self._accounts.items())
+        entries = ((account, account.entry(at, closed=has_ended(epoch))) for epoch, account in accounts)
+        return [(account, entry) for account, entry in entries if entry is not None]
+
+    def _forget(self, epochs: Iterable[int], present_too: bool = False) -> None:
+        for epoch in [epoch for epoch in epochs if present_too or epoch != self.epoch]:
+            del self._accounts[epoch]
+            with self._database.writing() as write:
+                write("DELETE FROM epochs WHERE epoch = ?", epoch)
+                write("DELETE FROM dropped WHERE epoch = ?", epoch)
+
+    def owes(self, has_ended: Callable[[int], bool]) -> bool:
+        """Return whether the topic `ledger` does not say yet what is known here."""
+        with self._lock:
+            accounts = list(self._accounts.items())
+        return any(account.owes(closed=has_ended(epoch)) for epoch, account in accounts)
 
     def close(self) -> None:
-        """Let the file go; remove it when the epoch's last entry is confirmed, or when nothing was ever captured."""
+        """Close the file; completed epochs leave it, and a file without any epoch is removed."""
         with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
-            if self.is_closed or self.captured == 0:
-                self.path.unlink(missing_ok=True)
-
-    def _write_count(self) -> None:
-        if self._file is not None:
-            os.pwrite(self._file, b"%020d\n" % self.captured, 0)
-
-    def _append(self, item: dict[str, object]) -> None:
-        if self._file is None:
-            return
-        try:
-            end = max(_COUNT_BYTES, os.fstat(self._file).st_size)
-            os.pwrite(self._file, json.dumps(item).encode() + b"\n", end)
-        except OSError as error:
-            self._give_up_disk(error)
-
-    def _give_up_disk(self, error: OSError) -> None:
-        log.error("journal %s cannot be kept (%s): after a kill the ledger will not know the last captures",
-                  self.path, error.strerror)  # fmt: skip
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            self._forget([epoch for epoch, account in self._accounts.items() if account.is_closed], present_too=True)
+            self._database.close()
 
 
-def merged(dropped: list[DroppedRange]) -> tuple[DroppedRange, ...]:
-    """Ranges in sequence order, neighbours with the same reason as one."""
+def merged(dropped: Iterable[DroppedRange]) -> tuple[DroppedRange, ...]:
+    """Return ranges in sequence order, neighbours with the same reason as one."""
     result: list[DroppedRange] = []
-    for one in sorted(dropped, key=lambda item: item.first):
-        if result and result[-1].reason is one.reason and one.first <= result[-1].last + 1:
-            result[-1] = DroppedRange(result[-1].first, max(result[-1].last, one.last), one.reason)
+    for item in sorted(dropped, key=lambda item: item.first):
+        if result and result[-1].reason is item.reason and item.first <= result[-1].last + 1:
+            result[-1] = DroppedRange(result[-1].first, max(result[-1].last, item.last), item.reason)
         else:
-            result.append(one)
+            result.append(item)
     return tuple(result)
 
 
-def left_behind(folder: Path) -> list[int]:
-    """Epochs whose journals are in a camera's folder, oldest first."""
-    return sorted(int(path.stem) for path in folder.glob("*.journal") if path.stem.isdigit())
+def read_text_journal(path: Path) -> tuple[int, list[DroppedRange]]:
+    """Return the captures and the unconfirmed drops of a journal in the text format of before.
+
+    Its first line is the number of captures, then comes a JSON line for each drop and for each confirmed entry. A line
+    that a kill tore is left out, with a line in the log.
+    """
+    head, _, rest = path.read_bytes().partition(b"\n")
+    dropped: list[DroppedRange] = []
+    confirmed = 0
+    for line in rest.splitlines():
+        try:
+            item = json.loads(line)
+            if "confirmed" in item:
+                confirmed += item["confirmed"]
+            else:
+                dropped.append(DroppedRange(item["first"], item["last"], DropReason(item["reason"])))
+        except (ValueError, KeyError, TypeError):
+            log.warning("journal %s has an unreadable line of %d bytes", path, len(line))
+    return int(head) if head.isdigit() else 0, dropped[confirmed:]
+
+
+def has_open_accounts(folder: Path) -> bool:
+    """Return whether a camera's folder holds accounts that an earlier process left open."""
+    return (folder / FILE_NAME).is_file() or any(path.stem.isdigit() for path in folder.glob("*.journal"))

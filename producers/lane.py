@@ -22,13 +22,12 @@ from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import one_line
 from flawline.messages import DropReason, Frame, LedgerEntry
 from flawline.settings.producers import CameraBase, ProducerSettings, WhenFull
-from producers.accounts import Accounts
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
 from producers.delivery import fate
 from producers.flow import ByteBudget
 from producers.framing import to_frame
-from producers.journal import Journal
+from producers.journal import EpochAccount, Journal
 from producers.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class Lane:
         self._now_ns = now_ns
         self._spool = spool
         self._backlog = Backlog(camera.name, spool, budget, settings, self._drop, clock)
-        self._accounts = Accounts(spool.folder, camera.name, epoch, spool.last_sequence)
-        self.epoch = self._accounts.epoch
+        self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
+        self.epoch = self._journal.epoch
         self._capturing = threading.Lock()
         self._changed = threading.Condition(threading.RLock())
         self._refusals: Counter[tuple[int, int]] = Counter()
@@ -93,7 +92,7 @@ class Lane:
         with self._capturing:
             if self._finished:
                 return None
-            sequence = self._accounts.capture()
+            sequence = self._journal.capture()
             telemetry.CAPTURED.labels(name).inc()
             try:
                 frame = to_frame(capture, self.camera, self.epoch, sequence)
@@ -144,7 +143,7 @@ class Lane:
 
     def _drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
         telemetry.DROPPED.labels(self.camera.name, reason).inc()
-        self._accounts.drop(epoch, sequence, reason)
+        self._journal.drop(epoch, sequence, reason)
 
     # -- the lane's own thread -----------------------------------------------------------------------------------
 
@@ -235,12 +234,12 @@ class Lane:
     def owes_entries(self) -> bool:
         """Whether the topic `ledger` does not say yet what is known here."""
         with self._changed:
-            return self._accounts.owes(self._has_ended)
+            return self._journal.owes(self._has_ended)
 
-    def ledger_entries(self) -> list[tuple[Journal, LedgerEntry]]:
-        """What the topic `ledger` must be told now; each is answered by its journal's `confirmed` or `failed`."""
+    def ledger_entries(self) -> list[tuple[EpochAccount, LedgerEntry]]:
+        """What the topic `ledger` must be told now; each is answered by its account's `confirmed` or `failed`."""
         with self._changed:
-            return self._accounts.due(self._now_ns(), self._has_ended)
+            return self._journal.due(self._now_ns(), self._has_ended)
 
     def _has_ended(self, epoch: int) -> bool:
         # A capture that is being encoded is counted already, and waits nowhere yet.
@@ -277,5 +276,5 @@ class Lane:
     def close(self) -> None:
         """Let the files go."""
         with self._changed:
-            self._accounts.close()
+            self._journal.close()
             self._spool.close()

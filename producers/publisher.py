@@ -21,7 +21,7 @@ from flawline.settings.tree import Settings
 from producers.camera import Capture
 from producers.delivery import NotConnected
 from producers.flow import ByteBudget
-from producers.journal import Journal, left_behind
+from producers.journal import EpochAccount, has_open_accounts
 from producers.lane import Lane
 from producers.link import Link, connect
 from producers.partitions import Partitions
@@ -207,12 +207,12 @@ class Publisher:
         if client is None or self._clock() < self._entries_from:
             return
         for lane in self.lanes.values():
-            for journal, entry in lane.ledger_entries():
-                self._publish_entry(client, journal, entry)
+            for account, entry in lane.ledger_entries():
+                self._publish_entry(client, account, entry)
 
-    def _publish_entry(self, client: Any, journal: Journal, entry: LedgerEntry) -> None:
+    def _publish_entry(self, client: Any, account: EpochAccount, entry: LedgerEntry) -> None:
         def failed(error: BaseException) -> None:
-            journal.failed()
+            account.failed()
             away = isinstance(error, RetriableError)
             # A broken client fails its entries along with the frames; whoever reports it first has it replaced.
             if away or self._link.renew(client):
@@ -229,9 +229,9 @@ class Publisher:
         except Exception as error:  # whatever the client says, the account goes with the next entry
             failed(error)
             return
-        future.add_callback(lambda _: journal.confirmed())
+        future.add_callback(lambda _: account.confirmed())
         future.add_errback(failed)
 
 
 def _left_something(folder: Path) -> bool:
-    return folder.is_dir() and (any(folder.glob("*.seg")) or bool(left_behind(folder)))
+    return folder.is_dir() and (any(folder.glob("*.seg")) or has_open_accounts(folder))

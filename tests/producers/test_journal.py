@@ -1,103 +1,246 @@
-"""The account of an epoch on disk."""
+"""The journal of a camera: what was captured and dropped survives a kill, exactly."""
+
+from __future__ import annotations
 
 import itertools
+import signal
+import sqlite3
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawline.messages import DroppedRange, DropReason
-from producers.journal import Journal, left_behind, merged
+from flawline.messages import DroppedRange, DropReason, LedgerEntry
+from producers.journal import FILE_NAME, HEARTBEAT_NS, EpochAccount, Journal, has_open_accounts, merged
 
 FULL, BAD = DropReason.SPOOL_FULL, DropReason.ENCODING_FAILED
+EPOCH = 5
+
+
+def journal_in(folder: Path, epoch: int = EPOCH, waiting: dict[int, int] | None = None) -> Journal:
+    folder.mkdir(exist_ok=True)
+    return Journal(folder, "cam", epoch, waiting or {})
+
+
+def due(journal: Journal, *, closed: bool = False, at: int = 1) -> list[tuple[EpochAccount, LedgerEntry]]:
+    return journal.due(at, lambda _: closed)
+
+
+def the_entry(journal: Journal, *, closed: bool = False, at: int = 1) -> LedgerEntry:
+    ((_, entry),) = due(journal, closed=closed, at=at)
+    return entry
+
+
+def confirm(journal: Journal, *, closed: bool = False, at: int = 1) -> LedgerEntry:
+    """Publish what is due and have it confirmed."""
+    ((account, entry),) = due(journal, closed=closed, at=at)
+    account.confirmed()
+    return entry
+
+
+def captured(journal: Journal, count: int) -> None:
+    for _ in range(count):
+        journal.capture()
 
 
 def test_kill_loses_no_capture_and_no_drop_of_the_account(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    for _ in range(12):
-        journal.capture()
-    journal.drop(3, BAD)
-    journal.drop(4, BAD)
-    # Not closed: a kill. The file is what the next process finds.
-    found = Journal(tmp_path, "cam", 5).entry(1, closed=True)
-    assert (found.captured, found.dropped, found.closed) == (12, (DroppedRange(3, 4, BAD),), True)
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom flawline.messages import DropReason\n"
+        "from producers.journal import Journal\njournal = Journal(Path(sys.argv[1]), 'cam', 5, {})\n"
+        "for sequence in range(12):\n    journal.capture()\n"
+        "    if sequence in (3, 4):\n        journal.drop(5, sequence, DropReason.ENCODING_FAILED)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert has_open_accounts(tmp_path)
+    journal = journal_in(tmp_path)
+    assert journal.epoch == EPOCH + 1, "an epoch is never used twice"
+    entry = the_entry(journal, closed=True)
+    assert (entry.epoch, entry.captured, entry.closed) == (EPOCH, 12, True)
+    assert entry.dropped == (DroppedRange(3, 4, BAD),)
 
 
 def test_confirmed_drops_are_not_published_again_after_a_kill(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    for _ in range(3):
-        journal.capture()
-    journal.drop(0, BAD)
-    assert journal.entry(1, closed=False).dropped == (DroppedRange(0, 0, BAD),)
-    journal.drop(1, FULL)  # while the entry is under way
-    journal.confirmed()
-    assert Journal(tmp_path, "cam", 5).entry(2, closed=False).dropped == (DroppedRange(1, 1, FULL),)
+    journal = journal_in(tmp_path)
+    captured(journal, 3)
+    journal.drop(EPOCH, 0, BAD)
+    ((account, entry),) = due(journal)
+    assert entry.dropped == (DroppedRange(0, 0, BAD),)
+    journal.drop(EPOCH, 1, BAD)  # while the entry is in flight: it would extend the range that is in it
+    account.confirmed()
+    assert the_entry(journal_in(tmp_path)).dropped == (DroppedRange(1, 1, BAD),)
 
 
 def test_failed_entry_goes_with_the_next(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    journal.capture()
-    journal.drop(0, FULL)
-    first = journal.entry(1, closed=False)
-    assert journal.entry(1, closed=False) is None  # one at a time
-    journal.failed()
-    assert journal.entry(1, closed=False) == first
+    journal = journal_in(tmp_path)
+    captured(journal, 1)
+    journal.drop(EPOCH, 0, FULL)
+    ((account, first),) = due(journal)
+    assert due(journal) == []  # one at a time
+    account.failed()
+    assert the_entry(journal) == first
 
 
 def test_unchanged_account_is_not_published_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    assert journal.entry(1, closed=True) is None  # nothing was captured
-    journal.capture()
-    journal.entry(1, closed=False)
-    journal.confirmed()
-    assert journal.entry(2, closed=False) is None
-    assert journal.owes(closed=True)
-    assert journal.entry(3, closed=True).closed
-    journal.confirmed()
-    assert journal.is_closed and not journal.owes(closed=True)
+    journal = journal_in(tmp_path)
+    assert due(journal, closed=True) == []  # nothing was captured
+    captured(journal, 1)
+    confirm(journal)
+    assert due(journal, at=2) == []
+    assert journal.owes(lambda _: True)
+    assert confirm(journal, closed=True, at=3).closed
+    assert not journal.owes(lambda _: True)
 
 
 def test_open_account_is_heard_of_again_before_the_ledger_takes_it_for_dead(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    journal.capture()
-    for at, closed, due in [
-        (0, False, True),
-        (1, False, False),
-        (25, False, True),
-        (30, True, True),
-        (90, True, False),
-    ]:
-        entry = journal.entry(at * 1_000_000_000, closed=closed)
-        assert (entry is not None) == due, at
-        journal.confirmed()
+    journal = journal_in(tmp_path)
+    captured(journal, 1)
+    confirm(journal, at=0)
+    assert due(journal, at=HEARTBEAT_NS - 1) == []
+    confirm(journal, at=HEARTBEAT_NS)
+    assert confirm(journal, at=HEARTBEAT_NS + 1, closed=True).closed
+    assert due(journal, at=9 * HEARTBEAT_NS, closed=True) == []
 
 
-def test_closed_account_leaves_no_file_and_an_open_one_stays(tmp_path: Path) -> None:
-    for epoch, closed in ((5, True), (6, False)):
-        journal = Journal(tmp_path, "cam", epoch)
-        journal.capture()
-        journal.entry(1, closed=closed)
-        journal.confirmed()
+def test_completed_journal_leaves_no_file_and_an_open_one_stays(tmp_path: Path) -> None:
+    for name, closed in (("done", True), ("open", False)):
+        journal = journal_in(tmp_path / name)
+        captured(journal, 1)
+        confirm(journal, closed=closed)
         journal.close()
-    Journal(tmp_path, "cam", 7).close()
-    assert left_behind(tmp_path) == [6]
+        assert has_open_accounts(tmp_path / name) is not closed
+        assert any((tmp_path / name).iterdir()) is not closed
+    journal_in(tmp_path / "unused").close()
+    assert not has_open_accounts(tmp_path / "unused")
 
 
-def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "cam", 5)
-    for _ in range(3):
-        journal.capture()
-    journal.drop(1, BAD)
-    with journal.path.open("ab") as file:
-        file.write(b'{"first": 2, "la')
-    again = Journal(tmp_path, "cam", 5)
-    again.drop(2, FULL)
-    third = Journal(tmp_path, "cam", 5)
-    assert third.entry(1, closed=False).dropped == (DroppedRange(1, 1, BAD), DroppedRange(2, 2, FULL))
+def test_frames_that_wait_on_disk_stand_in_for_a_missing_account(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path, epoch=2, waiting={EPOCH: 6})
+    assert journal.epoch == EPOCH + 1
+    assert the_entry(journal, closed=True).captured == 7
+
+
+def test_drops_of_a_long_outage_take_one_row_and_no_memory(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    captured(journal, 1)
+    tracemalloc.start()
+    for sequence in range(20_000):
+        journal.drop(EPOCH, sequence, FULL)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 100_000
+    with sqlite3.connect(tmp_path / FILE_NAME) as file:
+        assert file.execute("SELECT first, last FROM dropped").fetchall() == [(0, 19_999)]
+    assert the_entry(journal).dropped == (DroppedRange(0, 19_999, FULL),)
+
+
+def test_text_journals_of_before_are_taken_over_once(tmp_path: Path) -> None:
+    text = tmp_path / "5.journal"
+    text.write_bytes(
+        b"%020d\n" % 9 + b'{"first": 1, "last": 1, "reason": "encoding-failed"}\n{"confirmed": 1}\n'
+        b'{"first": 2, "last": 2, "reason": "spool-full"}\n{"first": 3, "last": 3, "reason": "spool-full"}\n'
+        b'{"first": 4, "la'
+    )
+    assert has_open_accounts(tmp_path)
+    journal_in(tmp_path).close()
+    assert not text.exists()
+    entry = the_entry(journal_in(tmp_path), closed=True)
+    assert (entry.epoch, entry.captured, entry.dropped) == (EPOCH, 9, (DroppedRange(2, 3, FULL),))
+
+
+def test_a_disk_that_fails_costs_no_capture_and_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = journal_in(tmp_path)
+    captured(journal, 3)
+    journal.drop(EPOCH, 1, FULL)
+    journal._database._connection.execute("PRAGMA query_only = 1")  # what every write gets from a disk that fails
+    captured(journal, 2)
+    journal.drop(EPOCH, 4, BAD)
+    entry = the_entry(journal, closed=True)
+    assert (entry.captured, entry.dropped) == (5, (DroppedRange(1, 1, FULL), DroppedRange(4, 4, BAD)))
+    assert caplog.text.count("cannot be kept") == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_no_capture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE_NAME).mkdir()  # no file can be opened there, not even by root
+    journal = Journal(tmp_path, "cam", EPOCH, {})
+    captured(journal, 2)
+    assert the_entry(journal).captured == 2
+    assert caplog.text.count("cannot be kept") == 1
+    journal.close()
+
+
+ACTIONS = st.lists(
+    st.sampled_from(["capture", "capture", "capture", "drop", "drop", "publish", "confirmed", "failed", "kill"]),
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS, st.randoms(use_true_random=False))
+def test_whatever_happens_the_topic_ends_with_every_capture_and_every_drop(
+    tmp_path_factory: Any, actions: list[str], random: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    journal = journal_in(folder)
+    counts: dict[int, int] = {}
+    drops: dict[int, dict[int, DropReason]] = {}
+    topic: list[LedgerEntry] = []
+    in_flight: list[tuple[EpochAccount, LedgerEntry]] = []
+    for action in actions:
+        if action == "capture":
+            assert journal.capture() == counts.get(journal.epoch, 0)
+            counts[journal.epoch] = counts.get(journal.epoch, 0) + 1
+        elif action == "drop" and counts.get(journal.epoch):
+            of_epoch = drops.setdefault(journal.epoch, {})
+            sequence = min(counts[journal.epoch] - 1, max(of_epoch, default=-1) + random.choice((1, 1, 1, 2)))
+            if sequence not in of_epoch:
+                of_epoch[sequence] = random.choice((FULL, FULL, BAD))
+                journal.drop(journal.epoch, sequence, of_epoch[sequence])
+        elif action == "publish":
+            in_flight += due(journal, at=len(topic))
+        elif action in ("confirmed", "failed") and in_flight:
+            account, entry = in_flight.pop(0)
+            if action == "confirmed":
+                topic.append(entry)
+                account.confirmed()
+            else:
+                account.failed()
+        elif action == "kill":
+            topic += [entry for _, entry in in_flight if random.random() < 0.5]  # arrived, and nobody heard of it
+            in_flight = []
+            journal = journal_in(folder, epoch=1)
+    for account, _ in in_flight:
+        account.failed()
+    while entries := due(journal, closed=True, at=10**18):
+        for account, entry in entries:
+            topic.append(entry)
+            account.confirmed()
+    journal.close()
+    assert not any(folder.iterdir()), "nothing is left to say"
+    told: dict[int, dict[int, DropReason]] = {}
+    for entry in topic:
+        for item in entry.dropped:
+            told.setdefault(entry.epoch, {}).update(dict.fromkeys(range(item.first, item.last + 1), item.reason))
+    assert told == {epoch: of_epoch for epoch, of_epoch in drops.items() if of_epoch}
+    last = {entry.epoch: (entry.captured, entry.closed) for entry in topic}
+    assert last == {epoch: (count, True) for epoch, count in counts.items()}
 
 
 @given(st.dictionaries(st.integers(0, 60), st.sampled_from([FULL, BAD])))
 def test_merging_keeps_every_sequence_and_its_reason(drops: dict[int, DropReason]) -> None:
     ranges = merged([DroppedRange(sequence, sequence, reason) for sequence, reason in drops.items()])
-    assert {n: one.reason for one in ranges for n in range(one.first, one.last + 1)} == drops
+    assert {n: item.reason for item in ranges for n in range(item.first, item.last + 1)} == drops
     assert all(a.last < b.first for a, b in itertools.pairwise(ranges))
+
+
+def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    captured(journal, 1)
+    with sqlite3.connect(tmp_path / FILE_NAME) as file:
+        assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
