@@ -359,11 +359,11 @@ class Intake:
         self._lag_due = self._now() + LAG_INTERVAL_S
         for partition, lane in list(self._lanes.items()):
             end = self._consumer.highwater(partition)
-            offset = lane.resume_offset
+            offset = lane.undecided_offset
             if end is None or offset is None:
                 continue
             records = max(0, end - offset)
-            since_ms = lane.oldest_timestamp_ms
+            since_ms = lane.undecided_since_ms
             age_s = self._now_ns() * 1e-9 - since_ms * 1e-3 if records and since_ms else 0.0
             telemetry.LAG_RECORDS.labels(partition.partition).set(records)
             telemetry.LAG_SECONDS.labels(partition.partition).set(max(0.0, age_s))

@@ -169,6 +169,7 @@ class Lane:
         self._gate = gate
         self._send = send
         self._offsets = ContiguousOffsets()
+        self._decided = ContiguousOffsets()
         self._order: InOrder[tuple[Job, Outcome]] = InOrder()
         self._jobs: dict[int, Job] = {}
         self._begun = 0
@@ -185,6 +186,7 @@ class Lane:
         job = Job(self, record, len(record.value or b"") + RECORD_BYTES, fetched_at, attempt, ended)
         with self._state:
             self._offsets.register(record.offset)
+            self._decided.register(record.offset)
             self._order.register(record.offset)
             self._jobs[record.offset] = job
         self._gate.add(job.size_bytes)
@@ -235,11 +237,14 @@ class Lane:
             job._outcomes_left -= 1
             finished = job._outcomes_left == 0
             # After a rewind or a revocation the offset belongs to somebody else.
-            if finished and not self._closed:
-                self._offsets.finish(job.offset)
-                del self._jobs[job.offset]
-                self._begun -= 1
-                self._last_timestamp_ms = job.record.timestamp
+            if not self._closed:
+                if job._bytes_held:  # the first of its outcomes
+                    self._decided.finish(job.offset)
+                    self._last_timestamp_ms = job.record.timestamp
+                if finished:
+                    self._offsets.finish(job.offset)
+                    del self._jobs[job.offset]
+                    self._begun -= 1
         self._release(job)
         if finished and job.ended:
             job.ended.set()
@@ -308,9 +313,16 @@ class Lane:
             return self._offsets.committable if oldest is None else oldest
 
     @property
-    def oldest_timestamp_ms(self) -> int:
-        """When the oldest unfinished record was written; the last finished one's when there is none; 0 when unknown."""
+    def undecided_offset(self) -> int | None:
+        """Where the first record without a verdict or a dead letter is; None when nothing was read."""
         with self._state:
-            oldest = self._offsets.oldest
+            oldest = self._decided.oldest
+            return self._decided.committable if oldest is None else oldest
+
+    @property
+    def undecided_since_ms(self) -> int:
+        """When the first record without an outcome was written; the last decided one's when there is none; else 0."""
+        with self._state:
+            oldest = self._decided.oldest
             job = None if oldest is None else self._jobs.get(oldest)
             return job.record.timestamp if job else self._last_timestamp_ms

@@ -173,6 +173,7 @@ def test_a_rejected_frame_frees_its_bytes_with_its_verdict_and_is_finished_with_
     lane.complete(job, DEFECT_FOLLOWS)
     lane.acknowledge(job)
     assert (gate.held_bytes, lane.committable, lane.idle) == (0, None, False)
+    assert (lane.undecided_offset, lane.resume_offset) == (1, 0), "it is not behind, but would be read again"
     lane.add_defect(job, DONE)
     lane.acknowledge(job)
     assert (sender.offsets, lane.committable, lane.idle) == ([0, 0], 1, True)
