@@ -1,8 +1,8 @@
 """The inspector: a member of the consumer group that decodes, scores, publishes and commits.
 
 It is a plain class, which the supervisor runs as a Ray actor. Its threads: one that only polls (`workers.intake`), some
-that decode, some that score and send verdicts, one that describes (`workers.describing`); the Kafka producer's own
-thread counts acknowledgements.
+that decode, some that score, one that judges and sends verdicts, one that describes (`workers.describing`); the Kafka
+producer's own thread counts acknowledgements.
 """
 
 from __future__ import annotations
@@ -83,6 +83,14 @@ class Health:
 
 
 @dataclass(frozen=True, eq=False)
+class _Scored:
+    opened: _Opened
+    scores: Scores | Exception
+    detector: Detector
+    timings: Timings
+
+
+@dataclass(frozen=True, eq=False)
 class _Opened:
     job: Job
     frame: Frame
@@ -112,6 +120,11 @@ class Inspector:
         self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._batcher: Batcher[_Opened] = Batcher(
             BatchPolicy(self._worker.active_batch_limit, self._worker.active_latency_cap_s),
+            self._worker.in_flight_limit_bytes,
+        )
+        # As short as the queue before it, so that a slow broker holds the scorer back.
+        self._to_judge: Batcher[_Scored] = Batcher(
+            BatchPolicy(max(self._worker.active_batch_limit, self._worker.score_threads), 0.0),
             self._worker.in_flight_limit_bytes,
         )
         self._describer = Describer(self._worker, self._defect, self._is_idle)
@@ -196,6 +209,7 @@ class Inspector:
         working = [
             *(self._thread(f"decode-{i}", self._decode_all) for i in range(self._worker.decode_threads)),
             *(self._thread(f"score-{i}", self._score_all) for i in range(self._worker.score_threads)),
+            self._thread("judge", self._judge_all),
             self._thread("describe", self._describer.run),
         ]
         while polling.is_alive() and not self._ready.is_set():
@@ -206,6 +220,7 @@ class Inspector:
         for _ in range(self._worker.decode_threads):
             self._to_decode.put(None)
         self._batcher.close()
+        self._to_judge.close()
         self._describer.close()
         for thread in working:
             thread.join(self._worker.stop_timeout_s)
@@ -305,10 +320,18 @@ class Inspector:
             del self._scoring_since[thread]
         score_s = clock.monotonic() - started
         for opened, result in zip(batch, results, strict=True):
-            if isinstance(result, Exception):
-                self._reject_scored(opened, result)
-            else:
-                self._judge(detector, opened, result, _timings(opened, started_ns, score_s))
+            scored = _Scored(opened, result, detector, _timings(opened, started_ns, score_s))
+            if not self._to_judge.put(scored, opened.pixels.nbytes):
+                opened.job.lane.abandon(opened.job)
+
+    def _judge_all(self) -> None:
+        # On a thread of its own, so that the next frame is scored while a verdict's regions are cut.
+        while batch := self._to_judge.take():
+            for scored in batch:
+                if isinstance(scored.scores, Exception):
+                    self._reject_scored(scored.opened, scored.scores)
+                else:
+                    self._judge(scored.detector, scored.opened, scored.scores, scored.timings)
 
     def _judge(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
         """Let a scored frame's verdict leave, and its description follow when it was not accepted.

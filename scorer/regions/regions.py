@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from flawline import imaging
 from flawline.messages import Codec, DefectRegion, Tensor
@@ -189,8 +190,9 @@ def sharp_mask(fine: np.ndarray, lo: float, hi: float) -> np.ndarray:
         peak = float(fine.max())
         return fine > SHARP_SHARE * peak if peak > 0 else np.zeros(fine.shape, bool)
     sharp = np.zeros(fine.shape, bool)
-    for part in _components(binarized.mask):
-        sharp |= part & (fine > SHARP_SHARE * float(fine[part].max()))
+    for where, part in _components(binarized.mask):
+        heat = fine[where]
+        sharp[where] |= part & (heat > SHARP_SHARE * float(heat[part].max()))
     return sharp
 
 
@@ -294,20 +296,28 @@ def _check(image: np.ndarray, patches: np.ndarray, residuals: np.ndarray) -> Non
 def _local(mask: np.ndarray, height: int, width: int, limit: int) -> list[tuple[Square, np.ndarray]]:
     """Return the crop square in image pixels and the mask at the map's size of the `limit` largest regions."""
     components = _components(mask)
-    areas = [np.count_nonzero(component) for component in components]
-    squares = crop_squares([_box(component, height, width) for component in components], height, width)
+    areas = [np.count_nonzero(part) for _, part in components]
+    scale_x, scale_y = width / mask.shape[1], height / mask.shape[0]
+    tight = [Square(x.start, y.start, x.stop, y.stop) for (y, x), _ in components]
+    squares = crop_squares([_scaled(box, scale_x, scale_y, height, width) for box in tight], height, width)
     groups = sorted(groups_of(squares, height, width), key=lambda group: -sum(areas[i] for i in group))
     result = []
     for group in groups[:limit]:
         crop = squares[group[0]] if len(group) == 1 else _joined([squares[i] for i in group], height, width)
-        result.append((crop, np.logical_or.reduce([components[i] for i in group])))
+        inside = np.zeros(mask.shape, bool)
+        for where, part in (components[i] for i in group):
+            inside[where] |= part
+        result.append((crop, inside))
     return result
 
 
-def _components(mask: np.ndarray) -> list[np.ndarray]:
-    """Return the connected components of a mask as masks. OpenCV's own statistics of them take ten times as long."""
-    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-    return [labels == label for label in range(1, count)]
+def _components(mask: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    """Return the connected components of a mask: the rectangle of each, as rows and columns, and its mask in there.
+
+    OpenCV's own statistics of components take four times as long, and this runs before the verdict.
+    """
+    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    return [(where, labels[where] == label) for label, where in enumerate(ndimage.find_objects(labels), start=1)]
 
 
 def _described(image: np.ndarray, region: LocalRegion, embedding: np.ndarray, crop_side_limit_px: int) -> DefectRegion:
