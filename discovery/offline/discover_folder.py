@@ -154,7 +154,6 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
     """
     described = Described()
     lo, hi = detector.heatmap_range
-    closer, field_px = getattr(detector, "close_up", None), getattr(detector, "field_px", None)
     for start in range(0, len(shown), BATCH):
         readable = _readable(shown[start : start + BATCH], described)
         scored = detector.score([image for _, image in readable])
@@ -162,7 +161,7 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
             found: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
                 maps = scores.heatmap, scores.patches, scores.residuals
-                found = regions.extract(image, *maps, lo, hi, closer=closer, field_px=field_px)
+                found = regions.extract(image, *maps, lo, hi, closer=detector.close_up, field_px=detector.field_px)
             described.add(picture, found, scores.group)
         done = min(start + BATCH, len(shown))
         _require(needed, len(described.regions), len(shown) - done)
