@@ -1,4 +1,4 @@
-"""Each check of the doctor says what is wrong and the mend, and a healthy line has none."""
+"""Each check of the doctor says what is wrong and the remedy, and a healthy line has none."""
 
 from __future__ import annotations
 
