@@ -1,4 +1,4 @@
-"""All roles of a line on one machine: child processes, watched, restarted at a bounded rate, stopped in order."""
+"""All roles of a line on one machine: child processes, watched, restarted at a limited rate, stopped in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 BROKER_READY_S = 30.0
 STOP_TIMEOUT_S = 45.0
-"""A role's own stop (drain, spool, commit) must fit in here; after it the role is killed."""
+"""A role has this long to stop (drain, spool, commit); then it is killed."""
 
 USAGE_EXIT = 2
 
@@ -52,7 +52,7 @@ class Child:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def tend(self) -> None:
-        """Start it when it is due; look whether it died. Raises FlawlineError when it died too often."""
+        """Start the process when it is due, and check whether it died. Raises FlawlineError when it died too often."""
         if self.ended:
             return
         if self._process is None:
@@ -68,7 +68,7 @@ class Child:
             log.info("%s has ended: its cameras have no more frames", self.role.name)
             return
         if code == USAGE_EXIT:
-            raise UsageError(f"role {self.role.name} refuses its configuration: mend what it says above")
+            raise UsageError(f"role {self.role.name} refuses its configuration: correct what it reports above")
         wait_s = self._limit.wait_s()
         if wait_s is None:
             raise FlawlineError(
@@ -84,20 +84,20 @@ class Child:
         log.info("%s runs as process %d", self.role.name, self._process.pid)
 
     def stop(self, deadline: float) -> None:
-        """Ask it to end, and kill it when it has not by `deadline` (of the clock)."""
+        """Ask the process to end, and kill it when it has not ended by `deadline` (seconds of the clock)."""
         if self._process is not None and not self._process.stop(max(0.1, deadline - self._clock())):
             log.error("%s does not stop, so it is killed", self.role.name)
 
 
 def roles(settings: Settings) -> list[Role]:
-    """The roles of a line, in the order in which they stop: what makes work first, what others need last."""
+    """Return the roles of a line in the order in which they stop: those that make work first."""
     result = [Role("produce", ("produce",), may_end=True)] if settings.cameras else []
     result += [Role("work", ("work",)), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
     return [*result, Role("console", ("console",))] if settings.console.port else result
 
 
 def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:
-    """Run every role until `stop` is set. Raises FlawlineError when one cannot be kept alive."""
+    """Run every role until `stop` is set. Raises FlawlineError when a role keeps dying."""
     environment: dict[str, str] = {}
     if config:
         environment["FLAWLINE_CONFIG"] = str(config.absolute())
@@ -133,7 +133,7 @@ def _wait_for_broker(settings: Settings, server: Child, stop: threading.Event) -
         server.tend()
         try:
             with socket.create_connection((settings.embedded.host, settings.embedded.port), timeout=1.0):
-                # A port that was taken by something else would answer too; then our own process has died.
+                # Another program on this port would answer too; then our own process has died.
                 if server.pid is not None:
                     return
         except OSError:
@@ -141,7 +141,7 @@ def _wait_for_broker(settings: Settings, server: Child, stop: threading.Event) -
         if monotonic() > deadline:
             raise FlawlineError(
                 f"the embedded broker does not answer on {settings.bootstrap_servers} after {BROKER_READY_S:.0f} s: "
-                "see what it says above"
+                "see what it reports above"
             )
         stop.wait(POLL_S)
 

@@ -6,10 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ConsoleSettings(BaseModel):
-    """Where the console listens. It knows no log-in: whoever reaches it may name classes."""
+    """Where the console listens. It has no log-in: everyone who can reach it may name classes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    host: str = Field("127.0.0.1", min_length=1)
-    port: int = Field(8400, ge=0, le=65_535, description="0 turns it off.")
-    names: list[str] = Field([], description="Host names it is reached by, besides its addresses and localhost.")
+    host: str = Field("127.0.0.1", min_length=1, description="The address that the console listens on.")
+    port: int = Field(
+        8400, ge=0, le=65_535, description="The port that the console listens on; 0 turns the console off."
+    )
+    names: list[str] = Field(
+        [], description="Host names under which browsers reach the console, besides its addresses and localhost."
+    )

@@ -44,13 +44,13 @@ class Finding:
 
 
 def checksum_library(settings: Settings) -> list[Finding]:
-    """The C implementation of CRC-32C that the Kafka client needs for frames."""
+    """Check that the Kafka client has the C implementation of CRC-32C, which frames need."""
     kafka_clients.require_fast_checksum()
     return [Finding("crc32c", Status.OK, "the C library is in use")]
 
 
 def broker_answers(settings: Settings) -> list[Finding]:
-    """The broker, or the free port for the embedded one."""
+    """Check that the broker answers; the embedded one may still be off."""
     name, address = "broker", settings.bootstrap_servers
     if not _reachable(settings):
         if settings.kafka.bootstrap_servers is None:
@@ -64,17 +64,17 @@ def broker_answers(settings: Settings) -> list[Finding]:
 
 
 def topic_limits(settings: Settings) -> list[Finding]:
-    """Topics are there, with the partitions and size limits that the settings ask for."""
+    """Check that the topics exist with the partitions and size limits of the settings."""
     findings = _limits_of_settings(settings)
     if not _reachable(settings):
-        return [*findings, Finding("topics", Status.WARN, "not looked at: no broker", "start it first")]
+        return [*findings, Finding("topics", Status.WARN, "not checked: no broker answers", "start it first")]
     client = kafka_clients.admin(settings)
     try:
         wanted = dict(topics.named(settings.kafka.topic_prefix))
-        there = set(client.list_topics())
-        for name in sorted(wanted.keys() - there):
+        existing = set(client.list_topics())
+        for name in sorted(wanted.keys() - existing):
             findings.append(Finding("topics", Status.WARN, f"{name} is missing", "create it: `flawline topics create`"))
-        present = sorted(wanted.keys() & there)
+        present = sorted(wanted.keys() & existing)
         limits = _max_message_bytes(client, present)
         for name in present:
             findings += _compare_limit(settings, name, wanted[name], limits.get(name))
@@ -87,7 +87,7 @@ def topic_limits(settings: Settings) -> list[Finding]:
 
 
 def cameras(settings: Settings) -> list[Finding]:
-    """The configured cameras have a source, and their frames fit the limits."""
+    """Check that the configured cameras have a source, and that their frames fit the limits."""
     if not settings.cameras:
         return [Finding("cameras", Status.WARN, "none is configured", "add a [[cameras]] section to line.toml")]
     findings = []
@@ -103,26 +103,26 @@ def cameras(settings: Settings) -> list[Finding]:
 
 
 def weights(settings: Settings) -> list[Finding]:
-    """The backbone's weights are on this machine."""
+    """Check that the backbone's weights are on this machine."""
     from scorer.features import weights as files
 
-    found = files.find(settings.scorer.backbone, settings.scorer.weights)
-    if found.file is None:
+    weights_file = files.find(settings.scorer.backbone, settings.scorer.weights)
+    if weights_file.file is None:
         text = f"{settings.scorer.backbone} has no weights on this machine, timm downloads them at the first use"
         return [Finding("weights", Status.WARN, text, "name a local file in scorer.weights for a line without network")]
-    size = found.file.stat().st_size
+    size = weights_file.file.stat().st_size
     if size == 0:
-        return [Finding("weights", Status.FAIL, f"{found.file} is empty", "install or copy it again")]
-    return [Finding("weights", Status.OK, f"{found.name}: {found.file} ({size / 1e6:.1f} MB)")]
+        return [Finding("weights", Status.FAIL, f"{weights_file.file} is empty", "install or copy it again")]
+    return [Finding("weights", Status.OK, f"{weights_file.name}: {weights_file.file} ({size / 1e6:.1f} MB)")]
 
 
 def model(settings: Settings) -> list[Finding]:
-    """The artefact that the workers will use verifies."""
+    """Check that the artefact which the workers will use verifies."""
     from scorer import artefact
     from workers.publish_model import active_model
 
-    where = settings.worker.model
-    if where is None:
+    address = settings.worker.model
+    if address is None:
         if not _reachable(settings):
             text = "worker.model is not set and there is no broker to ask for the active one"
             return [Finding("model", Status.WARN, text, "fit one, then `flawline publish MODEL`")]
@@ -133,14 +133,14 @@ def model(settings: Settings) -> list[Finding]:
                     "model", Status.WARN, "none is active", "`flawline fit DATA --out MODEL`, then `flawline publish`"
                 )
             ]
-        where = pointer.uri
-    if "://" in where:
-        return [Finding("model", Status.OK, f"{where} is verified by each worker that fetches it")]
-    return [Finding("model", Status.OK, f"{where}: version {artefact.load(Path(where)).version} verifies")]
+        address = pointer.uri
+    if "://" in address:
+        return [Finding("model", Status.OK, f"{address} is verified by each worker that fetches it")]
+    return [Finding("model", Status.OK, f"{address}: version {artefact.load(Path(address)).version} verifies")]
 
 
 def store(settings: Settings) -> list[Finding]:
-    """The database of classes and roll-ups can be reached."""
+    """Check that the database of classes and roll-ups answers."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -150,14 +150,19 @@ def store(settings: Settings) -> list[Finding]:
         url = make_url(settings.store_url)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
             # Connecting would create the file, and a check leaves nothing behind.
-            return [_writable("store", Path(url.database or "."), "SQLite file will be made on first use")]
+            return [_writable("store", Path(url.database or "."), "the SQLite file is created at the first use")]
         engine = create_engine(url, connect_args={"connect_timeout": 5} if url.get_backend_name() != "sqlite" else {})
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
         engine.dispose()
     except ArgumentError:
         return [
-            Finding("store", Status.FAIL, "store.url is no SQLAlchemy URL", "e.g. postgresql+psycopg://user@host/db")
+            Finding(
+                "store",
+                Status.FAIL,
+                "store.url is no SQLAlchemy URL",
+                "write one such as postgresql+psycopg://user@host/db",
+            )
         ]
     except (SQLAlchemyError, ImportError) as error:
         reason = one_line(getattr(error, "orig", None) or error)
@@ -166,7 +171,7 @@ def store(settings: Settings) -> list[Finding]:
 
 
 def objects(settings: Settings) -> list[Finding]:
-    """The claim check store takes, gives back and removes an object."""
+    """Check that the claim check store takes, returns and removes an object."""
     from flawline.object_store import ObjectStore
 
     url = settings.frames.objects_url
@@ -182,7 +187,7 @@ def objects(settings: Settings) -> list[Finding]:
 
 
 def disk(settings: Settings) -> list[Finding]:
-    """The data directory has room for what the settings let grow there."""
+    """Check that the data directory has room for everything that the settings let grow there."""
     folder = settings.data_dir.absolute()
     place = _writable("disk", folder / "x", "")
     if place.status is Status.FAIL:
@@ -200,7 +205,7 @@ def disk(settings: Settings) -> list[Finding]:
 
 
 def ports(settings: Settings) -> list[Finding]:
-    """The metrics ports are free, or used by this line."""
+    """Check that the metrics ports are free, or used by this line."""
     findings = []
     metrics = settings.metrics
     for name in ("producers_port", "workers_port", "discovery_port", "ledger_port"):
@@ -215,7 +220,7 @@ def ports(settings: Settings) -> list[Finding]:
 
 
 def clock(settings: Settings) -> list[Finding]:
-    """This machine's time can be right, and agrees with what the other machines have written."""
+    """Check that this machine's time is plausible, and agrees with the times that other machines have written."""
     now_ns = utc_ns()
     if now_ns < RELEASED_NS:
         return [Finding("clock", Status.FAIL, "the system time is before 2025", "set it, and run a time service")]
@@ -243,7 +248,7 @@ ALL = (
 
 
 def _reachable(settings: Settings) -> bool:
-    """Whether something listens at one of the broker's addresses; cheap, so that a missing broker costs no wait."""
+    """Return whether something listens at one of the broker's addresses; fast also when the broker is away."""
     for address in settings.bootstrap_servers.split(","):
         host, _, port = address.strip().rpartition(":")
         try:
@@ -255,7 +260,7 @@ def _reachable(settings: Settings) -> bool:
 
 
 def _limits_of_settings(settings: Settings) -> list[Finding]:
-    """Limits that contradict each other before any broker is asked."""
+    """Compare the limits with each other, without a broker."""
     findings = []
     limit = settings.frames.limit_bytes
     letter = topics.DEAD_LETTERS.max_message_bytes or 0
@@ -286,11 +291,11 @@ def _int_config(configs: Any, key: str) -> int:
     return int(value["value"] if isinstance(value, dict) else value)
 
 
-def _compare_limit(settings: Settings, name: str, topic: topics.Topic, found: int | None) -> list[Finding]:
+def _compare_limit(settings: Settings, name: str, topic: topics.Topic, limit: int | None) -> list[Finding]:
     wanted = int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
-    if found is None or found >= wanted:
+    if limit is None or limit >= wanted:
         return []
-    text = f"{name} takes records of {found} bytes, the settings need {wanted}"
+    text = f"{name} takes records of {limit} bytes, the settings need {wanted}"
     remedy = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config max.message.bytes={wanted}"
     return [Finding("topics", Status.FAIL, text, remedy)]
 
@@ -316,7 +321,7 @@ def _partitions(settings: Settings, client: Any, names: list[str]) -> list[Findi
 
 
 def _frame_size(settings: Settings, camera: Any) -> list[Finding]:
-    """Only simulated cameras say how large their frames are before they are opened."""
+    """Check the size of a camera's frames, which only simulated cameras tell before they are opened."""
     height, width = getattr(camera, "height", None), getattr(camera, "width", None)
     if height is None or width is None:
         return []
@@ -330,7 +335,7 @@ def _frame_size(settings: Settings, camera: Any) -> list[Finding]:
 
 
 def _inspected(camera: Any) -> list[Finding]:
-    """The camera's mask can be read, and its regions leave something to inspect."""
+    """Check that the camera's mask can be read, and that its regions leave something to inspect."""
     from workers.camera_masks import CameraMasks
 
     try:
@@ -360,7 +365,7 @@ def _newest_stamp_ms(settings: Settings) -> int | None:
 
 
 def _writable(name: str, file: Path, text: str) -> Finding:
-    """Whether `file` could be made; nothing is made."""
+    """Check that `file` could be created, without creating it."""
     parent = _existing(file.absolute().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         return Finding(name, Status.FAIL, f"{parent} cannot be written", "make it writable or choose another place")
@@ -368,7 +373,7 @@ def _writable(name: str, file: Path, text: str) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The nearest folder above that exists."""
+    """Return the folder, or the nearest folder above it that exists."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 

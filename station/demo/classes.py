@@ -1,4 +1,4 @@
-"""The classes that a run's discovery found, as the store has them."""
+"""The classes that a run's discovery found, read from the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ClassView:
 
 
 def found_classes(store: Store) -> list[ClassView]:
-    """Candidate and confirmed classes that hold at least one frame, the largest first."""
+    """Return the candidate and confirmed classes that hold at least one frame, the largest first."""
     classes, defects, regions = schema.classes.c, schema.defects.c, schema.regions.c
     frames: dict[str, list[str]] = defaultdict(list)
     with store.reading() as connection:

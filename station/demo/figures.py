@@ -28,7 +28,7 @@ class Truth:
 
 
 def quality(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> dict[str, float | None]:
-    """Pooled image AUROC and average precision of the aligned scores, all products in one list.
+    """Return pooled image AUROC and average precision of the aligned scores, all products in one list.
 
     None where it is undefined, because only good or only defective parts passed.
     """
@@ -43,14 +43,14 @@ def quality(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> dict[st
 
 
 def alarm_rate(verdicts: Sequence[Verdict], truths: Mapping[str, Truth], target: float) -> dict[str, Any]:
-    """Share of good parts that were not accepted, beside the rate that was asked for."""
+    """Return the share of good parts that were not accepted, beside the target rate."""
     good = [verdict for verdict in verdicts if truths[verdict.frame_id].defect is None]
     alarms = sum(verdict.decision is not Decision.ACCEPT for verdict in good)
     return {"target": target, "measured": alarms / len(good) if good else None, "good_frames": len(good)}
 
 
 def escape_rate(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> dict[str, Any]:
-    """Share of defective parts that were accepted."""
+    """Return the share of defective parts that were accepted."""
     bad = [verdict for verdict in verdicts if truths[verdict.frame_id].defect is not None]
     escapes = sum(verdict.decision is Decision.ACCEPT for verdict in bad)
     return {"measured": escapes / len(bad) if bad else None, "defective_frames": len(bad)}
@@ -62,7 +62,7 @@ def classes(
     assignments: Mapping[str, str],
     with_product: bool,
 ) -> dict[str, Any]:
-    """Agreement of the found classes with the true defect kinds, over the defective frames that were not accepted.
+    """Return how the classes agree with the true defect kinds, over the defective frames that were not accepted.
 
     `with_product`: a kind of defect belongs to its product, as in a data set whose products name their own kinds; the
     simulated kinds occur on every product. A frame without a class counts as one of the class `unassigned`, so leaving
@@ -78,19 +78,19 @@ def classes(
         if verdict.decision is not Decision.ACCEPT and truths[verdict.frame_id].defect is not None
     ]
     true = [kind_of(truths[frame]) for frame in flagged]
-    given = [assignments.get(frame, UNASSIGNED) for frame in flagged]
+    assigned = [assignments.get(frame, UNASSIGNED) for frame in flagged]
     return {
         "found": len(set(assignments.values())),
         "true": len({kind_of(truth) for truth in truths.values() if truth.defect is not None}),
-        "ari": float(adjusted_rand_score(true, given)) if flagged else None,
-        "nmi": float(normalized_mutual_info_score(true, given)) if flagged else None,
+        "ari": float(adjusted_rand_score(true, assigned)) if flagged else None,
+        "nmi": float(normalized_mutual_info_score(true, assigned)) if flagged else None,
         "frames": len(flagged),
-        "assigned_frames": sum(name != UNASSIGNED for name in given),
+        "assigned_frames": sum(name != UNASSIGNED for name in assigned),
     }
 
 
 def throughput(verdicts: Sequence[Verdict]) -> float:
-    """Frames per second between the first capture and the last verdict."""
+    """Return the frames per second between the first capture and the last verdict."""
     if not verdicts:
         return 0.0
     span = max(v.decided_at for v in verdicts) - min(v.captured_at for v in verdicts)
@@ -98,7 +98,7 @@ def throughput(verdicts: Sequence[Verdict]) -> float:
 
 
 def latency_ms(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
-    """Capture to decision, median and 99th percentile."""
+    """Return the time from capture to decision: median and 99th percentile."""
     if not verdicts:
         return {"p50": None, "p99": None}
     waits = np.array([(v.decided_at - v.captured_at) / 1e6 for v in verdicts])

@@ -10,7 +10,7 @@ SAMPLE_S = 0.5
 
 
 class PeakMemory:
-    """Samples the resident bytes of the process tree in a thread; shared pages count once per process."""
+    """Samples the resident bytes of the process tree in a thread; shared pages count once for each process."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0

@@ -34,12 +34,12 @@ PROGRESS_INTERVAL_S = 0.5
 READY_INTERVAL_S = 0.1
 
 NO_PROGRESS_S = 120.0
-"""Without a new outcome for this long the run is taken for stuck, and says so instead of waiting for ever."""
+"""After this long without a new outcome the run counts as stuck and ends with an error. A judgement, not measured."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `flawline demo` was asked for."""
+    """The options of `flawline demo`."""
 
     out: Path = Path("runs/demo")
     data: Path | None = None
@@ -50,15 +50,15 @@ class Options:
 
 
 def run_demo(base: Settings, options: Options) -> dict[str, Any]:
-    """Run the line once and give its summary (the JSON of `flawline demo --json`).
+    """Run the line once and return its summary (the JSON of `flawline demo --json`).
 
-    Raises FlawlineError when a role fails or the run gets stuck, UsageError for wrong options; what was started is
-    stopped in any case.
+    Raises FlawlineError when a role fails or the run is stuck, UsageError for wrong options. Every role that was
+    started is stopped in any case.
     """
     started, started_ns = time.monotonic(), time.time_ns()
     if options.data is not None and not options.data.is_dir():
         raise UsageError(
-            f"--data {options.data}: no such folder: give one with <product>/train/good and <product>/test"
+            f"--data {options.data}: no such folder: name one with <product>/train/good and <product>/test"
         )
     out = stage.prepare_folder(options.out)
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def run_demo(base: Settings, options: Options) -> dict[str, Any]:
 
 
 def _settings(stack: ExitStack, base: Settings, options: Options, out: Path) -> Settings:
-    """The run's settings; without a broker of the user's own, the embedded one runs for as long as `stack` is open."""
+    """Return the run's settings; without a configured broker the embedded one runs for as long as `stack` is open."""
     bootstrap = base.kafka.bootstrap_servers
     if bootstrap is None:
         bootstrap = stack.enter_context(EmbeddedBroker(out / "broker", fsync=base.embedded.fsync)).bootstrap
@@ -172,10 +172,10 @@ def _wait_for_workers(settings: Settings, actors: int, roles: list[Role]) -> Non
 
 
 def _follow(settings: Settings, producers: Role, others: list[Role]) -> Report:
-    """Wait until every capture has its outcome; the ledger's last report."""
+    """Wait until every capture has its outcome, and return the ledger's last report."""
     expected = truth.expected_frames(settings)
     with LedgerReader(settings) as reader, terminal.progress("frames") as advance:
-        done_before, changed_at = -1, time.monotonic()
+        last_done, changed_at = -1, time.monotonic()
         while True:
             ended = not producers.running
             stage.require_running(others)
@@ -184,8 +184,8 @@ def _follow(settings: Settings, producers: Role, others: list[Role]) -> Report:
             advance(done, max(expected, total.captured))
             if ended and done >= total.captured > 0 and not total.in_flight:
                 return report
-            if done != done_before:
-                done_before, changed_at = done, time.monotonic()
+            if done != last_done:
+                last_done, changed_at = done, time.monotonic()
             elif time.monotonic() - changed_at > NO_PROGRESS_S:
                 raise FlawlineError(
                     f"demo: {done} of {total.captured} captures have an outcome and none came for "
@@ -195,7 +195,7 @@ def _follow(settings: Settings, producers: Role, others: list[Role]) -> Report:
 
 
 def _discovered(settings: Settings) -> list[ClassView]:
-    """Take in what discovery had not read when it was stopped, run a last round, and give the classes."""
+    """Read what discovery had not read when it was stopped, run a last round, and return the classes."""
     with DiscoveryService(settings) as service:
         service.drain()
         return found_classes(service.store)

@@ -22,10 +22,10 @@ STOP_TIMEOUT_S = 60.0
 
 
 def prepare_folder(out: Path) -> Path:
-    """An empty folder for this run. A former run in it is replaced; anything else is never touched."""
+    """Return an empty folder for this run. A former run in it is replaced; any other content raises UsageError."""
     out = out.absolute()
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        raise UsageError(f"--out {out}: holds something that is no demo run: name a new or empty folder")
+        raise UsageError(f"--out {out}: holds files that are not a demo run: name a new or empty folder")
     shutil.rmtree(out, ignore_errors=True)
     try:
         (out / "logs").mkdir(parents=True)
@@ -36,7 +36,7 @@ def prepare_folder(out: Path) -> Path:
 
 
 def simulated_cameras(frames: int, rate_hz: float, seed: int) -> list[dict[str, Any]]:
-    """Four cameras over which `frames` parts pass, one in five with a defect."""
+    """Return four cameras over which `frames` parts pass, one in five with a defect."""
     shares = [frames // CAMERAS + (index < frames % CAMERAS) for index in range(CAMERAS)]
     return [
         {"name": f"camera-{index + 1}", "kind": "simulated", "seed": seed, "frames": share, "rate_hz": rate_hz}
@@ -47,7 +47,7 @@ def simulated_cameras(frames: int, rate_hz: float, seed: int) -> list[dict[str, 
 
 
 def folder_cameras(data: Path, rate_hz: float, seed: int) -> list[dict[str, Any]]:
-    """Four cameras that share the test images of `data`, mixed."""
+    """Return four cameras that share the test images of `data`, mixed."""
     return [
         {"name": f"camera-{index + 1}", "kind": "folder", "path": str(data.absolute()), "rate_hz": rate_hz}
         | {"shuffle_seed": seed, "shard": index, "shards": CAMERAS}
@@ -56,19 +56,19 @@ def folder_cameras(data: Path, rate_hz: float, seed: int) -> list[dict[str, Any]
 
 
 def write_settings(out: Path, base: Settings, bootstrap: str, cameras: list[dict[str, Any]], actors: int) -> Settings:
-    """The run's settings, written to `out/line.toml`, with which every command can be used on the run."""
-    own = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    """Write the run's settings to `out/line.toml`, for later commands on the run, and return them."""
+    values = base.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     kafka = {"bootstrap_servers": bootstrap, "camera_partitions": max(8, 4 * actors)}
     if base.kafka.bootstrap_servers is not None:
-        # A broker of the user's own: the run's topics must not meet those of a line.
+        # On a broker that others use too, the run's topics must not mix with those of a line.
         kafka["topic_prefix"] = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-"
     metrics = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0)
-    content = own | {
+    content = values | {
         "line": "demo",
         "data_dir": str(out),
-        "kafka": own.get("kafka", {}) | kafka,
-        "metrics": own.get("metrics", {}) | metrics,
-        "worker": own.get("worker", {}) | {"actors": actors},
+        "kafka": values.get("kafka", {}) | kafka,
+        "metrics": values.get("metrics", {}) | metrics,
+        "worker": values.get("worker", {}) | {"actors": actors},
         "cameras": cameras,
     }
     file = out / "line.toml"
@@ -94,7 +94,7 @@ class Role:
 
     @property
     def running(self) -> bool:
-        """Whether it still runs. Raises FlawlineError with its last line when it failed."""
+        """Return whether the role still runs. Raises FlawlineError with its last line when it failed."""
         code = self._process.poll()
         if code not in (None, 0):
             reason = last_line(self.log) or "it printed nothing"
@@ -102,12 +102,12 @@ class Role:
         return code is None
 
     def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL when that takes too long."""
+        """End the role: SIGTERM, and SIGKILL after STOP_TIMEOUT_S."""
         self._process.stop(STOP_TIMEOUT_S)
 
 
 def require_running(roles: Sequence[Role]) -> None:
-    """Raises FlawlineError when one of the roles that never end by themselves has ended."""
+    """Raise FlawlineError when one of the roles, none of which ends by itself, has ended."""
     for role in roles:
         if not role.running:
             raise FlawlineError(f"role {role.name} ended before its work was done (see {role.log})")

@@ -1,4 +1,4 @@
-"""The summary as a table for a terminal, and the text forms that the page shares with it. Pure but for `show`."""
+"""The summary as a table for a terminal, and the texts that the page shares with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and text of each line of the summary."""
+    """Return name and text of each line of the summary."""
     ledger, alarm, escape = result["ledger"], result["alarm_rate"], result["escape_rate"]
     quality, classes, seconds = result["quality"], result["classes"], result["seconds"]
     return [
@@ -55,7 +55,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def ledger_text(ledger: dict[str, Any]) -> str:
-    """The accounting in one line."""
+    """Return the accounting in one line."""
     dropped, dead = sum(ledger["dropped"].values()), sum(ledger["dead_lettered"].values())
     verdict = "balanced" if ledger["balanced"] else "NOT BALANCED"
     return (
@@ -65,10 +65,10 @@ def ledger_text(ledger: dict[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A figure, or a dash where it does not exist."""
+    """Return a figure as text, or a dash where it does not exist."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, or a dash where it does not exist."""
+    """Return a share in percent, or a dash where it does not exist."""
     return "-" if value is None else f"{100 * value:.1f} %"

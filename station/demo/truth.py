@@ -1,4 +1,4 @@
-"""What passed the demo's cameras, known to the simulator or by the folder an image lies in; never part of a frame."""
+"""What passed the demo's cameras, from the simulator or from the folder of an image; never part of a frame."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FileOf = Callable[[Verdict], Path]
 
 
 def simulated_line(camera: Any) -> SimulatedLine:
-    """The line that a simulated camera looks at."""
+    """Return the line that a simulated camera looks at."""
     return SimulatedLine(line_settings(camera))
 
 
 def expected_frames(settings: Settings) -> int:
-    """How many frames the cameras will show."""
+    """Return how many frames the cameras will show."""
     return sum(
         len(playlist(camera)) if isinstance(camera, FolderCamera) else getattr(camera, "frames", None) or 0
         for camera in settings.cameras
@@ -33,13 +33,13 @@ def expected_frames(settings: Settings) -> int:
 
 
 def of_cameras(settings: Settings) -> tuple[TruthOf, FileOf | None]:
-    """Truth by frame and, for replayed folders (`<product>/test/<good|defect>/<image>`), the image's file."""
+    """Return functions for a frame's truth and, for folders `<product>/test/<good|defect>/`, its image file."""
     if all(isinstance(camera, SimulatedCamera) for camera in settings.cameras):
         lines = {camera.name: simulated_line(camera) for camera in settings.cameras}
 
         def rendered(verdict: Verdict) -> Truth:
-            found = lines[verdict.camera].truth(verdict.camera, verdict.sequence)
-            return Truth(found.product, found.defect)
+            part = lines[verdict.camera].truth(verdict.camera, verdict.sequence)
+            return Truth(part.product, part.defect)
 
         return rendered, None
 

@@ -1,4 +1,4 @@
-"""The verdicts of a run, read from their topic and kept as JSON lines beside the other artefacts."""
+"""The verdicts of a run, read from their topic and written as JSON lines beside the other artefacts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_MS = 500
 
 
 def read_verdicts(settings: Settings) -> list[Verdict]:
-    """Every verdict of the line, each frame once (a redelivered frame has the same verdict), in capture order."""
+    """Return every verdict of the line in capture order, each frame once (a redelivered frame has the same verdict)."""
     from kafka import TopicPartition
 
     name = settings.topic(topics.VERDICTS.name)
@@ -24,19 +24,19 @@ def read_verdicts(settings: Settings) -> list[Verdict]:
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
         ends = consumer.end_offsets(partitions)
-        found: dict[str, Verdict] = {}
+        verdicts: dict[str, Verdict] = {}
         while any(consumer.position(partition) < end for partition, end in ends.items()):
             for records in consumer.poll(POLL_MS).values():
                 for record in records:
                     verdict = decode(Verdict, record.value)
-                    found.setdefault(verdict.frame_id, verdict)
-        return sorted(found.values(), key=lambda v: (v.captured_at, v.camera, v.sequence))
+                    verdicts.setdefault(verdict.frame_id, verdict)
+        return sorted(verdicts.values(), key=lambda v: (v.captured_at, v.camera, v.sequence))
     finally:
         consumer.close()
 
 
 def write_verdicts(path: Path, verdicts: Iterable[Verdict], file_of: Callable[[Verdict], Path] | None) -> None:
-    """One JSON object a line: identity, scores and decision; for replayed folders also the image's path."""
+    """Write one JSON object a line: identity, scores and decision; for replayed folders also the image's path."""
     with path.open("w", encoding="utf-8") as out:
         for verdict in verdicts:
             row = {

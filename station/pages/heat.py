@@ -7,8 +7,8 @@ import numpy as np
 
 HEAT_RANGE = (0.0, 2.0)
 """Aligned units: natural log of a place's score over the normal score of look-alikes. At 0 a place is as hot as the
-hottest of good parts, at 2 it is seven times as far from what the model knows. A judgement: defects of the simulated line
-peak at 0.3 to 2.8."""
+hottest of good parts, at 2 it is seven times as far from what the model knows. A judgement: defects of the
+simulated line peak at 0.3 to 2.8."""
 
 
 def heat_share(values: np.ndarray) -> np.ndarray:

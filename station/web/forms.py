@@ -1,4 +1,4 @@
-"""What people send: small urlencoded forms, checked before anything is done with them."""
+"""The forms that people send: small and urlencoded, checked before they have an effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Form = dict[str, str]
 
 
 async def read_form(request: Request) -> Form:
-    """The fields of a form, without blanks around them. Raises HTTPException in one line for anything else."""
+    """Return the fields of a form, without blanks around them. Raises HTTPException for anything else."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415, "a form was expected: use the forms of the pages")
     body = bytearray()
@@ -38,13 +38,13 @@ async def read_form(request: Request) -> Form:
 
 
 def check_token(form: Form, token: str) -> None:
-    """Refuse a form that none of this console's pages held: another site cannot read the token off a page."""
+    """Raise HTTPException 403 for a form that is not from a page of this console: other sites cannot read the token."""
     if not hmac.compare_digest(form.get("token", "").encode(), token.encode()):
-        raise HTTPException(403, "the form is not of this console, or from before it started: load the page again")
+        raise HTTPException(403, "the form is not from this console, or is older than its start: load the page again")
 
 
 def person(form: Form) -> tuple[str, str | None]:
-    """Who says it and why, for the audit trail. Raises UsageError."""
+    """Return who acts and why, for the audit trail. Raises UsageError."""
     who, why = form.get("who", ""), form.get("why", "")
     if not 1 <= len(who) <= WHO_LENGTH or not who.isprintable():
         raise UsageError(f"who: give your name, 1 to {WHO_LENGTH} printable characters")
@@ -54,11 +54,11 @@ def person(form: Form) -> tuple[str, str | None]:
 
 
 def act(store: Store, class_id: str, action: str, form: Form) -> str:
-    """Do to a class what a form asks for; the id of the class to look at then. Raises UsageError."""
+    """Do to a class what a form asks for, and return the id of the class to show next. Raises UsageError."""
     who, why = person(form)
     value = form.get("value", "")
-    done = ACTIONS[action](store, class_id, value, who, why)
-    return str(done["id"])
+    report = ACTIONS[action](store, class_id, value, who, why)
+    return str(report["id"])
 
 
 Action = Callable[[Store, str, str, str, str | None], dict[str, Any]]

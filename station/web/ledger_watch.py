@@ -1,4 +1,4 @@
-"""The ledger as the console shows it: read again every few seconds, by one thread for all who look."""
+"""The ledger that the console shows: one thread reads it every few seconds, for all readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class LedgerState:
-    """The latest account, None before the first; `problem` says why it could not be read just now."""
+    """The latest account, None before the first; `problem` says why the last read failed, None if it did not."""
 
     report: Report | None = None
     read_at_ns: int | None = None
@@ -27,7 +27,7 @@ class LedgerState:
 
 
 class LedgerWatch:
-    """Follows the topics of a line. A broker that is away is waited for; the last account stays."""
+    """Follows the topics of a line. While the broker is away the last account stays."""
 
     def __init__(self, settings: Settings, utc_ns: clock.UtcNs = clock.utc_ns) -> None:
         self._settings = settings
@@ -40,7 +40,7 @@ class LedgerWatch:
         return self._state
 
     def poll(self) -> LedgerState:
-        """Read what is new. Not for two threads at once."""
+        """Read the new records and return the state. Only one thread may call this."""
         try:
             self._reader = self._reader or LedgerReader(self._settings)
             report = self._reader.poll()
@@ -63,7 +63,7 @@ class LedgerWatch:
             self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None

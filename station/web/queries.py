@@ -1,4 +1,4 @@
-"""What the pages read from the store. Nothing here writes, so nobody is held up."""
+"""What the pages read from the store. Nothing here writes, so no writer waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ClassRow:
     merged_into: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys that `flawline classes list --json` prints."""
+        """Return the keys that `flawline classes list --json` prints."""
         stamps = {
             name: value.isoformat() if value else None
             for name, value in vars(self).items()
@@ -61,7 +61,7 @@ def ready(store: Store) -> None:
 
 
 def minute_counts(store: Store, since: datetime) -> list[MinuteCount]:
-    """Frames by minute from `since` on, camera and decision."""
+    """Return the frames by minute from `since` on, by camera and by decision."""
     table = schema.verdict_minutes.c
     query = (
         select(table.minute, table.camera, table.decision, func.sum(table.frames).label("frames"))
@@ -74,14 +74,14 @@ def minute_counts(store: Store, since: datetime) -> list[MinuteCount]:
 
 
 def latest_minute(store: Store) -> datetime | None:
-    """The latest minute that has a verdict."""
+    """Return the latest minute that has a verdict, None without verdicts."""
     with store.reading() as connection:
         latest: datetime | None = connection.scalar(select(func.max(schema.verdict_minutes.c.minute)))
     return latest
 
 
 def classes(store: Store, everything: bool = False) -> list[ClassRow]:
-    """The classes, the largest first; merged and dismissed ones only with `everything`."""
+    """Return the classes, the largest first; merged and dismissed ones only with `everything`."""
     c = schema.classes.c
     query = select(schema.classes).order_by(c.members.desc(), c.number)
     with store.reading() as connection:
@@ -105,7 +105,7 @@ def classes(store: Store, everything: bool = False) -> list[ClassRow]:
 
 
 def salient_regions(store: Store, class_ids: Iterable[str], limit: int) -> dict[str, list[int]]:
-    """Ids of the most salient regions of each class."""
+    """Return the ids of the most salient regions of each class."""
     r = schema.regions.c
     with store.reading() as connection:
         return {
@@ -119,7 +119,7 @@ def salient_regions(store: Store, class_ids: Iterable[str], limit: int) -> dict[
 
 
 def members(store: Store, class_id: str, before: int | None, limit: int) -> Sequence[Any]:
-    """Regions of a class with their frame, the latest first, those with an id below `before`."""
+    """Return the regions of a class with their frame, the latest first; only ids below `before`, if it is set."""
     d, r = schema.defects, schema.regions
     query = (
         select(r.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, r.c.peak)
@@ -133,7 +133,7 @@ def members(store: Store, class_id: str, before: int | None, limit: int) -> Sequ
 
 
 def history(store: Store, class_id: str) -> Sequence[Any]:
-    """The latest events of a class, the newest first."""
+    """Return the latest events of a class, the newest first."""
     events = schema.class_events
     query = select(events).where(events.c.class_id == class_id).order_by(events.c.id.desc()).limit(HISTORY)
     with store.reading() as connection:
@@ -141,7 +141,7 @@ def history(store: Store, class_id: str) -> Sequence[Any]:
 
 
 def audit(store: Store, class_id: str) -> Sequence[Any]:
-    """What people did to a class, the newest first."""
+    """Return what people did to a class, the newest first."""
     table = schema.audit
     query = select(table).where(table.c.class_id == class_id).order_by(table.c.id.desc()).limit(HISTORY)
     with store.reading() as connection:
@@ -149,7 +149,7 @@ def audit(store: Store, class_id: str) -> Sequence[Any]:
 
 
 def defects(store: Store, before: int | None, limit: int) -> Sequence[Any]:
-    """Frames that were not accepted, the latest first, those with an id below `before`."""
+    """Return the frames that were not accepted, the latest first; only ids below `before`, if it is set."""
     d, c = schema.defects, schema.classes
     columns = (d.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, d.c.decision, d.c.score, d.c.p_value, d.c.class_id)
     query = (
@@ -163,7 +163,7 @@ def defects(store: Store, before: int | None, limit: int) -> Sequence[Any]:
 
 
 def regions_of(store: Store, defect_ids: Sequence[int]) -> dict[int, list[Any]]:
-    """The regions of some defects in their order, without pixels."""
+    """Return the regions of some defects in their order, without pixels."""
     r, c = schema.regions, schema.classes
     columns = (r.c.id, r.c.defect_id, r.c.x, r.c.y, r.c.width, r.c.height, r.c.area_px, r.c.peak, r.c.class_id)
     query = (
@@ -172,15 +172,15 @@ def regions_of(store: Store, defect_ids: Sequence[int]) -> dict[int, list[Any]]:
         .where(r.c.defect_id.in_(defect_ids))
         .order_by(r.c.defect_id, r.c.position)
     )
-    found: dict[int, list[Any]] = defaultdict(list)
+    regions: dict[int, list[Any]] = defaultdict(list)
     with store.reading() as connection:
         for row in connection.execute(query):
-            found[row.defect_id].append(row)
-    return found
+            regions[row.defect_id].append(row)
+    return regions
 
 
 def defect(store: Store, frame_id: str) -> Any:
-    """One frame that was not accepted, with its heat map; None when there is none of that name."""
+    """Return a frame that was not accepted, with its heat map; None when no such frame has this id."""
     d, c = schema.defects, schema.classes
     query = (
         select(d, c.c.name.label("class_name"))
@@ -192,7 +192,7 @@ def defect(store: Store, frame_id: str) -> Any:
 
 
 def crop(store: Store, region_id: int) -> bytes | None:
-    """A region's crop (JPEG), None when there is none, or none any more."""
+    """Return a region's crop (JPEG), None without such a region or after its crop was pruned."""
     with store.reading() as connection:
         data: bytes | None = connection.scalar(select(schema.regions.c.crop).where(schema.regions.c.id == region_id))
-    return data or None  # emptied when it was too old
+    return data or None  # pruning empties a crop that is too old

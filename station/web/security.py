@@ -1,4 +1,4 @@
-"""Keeps other web pages out: who may be the Host, where a POST may come from, what a page may load."""
+"""Keeps other web sites out: which Host names are ours, where a POST may come from, what a page may load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware. Every response gets the headers; what another site sent is refused in one line."""
+    """ASGI middleware. It adds the headers to every response and refuses, in one line, what another site sends."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str] = ()) -> None:
         self._app = app
@@ -46,20 +46,20 @@ class Guard:
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if not is_own_host(host, self._names):
-            return 421, "the console is not known by this host name: add it to console.names"
+            return 421, f"the console does not know the host name {host!r}: add it to console.names"
         if method not in ("GET", "HEAD"):
             origin = headers.get("origin")
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return 403, "refused: the form was sent by another site"
+                return 403, "refused: another site sent the form: use the forms of the console's own pages"
         return None
 
 
 def is_own_host(host: str, names: Iterable[str]) -> bool:
-    """Whether a Host header may be ours: localhost, a plain address, or one of `names`.
+    """Return whether a Host header may be ours: localhost, an IP address, or one of `names`.
 
-    A page elsewhere can make its own name point at this machine (DNS rebinding), and would then count as the same
-    origin; it cannot do that with an address.
+    Another site can make its own name point at this machine (DNS rebinding) and would then count as the same origin;
+    with an address it cannot.
     """
     name = host.lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]

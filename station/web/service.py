@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 5
 
 def run(settings: Settings, stop: threading.Event) -> None:
     """Serve until `stop`. Raises FlawlineError for a port in use or a store that cannot be opened."""
-    # While a broker is away the client says so many times a minute; the watch says it once.
+    # While a broker is away the Kafka client logs it many times a minute; the watch logs it once.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     listener = _listen(settings.console.host, settings.console.port)
     with closing(listener), closing(Store(settings.store_url)) as store:
@@ -31,9 +31,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 def _serve(settings: Settings, store: Store, listener: socket.socket, stop: threading.Event) -> None:
-    watch, over = LedgerWatch(settings), threading.Event()
-    # A broker that does not answer holds this thread for seconds, which no stop should wait for.
-    ledger = threading.Thread(target=watch.run, args=(over,), name="ledger", daemon=True)
+    watch, ended = LedgerWatch(settings), threading.Event()
+    # A broker that does not answer blocks this thread for seconds, and a stop must not wait for that.
+    ledger = threading.Thread(target=watch.run, args=(ended,), name="ledger", daemon=True)
     config = uvicorn.Config(
         create(settings, store, watch),
         log_config=None,
@@ -53,10 +53,10 @@ def _serve(settings: Settings, store: Store, listener: socket.socket, stop: thre
             for thread in (serving, ledger):
                 if not thread.is_alive():
                     raise FlawlineError(
-                        f"the console's {thread.name} thread has ended by itself: see what it says above"
+                        f"the console's {thread.name} thread has ended by itself: see what it reports above"
                     )
     finally:
-        over.set()
+        ended.set()
         server.should_exit = True
         serving.join()
         ledger.join(STOP_TIMEOUT_S)
@@ -64,7 +64,7 @@ def _serve(settings: Settings, store: Store, listener: socket.socket, stop: thre
 
 def _listen(host: str, port: int) -> socket.socket:
     if port == 0:
-        raise UsageError("console.port 0: the console is turned off: give it a port, such as 8400")
+        raise UsageError("console.port 0: the console is turned off: set a port, such as 8400")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
