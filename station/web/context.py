@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from discovery.store.database import stamp
 from discovery.store.store import Store
 from station.pages import rendering
 from station.web.ledger_watch import LedgerState, LedgerWatch
+
+MAX_ROW_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ async def _ledger(request: Request) -> LedgerState:
 TheContext = Annotated[Context, Depends(context_of)]
 TheStore = Annotated[Store, Depends(_store)]
 TheLedger = Annotated[LedgerState, Depends(_ledger)]
+
+
+Before = Annotated[int | None, Query(ge=1, le=MAX_ROW_ID)]
+"""Only rows with an id below this one: the next page of a list."""
 
 
 def read_at(ledger: LedgerState) -> datetime | None:

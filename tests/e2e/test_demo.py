@@ -23,14 +23,14 @@ def verdicts(result: dict[str, Any]) -> dict[tuple[str, int], tuple[float, str]]
 
 
 def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
+    actors = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if child.cmdline() and child.cmdline()[0].startswith("ray::Inspector"):
-                found.append(child)
+                actors.append(child)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return actors
 
 
 def wait_for_verdicts(folder: Path, process: subprocess.Popen[str], count: int) -> None:

@@ -43,13 +43,13 @@ def test_healthy_line_has_no_failure_and_exit_0(
     file = settings_file(settings)
     done = flawline("doctor", "--config", str(file), "--json-file", str(tmp_path / "doctor.json"))
     assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads((tmp_path / "doctor.json").read_text())
-    assert said["healthy"] and {check["status"] for check in said["checks"]} <= {"ok", "warn"}
-    names = {check["name"] for check in said["checks"]}
+    report = json.loads((tmp_path / "doctor.json").read_text())
+    assert report["healthy"] and {check["status"] for check in report["checks"]} <= {"ok", "warn"}
+    names = {check["name"] for check in report["checks"]}
     assert {"crc32c", "broker", "limits", "topics", "cameras", "weights", "model", "store", "objects", "disk"} <= names
     assert {"ports", "clock"} <= names
-    assert said["settings"]["kafka"]["bootstrap_servers"] == settings.bootstrap_servers
-    assert PASSWORD not in json.dumps(said)
+    assert report["settings"]["kafka"]["bootstrap_servers"] == settings.bootstrap_servers
+    assert PASSWORD not in json.dumps(report)
     shown = flawline("doctor", "--config", str(file))
     assert shown.returncode == 0 and "bootstrap_servers" in shown.stdout and PASSWORD not in shown.stdout
     assert not list((tmp_path / "objects").rglob("*.part"))
@@ -88,23 +88,23 @@ def test_topics_that_agree_are_ok(line: TalkingLine) -> None:
 
 def test_topic_with_a_smaller_limit_than_the_frames_is_a_failure(line: TalkingLine) -> None:
     grown = changed(line.settings, "frames", limit_bytes=20 << 20)
-    found = worst(doctor_checks.topic_limits(grown), "topics")
-    assert found.status is Status.FAIL and str((20 << 20) + 65536) in found.remedy
+    finding = worst(doctor_checks.topic_limits(grown), "topics")
+    assert finding.status is Status.FAIL and str((20 << 20) + 65536) in finding.remedy
 
 
 def test_topic_with_fewer_partitions_is_a_failure(line: TalkingLine) -> None:
-    found = worst(doctor_checks.topic_limits(changed(line.settings, "kafka", camera_partitions=9)), "topics")
-    assert found.status is Status.FAIL and "has 3 partitions" in found.text
+    finding = worst(doctor_checks.topic_limits(changed(line.settings, "kafka", camera_partitions=9)), "topics")
+    assert finding.status is Status.FAIL and "has 3 partitions" in finding.text
 
 
 def test_more_actors_than_partitions_is_a_warning(line: TalkingLine) -> None:
-    found = worst(doctor_checks.topic_limits(changed(line.settings, "worker", actors=5)), "partitions")
-    assert found.status is Status.WARN and "2 will be idle" in found.text
+    finding = worst(doctor_checks.topic_limits(changed(line.settings, "worker", actors=5)), "partitions")
+    assert finding.status is Status.WARN and "2 will be idle" in finding.text
 
 
 def test_frame_that_does_not_fit_into_a_dead_letter_is_a_failure(line_settings: Settings) -> None:
-    found = worst(doctor_checks.topic_limits(changed(line_settings, "frames", limit_bytes=40 << 20)), "limits")
-    assert found.status is Status.FAIL and "dead letter" in found.text
+    finding = worst(doctor_checks.topic_limits(changed(line_settings, "frames", limit_bytes=40 << 20)), "limits")
+    assert finding.status is Status.FAIL and "dead letter" in finding.text
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from discovery.store.decisions import NAME_LENGTH, SEVERITIES
 from flawline.errors import UsageError
 from station.web import forms, queries, views
-from station.web.context import Context, TheContext, TheStore, image_response
+from station.web.context import MAX_ROW_ID, Before, Context, TheContext, TheStore, image_response
 
 CLASS_CROPS = 8
 MEMBERS_PER_PAGE = 60
 WHO_COOKIE = "flawline_who"
 YEAR_S = 365 * 86_400
 
-RowId = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]
-Before = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
+RowId = Annotated[int, PathParameter(ge=1, le=MAX_ROW_ID)]
 Everything = Annotated[bool, Query(alias="all")]
 Form = Annotated[forms.Form, Depends(forms.read_form)]
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
-from station.web.context import TheContext, TheStore, image_response
+from station.web.context import Before, TheContext, TheStore, image_response
 
 DEFECTS_PER_PAGE = 50
-
-Before = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 router = APIRouter()
 

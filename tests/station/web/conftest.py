@@ -71,6 +71,6 @@ def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
 
 def token(client: TestClient, class_id: str) -> str:
     """The token in the forms of a class's page."""
-    found = re.search(r'name="token" value="([^"]+)"', client.get(f"/classes/{class_id}").text)
-    assert found is not None
-    return found[1]
+    match = re.search(r'name="token" value="([^"]+)"', client.get(f"/classes/{class_id}").text)
+    assert match is not None
+    return match[1]
