@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,7 +155,39 @@ def _is_video_node(device: int | str) -> bool:
     return isinstance(device, int) or Path(device).is_char_device()
 
 
-_FFMPEG_OPTIONS = threading.Lock()
+class FfmpegOptions:
+    """FFmpeg's options, which OpenCV takes from the environment of the process only, while it opens a stream.
+
+    Cameras of one transport open side by side. A camera of another transport waits until none opens, and cameras that
+    come after it queue behind it, so that cameras that never answer cannot keep it out.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._transport = ""
+        self._opening = 0
+        self._waiting = 0
+
+    @contextmanager
+    def transport(self, transport: str) -> Iterator[None]:
+        """Hold the options at `transport` ("tcp" or "udp") while a stream opens."""
+        with self._changed:
+            if self._opening and (transport != self._transport or self._waiting):
+                self._waiting += 1
+                self._changed.wait_for(lambda: not self._opening)
+                self._waiting -= 1
+            self._opening += 1
+            self._transport = transport
+            os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"rtsp_transport;{transport}"
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._opening -= 1
+                self._changed.notify_all()
+
+
+_FFMPEG_OPTIONS = FfmpegOptions()
 
 
 class RtspDevice(LiveDevice):
@@ -168,8 +201,6 @@ class RtspDevice(LiveDevice):
         self._timeout_ms = int(settings.open_timeout_s * 1000)
 
     def _connect(self) -> VideoDevice:
-        # OpenCV takes FFmpeg's options from the environment only, and reads them while it opens.
-        with _FFMPEG_OPTIONS:
-            os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"rtsp_transport;{self._transport}"
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, self._timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, self._timeout_ms]
-        return cv2.VideoCapture(self._url, cv2.CAP_FFMPEG, timeouts)
+        with _FFMPEG_OPTIONS.transport(self._transport):
+            return cv2.VideoCapture(self._url, cv2.CAP_FFMPEG, timeouts)

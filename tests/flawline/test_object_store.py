@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flawline.errors import UsageError
-from flawline.object_store import MissingObjectError, ObjectStore
+from flawline.object_store import MissingObjectError, ObjectStore, StoreAway
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -88,3 +88,23 @@ def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_unknown_protocol_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="nosuch"):
         ObjectStore("nosuch://bucket")
+
+
+class EndpointConnectionError(Exception):
+    """What a bucket's library raises: no OSError."""
+
+
+@pytest.mark.parametrize("operation", ["put", "get", "check"])
+def test_error_of_a_bucket_library_means_that_the_store_is_away(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"file://{tmp_path}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise EndpointConnectionError("could not connect to the endpoint")
+
+    for name in ("exists", "size"):
+        monkeypatch.setattr(store._filesystem, name, refuse)
+    calls = {"put": lambda: store.put(b"abc"), "get": lambda: store.get("a" * 64, 3), "check": store.check}
+    with pytest.raises(StoreAway, match="EndpointConnectionError: could not connect"):
+        calls[operation]()

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import subprocess
 import threading
 import time
@@ -227,3 +228,31 @@ def test_camera_that_never_answers_has_its_time_limit(tmp_path: Path) -> None:
 def test_settings_never_show_the_url_of_an_rtsp_camera() -> None:
     settings = rtsp("rtsp://joe:s3cret@10.0.0.9/1")
     assert "s3cret" not in f"{settings!r} {settings.model_dump_json()}"
+
+
+def test_cameras_of_two_transports_never_open_with_each_others_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    first_opens, go_on = threading.Event(), threading.Event()
+    seen: dict[str, str] = {}
+
+    def slow_open(url: str, *_: object) -> object:
+        if url.endswith("tcp"):
+            first_opens.set()
+            assert go_on.wait(20)
+        seen[url] = os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"]
+        return object()
+
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "")
+    monkeypatch.setattr(cv2, "VideoCapture", slow_open)
+    cameras = [RtspDevice(rtsp(f"rtsp://10.0.0.9/{transport}", transport=transport)) for transport in ("tcp", "udp")]
+    threads = [threading.Thread(target=camera._connect) for camera in cameras]
+    threads[0].start()
+    assert first_opens.wait(20)
+    threads[1].start()
+    threads[1].join(0.2)  # time enough to change the options, for code that does not wait
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert seen == {
+        "rtsp://10.0.0.9/tcp": "rtsp_transport;tcp",
+        "rtsp://10.0.0.9/udp": "rtsp_transport;udp",
+    }
