@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,15 @@ from flawline.messages import Frame, LedgerEntry
 from flawline.object_store import ObjectStore
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
+from producers.broker_connection import Link, connect
 from producers.camera import Capture
+from producers.camera_lane import CameraLane
 from producers.delivery import NotConnected
 from producers.flow import ByteBudget
 from producers.journal import EpochAccount, has_open_accounts
-from producers.lane import Lane
-from producers.link import Link, connect
 from producers.partitions import Partitions
 from producers.spool import Quota, Spool
-from producers.watch import Backoff
+from producers.stall_watch import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Publisher:
         self._entries_from = 0.0
         self._bookkeeper = threading.Thread(target=self._keep_books, name="bookkeeper", daemon=True)
         epoch = now_ns() // 1_000_000
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, CameraLane] = {}
         try:
             for camera in [*cameras, *self._orphans({camera.name for camera in cameras})]:
                 self.lanes[camera.name] = self._lane(camera, epoch)
@@ -85,9 +86,9 @@ class Publisher:
         self._partitions = Partitions(settings, [*configured.values(), *elsewhere])
         self._link = Link(lambda: make_client(settings, self._partitions), Backoff(0.5, 5.0))
 
-    def _lane(self, camera: CameraBase, epoch: int) -> Lane:
+    def _lane(self, camera: CameraBase, epoch: int) -> CameraLane:
         spool = Spool(self._folder / camera.name, self._quota)
-        return Lane(
+        return CameraLane(
             camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames.limit_bytes,
             self._settings.topic(topics.FRAMES.name), self._send, self._renew, self._clock, self._now_ns,
         )  # fmt: skip
@@ -198,7 +199,7 @@ class Publisher:
             self._publish_entries()
             if not any(lane.owes_entries for lane in self.lanes.values()):
                 return
-            threading.Event().wait(0.02)
+            time.sleep(0.02)  # the answers come on the threads of the client
         if any(lane.owes_entries for lane in self.lanes.values()):
             log.warning("the last ledger entries could not be published, the next start completes them")
 

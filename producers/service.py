@@ -14,8 +14,8 @@ from producers.camera import Camera, Capture
 from producers.folder import FolderReplay
 from producers.opencv import RtspDevice, UsbDevice, VideoReplay
 from producers.publisher import Publisher
+from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner
-from producers.watch import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from flawline.errors import FlawlineError
 from flawline.redaction import redact
 from flawline.settings.producers import CameraBase
 from producers.camera import Camera, Capture
-from producers.watch import Backoff, StallWatch
+from producers.stall_watch import Backoff, StallWatch
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from flawline.errors import UsageError
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
+from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner, CameraState
-from producers.watch import Backoff
 from tests.producers.doubles import FakeClock, until
 from tests.support.brokers import free_port
 

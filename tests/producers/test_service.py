@@ -27,7 +27,7 @@ from flawline.messages import Codec, DropReason
 from flawline.object_store import ObjectStore
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
-from producers import link, service
+from producers import broker_connection, service
 from producers.publisher import Publisher
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, capture, picture, until
@@ -466,7 +466,9 @@ def test_missing_write_permission_is_accounted_for_and_turns_the_camera_down(
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path)
     publisher = Publisher(
-        settings, [CameraBase(name="barred")], make_client=lambda *line: UnauthorisedClient(link.connect(*line))
+        settings,
+        [CameraBase(name="barred")],
+        make_client=lambda *line: UnauthorisedClient(broker_connection.connect(*line)),
     )
     publisher.start()
     for number in range(5):

@@ -10,8 +10,8 @@ from flawline import telemetry
 from flawline.errors import UsageError
 from flawline.settings.producers import CameraBase, UsbCamera
 from producers.camera import Capture
+from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner, CameraState
-from producers.watch import Backoff
 from tests.producers.doubles import FakeClock, ScriptedCamera, until
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.flow import ByteBudget, RateLimit
-from producers.watch import Backoff, StallWatch
+from producers.stall_watch import Backoff, StallWatch
 from tests.producers.doubles import FakeClock
 
 

@@ -13,7 +13,7 @@ from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
-from producers.watch import Backoff
+from producers.stall_watch import Backoff
 
 log = logging.getLogger(__name__)
 

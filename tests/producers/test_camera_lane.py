@@ -17,8 +17,8 @@ from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
 from producers import backlog
 from producers.camera import Capture
+from producers.camera_lane import CameraLane
 from producers.flow import ByteBudget
-from producers.lane import Lane
 from producers.spool import Quota, Spool
 from tests.producers.doubles import capture, until
 
@@ -80,7 +80,7 @@ class Rig:
         self.client = AnsweringClient()
         producer = ProducerSettings(**{"in_flight_limit_bytes": 1 << 20, "away_after_s": 60, **options})
         self.budget = ByteBudget(producer.in_flight_limit_bytes)
-        self.lane = Lane(
+        self.lane = CameraLane(
             camera, 1, Spool(folder / camera.name, Quota(producer.spool_limit_bytes)), self.budget, producer,
             limit_bytes, "frames", self.client.send, self.client.renew,
         )  # fmt: skip

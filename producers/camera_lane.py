@@ -36,7 +36,7 @@ MOST_REFUSALS = 5
 """A frame that the broker answers with an unexplained error so often is dropped, for it blocks the ones behind it."""
 
 
-class Lane:
+class CameraLane:
     """One camera's identity, order, bounds and account.
 
     `send` hands a frame to the client and gives the future and the client. `renew` asks to replace a client that is
