@@ -1,18 +1,22 @@
-# make demo   the whole line on this machine, from installation to a summary
-# make test   formatting, lint, types and the test suite
+# make demo        the whole line on this machine, from installation to a summary
+# make test        formatting, lint, types and the test suite
+# make test-fast   the unit tests alone, in less than a minute
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-fast lint install clean
 
 demo: install
 	$(BIN)/flawline demo $(ARGS)
 
 test: install lint
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: install
+	$(BIN)/python -m pytest -m unit -n auto $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -140,10 +140,13 @@ def alike(known: np.ndarray, names: Sequence[str], vectors: np.ndarray) -> list[
 def carry_over(
     store: Store, version: str, exemplars: dict[int, str], found: Sequence[int], vectors: CropVectors
 ) -> int:
-    """Give regions to the former classes that they look like, as one transaction; how many there were.
+    """Give regions to the former classes that they look like, in one transaction; return how many joined a class.
 
-    A class that gets some of them has its centroid from them, and so is of this version.
+    Steps: 1. Find the class of each region by its crop. 2. Add the regions to their classes. 3. Measure centroid and
+    radius of these classes from the new members, which makes them classes of this version. 4. Derive the classes of the
+    frames.
     """
+    # 1. Find the classes.
     known = vectors.of(list(exemplars))
     new = vectors.of(found)
     names = alike(
@@ -159,6 +162,7 @@ def carry_over(
         for number, name in zip(new, names, strict=True):
             if name in living:
                 joined.setdefault(str(name), []).append(number)
+        # 2. Add the regions.
         changed = []
         for name, numbers in sorted(joined.items()):
             for part in parts(numbers):
@@ -170,10 +174,12 @@ def carry_over(
                     add_members(connection, name, captured_ns, count)
             if living[name].embedding_version != version:
                 changed.append(name)
+        # 3. Measure the classes.
         current = registry.load(connection)
         remeasured = [one for one in current.live if one.id in changed]
         measured = [_measured(connection, one, version) for one in remeasured]
         registry.save_classes(connection, [one for one in measured if one is not None], current.next_number)
+        # 4. Derive the classes of the frames.
         refresh_frame_classes(connection, _defects_of(connection, [n for each in joined.values() for n in each]))
         set_fact(connection, "compared_region", str(max(found)))
     return sum(map(len, joined.values()))

@@ -112,11 +112,15 @@ class DiscoveryService:
     def drain(
         self, until: Mapping[Position, int] | None = None, timeout_s: float = 300.0, stop: threading.Event | None = None
     ) -> Summary:
-        """Take in everything up to `until` (default: what the topics hold now), run the last rounds, and sum up.
+        """Read all records up to `until` (default: what the topics hold now), run the last rounds, return a summary.
+
+        Steps: 1. Take the lock of the store. 2. Read to the end. 3. Finish the round in progress. 4. Run rounds as long
+        as splits or merges wait for their second one. 5. Publish, commit and sum up.
 
         `until` maps (topic, partition), topics by their names on the broker, to the offset behind the last record.
         Raises FlawlineError when that takes longer than `timeout_s`.
         """
+        # 1. Take the lock.
         deadline = self._monotonic() + timeout_s
         stop = stop or threading.Event()
         timer = threading.Timer(timeout_s, stop.set)
@@ -128,6 +132,7 @@ class DiscoveryService:
             timer.cancel()
         if not opened or self._reader is None:
             raise FlawlineError(f"store {self.store} is held by another discovery process: stop it first")
+        # 2. Read.
         ends = (
             {TopicPartition(*place): offset for place, offset in until.items()}
             if until is not None
@@ -139,10 +144,13 @@ class DiscoveryService:
                     f"the topics were not read to their end within {timeout_s:.0f} s: is the broker well?"
                 )
             self._step()
+        # 3. Finish the round.
         self._finish_round()
+        # 4. Run the last rounds.
         for last in range(CLOSING_ROUNDS):
             if (last == 0 and self._new_regions) or self._registry.pending:
                 self._round()
+        # 5. Publish, commit and sum up.
         self._keep_house(now=True)
         return self.summary()
 

@@ -1,15 +1,74 @@
-"""Fixtures that every room's tests may use."""
+"""Fixtures that every room's tests may use, and what kind of test each is: `unit`, `contract` or `system`.
+
+The rule, so that no test is left without a kind:
+
+- `contract`: a test in `tests/embedded_broker/contract`, which puts the same promise to two clients and two brokers;
+- `system`: a test that uses a fixture of a running system (`SYSTEM_FIXTURES`), lies in a folder that does
+  (`SYSTEM_FOLDERS`), or is marked `system` because it starts a process itself or fits a model;
+- `unit`: every other test. A unit test that starts a process or listens on a port fails, so that `make test-fast`
+  stays fast.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker
 from tests.support.lines import line, line_settings, settings_file
 from tests.support.postgres import postgres_server
 
 __all__ = [
-    "apache_kafka",
+    "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "postgres_server", "settings_file"
+]  # fmt: skip
+
+TESTS = Path(__file__).parent
+
+CONTRACT_FOLDER = "embedded_broker/contract"
+
+BROKERS_AND_DATABASES = {
     "embedded_broker",
     "fresh_broker",
-    "line",
-    "line_settings",
+    "apache_kafka",
+    "either_broker",
     "postgres_server",
-    "settings_file",
-]
+    "postgresql",
+}
+
+SYSTEM_FIXTURES = BROKERS_AND_DATABASES | {"ray_here", "fitted", "model_path"}
+"""Fixtures, and parameters that name one, of a running system or of a fitted model."""
+
+SYSTEM_FOLDERS = ("e2e", "faults", "deploy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with its kind."""
+    for item in items:
+        folder = item.path.parent.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if callspec := getattr(item, "callspec", None):
+            fixtures |= {value for value in callspec.params.values() if isinstance(value, str)}
+        if f"{folder}/".startswith(f"{CONTRACT_FOLDER}/"):
+            item.add_marker("contract")
+        elif fixtures & SYSTEM_FIXTURES or folder.split("/")[0] in SYSTEM_FOLDERS or item.get_closest_marker("system"):
+            item.add_marker("system")
+        else:
+            item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_start_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a unit test fail that starts a process or listens on a port."""
+    if request.node.get_closest_marker("unit"):
+
+        def refuse(*arguments: Any, **_: Any) -> None:
+            pytest.fail(f"a unit test must not start {arguments!r:.200}: mark it `system` (see tests/conftest.py)")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(socket.socket, "listen", refuse)
+    yield

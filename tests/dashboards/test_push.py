@@ -14,6 +14,8 @@ from flawline.settings.tree import Settings
 from tests.dashboards.grafana_double import TOKEN, GrafanaDouble
 from tests.support.brokers import free_port
 
+pytestmark = pytest.mark.system
+
 STORE = "postgresql+psycopg://reader:a%40b@store.plant:5433/line?sslmode=require"
 
 

@@ -16,6 +16,8 @@ from scorer.fit import fit_detector
 from station.cli.main import main
 from tests.discovery.pictures import KINDS, draw, write_folder
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def settings(vit_weights):

@@ -18,6 +18,8 @@ from tests.discovery.factories import directions, near
 from tests.discovery.pictures import KINDS
 from tests.discovery.round_line import RoundLine
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def line(tmp_path, vit_weights):

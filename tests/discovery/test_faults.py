@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import discovery_faults
 
+pytestmark = pytest.mark.system
+
 
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
 def test_kills_in_rounds_lose_no_id_and_count_nothing_twice(store, request):

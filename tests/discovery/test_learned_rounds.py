@@ -18,6 +18,8 @@ from discovery.store import decisions, registry
 from flawline.messages import ClassState
 from tests.discovery.round_line import RoundLine
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def line(tmp_path, vit_weights):

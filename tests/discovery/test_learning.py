@@ -12,6 +12,8 @@ from discovery.offline import agreement
 from flawline.errors import FlawlineError
 from tests.discovery.pictures import KINDS, crops, draw
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def backbone(vit_weights):

@@ -16,6 +16,8 @@ from scorer.vectors import unit
 from tests.discovery.factories import DIMENSION, VERSION, directions, near
 from tests.discovery.stream import Stream
 
+pytestmark = pytest.mark.system
+
 SETTINGS = DiscoverySettings(window_regions=200, pool_regions=200, exemplars=30, dormant_rounds=4, class_limit=12)
 
 

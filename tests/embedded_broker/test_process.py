@@ -21,6 +21,8 @@ from tests.embedded_broker.contract.clients import CLIENTS, wait_until
 from tests.support.brokers import free_port
 from tests.support.wire import Wire, frame_of, record_batch
 
+pytestmark = pytest.mark.system
+
 COMMAND = [sys.executable, "-m", "embedded_broker"]
 
 

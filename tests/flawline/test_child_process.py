@@ -12,6 +12,8 @@ import pytest
 
 from flawline.child_process import ChildProcess, exit_text, last_line
 
+pytestmark = pytest.mark.system
+
 READY = "print('ready', flush=True); "
 IGNORES_TERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY + "time.sleep(600)"
 

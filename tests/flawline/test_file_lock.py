@@ -24,6 +24,7 @@ def test_second_lock_is_refused_and_the_holder_is_named(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.system
 def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     script = (

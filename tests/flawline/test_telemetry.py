@@ -23,6 +23,7 @@ def test_every_metric_belongs_to_exactly_one_role() -> None:
     assert shown == Counter(family.name for family in telemetry.REGISTRY.collect())
 
 
+@pytest.mark.system
 def test_a_role_does_not_show_the_gauges_of_another() -> None:
     port = free_port()
     telemetry.SPOOL_FRAMES.labels("cam").set(3)
@@ -36,6 +37,7 @@ def test_a_role_does_not_show_the_gauges_of_another() -> None:
     assert "flawline_ledger_balanced" not in page and "flawline_actors" not in page
 
 
+@pytest.mark.system
 def test_a_port_that_is_taken_is_one_clear_line() -> None:
     port = free_port()
     endpoint = telemetry.serve(port, "127.0.0.1")

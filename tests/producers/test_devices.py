@@ -156,6 +156,7 @@ def rtsp(url: str, **options: object) -> RtspCamera:
     return RtspCamera(kind="rtsp", name="cam", url=url, **{"open_timeout_s": 5, **options})
 
 
+@pytest.mark.system
 def test_rtsp_camera_with_credentials_gives_moving_pictures(serve: Serve) -> None:
     port = free_port()
     serve(port, "joe", "s3cret")
@@ -169,6 +170,7 @@ def test_rtsp_camera_with_credentials_gives_moving_pictures(serve: Serve) -> Non
     assert all(a.captured_at < b.captured_at for a, b in itertools.pairwise(shown))
 
 
+@pytest.mark.system
 def test_refused_rtsp_camera_is_named_without_its_credentials(serve: Serve, capfd: pytest.CaptureFixture) -> None:
     port = free_port()
     serve(port, "joe", "s3cret")
@@ -178,6 +180,7 @@ def test_refused_rtsp_camera_is_named_without_its_credentials(serve: Serve, capf
     assert "wr0ng" not in str(caught.value) + "".join(capfd.readouterr())
 
 
+@pytest.mark.system
 def test_rtsp_server_that_dies_and_comes_back_is_found_again(
     serve: Serve, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -212,6 +215,7 @@ def test_rtsp_server_that_dies_and_comes_back_is_found_again(
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.system
 def test_camera_that_never_answers_has_its_time_limit(tmp_path: Path) -> None:
     import socket
 

@@ -48,6 +48,7 @@ def captured(journal: Journal, count: int) -> None:
         journal.capture()
 
 
+@pytest.mark.system
 def test_kill_loses_no_capture_and_no_drop_of_the_account(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom flawline.messages import DropReason\n"

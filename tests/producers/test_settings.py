@@ -60,6 +60,7 @@ def test_cameras_of_each_kind_are_told_apart() -> None:
     assert [camera.kind for camera in settings.cameras] == ["simulated", "folder", "video", "usb", "rtsp"]
 
 
+@pytest.mark.system
 def test_settings_load_without_the_libraries_that_cameras_need() -> None:
     code = (
         "import sys, flawline.settings.producers; "

@@ -50,6 +50,7 @@ def digest(line: SimulatedLine) -> str:
     return total.hexdigest()
 
 
+@pytest.mark.system
 def test_same_part_in_another_process_and_in_any_order() -> None:
     # given
     program = (

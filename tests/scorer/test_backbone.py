@@ -33,6 +33,7 @@ def test_an_earlier_map_goes_with_the_last_one() -> None:
         ScorerSettings(layers=(*LAYERS, LAYERS[1]))
 
 
+@pytest.mark.system
 def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     found = {}

@@ -14,6 +14,8 @@ from flawline.settings.scorer import ScorerSettings
 from scorer.detector import CoresetDetector
 from tests.scorer.conftest import draw, good_images
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def figures(settings: ScorerSettings) -> dict[str, float]:

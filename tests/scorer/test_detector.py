@@ -25,6 +25,8 @@ from scorer.load import load_detector
 from scorer.search.bank import Bank
 from tests.scorer.conftest import SIDE, draw, good_images
 
+pytestmark = pytest.mark.system
+
 DEFECTS = [draw(product, 900 + i, defect=True) for i in range(10) for product in ("cloth", "board")]
 
 

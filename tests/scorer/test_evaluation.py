@@ -23,6 +23,8 @@ from scorer.features import dataset
 from scorer.load import load_detector
 from tests.scorer.conftest import draw
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from scorer.load import load_detector
 from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
 
+pytestmark = pytest.mark.system
+
 
 def marked(seed: int) -> np.ndarray:
     """A good board with a new print in the corner: a false alarm."""

@@ -23,6 +23,8 @@ from scorer.features.workfolder import PatchFile, WorkFolder
 from scorer.fit import fit_detector
 from tests.scorer.conftest import good_images
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

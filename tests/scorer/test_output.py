@@ -34,6 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root.parent
 
 
+@pytest.mark.system
 def test_report_names_alarmed_good_parts_missed_defects_and_the_next_step(
     data: Path, settings: ScorerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

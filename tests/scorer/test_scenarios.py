@@ -21,6 +21,8 @@ from scorer.features.dataset import Sample
 from station.cli.main import app
 from tests.scorer.conftest import draw
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

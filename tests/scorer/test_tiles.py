@@ -23,6 +23,8 @@ from scorer.load import load_detector
 from scorer.regions.regions import extract
 from scorer.tiles import TiledCoreset, TiledImages, boxes
 
+pytestmark = pytest.mark.system
+
 SIDE, TILE = 64, 128
 
 

@@ -15,6 +15,8 @@ from scorer import commands, trimming
 from scorer.features.store import FeatureStore
 from tests.scorer.conftest import draw
 
+pytestmark = pytest.mark.system
+
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["normal", "skewed"]))

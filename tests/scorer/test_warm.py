@@ -14,6 +14,8 @@ import pytest
 from scorer.cache import cpu_count
 from scorer.search import warm
 
+pytestmark = pytest.mark.system
+
 SCORE = """
 import sys
 import numpy as np

@@ -20,6 +20,8 @@ from station.cli import ledger, main
 from station.cli.options import DEBUG_VARIABLE
 from tests.support.brokers import free_port
 
+pytestmark = pytest.mark.system
+
 
 def flawline(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FLAWLINE_")}

@@ -55,6 +55,7 @@ def test_healthy_line_has_no_failure_and_exit_0(
     assert not list((tmp_path / "objects").rglob("*.part"))
 
 
+@pytest.mark.system
 def test_any_failure_is_exit_1(tmp_path: Path) -> None:
     file = tmp_path / "line.toml"
     file.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{free_port()}"\n')

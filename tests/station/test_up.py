@@ -24,6 +24,8 @@ from station import up
 from station.up import Child, Role
 from tests.support.brokers import free_port
 
+pytestmark = pytest.mark.system
+
 
 def tend_until(child: Child, over: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90

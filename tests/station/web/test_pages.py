@@ -34,6 +34,7 @@ def test_line_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
     assert re.search(r"<td>all</td><td class=\"n\">100</td>\s*<td class=\"n\">5</td><td class=\"n\">5.00%", text)
 
 
+@pytest.mark.system
 def test_line_serves_while_the_broker_is_away(client: TestClient, watch: LedgerWatch) -> None:
     assert client.get("/api/ledger").status_code == 503
     assert client.get("/api/ledger").json() == {"read_at": None, "error": "not read yet", "ledger": None}

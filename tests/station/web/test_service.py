@@ -69,6 +69,7 @@ def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
     assert process.returncode == code and "Traceback" not in stderr
 
 
+@pytest.mark.system
 def test_port_in_use_is_one_line_and_exit_1(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
