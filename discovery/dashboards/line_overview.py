@@ -247,6 +247,14 @@ def _losses(board: dashboard.Dashboard) -> None:
             steps=True,
         ),
         lines(
+            "Defects without description by reason",
+            "Frames that were not accepted and whose regions were not described, since the workers started: beyond the "
+            "budget of `worker.describe_*`, or a description that failed.",
+            promql(f"sum by (reason) (flawline_undescribed_defects_total{{{CAMERA}}})", "{{reason}}"),
+            unit="short",
+            steps=True,
+        ),
+        lines(
             "Outcomes of captures",
             "What became of every capture, counted from the topics themselves.",
             promql(f"sum by (outcome, reason) (flawline_ledger_frames{{{CAMERA}}}) > 0", "{{outcome}} {{reason}}"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -232,10 +233,33 @@ def clock(settings: Settings) -> list[Finding]:
     return [Finding("clock", Status.OK, "the system time is plausible")]
 
 
+def camera_partitions(settings: Settings) -> list[Finding]:
+    """Show the partition of each camera, as the topic `partitions` holds it, and which of them share one."""
+    from producers import partitions
+
+    if not _reachable(settings):
+        return []
+    known = partitions.read(settings)
+    if not known:
+        return [Finding("cameras", Status.OK, "no camera has a partition yet: the first start of producers gives it")]
+    shared = sum(count > 1 for count in Counter(known.values()).values())
+    text = ", ".join(f"{camera}: {known[camera]}" for camera in sorted(known))
+    findings = [Finding("cameras", Status.OK, f"partitions are {text}; {shared} of them serve several cameras")]
+    for camera in settings.cameras:
+        stored = known.get(camera.name)
+        wanted = None if camera.partition is None else camera.partition % settings.kafka.camera_partitions
+        if wanted is not None and stored is not None and wanted != stored:
+            text = f"{camera.name} has partition {stored} and its setting says {wanted}: the next start moves it"
+            remedy = "take the setting out, or let the workers finish its frames before that start"
+            findings.append(Finding("cameras", Status.WARN, text, remedy))
+    return findings
+
+
 ALL = (
     checksum_library,
     broker_answers,
     topic_limits,
+    camera_partitions,
     cameras,
     weights,
     model,

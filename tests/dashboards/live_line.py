@@ -75,6 +75,7 @@ class LiveLine:
         self._wait("a dead letter", lambda: self._sum("flawline_dead_letters_total") > 0)
         self._wait("a record that discovery refuses", lambda: self._sum("flawline_rejected_records_total") > 0)
         self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
+        self._wait("a defect without description", lambda: self._sum("flawline_undescribed_defects_total") > 0)
         self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
         self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
         self._wait("a dead letter that is still counted", self._counts_dead_letters)
@@ -97,7 +98,7 @@ class LiveLine:
             "store": {"url": self.store_url},
             "metrics": ports,
             "console": {"port": free_port()},
-            "worker": {"model": str(self.folder / "model"), "actors": 1},
+            "worker": {"model": str(self.folder / "model"), "actors": 1, "describe_frames_per_s": 2.0},
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
             "cameras": [
                 {"name": "camera-1", "shard": 0} | parts,

@@ -16,7 +16,9 @@ import pytest
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
+from flawline.settings.producers import UsbCamera
 from flawline.settings.tree import Settings
+from producers.partitions import Partitions
 from station.cli import doctor, doctor_checks
 from station.cli.doctor_checks import Finding, Status
 from tests.support.brokers import free_port
@@ -101,6 +103,23 @@ def test_topic_with_fewer_partitions_is_a_failure(line: TalkingLine) -> None:
 def test_more_actors_than_partitions_is_a_warning(line: TalkingLine) -> None:
     finding = worst(doctor_checks.topic_limits(changed(line.settings, "worker", actors=5)), "partitions")
     assert finding.status is Status.WARN and "2 will be idle" in finding.text
+
+
+def test_partitions_of_cameras_are_shown_and_a_move_is_a_warning(line: TalkingLine) -> None:
+    (finding,) = doctor_checks.camera_partitions(line.settings)
+    assert "no camera has a partition yet" in finding.text
+    names = ("a", "b", "c", "d")
+    cameras = [UsbCamera(kind="usb", name=name) for name in names]
+    settings = line.settings.model_copy(update={"cameras": cameras})
+    producer = kafka_clients.producer(settings)
+    Partitions(settings, cameras).update(producer)
+    kafka_clients.close_producer(producer)
+    (finding,) = doctor_checks.camera_partitions(settings)
+    assert finding.status is Status.OK
+    assert "a: 0, b: 1, c: 2, d: 0; 1 of them serve several cameras" in finding.text
+    cameras[1].partition = 2
+    finding = worst(doctor_checks.camera_partitions(settings), "cameras")
+    assert finding.status is Status.WARN and "b has partition 1 and its setting says 2" in finding.text
 
 
 def test_frame_that_does_not_fit_into_a_dead_letter_is_a_failure(line_settings: Settings) -> None:
