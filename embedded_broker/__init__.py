@@ -18,9 +18,12 @@ from embedded_broker.unsupported import UNSUPPORTED
 from flawline.child_process import ChildProcess, last_line
 from flawline.errors import FlawlineError
 
-__all__ = ["READY_PREFIX", "UNSUPPORTED", "EmbeddedBroker"]
+__all__ = ["ADDRESS_FILE", "READY_PREFIX", "UNSUPPORTED", "EmbeddedBroker"]
 
 READY_PREFIX: Final = "listening on "
+ADDRESS_FILE: Final = "address"
+"""File in the data directory with the `host:port` of the broker that runs, or ran last."""
+
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 20.0
 

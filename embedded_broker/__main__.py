@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from embedded_broker import READY_PREFIX, UNSUPPORTED
+from embedded_broker import ADDRESS_FILE, READY_PREFIX, UNSUPPORTED
 from embedded_broker.broker import BrokerOptions
 from embedded_broker.server import serve
 from embedded_broker.store import FsyncPolicy
@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
     def listening(host: str, port: int) -> None:
+        # Whoever asked for port 0 reads here which one it is; written before the line that says so.
+        (args.data / ADDRESS_FILE).write_text(f"{host}:{port}\n")
         print(f"{READY_PREFIX}{host}:{port}", flush=True)
 
     follow_parent()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedded_broker import ADDRESS_FILE
 from flawline import kafka_clients
 from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
@@ -105,13 +105,15 @@ def run(settings: Settings, stop: threading.Event, config: Path | None = None) -
     children: list[Child] = []
     try:
         if settings.kafka.bootstrap_servers is None:
-            if settings.embedded.port == 0:
-                settings = settings.model_copy(
-                    update={"embedded": settings.embedded.model_copy(update={"port": _free_port(settings)})}
-                )
-                environment["FLAWLINE_EMBEDDED__PORT"] = str(settings.embedded.port)
+            address = settings.data_dir / "broker" / ADDRESS_FILE
+            address.unlink(missing_ok=True)  # it may be of an earlier start
             server = Child(Role("broker", ("broker",)), environment, _restart_limit(), monotonic)
-            _wait_for_broker(settings, server, stop)
+            port = _wait_for_broker(settings, address, server, stop)
+            if port and settings.embedded.port == 0:
+                # The roles, and the broker when it starts again, use the port that it got.
+                environment["FLAWLINE_EMBEDDED__PORT"] = str(port)
+                embedded = settings.embedded.model_copy(update={"port": port})
+                settings = settings.model_copy(update={"embedded": embedded})
         if stop.is_set():
             return
         kafka_clients.ensure_topics(settings)
@@ -127,30 +129,24 @@ def run(settings: Settings, stop: threading.Event, config: Path | None = None) -
             child.stop(monotonic() + STOP_TIMEOUT_S)
 
 
-def _wait_for_broker(settings: Settings, server: Child, stop: threading.Event) -> None:
+def _wait_for_broker(settings: Settings, address: Path, server: Child, stop: threading.Event) -> int | None:
+    """Start the embedded broker and return its port once it listens, None when `stop` comes first.
+
+    The broker writes the file `address` when it listens. Raises FlawlineError when it does not within BROKER_READY_S.
+    """
     deadline = monotonic() + BROKER_READY_S
     while not stop.is_set():
         server.tend()
-        try:
-            with socket.create_connection((settings.embedded.host, settings.embedded.port), timeout=1.0):
-                # Another program on this port would answer too; then our own process has died.
-                if server.pid is not None:
-                    return
-        except OSError:
-            pass
+        if address.is_file() and (text := address.read_text().strip()):
+            return int(text.rpartition(":")[2])
         if monotonic() > deadline:
             raise FlawlineError(
-                f"the embedded broker does not answer on {settings.bootstrap_servers} after {BROKER_READY_S:.0f} s: "
+                f"the embedded broker does not listen on {settings.bootstrap_servers} after {BROKER_READY_S:.0f} s: "
                 "see what it reports above"
             )
         stop.wait(POLL_S)
+    return None
 
 
 def _restart_limit() -> RestartLimit:
     return RestartLimit(limit=5, window_s=60.0, first_wait_s=0.5)  # a judgement, not measured
-
-
-def _free_port(settings: Settings) -> int:
-    with socket.socket() as probe:
-        probe.bind((settings.embedded.host, 0))
-        return int(probe.getsockname()[1])

@@ -116,11 +116,13 @@ def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
     monkeypatch.setattr(up, "roles", lambda settings: [Role("ledger", ("ledger", "--watch", "--interval", "0.2"))])
     with running(load_settings(file)):
         wait_for(lambda: answers(port))
+        address = (tmp_path / "data" / "broker" / "address").read_text()
         for name in ("ledger", "broker"):
             [victim] = children_with(name)
             victim.kill()
             wait_for(lambda name=name, pid=victim.pid: [c for c in children_with(name) if c.pid != pid])
         wait_for(lambda: answers(port))
+        assert (tmp_path / "data" / "broker" / "address").read_text() == address, "a restart keeps the port"
         pids = [child.pid for child in children_with("station.cli")]
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -153,7 +155,7 @@ def listening(port: int) -> bool:
 
 def test_role_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "line.toml"
-    file.write_text(f'data_dir = "{tmp_path}/data"\n[embedded]\nport = {free_port()}\n')
+    file.write_text(f'data_dir = "{tmp_path}/data"\n[embedded]\nport = 0\n')
     # The parent starts the broker the way `up` does, tells its process id, and waits to be killed.
     script = (
         "import os, subprocess, sys, time; "
