@@ -19,12 +19,12 @@ from enum import Enum
 from typing import Any
 
 from flawline import messages
+from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import ProducerSettings
-from producers.flow import ByteBudget, RateLimit
-from producers.records import Record
-from producers.spool import DamagedRecord, Spool, SpoolFull
+from producers.rate_limit import RateLimit
+from producers.spool import DamagedRecord, Record, Spool, SpoolFull
 
 log = logging.getLogger(__name__)
 

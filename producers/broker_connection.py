@@ -10,10 +10,10 @@ from typing import Any
 from kafka.errors import KafkaError
 
 from flawline import kafka_clients, topics
+from flawline.backoff import Backoff
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
-from producers.stall_watch import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -18,22 +18,19 @@ from collections.abc import Callable
 from typing import Any
 
 from flawline import messages, telemetry
+from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import one_line
 from flawline.messages import DropReason, Frame, LedgerEntry
 from flawline.settings.producers import CameraBase, ProducerSettings, WhenFull
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
-from producers.delivery import fate
-from producers.flow import ByteBudget
+from producers.delivery import Drop, classify, decide
 from producers.framing import to_frame
 from producers.journal import EpochAccount, Journal
 from producers.spool import Spool
 
 log = logging.getLogger(__name__)
-
-MOST_REFUSALS = 5
-"""A frame that the broker answers with an unexplained error so often is dropped, for it blocks the ones behind it."""
 
 
 class CameraLane:
@@ -69,6 +66,7 @@ class CameraLane:
         self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
         self.epoch = self._journal.epoch
         self._capturing = threading.Lock()
+        self._is_capturing = False
         self._changed = threading.Condition(threading.RLock())
         self._refusals: Counter[tuple[int, int]] = Counter()
         self._troubled = False
@@ -87,27 +85,32 @@ class CameraLane:
     # -- the camera's side ---------------------------------------------------------------------------------------
 
     def publish(self, capture: Capture) -> str | None:
-        """Account for a capture and send it on its way; its frame id, or None when the lane takes no more."""
-        name = self.camera.name
+        """Account for a capture and send it on its way; return its frame id, or None when the lane takes no more."""
         with self._capturing:
-            if self._finished:
-                return None
-            sequence = self._journal.capture()
-            telemetry.CAPTURED.labels(name).inc()
+            self._is_capturing = True  # before the question: a capture that is counted must not be overlooked
             try:
-                frame = to_frame(capture, self.camera, self.epoch, sequence)
-            except Exception as error:  # whatever an encoder says of it: the capture is accounted for, the line goes on
-                source = f" ({capture.replay_key})" if capture.replay_key else ""
-                log.warning("camera %s: capture %d%s is dropped: %s", name, sequence, source, error)
-                self._drop(self.epoch, sequence, DropReason.ENCODING_FAILED)
+                return None if self._finished else self._publish(capture)
+            finally:
+                self._is_capturing = False
+
+    def _publish(self, capture: Capture) -> str:
+        name = self.camera.name
+        sequence = self._journal.capture()
+        telemetry.CAPTURED.labels(name).inc()
+        try:
+            frame = to_frame(capture, self.camera, self.epoch, sequence)
+        except Exception as error:  # whatever an encoder reports: the capture is accounted for, the line goes on
+            source = f" ({capture.replay_key})" if capture.replay_key else ""
+            log.warning("camera %s: capture %d%s is dropped: %s", name, sequence, source, error)
+            self._drop(self.epoch, sequence, DropReason.ENCODING_FAILED)
+        else:
+            if frame.size_bytes > self._limit_bytes:
+                log.warning("camera %s: capture %d of %d bytes is dropped, frames.limit_bytes is %d",
+                            name, sequence, frame.size_bytes, self._limit_bytes)  # fmt: skip
+                self._drop(self.epoch, sequence, DropReason.OVERSIZE)
             else:
-                if frame.size_bytes > self._limit_bytes:
-                    log.warning("camera %s: capture %d of %d bytes is dropped, frames.limit_bytes is %d",
-                                name, sequence, frame.size_bytes, self._limit_bytes)  # fmt: skip
-                    self._drop(self.epoch, sequence, DropReason.OVERSIZE)
-                else:
-                    self._offer(Entry(frame))
-            return messages.frame_id(name, self.epoch, sequence)
+                self._offer(Entry(frame))
+        return messages.frame_id(name, self.epoch, sequence)
 
     def finish(self) -> None:
         """Take no more captures."""
@@ -151,7 +154,7 @@ class CameraLane:
         while (entry := self._take()) is not None:
             try:
                 future, entry.client = self._send(entry.frame)
-            except Exception as error:  # every error of a delivery has a fate, one that is unknown is tried again
+            except Exception as error:  # every error of a delivery is classified, an unknown one is tried again
                 self._failed(entry, error)
             else:
                 future.add_callback(self._delivered, entry)
@@ -186,29 +189,26 @@ class CameraLane:
         telemetry.PUBLISH_LATENCY.labels(name).observe(max(0, self._now_ns() - entry.frame.captured_at) / 1e9)
 
     def _failed(self, entry: Entry, error: BaseException) -> None:
-        what = fate(error, self._topic)
+        failure = classify(error, self._topic)
         # An error that `send` itself raises leaves the client whole, and there is only this frame to blame.
-        news = self._renew(entry.client) if what.breaks and entry.client is not None else True
+        is_first_report = self._renew(entry.client) if failure.breaks and entry.client is not None else True
         with self._changed:
             if not self._backlog.answered(entry):
                 return
-            to_blame = news or what.shared
-            self._refusals[entry.key] += what.counts and to_blame
-            reason = what.drop if to_blame else None
-            if reason is None and self._refusals[entry.key] >= MOST_REFUSALS:
-                reason = DropReason.BROKER_REFUSED
-            if reason is None:
+            decision = decide(failure, is_first_report=is_first_report, refusals=self._refusals[entry.key])
+            if not isinstance(decision, Drop):
+                self._refusals[entry.key] = decision.refusals
                 self._backlog.give_back(entry)
                 if not self._troubled:
                     log.warning("camera %s: frames cannot be delivered now: %s", self.camera.name, one_line(error))
                 self._troubled = self._said_away = True
             else:
-                self._say_dropped(entry, reason, error)
+                self._report_drop(entry, decision.reason, error)
                 self._settle(entry)
-                self._drop(*entry.key, reason)
+                self._drop(*entry.key, decision.reason)
             self._changed.notify_all()
 
-    def _say_dropped(self, entry: Entry, reason: DropReason, error: BaseException) -> None:
+    def _report_drop(self, entry: Entry, reason: DropReason, error: BaseException) -> None:
         name = self.camera.name
         if reason is not DropReason.NOT_AUTHORISED:
             log.error("camera %s: frame %d is dropped as %s: %s", name, entry.frame.sequence, reason, error)
@@ -243,7 +243,7 @@ class CameraLane:
 
     def _has_ended(self, epoch: int) -> bool:
         # A capture that is being encoded is counted already, and waits nowhere yet.
-        over = epoch != self.epoch or (self._finished and not self._capturing.locked())
+        over = epoch != self.epoch or (self._finished and not self._is_capturing)
         return over and self._backlog.waiting(epoch) == 0
 
     def observe(self) -> None:

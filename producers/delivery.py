@@ -1,4 +1,4 @@
-"""What a failed delivery means: try again, with another client, or give the frame up for a reason."""
+"""What a failed delivery means: try again, with another client, or give the frame up for a reason. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class NotConnected(errors.KafkaError):
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What becomes of a frame whose delivery failed.
+class Failure:
+    """The kind of an error of delivery.
 
-    `drop` is the reason to give it up, None to try again. `breaks` says that the client is of no more use: for
+    `drop` is the reason to give the frame up, None to try again. `breaks` says that the client is of no more use: for
     kafka-python 3.0 every error that is not retriable is fatal to an idempotent client, which then fails all it holds
     with that same error. So only the first frame that fails with it is to blame, unless the error is `shared`: it
     holds for every frame of the topic. `counts` says that the broker answered: a frame that it refuses again and again
@@ -29,6 +29,23 @@ class Fate:
     shared: bool = False
     counts: bool = True
 
+
+@dataclass(frozen=True)
+class Retry:
+    """The frame is sent again; `refusals` is how often the broker has refused it by now."""
+
+    refusals: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The frame is given up."""
+
+    reason: DropReason
+
+
+REFUSAL_LIMIT = 5
+"""A frame that the broker answers with an unexplained error so often is dropped, for it blocks the ones behind it."""
 
 _OVERSIZE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 _NOT_AUTHORISED = (
@@ -53,16 +70,29 @@ _REFUSED = (
 _AWAY = (NotConnected, errors.RetriableError, OSError)  # OSError: the claim check store
 
 
-def fate(error: BaseException, topic: str) -> Fate:
-    """The fate of a frame for `topic` whose delivery failed with `error`."""
+def classify(error: BaseException, topic: str) -> Failure:
+    """Return the kind of `error`, with which the delivery of a frame to `topic` failed."""
     if isinstance(error, _AWAY):
-        return Fate(breaks=False, counts=False)
+        return Failure(breaks=False, counts=False)
     if isinstance(error, _OVERSIZE):
-        return Fate(DropReason.OVERSIZE)
+        return Failure(DropReason.OVERSIZE)
     if isinstance(error, errors.TopicAuthorizationFailedError) and error.args and topic not in str(error.args[0]):
-        return Fate(counts=False)  # of another topic that the client writes
+        return Failure(counts=False)  # of another topic that the client writes
     if isinstance(error, _NOT_AUTHORISED):
-        return Fate(DropReason.NOT_AUTHORISED, shared=True)
+        return Failure(DropReason.NOT_AUTHORISED, shared=True)
     if isinstance(error, _CLIENT_STATE_LOST):
-        return Fate(counts=False)
-    return Fate(DropReason.BROKER_REFUSED if isinstance(error, _REFUSED) else None)
+        return Failure(counts=False)
+    return Failure(DropReason.BROKER_REFUSED if isinstance(error, _REFUSED) else None)
+
+
+def decide(failure: Failure, *, is_first_report: bool, refusals: int) -> Retry | Drop:
+    """Return what becomes of a frame whose delivery failed.
+
+    `is_first_report` tells that no other frame reported this error of the client before; `refusals` is how often the
+    broker has refused this frame so far.
+    """
+    is_to_blame = is_first_report or failure.shared
+    if failure.drop is not None and is_to_blame:
+        return Drop(failure.drop)
+    refusals += failure.counts and is_to_blame
+    return Drop(DropReason.BROKER_REFUSED) if refusals >= REFUSAL_LIMIT else Retry(refusals)

@@ -12,7 +12,9 @@ from typing import Any
 
 from kafka.errors import RetriableError
 
-from flawline import messages, topics
+from flawline import messages, telemetry, topics
+from flawline.backoff import Backoff
+from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Frame, LedgerEntry
@@ -23,11 +25,9 @@ from producers.broker_connection import Link, connect
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
 from producers.delivery import NotConnected
-from producers.flow import ByteBudget
 from producers.journal import EpochAccount, has_open_accounts
 from producers.partitions import Partitions
 from producers.spool import Quota, Spool
-from producers.stall_watch import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Publisher:
         self._clock = clock
         self._now_ns = now_ns
         self._store = ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None
-        self._budget = ByteBudget(settings.producer.in_flight_limit_bytes)
+        self._budget = ByteBudget(settings.producer.in_flight_limit_bytes, telemetry.PRODUCER_IN_FLIGHT_BYTES.set)
         self._quota = Quota(settings.producer.spool_limit_bytes)
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
         self._closing = threading.Event()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from flawline import telemetry
+from flawline.backoff import Backoff
 from flawline.errors import UsageError
 from flawline.settings.producers import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
 from flawline.settings.tree import Settings
@@ -14,7 +15,6 @@ from producers.camera import Camera, Capture
 from producers.folder import FolderReplay
 from producers.opencv import RtspDevice, UsbDevice, VideoReplay
 from producers.publisher import Publisher
-from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Store and forward: frames of one camera wait on disk, in order, while the broker is away.
 
-A spool is a folder of append-only segment files `<number>.seg`, made of `producers.records`. `head` holds where the
+A spool is a folder of append-only segment files `<number>.seg`, made of records (`Record`). `head` holds where the
 first undelivered record is, so that a restart goes on behind what was confirmed. What is in the spool survives a kill
 of the process; against a loss of power it is synced once a second by the publisher.
 
@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -24,7 +24,64 @@ from crc32c import crc32c
 
 from flawline.errors import FlawlineError
 from flawline.file_lock import try_lock
-from producers.records import HEADER_BYTES, Header, Record, walk
+
+_FIELDS = struct.Struct("<IQQI")  # payload bytes, epoch, sequence, CRC-32C of the payload
+_HEADER = struct.Struct("<IQQII")  # the same and the CRC-32C of those fields
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True)
+class Record:
+    """One spooled frame: its identity and its encoded message."""
+
+    epoch: int
+    sequence: int
+    payload: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return HEADER_BYTES + len(self.payload)
+
+    def encode(self) -> bytes:
+        """Return the record as it stands on disk: a header with its own checksum, then the payload with its."""
+        fields = _FIELDS.pack(len(self.payload), self.epoch, self.sequence, crc32c(self.payload))
+        return b"".join((fields, crc32c(fields).to_bytes(4, "little"), self.payload))
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a record, which stands before its payload."""
+
+    size_bytes: int
+    epoch: int
+    sequence: int
+    checksum: int
+
+    @classmethod
+    def decode(cls, data: bytes) -> Header | None:
+        """Return the header in `data`, None when it is cut off or altered."""
+        if len(data) < HEADER_BYTES:
+            return None
+        *fields, checksum = _HEADER.unpack(data)
+        return cls(*fields) if checksum == crc32c(data[:-4]) else None
+
+    def matches(self, payload: bytes) -> bool:
+        """Return whether `payload` is what was written."""
+        return len(payload) == self.size_bytes and crc32c(payload) == self.checksum
+
+
+def walk(path: Path, start: int, end: int) -> Iterator[tuple[Header, int]]:
+    """Yield header and end offset of each whole record from `start` on, payloads unread, up to a damaged record."""
+    with path.open("rb") as file:
+        offset = start
+        while offset + HEADER_BYTES <= end:
+            file.seek(offset)
+            header = Header.decode(file.read(HEADER_BYTES))
+            if header is None or offset + HEADER_BYTES + header.size_bytes > end:
+                return
+            offset += HEADER_BYTES + header.size_bytes
+            yield header, offset
+
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,9 @@
-"""Policies of watching a camera: when it counts as stalled, and how long to wait before it is opened again.
-
-Pure controllers with an injected clock; whoever runs a camera asks them and acts.
-"""
+"""When a camera counts as stalled: a pure policy with an injected clock, which the camera's runner asks."""
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import deque
-from collections.abc import Callable
 from enum import StrEnum
 from statistics import median
 
@@ -19,27 +14,6 @@ STALL_MARGIN_S = 1.0
 """A camera is stalled after twice its frame period and a second: one late frame is jitter, silence is not."""
 
 LEARNED_FROM_FRAMES = 16
-
-
-class Backoff:
-    """Exponential waits with jitter, so that cameras that went away together do not come back together."""
-
-    def __init__(self, first_s: float, longest_s: float, chance: Callable[[], float] = random.random) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._chance = chance
-        self._failures = 0
-
-    def next_s(self) -> float:
-        """The next wait: between half and all of first * 2^failures, at most the longest."""
-        # 2^30 s is longer than any plant runs; the bound keeps the power a float after years of failures.
-        full = min(self._longest_s, self._first_s * 2.0 ** min(self._failures, 30))
-        self._failures += 1
-        return full * (0.5 + 0.5 * self._chance())
-
-    def reset(self) -> None:
-        """Start again from the first wait: the thing works."""
-        self._failures = 0
 
 
 class Wait(StrEnum):

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from flawline import telemetry
+from flawline.backoff import Backoff
 from flawline.clock import Monotonic, monotonic
 from flawline.errors import FlawlineError
 from flawline.redaction import redact
 from flawline.settings.producers import CameraBase
 from producers.camera import Camera, Capture
-from producers.stall_watch import Backoff, StallWatch
+from producers.stall_watch import StallWatch
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flawline import clock, kafka_clients, telemetry, topics
+from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
@@ -29,7 +30,6 @@ from flawline.settings.workers import WorkerSettings
 from workers import metrics, scoring, verdicts
 from workers.active_model import ModelRef
 from workers.batching import Batcher, BatchPolicy
-from workers.budget import ByteGate
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import dead_letter
 from workers.describing import Describer, Judged
@@ -115,8 +115,8 @@ class Inspector:
         self._scoring_since: dict[int, float] = {}
         self._taking = threading.Lock()
         self._intake: Intake | None = None
-        self._gate = ByteGate(self._worker.in_flight_limit_bytes)
-        self._unacknowledged = ByteGate(self._worker.in_flight_limit_bytes)
+        self._gate = ByteBudget(self._worker.in_flight_limit_bytes)
+        self._unacknowledged = ByteBudget(self._worker.in_flight_limit_bytes)
         self._to_decode: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._batcher: Batcher[_Opened] = Batcher(
             BatchPolicy(self._worker.active_batch_limit, self._worker.active_latency_cap_s),

@@ -21,8 +21,8 @@ from kafka.errors import FencedInstanceIdError, KafkaError
 from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 
 from flawline import clock, telemetry
+from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError
-from workers.budget import ByteGate
 from workers.lane import Job, Lane, Outcome
 from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, suspicion
 
@@ -51,7 +51,7 @@ class Intake:
         self,
         consumer: KafkaConsumer,
         topic: str,
-        gate: ByteGate,
+        gate: ByteBudget,
         *,
         deliver: Callable[[Job], None],
         send: Callable[[Job, Outcome], None],

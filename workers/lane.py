@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from kafka.structs import TopicPartition
 
+from flawline.byte_budget import ByteBudget
 from flawline.messages import DeadLetterReason, Decision
-from workers.budget import ByteGate
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Lane:
     A closed lane sends nothing more: the partition's next owner does its frames again.
     """
 
-    def __init__(self, partition: TopicPartition, gate: ByteGate, send: Callable[[Job, Outcome], None]) -> None:
+    def __init__(self, partition: TopicPartition, gate: ByteBudget, send: Callable[[Job, Outcome], None]) -> None:
         self.partition = partition
         self._gate = gate
         self._send = send
@@ -272,7 +272,7 @@ class Lane:
         with self._state:
             held, job._bytes_held = job._bytes_held, False
         if held:
-            self._gate.remove(job.size_bytes)
+            self._gate.release(job.size_bytes)
 
     @property
     def closed(self) -> bool:

@@ -8,9 +8,9 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
 from flawline import clock, kafka_clients, telemetry
+from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError
-from workers.budget import ByteGate
 from workers.lane import Job, Lane, Outcome
 
 
@@ -25,7 +25,7 @@ class OutcomeSender:
     def __init__(
         self,
         producer: KafkaProducer,
-        unacknowledged: ByteGate,
+        unacknowledged: ByteBudget,
         on_lost: Callable[[Lane], None],
         on_fatal: Callable[[Exception], None],
         now_ns: clock.UtcNs = clock.utc_ns,
@@ -43,12 +43,12 @@ class OutcomeSender:
         self._unacknowledged.add(size_bytes)
 
         def acknowledged(_: object) -> None:
-            self._unacknowledged.remove(size_bytes)
+            self._unacknowledged.release(size_bytes)
             self._count(outcome, sent_at)
             job.lane.acknowledge(job)
 
         def failed(error: Exception) -> None:
-            self._unacknowledged.remove(size_bytes)
+            self._unacknowledged.release(size_bytes)
             self._give_up(job, record.topic, error)
 
         try:

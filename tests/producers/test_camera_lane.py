@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from kafka import errors
 from kafka.future import Future
 
+from flawline.byte_budget import ByteBudget
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
 from producers import backlog
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
-from producers.flow import ByteBudget
 from producers.spool import Quota, Spool
 from tests.producers.doubles import capture, until
 
@@ -138,12 +138,12 @@ def test_frames_over_the_byte_bound_go_to_disk_and_come_back_in_order(rig: Calla
     line = rig()
     line.capture(300)  # 2.6 MiB against a bound of 1 MiB
     until(lambda: sum(one.size_bytes for one, _ in line.client.held) > (1 << 20) - FRAME_BYTES)
-    assert line.budget.used_bytes <= 1 << 20
+    assert line.budget.held_bytes <= 1 << 20
     line.client.answer_all()
     line.wait_idle()
     assert line.client.delivered == list(range(300))
     assert line.client.most_held_bytes <= 1 << 20
-    assert line.budget.used_bytes == 0
+    assert line.budget.held_bytes == 0
 
 
 def test_new_frames_go_behind_a_backlog_until_it_is_delivered(rig: Callable[..., Rig]) -> None:
@@ -370,5 +370,5 @@ def test_every_capture_ends_once_whatever_the_broker_answers(
     dropped = line.dropped()
     assert sorted([*line.client.delivered, *dropped]) == list(range(captures))
     assert set(dropped.values()) <= {DropReason.BROKER_REFUSED}
-    assert line.budget.used_bytes == 0
+    assert line.budget.held_bytes == 0
     line.close()

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
+from flawline.backoff import Backoff
 from flawline.errors import UsageError
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
-from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner, CameraState
 from tests.producers.doubles import FakeClock, until
 from tests.support.brokers import free_port

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from flawline.errors import FlawlineError
-from producers.records import HEADER_BYTES
-from producers.spool import DamagedRecord, Quota, Record, Spool, SpoolFull
+from producers.spool import HEADER_BYTES, DamagedRecord, Quota, Record, Spool, SpoolFull
 
 PLENTY = 1 << 30
 

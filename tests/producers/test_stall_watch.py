@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.flow import ByteBudget, RateLimit
-from producers.stall_watch import Backoff, StallWatch
+from flawline.backoff import Backoff
+from producers.rate_limit import RateLimit
+from producers.stall_watch import StallWatch
 from tests.producers.doubles import FakeClock
 
 
@@ -70,17 +71,6 @@ def test_opening_and_the_first_frame_have_the_opening_limit(opened: bool) -> Non
     assert watch.overdue() is None
     clock.advance(0.2)
     assert watch.overdue() is not None
-
-
-def test_budget_refuses_over_its_limit_and_lets_one_large_frame_go_alone() -> None:
-    budget = ByteBudget(100)
-    assert budget.acquire(250)
-    assert not budget.acquire(1)
-    budget.release(250)
-    assert budget.acquire(60)
-    assert not budget.acquire(20, share=0.5)
-    assert budget.acquire(20, share=0.5, force=True)
-    assert budget.used_bytes == 80
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=50))

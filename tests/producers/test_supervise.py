@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from flawline import telemetry
+from flawline.backoff import Backoff
 from flawline.errors import UsageError
 from flawline.settings.producers import CameraBase, UsbCamera
 from producers.camera import Capture
-from producers.stall_watch import Backoff
 from producers.supervise import CameraRunner, CameraState
 from tests.producers.doubles import FakeClock, ScriptedCamera, until
 

@@ -17,6 +17,7 @@ from kafka.future import Future
 from kafka.structs import TopicPartition
 
 from flawline import imaging, messages
+from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
 from flawline.object_store import ObjectStore
@@ -26,7 +27,6 @@ from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
 from workers import metrics, scoring, verdicts
 from workers.active_model import ModelRef, local_folder, pointer_of
 from workers.actors import RateLimit
-from workers.budget import ByteGate
 from workers.dead_letters import dead_letter
 from workers.inspector import load_detector
 from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
@@ -65,7 +65,7 @@ def sender() -> RecordingSender:
 def test_a_lane_sends_in_log_order_commits_contiguously_and_gives_all_bytes_back(
     completions: list[int], acknowledgements: list[int]
 ) -> None:
-    gate, sent = ByteGate(1 << 20), RecordingSender()
+    gate, sent = ByteBudget(1 << 20), RecordingSender()
     lane = Lane(PARTITION, gate, sent)
     jobs = [lane.admit(record(offset), 0) for offset in range(20)]
     assert gate.held_bytes == 20 * (10 + RECORD_BYTES)
@@ -82,7 +82,7 @@ def test_a_lane_sends_in_log_order_commits_contiguously_and_gives_all_bytes_back
 
 
 def test_a_closed_lane_sends_nothing_and_its_unfinished_frames_are_read_again(sender: RecordingSender) -> None:
-    gate = ByteGate(1 << 20)
+    gate = ByteBudget(1 << 20)
     lane = Lane(PARTITION, gate, sender)
     first, second, third, fourth = (lane.admit(record(offset), 0) for offset in (3, 4, 5, 6))
     for job in (first, second, third):
@@ -99,7 +99,7 @@ def test_a_closed_lane_sends_nothing_and_its_unfinished_frames_are_read_again(se
 
 
 def test_an_acknowledgement_after_the_lane_closed_counts_for_nobody(sender: RecordingSender) -> None:
-    gate = ByteGate(1 << 20)
+    gate = ByteBudget(1 << 20)
     lane = Lane(PARTITION, gate, sender)
     job = lane.admit(record(0), 0)
     lane.begin(job)
@@ -111,7 +111,7 @@ def test_an_acknowledgement_after_the_lane_closed_counts_for_nobody(sender: Reco
 
 
 def test_a_leaving_lane_begins_nothing_and_is_idle_when_the_begun_are_finished(sender: RecordingSender) -> None:
-    gate = ByteGate(1 << 20)
+    gate = ByteBudget(1 << 20)
     lane = Lane(PARTITION, gate, sender)
     begun, not_begun = lane.admit(record(0), 0), lane.admit(record(1), 0)
     assert lane.begin(begun)
@@ -126,7 +126,7 @@ def test_a_leaving_lane_begins_nothing_and_is_idle_when_the_begun_are_finished(s
 
 
 def test_an_abandoned_frame_is_neither_sent_nor_committed(sender: RecordingSender) -> None:
-    gate = ByteGate(1 << 20)
+    gate = ByteBudget(1 << 20)
     lane = Lane(PARTITION, gate, sender)
     job = lane.admit(record(0), 0)
     lane.begin(job)
@@ -136,7 +136,7 @@ def test_an_abandoned_frame_is_neither_sent_nor_committed(sender: RecordingSende
 
 
 def test_a_lane_closes_while_a_send_blocks_and_what_has_not_left_is_the_next_owners() -> None:
-    gate, sends, may_return = ByteGate(1 << 20), threading.Semaphore(0), threading.Event()
+    gate, sends, may_return = ByteBudget(1 << 20), threading.Semaphore(0), threading.Event()
     sent: list[int] = []
 
     def blocking_send(job: Job, outcome: Outcome) -> None:
@@ -166,7 +166,7 @@ def test_a_lane_closes_while_a_send_blocks_and_what_has_not_left_is_the_next_own
 def test_a_rejected_frame_frees_its_bytes_with_its_verdict_and_is_finished_with_its_defect(
     sender: RecordingSender,
 ) -> None:
-    gate = ByteGate(1 << 20)
+    gate = ByteBudget(1 << 20)
     lane = Lane(PARTITION, gate, sender)
     job = lane.admit(record(0), 0)
     assert lane.begin(job)
@@ -200,7 +200,7 @@ class Publishing:
     """A lane with one begun job whose outcome, a verdict and a defect, is sent."""
 
     def __init__(self, producer: ManualProducer) -> None:
-        self.gate, self.unacknowledged = ByteGate(1 << 20), ByteGate(1 << 20)
+        self.gate, self.unacknowledged = ByteBudget(1 << 20), ByteBudget(1 << 20)
         self.lost: list[Lane] = []
         self.fatal: list[Exception] = []
         self.sender = OutcomeSender(producer, self.unacknowledged, self.lost.append, self.fatal.append)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.batching import Batcher, BatchPolicy
-from workers.budget import ByteGate
 from workers.lane import ContiguousOffsets, InOrder
 
 
@@ -110,33 +109,6 @@ def test_a_result_without_a_place_is_refused_and_clearing_gives_back_what_waits(
     with pytest.raises(ValueError, match="key 2"):
         order.complete(2, "b")
     assert order.clear() == ["b"]
-
-
-def test_a_gate_closes_at_its_limit_and_opens_at_half_of_it() -> None:
-    gate = ByteGate(100)
-    gate.add(99)
-    assert not gate.closed
-    gate.add(1)
-    assert gate.closed
-    gate.remove(49)
-    assert gate.closed, "51 of 100 bytes: opening now would flutter"
-    assert not gate.wait_open(0)
-    gate.remove(1)
-    assert not gate.closed
-    assert gate.wait_open(0)
-    with pytest.raises(ValueError, match="51 bytes are given back of 50"):
-        gate.remove(51)
-
-
-def test_waiting_at_a_closed_gate_ends_when_it_opens() -> None:
-    gate = ByteGate(10)
-    gate.add(10)
-    opened: list[bool] = []
-    waiter = threading.Thread(target=lambda: opened.append(gate.wait_open(30)))
-    waiter.start()
-    gate.remove(10)
-    waiter.join(30)
-    assert opened == [True]
 
 
 @given(st.integers(1, 64), st.floats(0, 1), st.integers(0, 200), st.floats(0, 2))
