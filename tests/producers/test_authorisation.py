@@ -17,6 +17,8 @@ from tests.producers import topics
 from tests.producers.doubles import capture, until
 from tests.support.brokers import ApacheKafka, kafka_home
 
+pytestmark = pytest.mark.system
+
 
 class GuardedKafka(ApacheKafka):
     """Apache Kafka with an authoriser that allows what no rule forbids."""
