@@ -1,12 +1,13 @@
-"""The undelivered frames of one camera, in memory and on disk, and which of them goes next.
+"""The undelivered frames of one camera, in memory and on disk, and the order in which they are sent.
 
-It is in one of two modes, so that order never depends on luck:
+A backlog is in one of two modes, so that the order of frames is always defined:
 
-- MEMORY: what is pending or unacknowledged in memory comes before everything in the spool.
-- SPOOL: everything in the spool comes before what is pending in memory.
+- MEMORY: frames that are pending or unacknowledged in memory come before all frames in the spool.
+- SPOOL: all frames in the spool come before the frames that are pending in memory.
 
-MEMORY becomes SPOOL when the memory is empty and the spool is not; SPOOL becomes MEMORY when all of the spool is
-acknowledged. A process starts in SPOOL mode, with what an earlier one left behind.
+The mode changes from MEMORY to SPOOL when the memory is empty and the spool is not. It changes from SPOOL to MEMORY
+when all frames of the spool are acknowledged. A process starts in SPOOL mode, with the frames of earlier
+processes.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from producers.spool import DamagedRecord, Record, Spool, SpoolFull
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
-"""Room in the shared byte budget and the replay's rate come without a notification; nobody waits longer for them."""
+"""Longest wait before the next check: the byte budget and the replay rate send no notification. A judgement, not
+measured."""
 
 RETRY_PAUSE_S = 0.5
+"""Pause before frames are sent again, or the spool is read again, after a failure. A judgement, not measured."""
 
 REPLAY_SHARE = 0.5
-"""Of the shared bytes in memory, the part that the spools may use: live cameras find room beside them."""
+"""Part of the shared byte budget that spools can use; the rest is for live cameras. A judgement, not measured."""
 
 
 class _Mode(Enum):
@@ -44,7 +47,7 @@ class _Mode(Enum):
 
 @dataclass(eq=False)
 class Entry:
-    """A frame on its way; `client` is the one that it was handed to."""
+    """Holds an undelivered frame; `client` is the Kafka client that the frame was handed to."""
 
     frame: Frame
     spooled: bool = False
@@ -67,7 +70,8 @@ class Entry:
 class Backlog:
     """Holds frames until they are delivered or given up. Not thread-safe: its lane calls it under one lock.
 
-    `give_up` is told epoch, sequence and reason of each frame that is lost here: no room on disk, a damaged record.
+    `give_up` is called with epoch, sequence and reason of each frame that is lost here: no room on disk, or a damaged
+    record.
     """
 
     def __init__(
@@ -87,55 +91,55 @@ class Backlog:
         self._rate = RateLimit(settings.replay_limit_bytes_per_s, clock)
         self._mode = _Mode.SPOOL
         self._pending: deque[Entry] = deque()
-        self._held: Entry | None = None  # read from the spool, waits for its turn
+        self._held: Entry | None = None  # read from the spool, not sent yet
         self._in_flight: dict[tuple[int, int], Entry] = {}
         self._returned: list[Entry] = []
         self._not_before = 0.0
         self.oldest_on_disk_ns = min(spool.outstanding, default=0) * 1_000_000
-        """About when the oldest frame on disk was captured."""
+        """Approximate capture time of the oldest frame on disk."""
 
     # -- state ---------------------------------------------------------------------------------------------------
 
     @property
     def unread(self) -> bool:
-        """Whether frames wait on disk that are not under way."""
+        """Return whether the disk holds frames that are not in flight."""
         return self._spool.unread or self._held is not None
 
     @property
     def on_disk(self) -> tuple[int, int]:
-        """Frames and bytes on disk."""
+        """Return the number of frames and of bytes on disk."""
         return self._spool.frames, self._spool.size_bytes
 
     @property
     def is_empty(self) -> bool:
-        """Whether every frame is delivered or given up."""
+        """Return whether every frame is delivered or given up."""
         return not (self._pending or self._in_flight or self._returned or self._spool.frames)
 
     def waiting(self, epoch: int) -> int:
-        """Frames of an epoch that are neither delivered nor given up."""
+        """Return the number of frames of an epoch that are neither delivered nor given up."""
         moving = [*self._in_flight.values(), *self._returned, *self._pending]
         return self._spool.outstanding[epoch] + sum(not one.spooled and one.frame.epoch == epoch for one in moving)
 
     def unanswered_s(self) -> float:
-        """For how long the oldest frame under way has no answer."""
+        """Return for how long the oldest frame in flight has no answer; 0 when no frame is in flight."""
         oldest = next(iter(self._in_flight.values()), None)
         return self._clock() - oldest.taken_at if oldest else 0.0
 
     # -- in ------------------------------------------------------------------------------------------------------
 
     def keep(self, entry: Entry) -> bool:
-        """Take a new frame into memory; False when there is no room."""
+        """Put a new frame in memory; return False when there is no room."""
         if not self._budget.acquire(entry.size_bytes):
             return False
         self._pending.append(entry)
         return True
 
     def put_to_disk(self, entry: Entry, no_room: DropReason) -> None:
-        """Take a new frame into the spool; `no_room` is the reason to give it up with when it has no place there."""
+        """Put a new frame in the spool; give it up with the reason `no_room` when the spool has no room."""
         if not self._spool.frames:
-            log.warning("camera %s: the broker does not keep up or is away, frames go to disk", self._camera)
+            log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
             self.oldest_on_disk_ns = entry.frame.captured_at
-        if self._mode is _Mode.SPOOL:  # what is pending came before this one
+        if self._mode is _Mode.SPOOL:  # the pending frames are older than this one
             while self._pending:
                 earlier = self._pending.popleft()
                 self._budget.release(earlier.size_bytes)
@@ -152,9 +156,9 @@ class Backlog:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def next(self) -> tuple[Entry | None, float | None]:
-        """The next frame to send; or None, and how long to wait before asking again (None: until something changes)."""
+        """Return the next frame, or None and the seconds to wait before the next call (None: until a change)."""
         if self._returned:
-            if self._in_flight:  # those behind a failed one are answered first, so that order can be restored
+            if self._in_flight:  # wait for the answers of the later frames, so that the order can be restored
                 return None, POLL_S
             self._restore()
         if (pause_s := self._not_before - self._clock()) > 0:
@@ -182,9 +186,9 @@ class Backlog:
         return entry
 
     def _replay(self, held: Entry) -> tuple[Entry | None, float | None]:
-        """The frame that was read from the spool, when its rate and the bytes in memory allow."""
+        """Return `held` if the rate and the byte budget permit it, else None and the seconds to wait."""
         delay_s = self._rate.delay_s()
-        alone = not self._in_flight  # one at a time goes even beside a full memory
+        alone = not self._in_flight  # one frame always goes, so that the replay advances
         if delay_s > 0 or not self._budget.acquire(held.size_bytes, share=REPLAY_SHARE, force=alone):
             return None, min(max(delay_s, 0.001), POLL_S)
         self._held = None
@@ -206,7 +210,7 @@ class Backlog:
             return
         try:
             frame = messages.decode(Frame, record.payload)
-        except messages.SchemaError as error:  # written by another version
+        except messages.SchemaError as error:  # another version wrote it
             log.error("camera %s: spooled frame %d cannot be read: %s", self._camera, record.sequence, error)
             self._give_up_spooled(record.epoch, record.sequence)
             return
@@ -220,21 +224,21 @@ class Backlog:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def answered(self, entry: Entry) -> bool:
-        """A frame that was under way has an answer; False when nobody waits for it any more."""
+        """Record that a frame in flight has an answer; return False when the frame is not in flight any more."""
         return self._in_flight.pop(entry.key, None) is not None
 
     def settle(self, entry: Entry) -> None:
-        """An answered frame is delivered, or given up: forget it."""
+        """Forget an answered frame that is delivered or given up."""
         self._budget.release(entry.size_bytes)
         if entry.spooled:
             self._spool.confirm(*entry.key)
 
     def give_back(self, entry: Entry) -> None:
-        """An answered frame must be sent again, before those behind it."""
+        """Queue an answered frame to be sent again, before the later frames."""
         self._returned.append(entry)
 
     def _restore(self) -> None:
-        """Put what came back where it was, nothing being under way."""
+        """Put the returned frames back in their place; no frame may be in flight."""
         returned, self._returned = sorted(self._returned, key=lambda entry: entry.key), []
         for entry in returned:
             entry.client = None
@@ -250,7 +254,7 @@ class Backlog:
     # -- end -----------------------------------------------------------------------------------------------------
 
     def put_away(self, no_room: DropReason, *, has_spool: bool) -> int:
-        """Bring what is left in memory to the spool, in order, for the next start; how many frames are on disk."""
+        """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
         left = [*self._in_flight.values(), *self._returned, *self._pending]
         self._in_flight, self._returned, self._held = {}, [], None
         self._pending.clear()
@@ -269,7 +273,7 @@ class Backlog:
         return self._spool.frames
 
     def sync(self) -> None:
-        """Force the spool to the disk; needs no lock."""
+        """Sync the spool to the disk; needs no lock."""
         try:
             self._spool.sync()
         except OSError as error:

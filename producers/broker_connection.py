@@ -1,4 +1,4 @@
-"""The connection to the broker, made in the background: a camera never waits for Kafka."""
+"""The connection to the broker. A background thread makes it, so that a camera never waits for Kafka."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from producers.partitions import Partitions
 log = logging.getLogger(__name__)
 
 
-# While a broker is away these print six lines at every attempt, each second; the lane says it once, in one line.
+# While a broker is away, these loggers print six lines each second; the lane reports it once, in one line.
 for _name in ("kafka.net", "kafka.cluster"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def connect(settings: Settings, partitions: Partitions) -> Any:
-    """Make a client for frames and ledger entries, the topics, and the map `partitions`. Raises FlawlineError."""
+    """Create the topics, update `partitions`, and return a Kafka client for frames and ledger entries.
+
+    Raises FlawlineError when the broker cannot be reached or refuses.
+    """
     kafka_clients.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name, topics.PARTITIONS.name])
     client = kafka_clients.producer(settings)
     try:
-        client.partitions_for(settings.topic(topics.LEDGER.name))  # fills the client's cache, so that send never waits
+        client.partitions_for(settings.topic(topics.LEDGER.name))  # so that `send` never waits for metadata
         partitions.update(client)
     except KafkaError as error:
         kafka_clients.close_producer(client)
@@ -40,7 +43,7 @@ def connect(settings: Settings, partitions: Partitions) -> Any:
 
 
 class Link:
-    """Holds the client, makes it, and makes a new one when it is lost. Thread-safe."""
+    """Makes the Kafka client, holds it, and makes a new one when it is broken. Thread-safe."""
 
     def __init__(self, make: Callable[[], Any], backoff: Backoff) -> None:
         self._make = make
@@ -53,47 +56,50 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="broker-link", daemon=True)
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start the thread that connects."""
         self._thread.start()
 
     @property
     def client(self) -> Any:
-        """The client, None while there is no connection."""
+        """Return the client, or None while there is no connection."""
         return self._client
 
     @property
     def failure(self) -> UsageError | None:
-        """Why there will never be a connection: the configuration is wrong."""
+        """Return the error of a configuration that can never connect, or None."""
         return self._failure
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the first connection, or for its failure; whether there is a client."""
+        """Wait at most `timeout_s` for the end of the first attempt; return whether there is a client."""
         with self._changed:
             self._changed.wait_for(lambda: self._tried, timeout_s)
             return self._client is not None
 
     def renew(self, client: Any) -> bool:
-        """Replace a client that is broken; whether that is news. What it holds fails, and its senders send it again."""
+        """Drop a broken client, so that a new one is made; return True for the first report of that client.
+
+        The frames that the client still holds fail; their lanes send them again.
+        """
         with self._changed:
             if self._client is not client or client is None:
                 return False
             self._client = None
             self._changed.notify_all()
-        log.warning("the client is of no more use after an error: making a new one")
+        log.warning("the Kafka client is broken after an error: a new one is made")
         threading.Thread(
             target=kafka_clients.close_producer, args=(client,), name="broker-link-close", daemon=True
         ).start()
         return True
 
     def close(self, timeout_s: float) -> None:
-        """Stop connecting, and close the client."""
+        """Stop the attempts to connect, and close the client within `timeout_s`."""
         self._closed.set()
         with self._changed:
             client, self._client = self._client, None
             self._changed.notify_all()
         if client is not None:
             kafka_clients.close_producer(client, timeout_s)
-        self._thread.join(0.1)  # it may be within a connection attempt; it ends by itself
+        self._thread.join(0.1)  # an attempt to connect can last longer; the thread ends by itself after it
 
     def _run(self) -> None:
         while not self._closed.is_set():
@@ -104,7 +110,7 @@ class Link:
             try:
                 client = self._make()
             except UsageError as error:
-                if self._connected:  # what worked once was no mistake in the configuration
+                if self._connected:  # a configuration that worked once is not wrong
                     self._closed.wait(self._backoff.next_s())
                     continue
                 with self._changed:
@@ -113,7 +119,7 @@ class Link:
                 return
             except FlawlineError as error:
                 delay_s = self._backoff.next_s()
-                log.warning("%s; captures wait meanwhile, next try in %.1f s", error, delay_s)
+                log.warning("%s; captures wait, next attempt in %.1f s", error, delay_s)
                 with self._changed:
                     self._tried = True
                     self._changed.notify_all()
@@ -125,5 +131,5 @@ class Link:
                 if not self._closed.is_set():
                     self._client, self._tried, client = client, True, None
                     self._changed.notify_all()
-            if client is not None:  # closed meanwhile
+            if client is not None:  # `close` was called during the attempt
                 kafka_clients.close_producer(client)

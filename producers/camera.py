@@ -1,4 +1,4 @@
-"""The Camera protocol: what every kind of camera gives, and nothing of how it is published."""
+"""The Camera protocol and the capture: the interface of every kind of camera, independent of how it is published."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flawline.messages import Codec
 
 
 class CameraError(FlawlineError):
-    """The camera is away or gives no frames; the message names it and holds no credentials."""
+    """The camera is away or delivers no frames; the message names the camera and holds no credentials."""
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """One capture: either `pixels`, or `data` that the source has encoded already and that is forwarded untouched.
+    """Holds one capture: either `pixels`, or `data` that the source encoded and that is sent unchanged.
 
-    `pixels` is uint8 (H, W, 3) RGB. `captured_at` is nanoseconds UTC. `codec` says how `data` is encoded, None when its
-    header tells; with `pixels` it overrides the camera's configured codec. `replay_key` names the source's own item (a
-    path, an index), so that a replay can be joined with its truth; it never leaves the producer.
+    `pixels` is uint8 (H, W, 3) RGB. `captured_at` is in nanoseconds UTC. `codec` is the codec of `data`, or None to
+    read it from the header; with `pixels` it overrides the configured codec of the camera. `replay_key` names the item
+    of the source (a path, an index), so that a replay can be joined with its truth; the producer does not send it.
     """
 
     captured_at: int
@@ -37,15 +37,15 @@ class Capture:
 
     def __post_init__(self) -> None:
         if (self.pixels is None) == (self.data is None):
-            raise ValueError("a capture has either pixels or encoded data")
+            raise ValueError("a capture has both or none of pixels and data: give exactly one")
 
 
 class Camera(Protocol):
-    """A source of captures. Opened, read and closed by one thread, which may be given up when it blocks.
+    """A source of captures. One thread opens, reads and closes it; the runner gives up that thread when it blocks.
 
-    `frames` yields as fast as the source can; who reads it keeps the configured rate by asking no sooner. It ends when
-    a finite source has ended, and raises CameraError when a device went away. `open` may be called again after `close`
-    on a new object only: a camera that was given up is never used again.
+    `frames` yields as fast as the source can; its reader keeps the configured rate. It ends when a finite source ends,
+    and raises CameraError when a device goes away. To open a source again, the runner makes a new object: it never uses
+    a camera again that it gave up.
     """
 
     name: str
@@ -57,4 +57,4 @@ class Camera(Protocol):
         """Yield captures in the order in which they were taken."""
 
     def close(self) -> None:
-        """Give the source back; harmless when it is not open."""
+        """Release the source; do nothing when it is not open."""

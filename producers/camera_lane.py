@@ -1,12 +1,12 @@
-"""One camera's way to the broker: identity and account of each capture, policy when there is no room, delivery.
+"""The path of one camera's captures to the broker: identity, account, policy when there is no room, delivery.
 
-Two threads meet here: the camera's, which calls `publish` and never waits for Kafka unless its policy says so, and the
-lane's own, which sends what `producers.backlog` says is next.
+Two threads use a lane. The camera's thread calls `publish`; it waits for Kafka only when the policy is `wait`. The
+lane's thread sends the frame that `producers.backlog` returns as the next one.
 
-What a kill can lose: the frames of this process's memory, that is the unacknowledged ones, at most
-`in_flight_limit_bytes`. They were counted at capture, so the ledger shows them as gaps. Frames in the spool are safe.
-A frame that was sent, and stored by the broker, but not acknowledged before a kill or a stop, may come a second time
-with the same identity.
+A kill loses the frames that are only in the memory of this process: the unacknowledged ones, at most
+`in_flight_limit_bytes`. The journal counted them at capture, so the ledger shows them as gaps. Frames in the spool are
+safe. A frame that the broker stored, but did not acknowledge before a kill or a stop, can arrive a second time with the
+same identity.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class CameraLane:
-    """One camera's identity, order, bounds and account.
+    """Keeps one camera's identity, order, limits and account.
 
-    `send` hands a frame to the client and gives the future and the client. `renew` asks to replace a client that is
-    broken, and says whether that is news.
+    `send` hands a frame to the Kafka client and returns the future and the client. `renew` asks for a new client in
+    place of a broken one; it returns True for the first report of that client.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class CameraLane:
             log.info("camera %s: %d frames of earlier runs wait on disk", camera.name, spool.frames)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the thread that sends frames."""
         self._thread.start()
 
     # -- the camera's side ---------------------------------------------------------------------------------------
 
     def publish(self, capture: Capture) -> str | None:
-        """Account for a capture and send it on its way; return its frame id, or None when the lane takes no more."""
+        """Count a capture and queue its frame; return the frame id, or None after `finish`."""
         with self._capturing:
-            self._is_capturing = True  # before the question: a capture that is counted must not be overlooked
+            self._is_capturing = True  # set first, so that `_has_ended` sees each counted capture
             try:
                 return None if self._finished else self._publish(capture)
             finally:
@@ -99,13 +99,13 @@ class CameraLane:
         telemetry.CAPTURED.labels(name).inc()
         try:
             frame = to_frame(capture, self.camera, self.epoch, sequence)
-        except Exception as error:  # whatever an encoder reports: the capture is accounted for, the line goes on
+        except Exception as error:  # an encoder can raise anything: count a drop and continue
             source = f" ({capture.replay_key})" if capture.replay_key else ""
             log.warning("camera %s: capture %d%s is dropped: %s", name, sequence, source, error)
             self._drop(self.epoch, sequence, DropReason.ENCODING_FAILED)
         else:
             if frame.size_bytes > self._limit_bytes:
-                log.warning("camera %s: capture %d of %d bytes is dropped, frames.limit_bytes is %d",
+                log.warning("camera %s: capture %d of %d bytes is dropped: frames.limit_bytes is %d, raise it",
                             name, sequence, frame.size_bytes, self._limit_bytes)  # fmt: skip
                 self._drop(self.epoch, sequence, DropReason.OVERSIZE)
             else:
@@ -113,7 +113,7 @@ class CameraLane:
         return messages.frame_id(name, self.epoch, sequence)
 
     def finish(self) -> None:
-        """Take no more captures."""
+        """Refuse all later captures."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
@@ -122,7 +122,7 @@ class CameraLane:
         policy = self.camera.full_policy
         with self._changed:
             while True:
-                # While frames wait on disk, or the broker is away, a new one goes behind them.
+                # A new frame must not overtake the frames on disk. Without a broker, memory would only fill up.
                 to_disk = policy is WhenFull.SPOOL and (self._backlog.unread or self._is_away())
                 to_disk |= self._finished and self._backlog.unread
                 if not to_disk and self._backlog.keep(entry):
@@ -154,14 +154,14 @@ class CameraLane:
         while (entry := self._take()) is not None:
             try:
                 future, entry.client = self._send(entry.frame)
-            except Exception as error:  # every error of a delivery is classified, an unknown one is tried again
+            except Exception as error:  # `_failed` classifies it and retries after an unknown one
                 self._failed(entry, error)
             else:
                 future.add_callback(self._delivered, entry)
                 future.add_errback(self._failed, entry)
 
     def _take(self) -> Entry | None:
-        """Wait for the next frame to send; None at the end."""
+        """Wait for the next frame to send; return None after `stop`."""
         with self._changed:
             while not self._stopped:
                 entry, wait_s = self._backlog.next()
@@ -190,7 +190,7 @@ class CameraLane:
 
     def _failed(self, entry: Entry, error: BaseException) -> None:
         failure = classify(error, self._topic)
-        # An error that `send` itself raises leaves the client whole, and there is only this frame to blame.
+        # An error that `send` itself raises does not break the client: only this frame is the cause.
         is_first_report = self._renew(entry.client) if failure.breaks and entry.client is not None else True
         with self._changed:
             if not self._backlog.answered(entry):
@@ -212,7 +212,7 @@ class CameraLane:
         name = self.camera.name
         if reason is not DropReason.NOT_AUTHORISED:
             log.error("camera %s: frame %d is dropped as %s: %s", name, entry.frame.sequence, reason, error)
-        elif not self._unauthorised:  # once, not for each frame
+        elif not self._unauthorised:  # reported once, not for each frame
             log.error("camera %s: this producer may not write to the topic %s (%s), captures are dropped: "
                       "grant WRITE to its user", name, self._topic, type(error).__name__)  # fmt: skip
             self._unauthorised = True
@@ -226,33 +226,33 @@ class CameraLane:
 
     @property
     def idle(self) -> bool:
-        """Whether every capture so far is delivered or dropped."""
+        """Return whether every capture so far is delivered or dropped."""
         with self._changed:
             return self._backlog.is_empty
 
     @property
     def owes_entries(self) -> bool:
-        """Whether the topic `ledger` does not say yet what is known here."""
+        """Return whether the topic `ledger` lacks entries for what this lane knows."""
         with self._changed:
             return self._journal.owes(self._has_ended)
 
     def ledger_entries(self) -> list[tuple[EpochAccount, LedgerEntry]]:
-        """What the topic `ledger` must be told now; each is answered by its account's `confirmed` or `failed`."""
+        """Return the entries to publish now; call `confirmed` or `failed` of the account after each of them."""
         with self._changed:
             return self._journal.due(self._now_ns(), self._has_ended)
 
     def _has_ended(self, epoch: int) -> bool:
-        # A capture that is being encoded is counted already, and waits nowhere yet.
+        # A capture that is being encoded is counted, but the backlog does not hold it yet.
         over = epoch != self.epoch or (self._finished and not self._is_capturing)
         return over and self._backlog.waiting(epoch) == 0
 
     def observe(self) -> None:
-        """Set the spool's metrics, sync it to the disk, and say once when the broker does not answer."""
+        """Set the spool's metrics, sync the spool to the disk, and log once that the broker does not answer."""
         name = self.camera.name
         with self._changed:
             if self._is_away() and not self._said_away:
                 self._said_away = True
-                log.warning("camera %s: the broker acknowledges nothing", name)
+                log.warning("camera %s: the broker acknowledges no frames, it counts as away", name)
             (frames, size_bytes), oldest_ns = self._backlog.on_disk, self._backlog.oldest_on_disk_ns
         telemetry.SPOOL_FRAMES.labels(name).set(frames)
         telemetry.SPOOL_BYTES.labels(name).set(size_bytes)
@@ -260,7 +260,7 @@ class CameraLane:
         self._backlog.sync()
 
     def stop(self, timeout_s: float) -> None:
-        """End the sending thread; what is not acknowledged stays in memory until `put_away`."""
+        """End the sending thread; unacknowledged frames stay in memory until `put_away`."""
         self.finish()
         with self._changed:
             self._stopped = True
@@ -269,12 +269,12 @@ class CameraLane:
             self._thread.join(timeout_s)
 
     def put_away(self) -> int:
-        """Bring what is left in memory to the spool, in order, for the next start; how many frames are on disk."""
+        """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
         with self._changed:
             return self._backlog.put_away(self._no_room, has_spool=self._settings.spool_limit_bytes > 0)
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the journal and the spool."""
         with self._changed:
             self._journal.close()
             self._spool.close()

@@ -1,4 +1,4 @@
-"""The folder camera: replays image files, their bytes untouched, so that a streamed score equals an offline one."""
+"""The folder camera: replays image files with unchanged bytes, so that a streamed score equals an offline score."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from producers.camera import Capture
 
 
 def images(path: Path) -> tuple[list[Path], bool]:
-    """The images that a folder camera replays, sorted, relative to `path`; and whether it has the MVTec layout.
+    """Return the images to replay, sorted and relative to `path`, and whether the folder has the MVTec layout.
 
-    Of a data set (`<product>/test/<kind>/*`) and of one product (`test/<kind>/*`) those are the test images; of any
-    other folder all images in and below it. Hidden files and folders are left out. Raises UsageError.
+    For a data set (`<product>/test/<kind>/*`) or one product (`test/<kind>/*`), these are the test images; for any
+    other folder, all images in it and below it. Hidden files and folders are skipped. Raises UsageError when `path` is
+    no folder or holds no images.
     """
     if not path.is_dir():
         what = "is no folder" if path.exists() else "does not exist"
@@ -41,10 +42,11 @@ def _images_of(root: Path, paths: Iterator[Path]) -> list[Path]:
 
 
 def playlist(settings: FolderCamera) -> list[Path]:
-    """The images of this camera in the order of the replay, relative to its path.
+    """Return the images of this camera in the order of the replay, relative to its path.
 
-    Capture number n of a camera that started once is item n modulo the length: what a replay is joined with its truth
-    by. Shards are taken from the sorted list, so they are disjoint whatever seed each camera has. Raises UsageError.
+    Capture n of a camera that started once is item n modulo the length of the list; this joins a replay with its
+    truth. Shards come from the sorted list, so they are disjoint for every choice of seeds. Raises UsageError when the
+    folder cannot be used or the shard is empty.
     """
     found, is_dataset = images(settings.path)
     chosen = found[settings.shard :: settings.shards]
@@ -60,7 +62,7 @@ def playlist(settings: FolderCamera) -> list[Path]:
 
 
 class FolderReplay:
-    """Replays a folder's images once, or over and over. Raises UsageError, when made, for a folder without images."""
+    """Replays the images of a folder once or in a loop. The constructor raises UsageError when it has no images."""
 
     def __init__(self, settings: FolderCamera, now_ns: UtcNs = utc_ns) -> None:
         self.name = settings.name
@@ -69,12 +71,12 @@ class FolderReplay:
         self._playlist = playlist(settings)
 
     def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     def frames(self) -> Iterator[Capture]:
-        """Yield each image once per round. JPEG and PNG files as they are, other kinds losslessly as PNG.
+        """Yield each image once per round: JPEG and PNG files unchanged, other kinds as lossless PNG.
 
-        A file that cannot be read any more gives a capture without bytes: it is counted, dropped, and the line goes on.
+        A file that cannot be read any more becomes a capture without bytes, which the publisher counts as a drop.
         """
         while True:
             for relative in self._playlist:
@@ -94,8 +96,8 @@ class FolderReplay:
             try:
                 return Capture(captured_at, pixels=imaging.read_image(path), codec=Codec.PNG, replay_key=key)
             except imaging.ImageError:
-                pass  # the bytes are what the camera gave; the publisher finds the same and counts it
+                pass  # the publisher cannot read the bytes either, and counts the capture as a drop
         return Capture(captured_at, data=data, replay_key=key)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no file stays open."""

@@ -1,4 +1,4 @@
-"""From a capture to the message that leaves the producer."""
+"""The conversion of a capture to the message that the producer sends."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from producers.camera import Capture
 
 
 def to_frame(capture: Capture, camera: CameraBase, epoch: int, sequence: int) -> Frame:
-    """The frame of a capture, its bytes inline.
+    """Return the frame of a capture, with its bytes inline.
 
-    Pixels are encoded with the camera's codec; bytes that the source encoded are passed on untouched, and only their
-    header is read. Raises ImageError or ValueError when there is no image in it.
+    Pixels are encoded with the codec of the capture, or else of the camera. Bytes that the source encoded stay
+    unchanged, and only their header is read. Raises ImageError or ValueError when the capture holds no valid image.
     """
     if capture.pixels is not None:
         pixels = capture.pixels
@@ -26,7 +26,7 @@ def to_frame(capture: Capture, camera: CameraBase, epoch: int, sequence: int) ->
         found = imaging.probe(data)
         codec, height, width, channels = found.codec, found.height, found.width, found.channels
         if capture.codec not in (None, codec):
-            raise ValueError(f"the source announced {capture.codec} and gave {codec}")
+            raise ValueError(f"the source announced the codec {capture.codec}, but its data is {codec}")
     return Frame(
         camera=camera.name,
         epoch=epoch,

@@ -18,14 +18,14 @@ from flawline.redaction import redact
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 
-# FFmpeg and OpenCV print to stderr past every log handler, and FFmpeg prints URLs with their credentials; what matters
-# comes back as an error. Both read this once, before their first camera.
+# FFmpeg and OpenCV print to stderr without a log handler, and FFmpeg prints URLs with their credentials. The errors
+# that matter come back from the calls. Both libraries read their level once, before the first camera.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 class VideoDevice(Protocol):
-    """The part of cv2.VideoCapture that is used."""
+    """The methods of cv2.VideoCapture that these cameras call."""
 
     def isOpened(self) -> bool: ...
     def grab(self) -> bool: ...
@@ -43,7 +43,7 @@ def _rgb(device: VideoDevice, what: str) -> np.ndarray:
 
 
 class VideoReplay:
-    """Replays a video file once, or over and over. Raises UsageError, when it is made, for a file that is not there."""
+    """Replays a video file once or in a loop. The constructor raises UsageError for a file that does not exist."""
 
     def __init__(self, settings: VideoCamera, now_ns: UtcNs = utc_ns) -> None:
         self.name = settings.name
@@ -86,9 +86,9 @@ class VideoReplay:
 
 
 class LiveDevice:
-    """What USB and RTSP cameras have in common: frames are taken as they come, and the newest is the one that counts.
+    """The common part of USB and RTSP cameras: each frame is read when the device delivers it.
 
-    With a rate, frames between are grabbed and not decoded, so that the device's own buffer never grows old.
+    With a rate, the frames in between are grabbed but not decoded, so that the device's buffer holds no old frames.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class LiveDevice:
         raise NotImplementedError
 
     def open(self) -> None:
-        """Connect to the device. Raises CameraError."""
+        """Connect to the device. Raises CameraError when it does not answer."""
         try:
             device = self._connect()
         except cv2.error as error:
@@ -116,13 +116,13 @@ class LiveDevice:
         self._device = device
 
     def frames(self) -> Iterator[Capture]:
-        """Yield captures until the device goes away, which raises CameraError."""
+        """Yield captures until `close`. Raises CameraError when the device goes away."""
         due = self._clock()
         while (device := self._device) is not None:
             if not device.grab():
                 raise CameraError(f"{self.what} went away")
             captured_at, now = self._now_ns(), self._clock()
-            # A frame that comes a little early, by the device's jitter, still counts for its turn.
+            # Jitter of the device: a frame that is early by up to a tenth of the period is not skipped.
             if now < due - 0.1 * self._period_s:
                 continue
             due = max(due + self._period_s, now)
@@ -136,7 +136,7 @@ class LiveDevice:
 
 
 class UsbDevice(LiveDevice):
-    """A camera of this machine."""
+    """Reads a camera of this machine."""
 
     def __init__(self, settings: UsbCamera, **clocks: Any) -> None:
         super().__init__(settings.name, f"USB camera {settings.device}", settings.rate_hz, **clocks)
@@ -156,10 +156,10 @@ def _is_video_node(device: int | str) -> bool:
 
 
 class FfmpegOptions:
-    """FFmpeg's options, which OpenCV takes from the environment of the process only, while it opens a stream.
+    """Sets FFmpeg's options; OpenCV reads them only from the environment of the process, while it opens a stream.
 
-    Cameras of one transport open side by side. A camera of another transport waits until none opens, and cameras that
-    come after it queue behind it, so that cameras that never answer cannot keep it out.
+    Cameras of one transport can open at the same time. A camera of another transport waits until no camera is opening,
+    and later cameras wait too, so that cameras that never answer cannot block it for ever.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class FfmpegOptions:
 
     @contextmanager
     def transport(self, transport: str) -> Iterator[None]:
-        """Hold the options at `transport` ("tcp" or "udp") while a stream opens."""
+        """Keep the options at `transport` ("tcp" or "udp") while a stream opens."""
         with self._changed:
             if self._opening and (transport != self._transport or self._waiting):
                 self._waiting += 1
@@ -191,7 +191,7 @@ _FFMPEG_OPTIONS = FfmpegOptions()
 
 
 class RtspDevice(LiveDevice):
-    """A network camera. The limits of opening and reading are FFmpeg's own, so that no thread hangs on a dead one."""
+    """Reads a network camera. FFmpeg limits the time to open and to read, so that no thread hangs on a dead camera."""
 
     def __init__(self, settings: RtspCamera, **clocks: Any) -> None:
         url = settings.url.get_secret_value()

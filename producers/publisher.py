@@ -1,4 +1,4 @@
-"""Publishes the captures of all cameras of one process: one Kafka client, one lane per camera, one bookkeeper."""
+"""The publisher of all cameras of one process: one Kafka client, one lane per camera, one bookkeeper thread."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ from producers.spool import Quota, Spool
 log = logging.getLogger(__name__)
 
 FIRST_CONNECTION_S = 5.0
-"""How long a start waits for the broker, so that a broker that is there sees no frame by way of the disk."""
+"""How long a start waits for the broker, so that frames do not go to disk while the broker is there. A judgement, not
+measured."""
 
 ENTRIES_PAUSE_S = 5.0
-"""After a failed entry; its error may have broken the client that the frames need, too."""
+"""Pause after a failed ledger entry: its error can break the client that frames use too. A judgement, not measured."""
 
 LAST_ENTRIES_S = 3.0
-"""How long a stop waits for the acknowledgement of the last ledger entries."""
+"""How long a stop waits for the acknowledgement of the last ledger entries. A judgement, not measured."""
 
 
 class Publisher:
-    """Takes captures, gives them identity, and brings them to the topic `frames`, whatever happens to the broker.
+    """Gives each capture an identity and delivers it to the topic `frames`, also when the broker is away for a time.
 
     Every `ledger_interval_s` each camera's account goes to the topic `ledger`. Frames that an earlier process left on
-    disk are delivered first, with their old identity, and that epoch's account is completed; those of cameras that are
-    not in `cameras` any more, too.
+    disk are delivered first, with their old identity, and the account of that epoch is completed. This includes cameras
+    that are not in `cameras` any more.
 
-    Raises FlawlineError when a spool folder, or the claim check store's URL, cannot be used.
+    Raises FlawlineError when a spool folder, or the URL of the object store, cannot be used.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Publisher:
         )  # fmt: skip
 
     def _orphans(self, known: set[str]) -> list[CameraBase]:
-        """Cameras that are not run now, but left frames or an open account behind, and whose spool is free."""
+        """Return the cameras outside `known` that left frames or an open account, and whose spool no process uses."""
         found = []
         for folder in sorted(self._folder.glob("*")) if self._folder.is_dir() else []:
             if folder.name in known or not messages.CAMERA_NAME.fullmatch(folder.name):
@@ -102,13 +103,13 @@ class Publisher:
             if _left_something(folder):
                 try:
                     Spool(folder, Quota(0)).close()
-                except FlawlineError:  # its own producer runs beside this one
+                except FlawlineError:  # another producer runs this camera
                     continue
                 found.append(CameraBase(name=folder.name))
         return found
 
     def start(self, wait_s: float = FIRST_CONNECTION_S) -> None:
-        """Connect, and begin to send; without a broker after `wait_s`, captures go to the spool meanwhile.
+        """Connect to the broker for at most `wait_s`, then start to send; without a broker, captures go to the spool.
 
         Raises UsageError when the configuration can never work.
         """
@@ -123,28 +124,28 @@ class Publisher:
         self._bookkeeper.start()
 
     def check(self) -> None:
-        """Raises UsageError when there will never be a connection."""
+        """Raise UsageError when the configuration makes a connection impossible."""
         if self._link.failure is not None:
             raise self._link.failure
 
     def publish(self, camera: str, capture: Capture) -> str | None:
-        """Take a capture of a camera; its frame id, or None when no more are taken."""
+        """Publish a capture of a camera; return its frame id, or None after `finish`."""
         return self.lanes[camera].publish(capture)
 
     def finish(self) -> None:
-        """Take no more captures."""
+        """Refuse all later captures."""
         for lane in self.lanes.values():
             lane.finish()
 
     @property
     def idle(self) -> bool:
-        """Whether every capture is delivered or dropped."""
+        """Return whether every capture is delivered or dropped."""
         return all(lane.idle for lane in self.lanes.values())
 
     def close(self, drain_timeout_s: float) -> int:
-        """Deliver what can be delivered in time, and put the rest away; how many frames are left on disk.
+        """Deliver frames for at most `drain_timeout_s`, spool the rest, and return the number of frames on disk.
 
-        Returns within `drain_timeout_s` and a few seconds, whatever the broker does.
+        It ends within `drain_timeout_s` and a few seconds, also without a broker.
         """
         self.finish()
         deadline = self._clock() + drain_timeout_s
@@ -154,7 +155,7 @@ class Publisher:
             lane.stop(timeout_s=1.0)
         left = sum(lane.put_away() for lane in self.lanes.values())
         if left:
-            log.warning("%d frames wait in %s, the next start delivers them", left, self._folder)
+            log.warning("%d frames wait in %s: the next start delivers them", left, self._folder)
         self._closing.set()
         if self._bookkeeper.is_alive():
             self._bookkeeper.join(1.0)
@@ -169,7 +170,7 @@ class Publisher:
         return self._link.renew(client)
 
     def _send(self, frame: Frame) -> tuple[Any, Any]:
-        """Hand a frame to the client. Raises what a delivery may fail with, see `producers.delivery`."""
+        """Send a frame; return the future and the client. Raises the errors that `producers.delivery` classifies."""
         client = self._link.client
         if client is None:
             raise NotConnected("no connection to the broker")
@@ -199,9 +200,9 @@ class Publisher:
             self._publish_entries()
             if not any(lane.owes_entries for lane in self.lanes.values()):
                 return
-            time.sleep(0.02)  # the answers come on the threads of the client
+            time.sleep(0.02)  # the answers arrive on the threads of the client
         if any(lane.owes_entries for lane in self.lanes.values()):
-            log.warning("the last ledger entries could not be published, the next start completes them")
+            log.warning("the last ledger entries are not acknowledged: the next start completes them")
 
     def _publish_entries(self) -> None:
         client = self._link.client
@@ -215,10 +216,10 @@ class Publisher:
         def failed(error: BaseException) -> None:
             account.failed()
             away = isinstance(error, RetriableError)
-            # A broken client fails its entries along with the frames; whoever reports it first has it replaced.
+            # A broken client fails its entries and its frames; the first report of the two replaces the client.
             if away or self._link.renew(client):
                 self._entries_from = self._clock() + ENTRIES_PAUSE_S
-                log.warning("a ledger entry of camera %s waits: %s", entry.camera, one_line(error))
+                log.warning("a ledger entry of camera %s failed and is sent again: %s", entry.camera, one_line(error))
 
         try:
             future = client.send(
@@ -227,7 +228,7 @@ class Publisher:
                 key=entry.camera.encode(),
                 headers=messages.headers(entry),
             )
-        except Exception as error:  # whatever the client says, the account goes with the next entry
+        except Exception as error:  # the client can raise anything; the next entry repeats the account
             failed(error)
             return
         future.add_callback(lambda _: account.confirmed())

@@ -1,4 +1,4 @@
-"""The producer's process: every camera of the line, or some, and one publisher."""
+"""The producer process: all cameras of the line, or some of them, and one publisher."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from producers.supervise import CameraRunner
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-"""How often cameras are looked at: a stall is noticed this much after its limit, at most."""
+"""Interval between two checks of the cameras: the longest delay between a stall and its report."""
 
 READER_STOP_S = 2.0
-"""How long a stop waits for all readers together; one that hangs in its device is left behind."""
+"""How long a stop waits for all readers together; it does not wait longer for a reader that hangs in its device."""
 
 
 def make_camera(settings: CameraBase) -> Camera:
-    """A camera of the configured kind, not open yet. Raises UsageError when its source can never work."""
+    """Return a camera of the configured kind, not open yet. Raises UsageError when its source can never work."""
     if isinstance(settings, SimulatedCamera):
-        # Its textures come from scikit-image, which takes a while to import, and real cameras do not need it.
+        # Its textures need scikit-image, which is slow to import and which real cameras do not need.
         from producers.simulated import SimulatedLineCamera
 
         return SimulatedLineCamera(settings)
@@ -45,18 +45,18 @@ def make_camera(settings: CameraBase) -> Camera:
 
 
 def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camera] | None = None) -> int:
-    """Publish what the cameras capture; the number of captures.
+    """Publish the captures of the cameras and return the number of captures.
 
-    `cameras` names those of the configuration to run (default: all), or gives cameras of one's own, which take their
-    rate and policy from the configured camera of that name, where there is one. Returns when every finite camera has
-    ended and everything is delivered, or, once `stop` is set, within `producer.drain_timeout_s` and a few seconds;
-    what is not delivered then waits in the spool for the next start.
+    `cameras` holds names of configured cameras (default: all) or camera objects. A camera object takes its rate and
+    policy from the configured camera of the same name, if there is one. The function returns when every finite camera
+    has ended and all frames are delivered, or, after `stop` is set, within `producer.drain_timeout_s` and a few
+    seconds; undelivered frames then wait in the spool for the next start.
 
-    Raises UsageError before anything is published when a camera's source does not exist, FlawlineError when one fails
-    later.
+    Raises UsageError, before the first capture, when the source of a camera does not exist; FlawlineError when a source
+    fails later.
     """
     chosen = _choose(settings, cameras)
-    ready = [(config, make()) for config, make in chosen]  # raises for every source that can never work
+    ready = [(config, make()) for config, make in chosen]  # raises UsageError for a source that can never work
     endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *telemetry.OF_PRODUCERS)
     try:
         publisher = Publisher(settings, [config for config, _ in chosen])
@@ -81,7 +81,7 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
 
 
 def _watch(runners: list[CameraRunner], publisher: Publisher, stop: threading.Event) -> None:
-    """Look after the cameras until all have ended and all is delivered, or until `stop`."""
+    """Run the cameras until all have ended and all frames are delivered, or until `stop` is set."""
     while not stop.is_set():
         for runner in runners:
             runner.tick()
@@ -104,7 +104,7 @@ def _runner(
     counts: dict[str, int],
     stop: threading.Event,
 ) -> CameraRunner:
-    unused = [first]  # made already, to find out whether it can be
+    unused = [first]  # `run` made it, to check the source before the start
 
     def sink(capture: Capture) -> None:
         if publisher.publish(config.name, capture) is not None:
@@ -122,7 +122,7 @@ def _runner(
 def _choose(
     settings: Settings, cameras: Sequence[str | Camera] | None
 ) -> list[tuple[CameraBase, Callable[[], Camera]]]:
-    """The cameras to run: their settings and how to make them."""
+    """Return the settings of each camera to run and a function that makes the camera. Raises UsageError."""
     configured: dict[str, CameraBase] = {camera.name: camera for camera in settings.cameras}
     if cameras is None:
         cameras = list(configured)
@@ -140,5 +140,5 @@ def _choose(
             raise UsageError(f"camera {camera!r} is not in the configuration, which has {', '.join(configured)}")
     names = [config.name for config, _ in chosen]
     if len(set(names)) < len(names):
-        raise UsageError(f"a camera is named twice: {', '.join(names)}")
+        raise UsageError(f"a camera is named twice in {', '.join(names)}: name each camera once")
     return chosen

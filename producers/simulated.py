@@ -1,4 +1,4 @@
-"""The camera kind `simulated`: shows the parts of the procedural line; its k-th capture is its k-th part."""
+"""The camera of the kind `simulated`: its k-th capture shows the k-th part of the procedural line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from producers.simulation import DEFECTS, PRODUCTS, LineSettings, SimulatedLine
 
 
 def line_settings(settings: SimulatedCamera) -> LineSettings:
-    """Return the line that a simulated camera looks at; raises UsageError for an unknown product or defect."""
+    """Return the settings of the line that the camera shows. Raises UsageError for an unknown product or defect."""
     return LineSettings(
         seed=settings.seed,
         products=PRODUCTS if settings.products is None else tuple(settings.products),
@@ -27,9 +27,9 @@ def line_settings(settings: SimulatedCamera) -> LineSettings:
 
 
 class SimulatedLineCamera:
-    """Shows the parts of a simulated line from the first on, as fast as they are asked for.
+    """Renders the parts of a simulated line, from the first one, as fast as the reader asks for them.
 
-    Frames carry no truth: `replay_key` is the part's index, with which a test asks `SimulatedLine.truth`.
+    Frames hold no truth: `replay_key` is the index of the part, which a test passes to `SimulatedLine.truth`.
     """
 
     def __init__(self, settings: SimulatedCamera, now: UtcNs = utc_ns) -> None:
@@ -40,7 +40,7 @@ class SimulatedLineCamera:
         self._closed = threading.Event()
 
     def open(self) -> None:
-        """Start; a camera that was closed starts again from its first part."""
+        """Open the camera; `frames` starts at the first part, also after `close`."""
         self._closed.clear()
 
     def frames(self) -> Iterator[Capture]:

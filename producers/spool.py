@@ -1,11 +1,13 @@
 """Store and forward: frames of one camera wait on disk, in order, while the broker is away.
 
-A spool is a folder of append-only segment files `<number>.seg`, made of records (`Record`). `head` holds where the
-first undelivered record is, so that a restart goes on behind what was confirmed. What is in the spool survives a kill
-of the process; against a loss of power it is synced once a second by the publisher.
+A spool is a folder of append-only segment files `<number>.seg`, which hold records (`Record`). The file `head` holds
+the position of the first undelivered record, so that a restart continues after the confirmed records. Records in the
+spool survive a kill of the process. The publisher syncs them every `ledger_interval_s`, to limit the loss at a power
+failure.
 
-After a crash the last segment may end within a record: that tail is cut off. A record whose payload is damaged is
-skipped and named; behind a damaged header nothing of that segment can be trusted.
+After a crash the last segment can end within a record: the next start removes that tail. A record with a damaged
+payload is skipped and reported. After a damaged header, the start of the next record is unknown, so the rest of the
+segment is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ HEADER_BYTES = _HEADER.size
 
 @dataclass(frozen=True)
 class Record:
-    """One spooled frame: its identity and its encoded message."""
+    """Holds one spooled frame: its identity and its encoded message."""
 
     epoch: int
     sequence: int
@@ -43,14 +45,14 @@ class Record:
         return HEADER_BYTES + len(self.payload)
 
     def encode(self) -> bytes:
-        """Return the record as it stands on disk: a header with its own checksum, then the payload with its."""
+        """Return the record as bytes: a header with checksums of itself and of the payload, then the payload."""
         fields = _FIELDS.pack(len(self.payload), self.epoch, self.sequence, crc32c(self.payload))
         return b"".join((fields, crc32c(fields).to_bytes(4, "little"), self.payload))
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a record, which stands before its payload."""
+    """Holds the fields of a record that come before its payload."""
 
     size_bytes: int
     epoch: int
@@ -59,19 +61,19 @@ class Header:
 
     @classmethod
     def decode(cls, data: bytes) -> Header | None:
-        """Return the header in `data`, None when it is cut off or altered."""
+        """Return the header in `data`, or None when it is incomplete or damaged."""
         if len(data) < HEADER_BYTES:
             return None
         *fields, checksum = _HEADER.unpack(data)
         return cls(*fields) if checksum == crc32c(data[:-4]) else None
 
     def matches(self, payload: bytes) -> bool:
-        """Return whether `payload` is what was written."""
+        """Return whether `payload` has the length and the checksum of the header."""
         return len(payload) == self.size_bytes and crc32c(payload) == self.checksum
 
 
 def walk(path: Path, start: int, end: int) -> Iterator[tuple[Header, int]]:
-    """Yield header and end offset of each whole record from `start` on, payloads unread, up to a damaged record."""
+    """Yield header and end offset of each whole record from `start` on, up to a damaged header; skip the payloads."""
     with path.open("rb") as file:
         offset = start
         while offset + HEADER_BYTES <= end:
@@ -88,27 +90,28 @@ log = logging.getLogger(__name__)
 _HEAD = struct.Struct("<QQI")  # segment number, offset, CRC-32C of both
 
 SEGMENT_BYTES = 32 << 20
-"""A segment's disk is given back when its last record is delivered, so small ones give it back early."""
+"""A segment is deleted when its last record is delivered, so a small one frees its disk space early. A judgement, not
+measured."""
 
 FIRST_NUMBER = 1 << 32
-"""Records that must go before the first get a segment of a lower number, so counting starts far from 0."""
+"""`put_first` needs segment numbers below the first one, so the numbers start far from 0."""
 
 
 class SpoolFull(FlawlineError):
-    """The byte cap, or the disk, leaves no room for a record."""
+    """The byte limit, or the disk, has no room for a record."""
 
 
 class DamagedRecord(FlawlineError):
-    """A record whose payload is not what was written; its identity is known."""
+    """The payload of a record is damaged; its identity is known."""
 
     def __init__(self, epoch: int, sequence: int, path: Path) -> None:
-        super().__init__(f"spooled frame {sequence} of epoch {epoch} in {path} is damaged")
+        super().__init__(f"spooled frame {sequence} of epoch {epoch} in {path} is damaged and is dropped")
         self.epoch = epoch
         self.sequence = sequence
 
 
 class Quota:
-    """The byte cap that all spools of a producer share."""
+    """Counts the bytes of all spools of a producer against one limit."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -116,7 +119,7 @@ class Quota:
         self._lock = threading.Lock()
 
     def take(self, count: int, *, force: bool = False) -> bool:
-        """Reserve `count` bytes; False when they are over the cap, unless forced."""
+        """Reserve `count` bytes; return False when they exceed the limit, unless `force` is set."""
         with self._lock:
             if not force and self._used_bytes + count > self.limit_bytes:
                 return False
@@ -124,7 +127,7 @@ class Quota:
             return True
 
     def give_back(self, count: int) -> None:
-        """Release bytes."""
+        """Release `count` reserved bytes."""
         with self._lock:
             self._used_bytes -= count
 
@@ -139,8 +142,8 @@ class _Segment:
 class Spool:
     """The spool of one camera. Not thread-safe: its lane calls it under one lock.
 
-    `append` and `next` give a queue; `confirm` tells, in any order, which records were delivered; `rewind` reads the
-    undelivered ones again.
+    `append` adds a record and `next` returns the records in order. `confirm` marks a record as delivered, in any order.
+    After `rewind`, `next` returns the undelivered records again.
 
     Raises FlawlineError when the folder is in use by another producer or cannot be used.
     """
@@ -164,10 +167,10 @@ class Spool:
         self._reader: FileIO | None = None
         self._head_file = os.open(folder / "head", os.O_RDWR | os.O_CREAT, 0o644)
         self._head = self._load_head()
-        self._unconfirmed: dict[tuple[int, int], tuple[int, int]] = {}  # what was read -> the position behind it
-        self._confirmed: set[tuple[int, int]] = set()  # delivered, but behind something that is not
+        self._unconfirmed: dict[tuple[int, int], tuple[int, int]] = {}  # key of a read record -> position after it
+        self._confirmed: set[tuple[int, int]] = set()  # delivered, but an earlier record is not
         self.outstanding: Counter[int] = Counter()  # undelivered records by epoch
-        self.last_sequence: dict[int, int] = {}  # highest sequence seen by epoch, for epochs without a journal
+        self.last_sequence: dict[int, int] = {}  # highest sequence of each epoch, for epochs without a journal
         self._load_segments()
         self._cursor = self._head
 
@@ -175,24 +178,24 @@ class Spool:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk."""
+        """Return the number of bytes on disk."""
         return sum(segment.size_bytes for segment in self._segments)
 
     @property
     def frames(self) -> int:
-        """Records that are not delivered."""
+        """Return the number of undelivered records."""
         return self.outstanding.total()
 
     @property
     def unread(self) -> bool:
-        """Whether there is something that `next` has not given yet (or gives again after `rewind`)."""
+        """Return whether `next` has more records to return."""
         number, offset = self._cursor
         return any(one.number > number or (one.number == number and one.size_bytes > offset) for one in self._segments)
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     def append(self, record: Record, *, force: bool = False) -> None:
-        """Add a record at the end. Raises SpoolFull; `force` goes over the cap, not over the disk."""
+        """Add a record at the end; `force` ignores the byte limit. Raises SpoolFull when there is no room."""
         self._write(record, force)
 
     def _count(self, epoch: int, sequence: int) -> None:
@@ -200,19 +203,19 @@ class Spool:
         self.last_sequence[epoch] = max(sequence, self.last_sequence.get(epoch, -1))
 
     def put_first(self, records: Iterable[Record]) -> list[Record]:
-        """Put records, in their order, before all others, over the cap if need be; give back what the disk refused.
+        """Put records, in their order, before all others, without the byte limit; return those that the disk refused.
 
-        For frames that were in memory, and came before all that is spooled, when the producer stopped. So nothing in
-        the spool may have been delivered or be under way.
+        A producer that stops calls this for frames in memory that are older than all spooled ones. Raises RuntimeError
+        when a record of the first segment is delivered already, or was read since the last `rewind`.
         """
         behind = self._segments
         if self._unconfirmed or (behind and self._head[0] == behind[0].number and self._head[1] > 0):
-            raise RuntimeError("records cannot be put before ones that are under way")
+            raise RuntimeError("records cannot be put before records that are delivered or in flight")
         self._close_files()
         self._segments = []
         if behind:
             number = behind[0].number - 1
-            # First of all: a crash from here on finds the new segment behind the head, not before it.
+            # The head moves before a record is written: a start after a crash deletes segments before the head.
             self._set_head((number, 0))
             self._segments.append(_Segment(number, self._path(number)))
         left_out = []
@@ -233,7 +236,7 @@ class Spool:
         try:
             file = self._writable(roll)
             left = memoryview(record.encode())
-            while left:  # an unbuffered write may be partial
+            while left:  # an unbuffered write can be partial
                 left = left[file.write(left) :]
         except OSError as error:
             self._quota.give_back(record.size_bytes)
@@ -243,7 +246,7 @@ class Spool:
         self._count(record.epoch, record.sequence)
 
     def _writable(self, roll: bool) -> FileIO:
-        """The last segment's file; a new segment's when there is none or the last is long enough."""
+        """Return the file of the last segment; start a new one when there is none or, with `roll`, the last is full."""
         if not self._segments or (roll and self._segments[-1].size_bytes >= self._segment_bytes):
             if self._writer is not None:
                 self._writer.close()
@@ -251,12 +254,12 @@ class Spool:
             number = self._segments[-1].number + 1 if self._segments else max(FIRST_NUMBER, self._head[0] + 1)
             self._segments.append(_Segment(number, self._path(number)))
         if self._writer is None:
-            # Unbuffered: what was written survives a kill, and a failed write leaves nothing to come out later.
+            # Unbuffered: written bytes survive a kill, and no buffer repeats a failed write later.
             self._writer = FileIO(self._segments[-1].path, "ab")
         return self._writer
 
     def _cut_last(self) -> None:
-        """Remove what a failed write left behind."""
+        """Remove the incomplete record that a failed write left."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -264,15 +267,15 @@ class Spool:
             segment = self._segments[-1]
             try:
                 os.truncate(segment.path, segment.size_bytes)
-            except OSError as error:  # the next start cuts it
-                log.error("spool segment %s has a torn end: %s", segment.path, error.strerror)
+            except OSError as error:  # the next start removes it
+                log.error("spool segment %s ends with an incomplete record: %s", segment.path, error.strerror)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def next(self) -> Record | None:
-        """The next record that was not delivered, or None at the end.
+        """Return the next undelivered record, or None at the end.
 
-        Raises DamagedRecord, once, for a record that cannot be read; the next call goes on behind it.
+        Raises DamagedRecord for a record with a damaged payload; the next call continues after that record.
         """
         while self.unread:
             number, offset = self._cursor
@@ -301,9 +304,9 @@ class Spool:
         return None
 
     def _abandon_rest(self, segment: _Segment, offset: int) -> None:
-        """Cut off what follows a damaged header: where its records begin is not known any more."""
+        """Remove the rest of a segment after a damaged header: the start of the next record is unknown."""
         lost = segment.size_bytes - offset
-        log.error("spool segment %s is damaged at byte %d: %d bytes of frames are lost, see the ledger's gaps",
+        log.error("spool segment %s is damaged at byte %d: %d bytes of frames are lost, the ledger shows them as gaps",
                   segment.path, offset, lost)  # fmt: skip
         os.truncate(segment.path, offset)
         segment.size_bytes = offset
@@ -315,14 +318,14 @@ class Spool:
         self._release()
 
     def confirm(self, epoch: int, sequence: int) -> None:
-        """A record that `next` gave needs no delivery any more."""
+        """Mark a record that `next` returned as delivered or given up."""
         key = (epoch, sequence)
         if key in self._unconfirmed and key not in self._confirmed:
             self._confirmed.add(key)
             self._confirm_prefix()
 
     def _confirm_prefix(self) -> None:
-        """Move the head over the leading confirmed records, and give their segments back."""
+        """Move the head past the leading confirmed records, and delete the segments before it."""
         position = None
         while self._unconfirmed:
             key = next(iter(self._unconfirmed))
@@ -333,11 +336,11 @@ class Spool:
             self.outstanding[key[0]] -= 1
         if position is not None:
             self._set_head(position)
-            self.outstanding += Counter()  # forget epochs with nothing left
+            self.outstanding += Counter()  # removes epochs without undelivered records
             self._release()
 
     def _release(self) -> None:
-        """Give the delivered segments back. The one that is being written stays until all of it is delivered."""
+        """Delete the delivered segments. The segment in writing stays until all its records are delivered."""
         while self._segments:
             first = self._segments[0]
             number, offset = self._head
@@ -351,7 +354,7 @@ class Spool:
             del self._segments[0]
 
     def rewind(self) -> None:
-        """Give every record that is not confirmed again, from the first on."""
+        """Start to read again at the first record that is not confirmed."""
         self._close_reader()
         self._cursor = self._head
         self._unconfirmed.clear()
@@ -359,12 +362,12 @@ class Spool:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Force what was written to the disk. Needs no lock: it works on the file's own descriptor."""
+        """Sync the written records to the disk. Needs no lock: it duplicates the file descriptor first."""
         writer = self._writer
         if writer is not None:
             try:
                 descriptor = os.dup(writer.fileno())
-            except (OSError, ValueError):  # closed meanwhile
+            except (OSError, ValueError):  # another thread closed it
                 return
             try:
                 os.fsync(descriptor)
@@ -372,11 +375,11 @@ class Spool:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Let the folder go; what is in it stays."""
+        """Close the files and unlock the folder; its records stay on disk."""
         self._close_files()
         if self._head_file >= 0:
             os.close(self._head_file)
-            self._head_file = -1  # the number may soon be another file's
+            self._head_file = -1  # the system can reuse the number for another file
         self._lock_file.close()
 
     def _close_files(self) -> None:
@@ -399,14 +402,14 @@ class Spool:
             number, offset, checksum = _HEAD.unpack(data)
             if checksum == crc32c(data[:16]):
                 return number, offset
-        return 0, 0  # a torn head delivers again, it never skips
+        return 0, 0  # a damaged head causes a second delivery, never a lost frame
 
     def _set_head(self, head: tuple[int, int]) -> None:
         self._head = head
         data = struct.pack("<QQ", *head)
         try:
             os.pwrite(self._head_file, data + crc32c(data).to_bytes(4, "little"), 0)
-        except OSError as error:  # costs a second delivery after a restart, no frame
+        except OSError as error:  # a restart delivers frames again, none is lost
             log.warning("spool head %s cannot be written: %s", self.folder / "head", error.strerror)
 
     def _load_segments(self) -> None:
@@ -418,10 +421,10 @@ class Spool:
                     self._count(header.epoch, header.sequence)
                 if start <= end < on_disk:
                     log.warning(
-                        "spool segment %s: %d bytes behind its last whole frame are cut off", path, on_disk - end
+                        "spool segment %s: %d bytes after its last whole frame are removed", path, on_disk - end
                     )
                     os.truncate(path, end)
-            if end == start:  # all of it was delivered
+            if end == start:  # every record was delivered
                 path.unlink()
             else:
                 self._segments.append(_Segment(number, path, end))

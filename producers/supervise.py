@@ -1,7 +1,7 @@
-"""Runs one camera: reads it in a thread of its own, notices when it stalls or goes away, and opens it again.
+"""The supervision of one camera: a thread reads it; a camera that stalls or goes away is opened again.
 
-A blocked read cannot be interrupted, so a reader that stalls is given up: it finds out when it wakes, and publishes
-nothing more. A new reader with a new camera object takes its place.
+A blocked read cannot be interrupted, so the runner gives up a reader that stalls: that reader publishes nothing more
+and ends when its read returns. A new reader with a new camera object replaces it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from producers.stall_watch import StallWatch
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 10.0
+"""Longest wait for a camera whose settings have no `open_timeout_s`. A judgement, not measured."""
 
 MOST_HANGING_READERS = 3
-"""A device that hangs at every attempt must not take a thread each time, for days: so many are left waiting for it."""
+"""Limit of given-up readers that still hang: a device that hangs at every attempt must not add threads for days."""
 
 
 class CameraState(StrEnum):
-    """Where a camera is; UP is the metric's 1."""
+    """The state of a camera; the metric `flawline_camera_up` is 1 for UP and 0 for the others."""
 
     IDLE = "idle"
     OPENING = "opening"
     UP = "up"
-    STALLED = "stalled"  # a replay that is late: it is waited for, since opening it again would begin anew
-    AWAY = "away"  # waits for its next attempt
+    STALLED = "stalled"  # a replay that is late: it is not reopened, since that would restart it
+    AWAY = "away"  # waits for the next attempt to open it
     ENDED = "ended"
     FAILED = "failed"
 
 
 class _Reader:
-    """One camera object and the thread that reads it."""
+    """Holds one camera object and the thread that reads it."""
 
     def __init__(self, camera: Camera, watch: StallWatch) -> None:
         self.camera = camera
@@ -55,10 +56,10 @@ class _Reader:
 
 
 class CameraRunner:
-    """Keeps one camera delivering. `tick` is called often, by one thread; it never blocks.
+    """Keeps one camera running. One thread calls `tick` often; `tick` never blocks.
 
-    `make` gives a new camera object, `sink` takes its captures. A device is opened again when it stalls or goes away; a
-    finite source that ends, ends the runner; one that fails, fails it: `error` says why.
+    `make` returns a new camera object and `sink` receives its captures. A device that stalls or goes away is opened
+    again. The end of a finite source ends the runner; its failure fails the runner, and `error` holds the reason.
     """
 
     def __init__(
@@ -87,15 +88,15 @@ class CameraRunner:
         self._given_up: list[_Reader] = []
         self._due = 0.0
         telemetry.CAMERA_UP.labels(self.name).set(0)
-        telemetry.CAMERA_RECONNECTS.labels(self.name)  # shows as 0 until it counts
+        telemetry.CAMERA_RECONNECTS.labels(self.name)  # shows 0 before the first reconnect
 
     @property
     def over(self) -> bool:
-        """Whether this camera gives no more captures."""
+        """Return whether this camera delivers no more captures."""
         return self.state in (CameraState.ENDED, CameraState.FAILED)
 
     def tick(self) -> None:
-        """Look at the reader, and act."""
+        """Check the reader, and start, replace or end it as its state requires."""
         if self.state is CameraState.IDLE:
             self._start()
         elif self.state is CameraState.AWAY:
@@ -131,11 +132,11 @@ class CameraRunner:
             self._set(CameraState.FAILED)
 
     def _away(self, why: str) -> None:
-        """Give the reader up, and wait before the next attempt."""
+        """Give up the reader, and set the time of the next attempt."""
         if self._reader is not None:
             self._reader.given_up.set()
             self._given_up.append(self._reader)
-            if self._reader.frames:  # it worked meanwhile
+            if self._reader.frames:  # the camera worked, so the next failure starts with the shortest delay
                 self._backoff.reset()
         delay_s = self._backoff.next_s()
         self._due = self._clock() + delay_s
@@ -145,7 +146,7 @@ class CameraRunner:
     def _set(self, state: CameraState) -> None:
         self.state = state
         if state is CameraState.ENDED:
-            telemetry.CAMERA_UP.remove(self.name)  # a replay that has come to its end is not away
+            telemetry.CAMERA_UP.remove(self.name)  # a replay that ended is not an outage
         else:
             telemetry.CAMERA_UP.labels(self.name).set(state is CameraState.UP)
 
@@ -157,7 +158,7 @@ class CameraRunner:
         reader.thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Give the reader up; wait for it, but no longer than `timeout_s`."""
+        """Give up the reader and wait at most `timeout_s` for its end."""
         reader = self._reader
         if reader is None:
             return
@@ -176,18 +177,18 @@ class CameraRunner:
             self._read_frames(reader)
         except FlawlineError as error:
             reader.error = error
-        except Exception as error:  # a driver may raise anything; for the line it is a camera that went away
+        except Exception as error:  # a driver can raise anything: the runner treats it as a camera that went away
             log.debug("camera %s", self.name, exc_info=True)
             reader.error = FlawlineError(f"camera {self.name} failed: {type(error).__name__}: {redact(str(error))}")
         finally:
             try:
                 reader.camera.close()
-            except Exception as error:  # of a device that is gone; nothing depends on it
+            except Exception as error:  # the device is gone; nothing depends on the close
                 log.debug("camera %s: closing it failed: %s", self.name, redact(str(error)))
             reader.done = True
 
     def _read_frames(self, reader: _Reader) -> None:
-        # A device keeps its rate itself, by leaving frames out; anything else is asked no sooner than it is due.
+        # A device keeps the rate itself and skips frames. Any other source is read only when its next frame is due.
         period_s = 0.0 if self._is_live else self._period_s or 0.0
         due = self._clock()
         frames = iter(reader.camera.frames())
@@ -196,7 +197,7 @@ class CameraRunner:
                 if self._stop.wait(early_s):
                     return
             elif early_s < -1.0:
-                due = self._clock()  # far behind: the time that is lost is not made up for by a burst
+                due = self._clock()  # more than 1 s late: continue at the rate instead of a burst that catches up
             due += period_s
             reader.watch.asking()
             capture = next(frames, None)

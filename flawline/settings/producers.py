@@ -1,4 +1,4 @@
-"""Settings of the cameras and of the publisher. Light on purpose: every role reads them, few open a camera."""
+"""Settings of the cameras and of the publisher. Every role imports this module, so it imports no camera library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from flawline.messages import Codec
 
-CameraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Identity of the camera on the line.")]
+CameraName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name that identifies the camera on the line.")
+]
 
 
 class WhenFull(StrEnum):
-    """What happens to a capture for which the unacknowledged bytes leave no room."""
+    """The policy for a capture when the unacknowledged bytes in memory are at their limit."""
 
     WAIT = "wait"
     SPOOL = "spool"
@@ -26,7 +28,7 @@ Polygon = Annotated[list[Point], Field(min_length=3)]
 
 
 class CameraBase(BaseModel):
-    """What every kind of camera has."""
+    """Holds the settings that every kind of camera has."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,68 +36,78 @@ class CameraBase(BaseModel):
     partition: int | None = Field(
         None,
         ge=0,
-        description="Partition of its topics; by default it gets the emptiest one at first sight, and keeps it.",
+        description="Partition of the camera's topics; by default the emptiest one at its first start, which it keeps.",
     )
     rate_hz: float = Field(
-        0.0, ge=0, le=10_000, description="Frames per second, at most; 0 means as fast as they come."
+        0.0, ge=0, le=10_000, description="Highest number of frames per second, where 0 means that there is no limit."
     )
-    codec: Codec = Field(Codec.JPEG, description="How pixels are encoded when the device gives pixels.")
-    jpeg_quality: int = Field(90, ge=30, le=100)
-    view: str | None = Field(None, description="Which side of the part it sees; copied into each frame.")
+    codec: Codec = Field(Codec.JPEG, description="Codec that encodes the frames of a source that delivers pixels.")
+    jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality when `codec` is jpeg.")
+    view: str | None = Field(
+        None, description="Side of the part that the camera sees, which is copied into each frame."
+    )
     inspect: list[Polygon] = Field(
         [],
         description="Polygons of points [x, y], in fractions of width and height, inside which frames are inspected; "
-        "none: everywhere.",
+        "without a polygon the whole frame is inspected.",
     )
-    ignore: list[Polygon] = Field([], description="Polygons inside which nothing is a defect.")
+    ignore: list[Polygon] = Field([], description="Polygons, as in `inspect`, inside which nothing is a defect.")
     mask: Path | None = Field(
-        None, description="Image file of the frames' size, white where they are inspected, black where not."
+        None, description="Image file of the size of the frames, white where they are inspected and black elsewhere."
     )
     when_full: WhenFull | None = Field(
         None,
-        description="When the broker does not keep up: wait (hold the source back), spool (to disk) or drop (counted "
-        "as in-flight-full). Default: spool, but wait for a replay or simulation without a rate.",
+        description="Policy when the broker is too slow: wait (the source waits), spool (frames go to disk) or drop "
+        "(counted as in-flight-full); the default is spool, but wait for a replay or simulation without a rate.",
     )
 
     @property
     def full_policy(self) -> WhenFull:
-        """The policy in force. A source that is read as fast as it goes would fill the disk, so it waits."""
+        """Return the policy in force. A source without a rate would fill the disk, so it waits by default."""
         if self.when_full is not None:
             return self.when_full
         return WhenFull.SPOOL if self.is_live or self.rate_hz > 0 else WhenFull.WAIT
 
     @property
     def is_live(self) -> bool:
-        """Whether this is a device: it does not wait for its reader, and it is opened again when it goes away."""
+        """Return whether this is a device, which does not wait for its reader and is opened again when it goes away."""
         return False
 
 
 class SimulatedCamera(CameraBase):
-    """The procedural line: seeded, any size and rate, with defects of known truth."""
+    """Renders the procedural line from a seed, with any size and rate and with defects of known truth."""
 
     kind: Literal["simulated"]
-    seed: int = Field(0, ge=0)
-    frames: int | None = Field(None, ge=1, description="Ends after this many; none never ends.")
-    height: int = Field(256, ge=64, le=8192)
-    width: int = Field(256, ge=64, le=8192)
-    products: list[str] | None = Field(None, description="Product kinds that pass; none means all.")
-    defects: list[str] | None = Field(None, description="Defect kinds that occur; none means all.")
-    defect_rate: float = Field(0.1, ge=0, le=1)
-    size: float = Field(1.0, ge=0.25, le=4, description="Defect size, relative to the default.")
-    contrast: float = Field(1.0, ge=0.05, le=1, description="Opacity of defects; 1 is full.")
+    seed: int = Field(0, ge=0, description="Seed of the line; the same seed renders the same parts.")
+    frames: int | None = Field(
+        None, ge=1, description="Number of frames after which the camera ends; by default it never ends."
+    )
+    height: int = Field(256, ge=64, le=8192, description="Height of a frame in pixels.")
+    width: int = Field(256, ge=64, le=8192, description="Width of a frame in pixels.")
+    products: list[str] | None = Field(None, description="Product kinds on the line; by default all kinds.")
+    defects: list[str] | None = Field(None, description="Defect kinds that occur; by default all kinds.")
+    defect_rate: float = Field(0.1, ge=0, le=1, description="Probability that a part has a defect.")
+    size: float = Field(1.0, ge=0.25, le=4, description="Factor on the default size of defects.")
+    contrast: float = Field(1.0, ge=0.05, le=1, description="Opacity of defects, where 1 is opaque.")
 
 
 class FolderCamera(CameraBase):
-    """Replays the images of a folder; of one in the MVTec layout, the `test` images of every product, mixed."""
+    """Replays the images of a folder; in the MVTec layout, the `test` images of every product in a shuffled order."""
 
     kind: Literal["folder"]
-    path: Path
-    loop: bool = False
+    path: Path = Field(description="Folder of the images.")
+    loop: bool = Field(False, description="Whether the replay starts again at its end.")
     shuffle_seed: int | None = Field(
-        None, ge=0, description="Mixes the order. Default: sorted order, but seed 0 for the MVTec layout."
+        None,
+        ge=0,
+        description="Seed that shuffles the images; by default the order is sorted, but seed 0 for the MVTec layout.",
     )
-    shard: int = Field(0, ge=0, description="With `shards`: this camera replays every shards-th image from `shard` on.")
-    shards: int = Field(1, ge=1)
+    shard: int = Field(
+        0,
+        ge=0,
+        description="Number of this camera's shard: it replays every `shards`-th image, starting at image `shard`.",
+    )
+    shards: int = Field(1, ge=1, description="Number of shards that the images of the folder are divided into.")
 
     @model_validator(mode="after")
     def _shard_is_one_of_shards(self) -> FolderCamera:
@@ -108,15 +120,15 @@ class VideoCamera(CameraBase):
     """Replays a video file."""
 
     kind: Literal["video"]
-    path: Path
-    loop: bool = False
+    path: Path = Field(description="Video file that FFmpeg can read.")
+    loop: bool = Field(False, description="Whether the replay starts again at its end.")
 
 
 class DeviceCamera(CameraBase):
-    """What the cameras that can go away have."""
+    """Holds the settings of the cameras that can go away."""
 
     open_timeout_s: float = Field(
-        10.0, gt=0, le=300, description="Longest wait for the device to answer and to give its first frame."
+        10.0, gt=0, le=300, description="Longest wait for the device to open, and then for its first frame."
     )
 
     @property
@@ -125,49 +137,58 @@ class DeviceCamera(CameraBase):
 
 
 class UsbCamera(DeviceCamera):
-    """A camera of this machine, by its number or device path."""
+    """Reads a camera that is connected to this machine."""
 
     kind: Literal["usb"]
-    device: int | str = 0
+    device: int | str = Field(0, description="Number or device path of the camera.")
 
 
 class RtspCamera(DeviceCamera):
-    """A network camera. The URL may hold credentials, so it is never shown."""
+    """Reads a network camera. The URL can hold credentials, so it is a secret and is never shown."""
 
     kind: Literal["rtsp"]
-    url: SecretStr
-    transport: Literal["tcp", "udp"] = "tcp"
+    url: SecretStr = Field(description="RTSP URL of the camera, with its credentials.")
+    transport: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol of the stream.")
 
 
 class ProducerSettings(BaseModel):
-    """The publisher's bounds."""
+    """Holds the limits and intervals of the publisher."""
 
     model_config = ConfigDict(extra="forbid")
 
     in_flight_limit_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
-        description="Unacknowledged bytes in memory, of which the Kafka client holds a second copy; beyond, each "
-        "camera's `when_full` decides.",
+        description="Limit of unacknowledged bytes in memory, of which the Kafka client holds a second copy; at the "
+        "limit, each camera's `when_full` decides.",
     )
     spool_dir: Path | None = Field(
-        None, description="Where frames wait while the broker is away; default <data_dir>/spool."
+        None, description="Folder where frames wait while the broker is away; the default is <data_dir>/spool."
     )
     spool_limit_bytes: int = Field(
-        4 << 30, ge=0, description="Of all cameras. Oldest frames are kept; new ones are dropped as spool-full."
+        4 << 30,
+        ge=0,
+        description="Limit of the spools of all cameras together; at the limit, old frames stay and new ones are "
+        "dropped as spool-full.",
     )
     replay_limit_bytes_per_s: int = Field(
-        32 << 20, ge=1 << 16, description="How fast one camera's spool is sent; must be more than the camera gives."
+        32 << 20,
+        ge=1 << 16,
+        description="Rate at which one camera's spool is sent, which must be higher than the rate of the camera.",
     )
     away_after_s: float = Field(
-        3.0, gt=0, description="A frame unacknowledged for so long means that the broker is away: new ones are spooled."
+        3.0,
+        gt=0,
+        description="Wait for an acknowledgement after which the broker counts as away and new frames are spooled.",
     )
     drain_timeout_s: float = Field(
-        10.0, ge=0, description="Longest wait for acknowledgements at a stop; the rest goes to the spool."
+        10.0, ge=0, description="Longest wait for acknowledgements at a stop; the other frames go to the spool."
     )
-    ledger_interval_s: float = Field(1.0, gt=0, description="How often each camera's ledger entry is published.")
+    ledger_interval_s: float = Field(
+        1.0, gt=0, description="Interval at which each camera's ledger entry is published."
+    )
     reconnect_backoff_s: tuple[float, float] = Field(
-        (0.5, 30.0), description="First and longest wait before reopening."
+        (0.5, 30.0), description="First and longest wait before a camera is opened again."
     )
 
     @model_validator(mode="after")
