@@ -9,42 +9,90 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class DiscoverySettings(BaseModel):
-    """When a round runs, what it looks at, and what makes a class."""
+    """Holds when a round runs, what it looks at, and what makes a class."""
 
     model_config = ConfigDict(extra="forbid")
 
-    round_regions: int = Field(50, ge=1, description="A round starts after this many new regions,")
-    round_interval_s: float = Field(300.0, gt=0, description="or after this time when there is anything new.")
-    window_regions: int = Field(5_000, ge=50, description="Latest regions that a round looks at,")
-    pool_regions: int = Field(2_000, ge=50, description="latest regions without a class that it looks at,")
-    exemplars: int = Field(50, ge=5, description="and members that each class keeps for it.")
-    class_limit: int = Field(40, ge=1, description="Most clusters that a round may propose.")
-    min_members: int = Field(10, ge=2, description="Members a class needs before it is confirmed.")
-    confirm_rounds: int = Field(2, ge=1, description="Rounds in a row that must find a class before it is confirmed.")
-    dormant_rounds: int = Field(20, ge=1, description="Rounds without a new member after which a class is dormant.")
+    round_regions: int = Field(50, ge=1, description="Number of new regions after which a round starts.")
+    round_interval_s: float = Field(
+        300.0, gt=0, description="Time after which a round starts when there is at least one new region."
+    )
+    window_regions: int = Field(
+        5_000,
+        ge=50,
+        description="Number of the latest regions that a round looks at; a larger one costs time and memory.",
+    )
+    pool_regions: int = Field(
+        2_000,
+        ge=50,
+        description="Number of the latest regions without a class that a round looks at; a larger one costs time and "
+        "memory.",
+    )
+    exemplars: int = Field(
+        50, ge=5, description="Number of members that each class keeps for later rounds; a larger one costs disk space."
+    )
+    class_limit: int = Field(40, ge=1, description="Largest number of clusters that a round may propose.")
+    min_members: int = Field(10, ge=2, description="Number of members that a class needs before it is confirmed.")
+    confirm_rounds: int = Field(
+        2, ge=1, description="Number of rounds in a row that must find a class before it is confirmed."
+    )
+    dormant_rounds: int = Field(
+        20, ge=1, description="Number of rounds without a new member after which a class is dormant."
+    )
     mode: Literal["centroids", "learned"] = Field(
-        "centroids", description="learned: rounds train on the crops (AnomalyNCD); needs minutes, or a GPU."
+        "centroids",
+        description="How a round finds clusters; learned trains on the crops (AnomalyNCD), which takes minutes or a "
+        "GPU.",
     )
     embedding: Literal["worker", "crop"] = Field(
-        "worker", description="crop: discovery describes each region itself, by its crop and mask."
+        "worker",
+        description="Source of a region's embedding; with crop, discovery computes it from the crop and the mask, "
+        "which costs one forward pass for each region.",
     )
-    crop_backbone: str = Field("tf_efficientnet_lite0", description="Any timm model; describes crops, and is trained.")
-    crop_weights: Path | None = Field(None, description="Local file; default: packaged weights, else timm's own.")
-    learning_epochs: int = Field(10, ge=1)
-    learning_regions: int = Field(1_000, ge=30, description="Most crops that a learning round trains on.")
+    crop_backbone: str = Field(
+        "tf_efficientnet_lite0",
+        description="Name of the timm model that describes crops and that learned rounds train.",
+    )
+    crop_weights: Path | None = Field(
+        None,
+        description="Local weights file of the crop backbone; without one, packaged weights, else those of timm.",
+    )
+    learning_epochs: int = Field(
+        10, ge=1, description="Number of passes over the crops in a learned round; its time grows with this number."
+    )
+    learning_regions: int = Field(
+        1_000,
+        ge=30,
+        description="Largest number of crops that a learned round trains on; 1,000 take 1.5 GB of temporary files with "
+        "the default backbone.",
+    )
     learning_correction: bool = Field(
-        False, description="Learn one more kind that takes in what is hardly anomalous, and has no class."
+        False,
+        description="Whether a learned round has one more cluster for regions that are hardly anomalous and get no "
+        "class.",
     )
-    learning_timeout_s: float = Field(3_600.0, gt=0, description="A learning round that takes longer is given up.")
+    learning_timeout_s: float = Field(
+        3_600.0, gt=0, description="Time after which a learned round is given up; the classes then stay as they are."
+    )
     learning_runner: Literal["auto", "process", "ray"] = Field(
-        "auto", description="auto: a Ray task where worker.ray_address names a cluster, else a process."
+        "auto",
+        description="Where a learned round runs; auto takes a Ray task when `worker.ray_address` names a cluster, else "
+        "a process.",
     )
-    learning_gpus: float = Field(0.0, ge=0, description="GPUs that the Ray task asks for.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of the crop backbone.")
+    learning_gpus: float = Field(0.0, ge=0, description="Number of GPUs that the Ray task of a learned round asks for.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device that runs the crop backbone; auto takes CUDA where there is a GPU."
+    )
     keep_images_days: float | None = Field(
-        None, gt=0, description="Crops, masks and heat maps are kept so long; exemplars keep theirs."
+        None,
+        gt=0,
+        description="Days for which crops, masks and heat maps are kept, except those of exemplars; without a number "
+        "they stay for ever.",
     )
     keep_defects_days: float | None = Field(
-        None, gt=0, description="Defects are kept one by one so long, then only counted."
+        None,
+        gt=0,
+        description="Days for which each defect is kept, before it is only counted; without a number defects stay for "
+        "ever.",
     )
-    seed: int = 0
+    seed: int = Field(0, description="Seed of all random choices of a round.")

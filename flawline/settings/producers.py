@@ -13,6 +13,7 @@ from flawline.messages import Codec
 CameraName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name that identifies the camera on the line.")
 ]
+KIND = Field(description="Kind of the camera, which decides what other keys it has.")
 
 
 class WhenFull(StrEnum):
@@ -77,7 +78,7 @@ class CameraBase(BaseModel):
 class SimulatedCamera(CameraBase):
     """Renders the procedural line from a seed, with any size and rate and with defects of known truth."""
 
-    kind: Literal["simulated"]
+    kind: Annotated[Literal["simulated"], KIND]
     seed: int = Field(0, ge=0, description="Seed of the line; the same seed renders the same parts.")
     frames: int | None = Field(
         None, ge=1, description="Number of frames after which the camera ends; by default it never ends."
@@ -94,7 +95,7 @@ class SimulatedCamera(CameraBase):
 class FolderCamera(CameraBase):
     """Replays the images of a folder; in the MVTec layout, the `test` images of every product in a shuffled order."""
 
-    kind: Literal["folder"]
+    kind: Annotated[Literal["folder"], KIND]
     path: Path = Field(description="Folder of the images.")
     loop: bool = Field(False, description="Whether the replay starts again at its end.")
     shuffle_seed: int | None = Field(
@@ -119,7 +120,7 @@ class FolderCamera(CameraBase):
 class VideoCamera(CameraBase):
     """Replays a video file."""
 
-    kind: Literal["video"]
+    kind: Annotated[Literal["video"], KIND]
     path: Path = Field(description="Video file that FFmpeg can read.")
     loop: bool = Field(False, description="Whether the replay starts again at its end.")
 
@@ -139,14 +140,14 @@ class DeviceCamera(CameraBase):
 class UsbCamera(DeviceCamera):
     """Reads a camera that is connected to this machine."""
 
-    kind: Literal["usb"]
+    kind: Annotated[Literal["usb"], KIND]
     device: int | str = Field(0, description="Number or device path of the camera.")
 
 
 class RtspCamera(DeviceCamera):
     """Reads a network camera. The URL can hold credentials, so it is a secret and is never shown."""
 
-    kind: Literal["rtsp"]
+    kind: Annotated[Literal["rtsp"], KIND]
     url: SecretStr = Field(description="RTSP URL of the camera, with its credentials.")
     transport: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol of the stream.")
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LayerSettings(BaseModel):
-    """One feature map, which gets a bank of its own in every group."""
+    """Holds one feature map, which gets a bank of its own in every group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,19 +19,23 @@ class LayerSettings(BaseModel):
     stride: int = Field(ge=2, le=64, description="Pixels of the model input between neighbouring patches.")
     earlier: bool = Field(
         default=False,
-        description="Takes the map halfway through the backbone's blocks of this stride, not the last one.",
+        description="Whether to take the map halfway through the backbone's blocks of this stride, not the last one.",
     )
     weight: float = Field(
-        default=1.0, gt=0, description="Part of this layer in the mean over layers, relative to the others."
+        default=1.0, gt=0, description="Weight of this layer in the mean over layers, relative to the others."
     )
     rows: int = Field(
-        default=5000, ge=16, le=200_000, description="Most vectors that a group's bank of this layer may hold."
+        default=5000,
+        ge=16,
+        le=200_000,
+        description="Largest number of vectors in a group's bank of this layer; a larger one costs memory and time per "
+        "frame.",
     )
     rows_per_image: float = Field(
-        default=30, gt=0, description="Most vectors that a bank may hold for each image of its group."
+        default=30, gt=0, description="Largest number of vectors in a bank for each image of its group."
     )
     neighbours: int = Field(
-        default=1, ge=1, le=64, description="Rows that a distance is measured to: the nearest, or the mean of several."
+        default=1, ge=1, le=64, description="Number of nearest rows whose mean distance is the score of a patch."
     )
 
 
@@ -54,21 +58,23 @@ PROFILES: dict[str, tuple[LayerSettings, ...]] = {
 
 
 class ScorerSettings(BaseModel):
-    """How a model is fitted, and what it runs on."""
+    """Holds how a model is fitted and what it runs on."""
 
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = Field(
         default="tf_efficientnet_lite0",
         min_length=1,
-        description="Name of the backbone: any timm model, or a hub name (hf-hub:...).",
+        description="Name of the backbone, which is a timm model or a hub name (hf-hub:...).",
     )
     weights: Path | None = Field(
         default=None,
         description="Local weights file (.safetensors, .pth); without one, packaged weights, else those of timm.",
     )
     profile: Literal["fast", "accurate"] = Field(
-        default="fast", description="Layers to use: fast is one pass at 256 px, accurate adds a second at 512 px."
+        default="fast",
+        description="Set of layers; fast is one pass at 256 px, accurate adds a second pass at 512 px, which costs "
+        "time.",
     )
     layers: tuple[LayerSettings, ...] | None = Field(
         default=None, description="Layers to use instead of those of the profile."
@@ -79,11 +85,17 @@ class ScorerSettings(BaseModel):
         le=10_000,
         description="Number of look-alike groups; without it, the silhouette decides.",
     )
-    minimum_images: int = Field(default=20, ge=8, description="Fewest good images that a model may be fitted on.")
-    folds: int = Field(
-        default=5, ge=2, le=20, description="Parts of the cross-fit that gives the good images their scores."
+    minimum_images: int = Field(
+        default=20, ge=8, description="Smallest number of good images that a model may be fitted on."
     )
-    trim: bool = Field(default=False, description="Leaves good images out of the fit that stand out as defects would.")
+    folds: int = Field(
+        default=5,
+        ge=2,
+        le=20,
+        description="Number of parts of the cross-fit that gives the good images their scores; each part costs one "
+        "fit.",
+    )
+    trim: bool = Field(default=False, description="Whether good images that look like defects are left out of the fit.")
     tile_px: int | None = Field(
         default=None,
         ge=64,
@@ -91,7 +103,10 @@ class ScorerSettings(BaseModel):
         description="Side of the tiles that large images are cut into, in pixels; without it, images stay whole.",
     )
     tile_overlap: float = Field(
-        default=0.25, ge=0.1, le=0.5, description="Share of a tile that its neighbours cover too."
+        default=0.25,
+        ge=0.1,
+        le=0.5,
+        description="Share of a tile that its neighbours cover too; a larger one costs more tiles for each image.",
     )
     look_alikes: int = Field(
         default=25, ge=1, le=1000, description="Number of similar good images whose scores an image is aligned with."
@@ -110,13 +125,17 @@ class ScorerSettings(BaseModel):
     )
     precision: Literal["f32", "bf16"] = Field(
         default="f32",
-        description="Number format of the backbone; bf16 is faster, and its models run in bf16 only.",
+        description="Number format of the backbone; bf16 is faster where the CPU has it, and its models run in bf16 "
+        "only.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device that runs the backbone; auto takes CUDA where there is a GPU."
     )
     threads: int | None = Field(
-        default=None, ge=1, le=1024, description="Images that are scored at once; without it, one for each CPU."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Number of images that are scored at once; without it, one for each CPU.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random choices of a fit.")
 

@@ -32,25 +32,35 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """How to reach the broker, and how the line's topics are made."""
+    """Holds how to reach the broker and how the topics of the line are created."""
 
     bootstrap_servers: str | None = Field(
-        None, description="Brokers as host:port[,host:port]; without them the embedded broker serves the line."
+        None,
+        description="Addresses of brokers as host:port[,host:port]; without them the embedded broker serves the line.",
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How connections to the broker are encrypted and authenticated."
+        "PLAINTEXT", description="Protocol that encrypts and authenticates the connections to the broker."
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="How the password is proved; SASL protocols need it."
+        None, description="Mechanism that proves the password to the broker; the SASL protocols need it."
     )
-    sasl_username: str | None = Field(None, description="The user's name on the broker.")
-    sasl_password: SecretStr | None = Field(None, description="The user's password; it belongs into the environment.")
-    ssl_cafile: Path | None = Field(None, description="The certificates that the broker's is checked with.")
-    ssl_certfile: Path | None = Field(None, description="The certificate that this client shows to the broker.")
-    ssl_keyfile: Path | None = Field(None, description="The private key of ssl_certfile.")
-    replication_factor: int = Field(1, ge=1, description="Copies of each topic that Flawline makes; 3 on a cluster.")
+    sasl_username: str | None = Field(None, description="Name of the user on the broker.")
+    sasl_password: SecretStr | None = Field(
+        None, description="Password of the user, which belongs in the environment and not in a file."
+    )
+    ssl_cafile: Path | None = Field(
+        None, description="File of the certificates that the broker's certificate is checked with."
+    )
+    ssl_certfile: Path | None = Field(None, description="File of the certificate that this client shows to the broker.")
+    ssl_keyfile: Path | None = Field(None, description="File of the private key of `ssl_certfile`.")
+    replication_factor: int = Field(
+        1,
+        ge=1,
+        description="Number of copies of each topic that Flawline creates; use 3 on a cluster, which takes three times "
+        "the disk.",
+    )
     min_insync_replicas: int = Field(
-        1, ge=1, description="Copies that must hold a record before it is acknowledged; 2 on a cluster."
+        1, ge=1, description="Number of copies that must hold a record before it is acknowledged; use 2 on a cluster."
     )
     topic_prefix: str = Field(
         "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Prefix of topic names, for lines that share a cluster."
@@ -59,59 +69,73 @@ class KafkaSettings(_Section):
         8,
         ge=1,
         le=10_000,
-        description="Partitions of topics by camera: four times the most actors there will ever be.",
+        description="Number of partitions of the topics by camera, four times the largest number of actors; never "
+        "lower it.",
     )
 
 
 class EmbeddedSettings(_Section):
-    """The embedded broker, which is used when `kafka.bootstrap_servers` is not set."""
+    """Holds the address of the embedded broker, which is used when `kafka.bootstrap_servers` is not set."""
 
     host: str = Field("127.0.0.1", description="Address that the broker listens on.")
-    port: int = Field(9092, ge=0, le=65_535, description="Port that the broker listens on; 0 takes a free one.")
+    port: int = Field(9092, ge=0, le=65_535, description="Port that the broker listens on, where 0 takes a free one.")
     fsync: Literal["never", "interval", "always"] = Field(
-        "interval", description="When data is forced to the disk, which decides what a power cut costs."
+        "interval",
+        description="When records are synced to the disk; interval can lose the last records at a power cut, always "
+        "costs speed.",
     )
 
 
 class FrameSettings(_Section):
-    """Size limits of frames."""
+    """Holds the size limits of frames."""
 
-    limit_bytes: int = Field(16 << 20, ge=1 << 10, description="Larger frames are dropped with the reason oversize.")
+    limit_bytes: int = Field(
+        16 << 20, ge=1 << 10, description="Largest frame; a larger one is dropped with the reason oversize."
+    )
     inline_limit_bytes: int = Field(
-        1 << 20, ge=0, description="Larger frames go to the object store, when there is one (claim check)."
+        1 << 20,
+        ge=0,
+        description="Largest frame in a Kafka record; a larger one goes to the object store, when there is one (claim "
+        "check).",
     )
     objects_url: str | None = Field(
-        None, description="The object store as an fsspec URL (file:///..., s3://...), the same for all roles."
+        None, description="Object store as an fsspec URL (file:///..., s3://...), which is the same for all roles."
     )
 
 
 class StoreSettings(_Section):
-    """Where discovery keeps classes, defects and counts by minute."""
+    """Holds where discovery keeps classes, defects and counts by minute."""
 
     url: SecretStr | None = Field(
-        None, description="The database as a SQLAlchemy URL; the default is a SQLite file in data_dir."
+        None, description="Database as a SQLAlchemy URL; the default is a SQLite file in `data_dir`."
     )
 
 
 class MetricsSettings(_Section):
-    """Prometheus endpoints."""
+    """Holds the addresses of the Prometheus endpoints."""
 
     host: str = Field("127.0.0.1", description="Address that the endpoints listen on.")
-    producers_port: int = Field(9401, ge=0, le=65_535, description="Port of the producers' metrics; 0 is off.")
-    workers_port: int = Field(9402, ge=0, le=65_535, description="Port of the workers' metrics; 0 is off.")
-    discovery_port: int = Field(9403, ge=0, le=65_535, description="Port of discovery's metrics; 0 is off.")
-    ledger_port: int = Field(9404, ge=0, le=65_535, description="Port of the ledger's metrics; 0 is off.")
+    producers_port: int = Field(
+        9401, ge=0, le=65_535, description="Port of the producers' metrics, where 0 turns them off."
+    )
+    workers_port: int = Field(
+        9402, ge=0, le=65_535, description="Port of the workers' metrics, where 0 turns them off."
+    )
+    discovery_port: int = Field(
+        9403, ge=0, le=65_535, description="Port of discovery's metrics, where 0 turns them off."
+    )
+    ledger_port: int = Field(9404, ge=0, le=65_535, description="Port of the ledger's metrics, where 0 turns them off.")
 
 
 class GrafanaSettings(_Section):
-    """Where `flawline dashboards push` sends the dashboards."""
+    """Holds where `flawline dashboards push` sends the dashboards."""
 
     url: str = Field("http://127.0.0.1:3000", description="Address of Grafana, with its sub-path if it has one.")
     token: SecretStr | None = Field(None, description="Token of a service account with the role Admin.")
     folder: str = Field("Flawline", description="Title of the folder that holds the dashboards.")
     prometheus_url: str = Field("http://prometheus:9090", description="Address of Prometheus as Grafana reaches it.")
     store_url: SecretStr | None = Field(
-        None, description="The store as Grafana reaches it, best with a role that only reads; the default is store.url."
+        None, description="Store as Grafana reaches it, best with a role that only reads; the default is `store.url`."
     )
 
 
@@ -121,19 +145,25 @@ AnyCamera = Annotated[
 
 
 class Settings(BaseSettings):
-    """The whole line."""
+    """Holds the settings of the whole line."""
 
     model_config = SettingsConfigDict(
         env_prefix="FLAWLINE_", env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
     )
 
-    line: str = Field("line-1", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name of the line.")
+    line: str = Field(
+        "line-1",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of the line, which frames, metrics and logs show.",
+    )
     data_dir: Path = Field(Path("data"), description="Folder of everything that Flawline keeps on this machine.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged at least.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level of the messages that are logged."
+    )
     kafka: KafkaSettings = KafkaSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     frames: FrameSettings = FrameSettings()
-    cameras: list[AnyCamera] = Field([], description="The cameras of the line, one block for each.")
+    cameras: list[AnyCamera] = Field([], description="Cameras of the line, with one block for each.")
     producer: ProducerSettings = ProducerSettings()
     worker: WorkerSettings = WorkerSettings()
     scorer: ScorerSettings = ScorerSettings()
@@ -164,12 +194,12 @@ class Settings(BaseSettings):
 
     @property
     def bootstrap_servers(self) -> str:
-        """Addresses of the broker, embedded or not, as host:port[,host:port]."""
+        """Return the addresses of the broker, embedded or not, as host:port[,host:port]."""
         return self.kafka.bootstrap_servers or f"{self.embedded.host}:{self.embedded.port}"
 
     @property
     def store_url(self) -> str:
-        """The store as a SQLAlchemy URL."""
+        """Return the store as a SQLAlchemy URL."""
         if self.store.url:
             return self.store.url.get_secret_value()
         return f"sqlite:///{self.data_dir.absolute() / 'store.db'}"

@@ -12,51 +12,98 @@ GPU_LATENCY_CAP_MS = 20.0
 
 
 class WorkerSettings(BaseModel):
-    """How many actors, and the bounds of each."""
+    """Holds the number of actors and the limits of each."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="Model artefact; by default what the topic `models` says is active.")
-    actors: int = Field(2, ge=1, le=4096)
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0, description="Share of a GPU for each actor; 0 means CPU.")
-    ray_address: str | None = Field(None, description="Ray cluster; none starts Ray on this machine.")
-    runtime: Literal["auto", "openvino", "torch"] = "auto"
-    precision: Literal["auto", "f32", "bf16"] = "auto"
-    weights: Path | None = Field(None, description="Local backbone weights, for a model fitted on such, on PyTorch.")
+    model: str | None = Field(
+        None, description="Folder of the model artefact; by default the model that the topic `models` says is active."
+    )
+    actors: int = Field(
+        2, ge=1, le=4096, description="Number of Ray actors that score; each one holds the model in memory."
+    )
+    num_cpus: float = Field(
+        1.0, ge=0, description="Number of CPUs for each actor, which scores as many frames at a time."
+    )
+    num_gpus: float = Field(0.0, ge=0, description="Share of a GPU for each actor, where 0 means that CPUs score.")
+    ray_address: str | None = Field(
+        None, description="Address of the Ray cluster; without one, Ray starts on this machine."
+    )
+    runtime: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="Software that runs the backbone; auto takes torch where CUDA is, else OpenVINO."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto", description="Number format of the backbone; auto takes that of the model, which refuses any other one."
+    )
+    weights: Path | None = Field(
+        None,
+        description="Local weights file of the backbone, for PyTorch and a model that was fitted with such a file.",
+    )
     batch_limit: int | None = Field(
-        None, ge=1, le=1024, description="Most frames scored together on a GPU, by default 16; CPUs score one by one."
+        None,
+        ge=1,
+        le=1024,
+        description="Largest number of frames that a GPU scores together, 16 by default; CPUs score them one by one.",
     )
     latency_cap_ms: float | None = Field(
-        None, ge=0, description="Longest wait for a batch to fill on a GPU, by default 20; on CPUs no frame waits."
+        None,
+        ge=0,
+        description="Longest wait for a batch to fill on a GPU, 20 by default, which a frame pays in latency; on CPUs "
+        "no frame waits.",
     )
     describe_cpu_share: float = Field(
-        0.05, gt=0, le=1, description="Share of one CPU for describing rejects while other frames wait for scores."
+        0.05,
+        gt=0,
+        le=1,
+        description="Share of one CPU that describes rejects while other frames wait for scores; a larger share delays "
+        "these frames.",
     )
     describe_frames_per_s: float = Field(
-        10.0, gt=0, description="Most rejects of one camera that are described in a second."
+        10.0,
+        gt=0,
+        description="Largest number of rejects of one camera that are described in a second; the others get no "
+        "regions.",
     )
     describe_queue_bytes: int = Field(
-        32 << 20, ge=1 << 20, description="Bytes of rejects per actor that wait for their description."
+        32 << 20, ge=1 << 20, description="Memory of one actor for rejects that wait for their description."
     )
     in_flight_limit_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Bytes held per actor; beyond, partitions pause."
+        64 << 20, ge=1 << 20, description="Memory of one actor for frames in work; at the limit its partitions pause."
     )
-    decode_threads: int = Field(1, ge=1, le=64)
-    commit_interval_s: float = Field(0.2, gt=0, le=60, description="How often finished frames are committed.")
+    decode_threads: int = Field(
+        1, ge=1, le=64, description="Number of threads of one actor that decode images; each one uses up to one CPU."
+    )
+    commit_interval_s: float = Field(
+        0.2,
+        gt=0,
+        le=60,
+        description="Interval at which finished frames are committed; after a crash the frames of one interval are "
+        "scored again.",
+    )
     session_timeout_s: float = Field(
-        10.0, ge=6, le=300, description="A dead actor's cameras move to the others after this time, unless it is back."
+        10.0,
+        ge=6,
+        le=300,
+        description="Time after which the cameras of a dead actor move to the others, unless it is back; they wait for "
+        "so long.",
     )
     revoke_timeout_s: float = Field(
-        5.0, gt=0, le=30, description="How long a camera that moves away may keep its frames in work."
+        5.0, gt=0, le=30, description="Longest time that a camera that moves away may keep its frames in work."
     )
-    stop_timeout_s: float = Field(15.0, gt=0, le=300, description="How long a stop waits for the frames in work.")
-    start_timeout_s: float = Field(180.0, gt=0, description="How long an actor may take to load its model and join.")
-    hang_timeout_s: float = Field(60.0, ge=5, description="An actor that does not answer for so long is replaced.")
+    stop_timeout_s: float = Field(15.0, gt=0, le=300, description="Longest wait for the frames in work at a stop.")
+    start_timeout_s: float = Field(
+        180.0, gt=0, description="Longest time that an actor may take to load its model and join the group."
+    )
+    hang_timeout_s: float = Field(
+        60.0, ge=5, description="Time without an answer after which an actor is replaced; its cameras wait for so long."
+    )
     restart_limit: int = Field(
-        5, ge=0, description="Restarts of one actor within restart_window_s, without a step forward, before giving up."
+        5,
+        ge=0,
+        description="Number of restarts of one actor within `restart_window_s`, without any progress, before the "
+        "workers give up.",
     )
-    restart_window_s: float = Field(60.0, gt=0)
+    restart_window_s: float = Field(60.0, gt=0, description="Time within which the restarts of an actor are counted.")
 
     @property
     def threads(self) -> int:

@@ -6,14 +6,14 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from flawline.errors import UsageError
 from flawline.settings import producers as cameras
-from flawline.settings import tree
 from flawline.settings.tree import Settings, load_settings, os
 from station.cli import doctor
 
@@ -34,9 +34,23 @@ def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def is_section(value: object) -> bool:
-    """Tell whether this is a section of the settings that the tree itself defines."""
-    return isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == tree.__name__
+def keys_of(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted path and the field of every key below `section`, also of the models in its lists and unions."""
+    for key, field in section.model_fields.items():
+        inner = list(models_in(field.annotation))
+        if not inner or field.description is not None:  # a list of models is a key itself
+            yield f"{path}{key}", field
+        for model in inner:
+            name = f"{path}{key}" if len(inner) == 1 else f"{path}{key}[{model.__name__}]"
+            yield from keys_of(model, f"{name}.")
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the models that a type annotation names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -82,11 +96,21 @@ def test_shipped_file_mentions_every_key(section: str, key: str) -> None:
     assert re.search(rf"^(# )?{key} = ", sections(SHIPPED.read_text())[section], re.MULTILINE)
 
 
-@pytest.mark.parametrize("section", [value for value in vars(tree).values() if is_section(value)])
-def test_every_key_is_described_in_one_sentence(section: type[BaseModel]) -> None:
-    keys = {key: field for key, field in section.model_fields.items() if not isinstance(field.default, BaseModel)}
-    for key, field in keys.items():
-        assert re.fullmatch(r"[A-Z][^\n]{10,120}\.", field.description or ""), f"{key}: {field.description}"
+DESCRIPTIONS = {path: field.description for path, field in keys_of(Settings)}
+
+
+def test_walk_of_the_settings_reaches_every_section_and_every_camera_kind() -> None:
+    sections = {path.split(".")[0] for path in DESCRIPTIONS}
+    assert {path.split("[")[0] for path in sections} == set(Settings.model_fields)
+    assert {f"cameras[{kind.__name__}]" for kind in CAMERA_KINDS} < sections
+    assert "scorer.layers.stride" in DESCRIPTIONS
+
+
+@pytest.mark.parametrize("path", DESCRIPTIONS)
+def test_every_key_is_described_in_one_sentence(path: str) -> None:
+    description = DESCRIPTIONS[path] or ""
+    assert re.fullmatch(r"[A-Z][^\n]{10,200}[^.,;:]\.", description), f"{path}: {description}"
+    assert ". " not in description, f"{path} has more than one sentence: {description}"
 
 
 @pytest.mark.parametrize("kind", CAMERA_KINDS)
