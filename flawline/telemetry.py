@@ -118,6 +118,12 @@ LEDGER = _gauge("ledger_frames", "Accounting of captures by outcome.", "camera",
 LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly one outcome.")
 OF_THE_LEDGER: tuple[Collector, ...] = (LEDGER, LEDGER_BALANCED)
 
+# `flawline up`
+ROLE_UP = _gauge("role_up", "1 while the process of a role runs.", "role")
+ROLE_RESTARTS = _counter("role_restarts", "Times a role was started again after it had died.", "role")
+ROLE_FAILING_SECONDS = _gauge("role_failing_seconds", "Time since a role died, 0 once it is well again.", "role")
+OF_UP: tuple[Collector, ...] = (ROLE_UP, ROLE_RESTARTS, ROLE_FAILING_SECONDS)
+
 
 class CollectorGroup(Collector):
     """Several collectors as one. A role serves its own metrics only: the gauge of another role would be a false 0."""

@@ -1,19 +1,26 @@
-"""All roles of a line on one machine: child processes, watched, restarted at a limited rate, stopped in order."""
+"""All roles of a line on one machine: child processes, watched, started again when they die, stopped in order.
+
+A role fails alone. One that dies, cannot start or refuses its configuration is started again with growing pauses, for
+as long as `up` runs, and the others go on: a store, a console or a model that is away must not cost a capture.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from embedded_broker import ADDRESS_FILE
-from flawline import kafka_clients
+from flawline import telemetry
+from flawline.backoff import Backoff
 from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
-from flawline.errors import FlawlineError, UsageError
-from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -25,128 +32,216 @@ STOP_TIMEOUT_S = 45.0
 
 USAGE_EXIT = 2
 
+# Judgements, not measured: a role that dies of a passing fault is back within a second, and one whose fault stays costs
+# a start (2 s of one core) every half a minute.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+WELL_S = 60.0
+"""A role is well when it has run for so long; a model that cannot be loaded ends the workers within 12 s."""
+REMINDER_S = 300.0
+"""How often the log says that a role still fails. A judgement, not measured."""
+
 
 @dataclass(frozen=True)
 class Role:
-    """A sub-command that `up` runs; `may_end` says that exit code 0 is no death (cameras that have an end)."""
+    """A sub-command that `up` runs.
+
+    `stage` says when it stops: those of stage 0 first, those of one stage together. `may_end` says that exit code 0 is
+    no death (cameras that have an end).
+    """
 
     name: str
     arguments: tuple[str, ...]
+    stage: int = 2
     may_end: bool = False
 
 
-class Child:
-    """One role's process, over its restarts."""
+@dataclass(frozen=True)
+class Patience:
+    """How `up` treats a role that dies: its pauses, when it is well again, how often the log says that it is not."""
 
-    def __init__(self, role: Role, environment: dict[str, str], limit: RestartLimit, clock: Monotonic) -> None:
+    first_pause_s: float = FIRST_PAUSE_S
+    longest_pause_s: float = LONGEST_PAUSE_S
+    well_s: float = WELL_S
+    reminder_s: float = REMINDER_S
+
+
+PATIENCE = Patience()
+
+
+class Child:
+    """One role's process, over its restarts. Nothing that happens to it is raised."""
+
+    def __init__(
+        self, role: Role, environment: dict[str, str], patience: Patience = PATIENCE, clock: Monotonic = monotonic
+    ) -> None:
         self.role = role
-        self.ended = False
+        self.has_ended = False
         self._environment = environment
-        self._limit = limit
+        self._patience = patience
         self._clock = clock
+        self._backoff = Backoff(patience.first_pause_s, patience.longest_pause_s)
         self._process: ChildProcess | None = None
         self._start_at = clock()
+        self._started_at = 0.0
+        self._failing_since: float | None = None
+        self._reported_at = 0.0
+        self._deaths = 0
+        telemetry.ROLE_RESTARTS.labels(role.name)  # a counter that begins at 0 shows its first increment
+        self._show()
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.poll() is None else None
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the process has died and has not run for long enough since then."""
+        return self._failing_since is not None
+
     def tend(self) -> None:
-        """Start the process when it is due, and check whether it died. Raises FlawlineError when it died too often."""
-        if self.ended:
-            return
-        if self._process is None:
-            if self._clock() >= self._start_at:
-                self._start()
-            return
-        code = self._process.poll()
-        if code is None:
-            return
-        self._process = None
-        if code == 0 and self.role.may_end:
-            self.ended = True
-            log.info("%s has ended: its cameras have no more frames", self.role.name)
-            return
-        if code == USAGE_EXIT:
-            raise UsageError(f"role {self.role.name} refuses its configuration: correct what it reports above")
-        wait_s = self._limit.wait_s()
-        if wait_s is None:
-            raise FlawlineError(
-                f"role {self.role.name} died {self._limit.limit + 1} times within {self._limit.window_s:.0f} s, "
-                f"last with {exit_text(code)}: correct what it reports above, then start again"
-            )
-        log.warning("%s died with %s, it starts again in %.1f s", self.role.name, exit_text(code), wait_s)
-        self._start_at = self._clock() + wait_s
+        """Start the process when it is due, and see whether it has died or is well again."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is not None:
+                self._process = None
+                self._on_exit(code)
+            elif self.is_failing and self._clock() - self._started_at >= self._patience.well_s:
+                self._on_well()
+        elif not self.has_ended and self._clock() >= self._start_at:
+            self._start()
+        self._show()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the process to end, and kill it when it has not ended after `timeout_s`."""
+        if self._process is not None and not self._process.stop(timeout_s):
+            log.error("%s did not stop within %.0f s, so it was killed", self.role.name, timeout_s)
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "station.cli", *self.role.arguments]
-        self._process = ChildProcess(command, environment=self._environment)
-        log.info("%s runs as process %d", self.role.name, self._process.pid)
+        self._started_at = self._clock()
+        if self.is_failing:
+            telemetry.ROLE_RESTARTS.labels(self.role.name).inc()
+        try:
+            self._process = ChildProcess(command, environment=self._environment)
+        except OSError as error:  # no memory or no process left on this machine
+            self._on_failure(f"cannot be started ({error.strerror})")
+            return
+        log.log(
+            logging.DEBUG if self.is_failing else logging.INFO,
+            "%s runs as process %d",
+            self.role.name,
+            self._process.pid,
+        )
 
-    def stop(self, deadline: float) -> None:
-        """Ask the process to end, and kill it when it has not ended by `deadline` (seconds of the clock)."""
-        if self._process is not None and not self._process.stop(max(0.1, deadline - self._clock())):
-            log.error("%s does not stop, so it is killed", self.role.name)
+    def _on_exit(self, code: int) -> None:
+        if code == 0 and self.role.may_end:
+            self.has_ended, self._failing_since = True, None
+            log.info("%s has ended: its cameras have no more frames", self.role.name)
+        elif code == USAGE_EXIT:
+            self._on_failure("refuses its configuration")
+        else:
+            self._on_failure(f"died with {exit_text(code)}")
+
+    def _on_failure(self, what: str) -> None:
+        """Plan the next start, and log the first failure and now and then a later one."""
+        now = self._clock()
+        pause_s = self._backoff.next_s()
+        self._start_at = now + pause_s
+        self._deaths += 1
+        if self._failing_since is None:
+            self._failing_since = self._reported_at = now
+            log.error(
+                "%s %s: it starts again in %.1f s, then with growing pauses, and the other roles go on; "
+                "correct what it reports above",
+                self.role.name,
+                what,
+                pause_s,
+            )
+        elif now - self._reported_at >= self._patience.reminder_s:
+            self._reported_at = now
+            log.error(
+                "%s has been failing for %.0f s (%d times, now it %s): correct what it reports above",
+                self.role.name,
+                now - self._failing_since,
+                self._deaths,
+                what,
+            )
+
+    def _on_well(self) -> None:
+        assert self._failing_since is not None
+        failed_s = self._started_at - self._failing_since
+        log.info("%s is well again, after %.0f s and %d failures", self.role.name, failed_s, self._deaths)
+        self._failing_since, self._deaths = None, 0
+        self._backoff.reset()
+
+    def _show(self) -> None:
+        name, since = self.role.name, self._failing_since
+        telemetry.ROLE_UP.labels(name).set(self._process is not None)
+        telemetry.ROLE_FAILING_SECONDS.labels(name).set(0.0 if since is None else self._clock() - since)
 
 
 def roles(settings: Settings) -> list[Role]:
-    """Return the roles of a line in the order in which they stop: those that make work first."""
-    result = [Role("produce", ("produce",), may_end=True)] if settings.cameras else []
-    result += [Role("work", ("work",)), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
+    """Return the roles of a line; those that make work stop first."""
+    result = [Role("produce", ("produce",), stage=0, may_end=True)] if settings.cameras else []
+    result += [Role("work", ("work",), stage=1), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
     return [*result, Role("console", ("console",))] if settings.console.port else result
 
 
 def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:
-    """Run every role until `stop` is set. Raises FlawlineError when a role keeps dying."""
-    environment: dict[str, str] = {}
-    if config:
-        environment["FLAWLINE_CONFIG"] = str(config.absolute())
-    server: Child | None = None
-    children: list[Child] = []
-    try:
-        if settings.kafka.bootstrap_servers is None:
-            address = settings.data_dir / "broker" / ADDRESS_FILE
-            address.unlink(missing_ok=True)  # it may be of an earlier start
-            server = Child(Role("broker", ("broker",)), environment, _restart_limit(), monotonic)
-            port = _wait_for_broker(settings, address, server, stop)
-            if port and settings.embedded.port == 0:
-                # The roles, and the broker when it starts again, use the port that it got.
-                environment["FLAWLINE_EMBEDDED__PORT"] = str(port)
-                embedded = settings.embedded.model_copy(update={"port": port})
-                settings = settings.model_copy(update={"embedded": embedded})
-        if stop.is_set():
-            return
-        kafka_clients.ensure_topics(settings)
-        children = [Child(role, environment, _restart_limit(), monotonic) for role in roles(settings)]
-        if not settings.cameras:
-            log.warning("no cameras are configured: the line waits for frames from elsewhere")
-        tended = [*([server] if server else []), *children]
-        while not stop.wait(POLL_S):
-            for child in tended:
-                child.tend()
-    finally:
-        for child in [*children, *([server] if server else [])]:
-            child.stop(monotonic() + STOP_TIMEOUT_S)
+    """Run every role until `stop` is set, whatever happens to each of them.
 
-
-def _wait_for_broker(settings: Settings, address: Path, server: Child, stop: threading.Event) -> int | None:
-    """Start the embedded broker and return its port once it listens, None when `stop` comes first.
-
-    The broker writes the file `address` when it listens. Raises FlawlineError when it does not within BROKER_READY_S.
+    Raises FlawlineError when the port of the metrics is in use, before anything is started.
     """
+    environment = {"FLAWLINE_CONFIG": str(config.absolute())} if config else {}
+    metrics = settings.metrics
+    children: list[Child] = []
+    with contextlib.closing(telemetry.serve(metrics.up_port, metrics.host, *telemetry.OF_UP)):
+        try:
+            if settings.kafka.bootstrap_servers is None:
+                children.append(Child(Role("broker", ("broker",), stage=3), environment))
+                # The broker has the same environment: when it starts again it takes the port that it got.
+                environment.update(_wait_for_broker(settings, children[0], stop))
+            if stop.is_set():
+                return
+            children += [Child(role, environment) for role in roles(settings)]
+            if not settings.cameras:
+                log.warning("no cameras are configured: the line waits for frames from elsewhere")
+            while not stop.wait(POLL_S):
+                for child in children:
+                    child.tend()
+        finally:
+            _stop(children)
+
+
+def _wait_for_broker(settings: Settings, broker: Child, stop: threading.Event) -> dict[str, str]:
+    """Start the embedded broker and wait until it listens; return what the environment of the roles needs to find it.
+
+    A broker of a known port is not waited for longer than BROKER_READY_S: cameras keep their frames on disk meanwhile.
+    One that is to choose a free port is waited for until `stop`, since nobody could find it.
+    """
+    address = settings.data_dir / "broker" / ADDRESS_FILE
+    address.unlink(missing_ok=True)  # it may be of an earlier start
     deadline = monotonic() + BROKER_READY_S
     while not stop.is_set():
-        server.tend()
+        broker.tend()
         if address.is_file() and (text := address.read_text().strip()):
-            return int(text.rpartition(":")[2])
-        if monotonic() > deadline:
-            raise FlawlineError(
-                f"the embedded broker does not listen on {settings.bootstrap_servers} after {BROKER_READY_S:.0f} s: "
-                "see what it reports above"
+            return {} if settings.embedded.port else {"FLAWLINE_EMBEDDED__PORT": text.rpartition(":")[2]}
+        if settings.embedded.port and monotonic() > deadline:
+            log.error(
+                "the embedded broker does not listen on %s after %.0f s: the roles start without it; see what it "
+                "reports above",
+                settings.bootstrap_servers,
+                BROKER_READY_S,
             )
+            return {}
         stop.wait(POLL_S)
-    return None
+    return {}
 
 
-def _restart_limit() -> RestartLimit:
-    return RestartLimit(limit=5, window_s=60.0, first_wait_s=0.5)  # a judgement, not measured
+def _stop(children: Iterable[Child]) -> None:
+    """Stop the children stage by stage, those of one stage at the same time."""
+    ordered = sorted(children, key=lambda child: child.role.stage)
+    for _, group in groupby(ordered, key=lambda child: child.role.stage):
+        stage = list(group)
+        with ThreadPoolExecutor(len(stage)) as pool:
+            list(pool.map(lambda child: child.stop(STOP_TIMEOUT_S), stage))

@@ -285,7 +285,7 @@ class Supervisor:
             actor.slot, RestartLimit(self._worker.restart_limit, self._worker.restart_window_s, clock=self._now)
         )
         why = reason or "its process died"
-        if limit.wait_s() is None:
+        if not limit.allows():
             raise FlawlineError(
                 f"actor {actor.slot} ended {self._worker.restart_limit + 1} times within "
                 f"{self._worker.restart_window_s:g} s, lastly: {why}"

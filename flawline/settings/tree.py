@@ -125,6 +125,9 @@ class MetricsSettings(_Section):
         9403, ge=0, le=65_535, description="Port of discovery's metrics, where 0 turns them off."
     )
     ledger_port: int = Field(9404, ge=0, le=65_535, description="Port of the ledger's metrics, where 0 turns them off.")
+    up_port: int = Field(
+        9405, ge=0, le=65_535, description="Port of the metrics of `flawline up`, where 0 turns them off."
+    )
 
 
 class GrafanaSettings(_Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +19,7 @@ from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.redaction import redact
 from flawline.settings.tree import Settings
+from station import role_states
 
 CONNECT_TIMEOUT_S = 3.0
 CLOCK_TOLERANCE_MS = 60_000
@@ -209,7 +209,7 @@ def ports(settings: Settings) -> list[Finding]:
     """Check that the metrics ports are free, or used by this line."""
     findings = []
     metrics = settings.metrics
-    for name in ("producers_port", "workers_port", "discovery_port", "ledger_port"):
+    for name in ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"):
         port = getattr(metrics, name)
         if port and not _can_bind(metrics.host, port):
             text = f"metrics.{name} {metrics.host}:{port} is in use"
@@ -218,6 +218,19 @@ def ports(settings: Settings) -> list[Finding]:
             else:
                 findings.append(Finding("ports", Status.FAIL, text, "choose another, or 0 for no endpoint"))
     return findings or [Finding("ports", Status.OK, "the metrics ports are free")]
+
+
+def roles(settings: Settings) -> list[Finding]:
+    """Show what the `flawline up` of this machine says about its roles; nothing where none runs."""
+    states = role_states.read(settings)
+    findings = []
+    for state in states or ():
+        if state.failing_s:
+            text = f"{state.name} {state.text}, {state.restarts} restarts"
+            findings.append(Finding("roles", Status.FAIL, text, "see what `flawline up` reports about it"))
+    if states and not findings:
+        findings.append(Finding("roles", Status.OK, ", ".join(f"{state.name} {state.text}" for state in states)))
+    return findings
 
 
 def clock(settings: Settings) -> list[Finding]:
@@ -267,6 +280,7 @@ ALL = (
     objects,
     disk,
     ports,
+    roles,
     clock,
 )
 
@@ -412,9 +426,4 @@ def _can_bind(host: str, port: int) -> bool:
 
 
 def _serves_our_metrics(host: str, port: int) -> bool:
-    where = "127.0.0.1" if host in ("0.0.0.0", "") else host
-    try:
-        with urllib.request.urlopen(f"http://{where}:{port}/metrics", timeout=CONNECT_TIMEOUT_S) as answer:
-            return b"flawline_" in answer.read(200_000)
-    except (OSError, ValueError):
-        return False
+    return "flawline_" in (role_states.metrics_text(host, port, CONNECT_TIMEOUT_S) or "")

@@ -62,7 +62,7 @@ def write_settings(out: Path, base: Settings, bootstrap: str, cameras: list[dict
     if base.kafka.bootstrap_servers is not None:
         # On a broker that others use too, the run's topics must not mix with those of a line.
         kafka["topic_prefix"] = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-"
-    metrics = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0)
+    metrics = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"), 0)
     content = values | {
         "line": "demo",
         "data_dir": str(out),

@@ -15,6 +15,7 @@ ROLES = (
     telemetry.OF_THE_SUPERVISOR,
     telemetry.OF_DISCOVERY,
     telemetry.OF_THE_LEDGER,
+    telemetry.OF_UP,
 )
 
 

@@ -1,7 +1,9 @@
-"""`flawline up` keeps its roles alive at a bounded rate, stops them all, and leaves none behind."""
+"""`flawline up` keeps its roles alive, each for itself, stops them all, and leaves none behind."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import signal
 import socket
 import subprocess
@@ -11,20 +13,27 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import tomli_w
 
 from embedded_broker import EmbeddedBroker
-from flawline.errors import FlawlineError, UsageError
-from flawline.restarts import RestartLimit
+from flawline import telemetry
+from flawline.errors import FlawlineError
 from flawline.settings.tree import Settings, load_settings
 from station import up
-from station.up import Child, Role
-from tests.support.brokers import free_port
+from station.cli import doctor_checks
+from station.role_states import RoleState, read
+from station.up import Child, Patience, Role
+from tests.support.brokers import free_port, unique
 
 pytestmark = pytest.mark.system
+
+
+QUICK = Patience(first_pause_s=0.2, longest_pause_s=0.2, well_s=60, reminder_s=60)
 
 
 def tend_until(child: Child, over: Callable[[], bool]) -> None:
@@ -35,41 +44,108 @@ def tend_until(child: Child, over: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def a_child(*arguments: str, may_end: bool = False, limit: int = 1, **environment: str) -> Child:
-    restarts = RestartLimit(limit=limit, window_s=60)
-    return Child(Role("role", arguments, may_end), environment, restarts, time.monotonic)
+def a_child(*arguments: str, may_end: bool = False, patience: Patience = QUICK, **environment: str) -> Child:
+    return Child(Role(unique("role"), arguments, may_end=may_end), environment, patience)
 
 
-def test_role_with_wrong_configuration_is_not_tried_again() -> None:
-    with pytest.raises(UsageError, match="role role refuses"):
-        tend_until(a_child("ledger", FLAWLINE_CONFIG="/nowhere.toml"), lambda: False)
+def metric(name: str, role: str) -> float:
+    value = telemetry.REGISTRY.get_sample_value(f"flawline_role_{name}", {"role": role})
+    assert value is not None
+    return value
 
 
-def test_role_that_keeps_dying_ends_the_line_with_its_exit_code(tmp_path: Path) -> None:
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_role_that_refuses_its_configuration_is_tried_again_and_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    child = a_child("ledger", FLAWLINE_CONFIG="/nowhere.toml")
+    tend_until(child, lambda: metric("restarts_total", child.role.name) >= 2)
+    child.stop(30)
+    assert len(errors(caplog)) == 1 and "refuses its configuration" in errors(caplog)[0]
+    assert metric("failing_seconds", child.role.name) > 0
+
+
+def test_role_whose_port_is_taken_runs_as_soon_as_the_port_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         child = a_child("broker", FLAWLINE_EMBEDDED__PORT=port, FLAWLINE_DATA_DIR=str(tmp_path))
-        with pytest.raises(FlawlineError, match=r"2 times .* exit code 1"):
-            tend_until(child, lambda: False)
+        tend_until(child, lambda: child.is_failing)
+    # It is well when it has run for longer than a start that fails.
+    child._patience = replace(QUICK, well_s=5.0)
+    tend_until(child, lambda: not child.is_failing)
+    child.stop(30)
+    assert len(errors(caplog)) == 1 and "died with exit code 1" in errors(caplog)[0]
+    assert "is well again" in caplog.text
+    assert metric("failing_seconds", child.role.name) == 0
 
 
 def test_cameras_that_have_an_end_may_end() -> None:
     child = a_child("--version", may_end=True)
-    tend_until(child, lambda: child.ended)
+    tend_until(child, lambda: child.has_ended)
     child.tend()
-    assert child.pid is None
+    assert child.pid is None and not child.is_failing
+
+
+class DeadProcess:
+    """A process that has died before anybody looks."""
+
+    pid = 1
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def poll(self) -> int:
+        return -signal.SIGKILL
+
+
+def test_pauses_grow_and_the_log_has_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, starts = [0.0], []
+
+    def start(*_: object, **__: object) -> DeadProcess:
+        starts.append(now[0])
+        return DeadProcess()
+
+    monkeypatch.setattr(up, "ChildProcess", start)
+    child = Child(Role(unique("role"), ()), {}, clock=lambda: now[0])
+    while now[0] < 3600:
+        child.tend()
+        now[0] += up.POLL_S
+    pauses_s = [b - a for a, b in itertools.pairwise(starts)]
+    assert pauses_s[0] <= 1.0 + 2 * up.POLL_S and max(pauses_s[:3]) < 6
+    assert all(14 < pause_s < 31 for pause_s in pauses_s[10:])
+    assert 11 <= len(errors(caplog)) <= 13, "the first failure, then one line every five minutes"
+
+
+def test_machine_without_room_for_a_process_is_a_failure_of_the_role(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(up, "ChildProcess", refuse)
+    child = Child(Role(unique("role"), ()), {})
+    child.tend()
+    assert child.is_failing and "cannot be started (Resource temporarily unavailable)" in errors(caplog)[0]
 
 
 @contextmanager
 def running(settings: Settings) -> Iterator[threading.Event]:
     """`up` in a thread; what it raised is raised here."""
-    stop, errors = threading.Event(), []
+    stop, raised = threading.Event(), []
 
     def run() -> None:
         try:
             up.run(settings, stop)
         except FlawlineError as error:
-            errors.append(error)
+            raised.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -78,7 +154,7 @@ def running(settings: Settings) -> Iterator[threading.Event]:
     finally:
         stop.set()
         thread.join(90)
-    assert not thread.is_alive() and errors == []
+    assert not thread.is_alive() and raised == []
 
 
 def children_with(word: str) -> list[psutil.Process]:
@@ -111,7 +187,9 @@ def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
 ) -> None:
     port = free_port()
     file = tmp_path / "line.toml"
-    file.write_text(f'data_dir = "{tmp_path}/data"\n[embedded]\nport = 0\n[metrics]\nledger_port = {port}\n')
+    file.write_text(
+        f'data_dir = "{tmp_path}/data"\n[embedded]\nport = 0\n[metrics]\nledger_port = {port}\nup_port = 0\n'
+    )
     monkeypatch.setenv("FLAWLINE_CONFIG", str(file))
     monkeypatch.setattr(up, "roles", lambda settings: [Role("ledger", ("ledger", "--watch", "--interval", "0.2"))])
     with running(load_settings(file)):
@@ -172,3 +250,53 @@ def test_role_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent.wait()
     role.wait(timeout=30)
     parent.stdout.close()
+
+
+def role_states(settings: Settings) -> dict[str, RoleState]:
+    return {state.name: state for state in read(settings) or ()}
+
+
+def captured(port: int) -> float:
+    try:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("flawline_published_frames_t"))
+
+
+def test_a_line_without_store_and_model_goes_on_capturing_until_it_is_stopped(
+    tmp_path: Path, embedded_broker: EmbeddedBroker
+) -> None:
+    ports = {name: free_port() for name in ("producers_port", "up_port")}
+    content = {
+        "data_dir": str(tmp_path / "data"),
+        "kafka": {"bootstrap_servers": embedded_broker.bootstrap, "topic_prefix": unique("up") + "-"},
+        "cameras": [{"name": "cam", "kind": "simulated", "rate_hz": 5.0, "height": 64, "width": 64}],
+        "worker": {"model": str(tmp_path / "no-model")},
+        "store": {"url": f"postgresql://line:secret@127.0.0.1:{free_port()}/line"},
+        "metrics": {"workers_port": 0, "discovery_port": 0, "ledger_port": 0} | ports,
+        "console": {"port": free_port()},
+    }
+    file = tmp_path / "line.toml"
+    file.write_text(tomli_w.dumps(content))
+    settings = load_settings(file)
+    command = [sys.executable, "-m", "station.cli", "up", "--config", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: {"work"} <= {name for name, state in role_states(settings).items() if state.failing_s})
+        before = captured(ports["producers_port"])
+        wait_for(lambda: captured(ports["producers_port"]) >= before + 10)
+        wait_for(lambda: role_states(settings)["work"].restarts >= 1)
+        states = role_states(settings)
+        assert states["produce"].text == states["ledger"].text == "runs" and states["produce"].restarts == 0
+        checks = {(finding.name, finding.status) for finding in doctor_checks.roles(settings)}
+        assert checks == {("roles", doctor_checks.Status.FAIL)}
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and not any(child.is_running() for child in children)
+    assert "Traceback" not in stderr and "secret" not in stderr
+    for role in ("work", "discover", "console"):
+        assert sum(f"station.up: {role} " in line and "ERROR" in line for line in stderr.splitlines()) <= 1
