@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from flawline.redaction import redact
+
 ONE_LINE_CHARACTERS = 300
 
 
 class FlawlineError(Exception):
-    """The work failed for a reason that a person can act on; the message is one line."""
+    """The work failed for a reason that a person can act on; the message is one line and shows no secret."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
 class UsageError(FlawlineError):
@@ -20,9 +25,9 @@ class UsageError(FlawlineError):
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
     """Return the message of an exception on one line of at most 300 characters, the name of its type when it has none.
 
-    `with_type` puts the type in front, for unexpected errors; that of a FlawlineError is left out.
+    It shows no secret. `with_type` puts the type in front, for unexpected errors; that of a FlawlineError is left out.
     """
-    text = " ".join(str(error).split())[:ONE_LINE_CHARACTERS]
+    text = " ".join(redact(str(error)).split())[:ONE_LINE_CHARACTERS]
     if with_type and text and not isinstance(error, FlawlineError):
         return f"{type(error).__name__}: {text}"
     return text or type(error).__name__

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flawline import redaction
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker
 from tests.support.lines import line, line_settings, settings_file
 from tests.support.postgres import postgres_server
@@ -59,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("system")
         else:
             item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every test know no secret at its start, and put the streams back that a command has wrapped."""
+    redaction.forget()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ class InspectorActor(Inspector):
     """The class that Ray starts."""
 
     def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
-        configure_logging(settings.log_level, f"actor-{slot}")
+        configure_logging(settings, f"actor-{slot}")
         # The selector warns whenever the CPU was busy with something else; faiss reports how it was built.
         logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
         logging.getLogger("faiss").setLevel(logging.WARNING)

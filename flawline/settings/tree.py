@@ -1,16 +1,29 @@
-"""One settings tree for every role: defaults, then `line.toml`, then the environment (`FLAWLINE_WORKER__ACTORS=4`)."""
+"""One settings tree for every role: defaults, then `line.toml`, then the environment (`FLAWLINE_WORKER__ACTORS=4`).
+
+A key that holds a secret may have the suffix `_file` in both: `FLAWLINE_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from flawline.errors import UsageError
+from flawline.redaction import STARS, is_secret_key, redact, remember, secrets_in
 from flawline.settings.console import ConsoleSettings
 from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.producers import (
@@ -22,9 +35,16 @@ from flawline.settings.producers import (
     VideoCamera,
 )
 from flawline.settings.scorer import ScorerSettings
+from flawline.settings.secret_files import with_secrets
 from flawline.settings.workers import WorkerSettings
 
 DEFAULT_FILE = Path("line.toml")
+PREFIX = "FLAWLINE_"
+SECRET_KEYS = {"sasl_password", "token", "url", "store_url"}
+"""Keys of the type SecretStr, at any depth; `grafana.url` shares its name with two of them."""
+
+
+_BROKER = r" *(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5} *"
 
 
 class _Section(BaseModel):
@@ -73,6 +93,13 @@ class KafkaSettings(_Section):
         "lower it.",
     )
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _brokers_are_hosts_with_ports(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(rf"{_BROKER}(,{_BROKER})*", text):
+            raise ValueError("it should be host:port[,host:port] without a scheme, a user or a password")
+        return text
+
 
 class EmbeddedSettings(_Section):
     """Holds the address of the embedded broker, which is used when `kafka.bootstrap_servers` is not set."""
@@ -101,6 +128,13 @@ class FrameSettings(_Section):
     objects_url: str | None = Field(
         None, description="Object store as an fsspec URL (file:///..., s3://...), which is the same for all roles."
     )
+
+    @field_validator("objects_url")
+    @classmethod
+    def _objects_have_a_url(cls, text: str | None) -> str | None:
+        if text is not None and "://" not in text:
+            raise ValueError("it should be a URL such as file:///srv/flawline/objects or s3://bucket/folder")
+        return text
 
 
 class StoreSettings(_Section):
@@ -147,11 +181,20 @@ AnyCamera = Annotated[
 ]
 
 
+class _Environment(EnvSettingsSource):
+    """The environment, in which the variable of a secret may end with _FILE and name a file."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = with_secrets(super().__call__(), SECRET_KEYS)
+        remember(secrets_in(values))
+        return values
+
+
 class Settings(BaseSettings):
     """Holds the settings of the whole line."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FLAWLINE_", env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", nested_model_default_partial_update=True
     )
 
     line: str = Field(
@@ -186,7 +229,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The file's content arrives as init arguments, and the environment overrides it.
-        return env_settings, init_settings
+        return _Environment(settings_cls), init_settings
 
     @model_validator(mode="after")
     def _camera_names_are_unique(self) -> Settings:
@@ -226,11 +269,17 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     elif named:
         raise UsageError(f"{file}: no such config file: create it, or leave --config out for the defaults")
     _check_environment()
+    remember(secrets_in(content))
     origin = str(file) if content else "configuration"
+    content = with_secrets(content, SECRET_KEYS)
+    remember(secrets_in(content))
+    # An error of pydantic shows the first and last characters of what it refuses, so it is not the cause of ours.
     try:
         return Settings(**_merge(content, overrides))
     except ValidationError as error:
-        raise UsageError(f"{origin}: {_first_problem(error)}") from error
+        raise UsageError(f"{origin}: {_first_problem(error)}") from None
+    except SettingsError as error:
+        raise UsageError(f"environment: {error}: write lists and sections as JSON") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -243,11 +292,25 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_environment() -> None:
-    """Raise UsageError for a variable of an unknown section, which pydantic-settings passes over in silence."""
-    for name in os.environ:
-        section, nested, _ = name.upper().removeprefix("FLAWLINE_").lower().partition("__")
-        if name.upper().startswith("FLAWLINE_") and nested and section not in Settings.model_fields:
+    """Know the secrets of the variables, which may be wrong, and raise UsageError for one of an unknown section.
+
+    pydantic-settings passes over such a variable in silence.
+    """
+    remember(secret for name, value in _variables() for secret in secrets_in(value, name))
+    for name, _ in _variables():
+        section, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
+        if nested and section not in Settings.model_fields:
             raise UsageError(f"environment {name}: unknown section {section}: remove it or correct its spelling")
+
+
+def _variables() -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each variable of Flawline; lists and sections are JSON."""
+    for name, text in os.environ.items():
+        if name.upper().startswith(PREFIX):
+            try:
+                yield name, json.loads(text) if text.lstrip()[:1] in ("{", "[") else text
+            except ValueError:
+                yield name, text
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -268,8 +331,8 @@ def _first_problem(error: ValidationError) -> str:
         text = f"unknown key {key}: remove it or correct its spelling"
     else:
         value = "" if isinstance(first.get("input"), dict | list) else f" = {first.get('input')!r}"
-        if value and any(word in key for word in ("password", "token", "url")):
-            value = " = '***'"
+        if value and (is_secret_key(key) or key == "kafka.bootstrap_servers"):  # the latter may name a password too
+            value = f" = '{STARS}'"
         allowed = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        text = f"{key}{value}: {allowed}"
+        text = redact(f"{key}{value}: {allowed}")
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"

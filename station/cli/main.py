@@ -14,6 +14,7 @@ import typer
 
 from flawline import __version__
 from flawline.errors import FlawlineError
+from flawline.redaction import redact_output
 from station.cli import classes, dashboards, topics
 from station.cli.broker import broker
 from station.cli.console import console
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 fine, 1 the work failed, 2 bad usage or configuration, 130 interrupted."""
     from flawline.stopping import follow_parent
 
+    redact_output()
     signal.signal(signal.SIGTERM, _on_sigterm)
     follow_parent()
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

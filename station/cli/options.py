@@ -74,7 +74,7 @@ def settings_of(config: Path | None, role: str = "") -> Settings:
     if config is not None:
         os.environ["FLAWLINE_CONFIG"] = str(config.absolute())  # for the roles that a command starts
     settings = load_settings(config)
-    configure_logging(settings.log_level if role else "WARNING", role)
+    configure_logging(settings, role)
     return settings
 
 

@@ -72,8 +72,14 @@ def write_settings(out: Path, base: Settings, bootstrap: str, cameras: list[dict
         "cameras": cameras,
     }
     file = out / "line.toml"
-    for section, secret in (("kafka", "sasl_password"), ("grafana", "token")):
+    for section, secret in (
+        ("kafka", "sasl_password"),
+        ("grafana", "token"),
+        ("grafana", "store_url"),
+        ("store", "url"),
+    ):
         content.get(section, {}).pop(secret, None)  # dumped masked; the roles read secrets from the environment
+    file.touch(mode=0o600)  # other addresses may hold credentials
     file.write_text(tomli_w.dumps(json.loads(json.dumps(content))), encoding="utf-8")
     return load_settings(file)
 
