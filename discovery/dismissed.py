@@ -21,7 +21,7 @@ from discovery.store.store import Store
 from flawline import imaging, kafka_clients, messages, topics
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, Frame, SchemaError
-from flawline.object_store import ObjectStore
+from flawline.object_store import ObjectStore, object_store
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ def export(
     missing = {each.frame_id: each for each in wanted if _stem(each.frame_id) not in present}
     found: set[str] = set()
     if missing:
-        url = settings.frames.objects_url
-        objects = ObjectStore(url) if url else None
+        objects = object_store(settings)
         try:
             consumer = kafka_clients.consumer(settings, max_poll_records=FRAMES_PER_POLL)
             try:

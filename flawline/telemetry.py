@@ -32,6 +32,9 @@ def _histogram(name: str, text: str, *labels: str) -> Histogram:
     return Histogram(f"flawline_{name}", text, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 
 
+# Producers and workers
+OBJECT_STORE_AWAY = _gauge("object_store_away", "1 while frames wait because the object store is away.")
+
 # Producers
 CAPTURED = _counter("captured_frames", "Frames captured.", "camera")
 PUBLISHED = _counter("published_frames", "Frames acknowledged by the broker.", "camera")
@@ -56,6 +59,7 @@ OF_PRODUCERS: tuple[Collector, ...] = (
     SPOOL_BYTES,
     SPOOL_FRAMES,
     SPOOL_OLDEST_AGE,
+    OBJECT_STORE_AWAY,
 )
 
 # Workers
@@ -90,6 +94,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     BATCH_SIZE,
     MODEL_INFO,
     MODEL_LOAD_FAILURES,
+    OBJECT_STORE_AWAY,
 )
 OF_THE_SUPERVISOR: tuple[Collector, ...] = (ACTORS, ACTOR_RESTARTS)
 

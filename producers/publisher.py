@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Frame, LedgerEntry
-from flawline.object_store import ObjectStore
+from flawline.object_store import StoreAway, object_store
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers.broker_connection import Link, connect
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
+from producers.claim_checks import ClaimChecks
 from producers.delivery import NotConnected
 from producers.journal import EpochAccount, has_open_accounts
 from producers.partitions import Partitions
@@ -63,7 +64,8 @@ class Publisher:
         self._settings = settings
         self._clock = clock
         self._now_ns = now_ns
-        self._store = ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None
+        store = object_store(settings)
+        self._claim_checks = ClaimChecks(store, settings, clock) if store else None
         self._budget = ByteBudget(settings.producer.in_flight_limit_bytes, telemetry.PRODUCER_IN_FLIGHT_BYTES.set)
         self._quota = Quota(settings.producer.spool_limit_bytes)
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
@@ -174,16 +176,25 @@ class Publisher:
         client = self._link.client
         if client is None:
             raise NotConnected("no connection to the broker")
-        if self._store is not None and frame.size_bytes > self._settings.frames.inline_limit_bytes:
-            frame = replace(frame, data=b"", object_key=self._store.put(frame.data))
-        future = client.send(
+        if self._claim_checks is None:
+            return self._send_record(client, frame), client
+        frame, settled = self._claim_checks.check(frame)
+        try:
+            future = self._send_record(client, frame)
+        except BaseException:
+            settled()
+            raise
+        future.add_both(settled)
+        return future, client
+
+    def _send_record(self, client: Any, frame: Frame) -> Any:
+        return client.send(
             self._settings.topic(topics.FRAMES.name),
             value=messages.encode(frame),
             key=frame.camera.encode(),
             headers=messages.headers(frame),
             partition=self._partitions[frame.camera],
         )
-        return future, client
 
     # -- accounts ------------------------------------------------------------------------------------------------
 
@@ -192,6 +203,9 @@ class Publisher:
             for lane in self.lanes.values():
                 lane.observe()
             self._publish_entries()
+            if self._claim_checks is not None:
+                with contextlib.suppress(StoreAway):  # the lanes report it; the next turn tries again
+                    self._claim_checks.refresh()
 
     def _publish_last_entries(self) -> None:
         deadline = self._clock() + LAST_ENTRIES_S

@@ -24,7 +24,7 @@ from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
-from flawline.object_store import ObjectStore
+from flawline.object_store import object_store
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from workers import metrics, scoring, verdicts
@@ -132,7 +132,7 @@ class Inspector:
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
         self._reader = Reader(
             settings.frames.limit_bytes,
-            ObjectStore(settings.frames.objects_url) if settings.frames.objects_url else None,
+            object_store(settings),
             self._stop,
         )
 

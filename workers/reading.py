@@ -7,15 +7,16 @@ import threading
 
 import numpy as np
 
-from flawline import imaging, messages
+from flawline import imaging, messages, telemetry
+from flawline.backoff import Backoff
 from flawline.messages import DeadLetterReason, Frame, SchemaError
-from flawline.object_store import MissingObjectError, ObjectStore
+from flawline.object_store import MissingObjectError, ObjectStore, StoreAway
 from flawline.topics import ENVELOPE_BYTES
 
 log = logging.getLogger(__name__)
 
 STORE_RETRY_S = (0.2, 10.0)
-"""First and longest wait in seconds before an object store that is away is asked again: an outage costs no frames."""
+"""First and longest wait in seconds before an object store that is away is asked again. A judgement, not measured."""
 
 
 class Rejected(Exception):
@@ -83,15 +84,19 @@ class Reader:
         return self._fetch(self._objects, frame.object_key, frame.size_bytes)
 
     def _fetch(self, objects: ObjectStore, key: str, size_bytes: int) -> bytes:
-        wait_s, longest_s = STORE_RETRY_S
+        backoff = Backoff(*STORE_RETRY_S)
         while True:
             try:
-                return objects.get(key, size_bytes)
-            except OSError as error:
+                data = objects.get(key, size_bytes)
+            except StoreAway as error:
+                telemetry.OBJECT_STORE_AWAY.set(1)
+                wait_s = backoff.next_s()
+                log.warning("%s; frame waits for object %s, next attempt in %.1f s", error, key[:8], wait_s)
                 if self._stop.wait(wait_s):
                     raise InterruptedError(f"stopped while object {key} could not be read: {error}") from error
-                log.warning("object %s cannot be read (%s), trying again", key, error)
-                wait_s = min(longest_s, 2 * wait_s)
+            else:
+                telemetry.OBJECT_STORE_AWAY.set(0)
+                return data
 
     def _too_large(self, size_bytes: int) -> str:
         return f"frame of {size_bytes} bytes is over frames.limit_bytes = {self._limit_bytes}"

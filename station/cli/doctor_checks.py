@@ -17,7 +17,6 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, one_line
-from flawline.redaction import redact
 from flawline.settings.tree import Settings
 from station import role_states
 
@@ -172,19 +171,21 @@ def store(settings: Settings) -> list[Finding]:
 
 
 def objects(settings: Settings) -> list[Finding]:
-    """Check that the claim check store takes, returns and removes an object."""
-    from flawline.object_store import ObjectStore
+    """Check that the claim check store takes, returns and removes an object, or that it can be made."""
+    from flawline.object_store import MissingObjectError, StoreAway, object_store
 
-    url = settings.frames.objects_url
-    if url is None:
+    store = object_store(settings)
+    if store is None:
         text = f"no claim check store: frames over {settings.frames.inline_limit_bytes} bytes travel inline"
         return [Finding("objects", Status.OK, text)]
     try:
-        ObjectStore(url).check()
-    except OSError as error:
-        text = f"{redact(url)} cannot be written: {error}"
-        return [Finding("objects", Status.FAIL, text, "make it writable, or correct frames.objects_url")]
-    return [Finding("objects", Status.OK, f"{redact(url)} is writable")]
+        if store.marker() is None and store.is_empty():  # a check leaves nothing behind
+            text = f"{store.root} holds no store yet: the first producer makes it"
+            return [Finding("objects", Status.WARN, text, "mount the store if there is one, then start the producers")]
+        store.check()
+    except (StoreAway, MissingObjectError) as error:
+        return [Finding("objects", Status.FAIL, str(error), "bring it back, or correct frames.objects_url")]
+    return [Finding("objects", Status.OK, f"{store.root} takes and returns objects")]
 
 
 def disk(settings: Settings) -> list[Finding]:

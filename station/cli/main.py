@@ -15,7 +15,7 @@ import typer
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.redaction import redact_output
-from station.cli import classes, dashboards, topics
+from station.cli import classes, dashboards, objects, topics
 from station.cli.broker import broker
 from station.cli.console import console
 from station.cli.demo import demo
@@ -59,7 +59,7 @@ def _root(
 
 for command in (*ROLES, *MODELS, *REPORTS):
     app.command()(debuggable(command))
-for group in (topics, dashboards, classes):
+for group in (topics, objects, dashboards, classes):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 

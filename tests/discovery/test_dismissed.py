@@ -14,7 +14,7 @@ from discovery.store import decisions, registry
 from discovery.store.store import Batch, Store, TakenDefect
 from flawline import imaging, kafka_clients, messages, topics
 from flawline.messages import ClassState, Codec, Frame
-from flawline.object_store import ObjectStore
+from flawline.object_store import object_store
 from station.cli.main import main
 from tests.discovery import line
 from tests.discovery.factories import START_NS, VERSION, defect, directions
@@ -104,9 +104,10 @@ def test_whole_frames_are_written_as_they_were_captured(settings, store, tmp_pat
 
 def test_frames_behind_a_claim_check_and_damaged_ones(settings, store, tmp_path):
     first, data = frame(0)
-    url = f"file://{tmp_path / 'objects'}"
-    settings.frames.objects_url = url
-    key = ObjectStore(url).put(data)
+    settings.frames.objects_url = f"file://{tmp_path / 'objects'}"
+    objects = object_store(settings)
+    objects.create()
+    key = objects.put(data)
     send(settings, replace(first, data=b"", object_key=key), replace(frame(1)[0], checksum=1))
     found = dismissed.export(settings, dismissed.frames(store), tmp_path / "good")
     assert found == dismissed.Exported(("cam-1:1:0",), ("cam-1:1:1",))

@@ -24,7 +24,7 @@ from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, messages, telemetry
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, DropReason
-from flawline.object_store import ObjectStore
+from flawline.object_store import object_store
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers import broker_connection, service
@@ -199,19 +199,17 @@ def test_stop_ends_an_endless_camera_after_its_frames_are_delivered(
 
 
 def test_large_frames_go_by_claim_check(embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path) -> None:
-    store = f"file://{tmp_path / 'objects'}"
     settings = line(
         embedded_broker.bootstrap, tmp_path, folder("cam", images),
-        frames={"inline_limit_bytes": 1000, "objects_url": store},
+        frames={"inline_limit_bytes": 1000, "objects_url": f"file://{tmp_path / 'objects'}"},
     )  # fmt: skip
     service.run(settings, threading.Event())
+    objects = object_store(settings)
     found = topics.frames(settings)
     assert len(found) == 30
     for frame in found:
         assert frame.data == b"" and frame.object_key is not None
-        assert ObjectStore(store).get(frame.object_key, frame.size_bytes) == (
-            (images / f"{frame.sequence:03d}.jpg").read_bytes()
-        )
+        assert objects.get(frame.object_key, frame.size_bytes) == (images / f"{frame.sequence:03d}.jpg").read_bytes()
 
 
 def test_frames_over_the_limit_are_dropped_as_oversize(

@@ -16,6 +16,7 @@ import pytest
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
+from flawline.object_store import MARKER, object_store
 from flawline.settings.producers import UsbCamera
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
@@ -180,6 +181,19 @@ def test_object_store_that_cannot_be_written_is_a_failure(line_settings: Setting
     settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/taken")
     [found] = doctor_checks.objects(settings)
     assert found.status is Status.FAIL and "frames.objects_url" in found.remedy
+
+
+def test_object_store_is_looked_at_and_nothing_stays_behind(line_settings: Settings, tmp_path: Path) -> None:
+    settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/objects")
+    [found] = doctor_checks.objects(settings)
+    assert found.status is Status.WARN and not (tmp_path / "objects").exists()
+    object_store(settings).create()
+    [found] = doctor_checks.objects(settings)
+    assert found.status is Status.OK, found
+    assert [path.name for path in (tmp_path / "objects").rglob("*") if path.is_file()] == [MARKER]
+    (tmp_path / "objects" / MARKER).rename(tmp_path / "objects" / "file")
+    [found] = doctor_checks.objects(settings)
+    assert found.status is Status.FAIL and "flawline objects create" in found.text
 
 
 def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
+from flawline.object_store import object_store
 from flawline.topics import WORKERS_GROUP
 from tests.support.brokers import RunningBroker
 from tests.workers.line import (
@@ -116,6 +117,7 @@ def test_each_bad_record_becomes_a_dead_letter_with_its_reason_and_its_neighbour
             )
         }
     )
+    object_store(settings).create()
     sent: dict[int, tuple[DeadLetterReason, bytes]] = {}
     with feeding(settings) as feeder:
         for i, (reason, make) in enumerate(BAD_RECORDS.values()):

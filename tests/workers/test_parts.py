@@ -20,7 +20,7 @@ from flawline import imaging, messages
 from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
-from flawline.object_store import ObjectStore
+from flawline.object_store import ObjectStore, StoreAway
 from flawline.settings.workers import WorkerSettings
 from scorer.regions import regions
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
@@ -289,7 +289,13 @@ def test_a_model_that_returns_too_few_scores_is_not_believed() -> None:
 
 
 def reader(tmp_path: Any = None, limit_bytes: int = 1 << 20) -> Reader:
-    return Reader(limit_bytes, ObjectStore(f"file://{tmp_path}") if tmp_path else None, threading.Event())
+    return Reader(limit_bytes, store_in(tmp_path) if tmp_path else None, threading.Event())
+
+
+def store_in(folder: Any) -> ObjectStore:
+    store = ObjectStore(f"file://{folder}/objects", "line-1")
+    store.create()
+    return store
 
 
 def rejection(opener: Reader, value: bytes | None) -> Rejected:
@@ -308,7 +314,7 @@ def test_a_good_frame_is_read_with_its_pixels() -> None:
 
 def test_a_claim_check_frame_is_fetched_and_a_missing_object_is_named(tmp_path: Any) -> None:
     inline = frame("cam-0", 7)
-    key = ObjectStore(f"file://{tmp_path}").put(inline.data)
+    key = store_in(tmp_path).put(inline.data)
     claim = replace(inline, data=b"", object_key=key)
     assert (reader(tmp_path).read(messages.encode(claim))[1] == reader().read(messages.encode(inline))[1]).all()
     gone = rejection(reader(tmp_path), messages.encode(replace(claim, object_key="0" * 64)))
@@ -329,7 +335,7 @@ def test_a_store_that_is_away_costs_time_and_no_frame(tmp_path: Any, monkeypatch
         def get(self, key: str, size_bytes: int) -> bytes:
             self.calls += 1
             if self.calls < 4:
-                raise ConnectionResetError("store is restarting")
+                raise StoreAway("store is restarting")
             return inline.data
 
     store = FlakyStore()

@@ -1,0 +1,156 @@
+"""The object store goes away under a running line: it costs time, no frame, and all go on when it is back."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients, telemetry
+from flawline.messages import DropReason, Verdict
+from flawline.object_store import MARKER
+from flawline.settings.tree import Settings
+from producers import service
+from tests.producers import topics
+from tests.producers.doubles import ScriptedCamera, until
+from tests.support.brokers import unique
+from tests.workers.line import assert_in_order, inspecting, read, write_model
+
+RATE_HZ = 40
+
+
+def line(bootstrap: str, tmp_path: Path, objects_url: str) -> Settings:
+    """Settings of a line with one camera, all of whose frames go by claim check."""
+    settings = Settings(
+        line=unique("line"),
+        data_dir=tmp_path / "data",
+        kafka={"bootstrap_servers": bootstrap, "topic_prefix": unique("t") + ".", "camera_partitions": 2},
+        frames={"inline_limit_bytes": 100, "objects_url": objects_url},
+        metrics={"producers_port": 0},
+        producer={"ledger_interval_s": 0.2, "away_after_s": 0.5, "drain_timeout_s": 20},
+        worker={"model": str(write_model(tmp_path / "model"))},
+        cameras=[{"kind": "folder", "name": unique("cam"), "path": tmp_path, "rate_hz": RATE_HZ}],
+    )
+    kafka_clients.ensure_topics(settings)
+    return settings
+
+
+class RunningProducer:
+    """One camera of new pictures, published in a thread until `finish`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.camera = settings.cameras[0].name
+        self._stop = threading.Event()
+        camera = ScriptedCamera(self.camera, 100_000, "end")
+        self._thread = threading.Thread(target=service.run, args=(settings, self._stop, [camera]), daemon=True)
+        self._thread.start()
+
+    @property
+    def captured(self) -> int:
+        return int(telemetry.CAPTURED.labels(self.camera)._value.get())
+
+    @property
+    def scored(self) -> int:
+        return int(telemetry.VERDICTS.labels(self.camera, "accept")._value.get()) + int(
+            telemetry.VERDICTS.labels(self.camera, "reject")._value.get()
+        )
+
+    def finish(self) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def go_on_for(producer: RunningProducer, captures: int) -> None:
+    """Wait until the camera has made so many more captures."""
+    target = producer.captured + captures
+    until(lambda: producer.captured >= target, what=f"{captures} more captures")
+
+
+def wait_for_verdicts_of_all_so_far(producer: RunningProducer) -> None:
+    target = producer.captured
+    until(lambda: producer.scored >= target, timeout_s=60, what=f"{target} verdicts")
+
+
+def assert_nothing_is_lost(settings: Settings) -> None:
+    """Every capture has one verdict, in order; nothing was dropped or became a dead letter."""
+    assert topics.records(settings, "dead-letters") == []
+    ((captured, dropped, closed),) = topics.accounts(settings).values()
+    assert (dropped, closed) == ({}, True)
+    verdicts = read(settings, "verdicts", Verdict, captured)
+    assert len({verdict.frame_id for verdict in verdicts}) == captured
+    assert_in_order(verdicts)
+
+
+def _remove(folder: Path) -> None:
+    folder.rename(folder.with_name("aside"))
+
+
+def _replace_by_a_file(folder: Path) -> None:
+    _remove(folder)
+    folder.write_text("no folder")
+
+
+def _unmount(folder: Path) -> None:
+    _remove(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("going", [_remove, _replace_by_a_file, _unmount])
+def test_folder_that_goes_away_twice_costs_no_frame(
+    going: Callable[[Path], None], embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    folder = tmp_path / "objects"
+    settings = line(embedded_broker.bootstrap, tmp_path, f"file://{folder}")
+    producer = RunningProducer(settings)
+    try:
+        until(lambda: (folder / MARKER).is_file(), what="the store that the producer makes")
+        with inspecting(settings):
+            go_on_for(producer, RATE_HZ)
+            wait_for_verdicts_of_all_so_far(producer)
+            for _ in range(2):
+                going(folder)
+                until(lambda: telemetry.OBJECT_STORE_AWAY._value.get() == 1, what="the outage in the metrics")
+                go_on_for(producer, 3 * RATE_HZ)
+                assert not folder.is_dir() or list(folder.iterdir()) == [], "nothing is written in the store's place"
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+                folder.unlink(missing_ok=True)
+                folder.with_name("aside").rename(folder)
+                wait_for_verdicts_of_all_so_far(producer)
+                until(lambda: telemetry.OBJECT_STORE_AWAY._value.get() == 0, what="the end of the outage")
+            producer.finish()
+            wait_for_verdicts_of_all_so_far(producer)
+    finally:
+        producer.finish()
+    assert sum(telemetry.DROPPED.labels(producer.camera, reason)._value.get() for reason in DropReason) == 0
+    assert_nothing_is_lost(settings)
+
+
+def test_store_that_is_away_when_the_producer_starts_is_not_made_anew(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    folder = tmp_path / "objects"
+    settings = line(embedded_broker.bootstrap, tmp_path, f"file://{folder}")
+    first = RunningProducer(settings)
+    go_on_for(first, RATE_HZ)
+    first.finish()
+    _unmount(folder)
+    second = RunningProducer(settings)
+    try:
+        go_on_for(second, RATE_HZ)
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+        folder.with_name("aside").rename(folder)
+        with inspecting(settings):
+            wait_for_verdicts_of_all_so_far(second)
+            second.finish()
+            wait_for_verdicts_of_all_so_far(second)
+    finally:
+        second.finish()
+    assert topics.records(settings, "dead-letters") == []
+    assert all(not dropped and closed for _, dropped, closed in topics.accounts(settings).values())
