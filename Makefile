@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test]'
 	@echo "Converting the default backbone once ..."
-	$(BIN)/python -c 'from flawline.settings.scorer import ScorerSettings; from scorer.features import backbone; backbone.prepare(ScorerSettings())'
+	$(BIN)/python -c 'from flawline.settings.scorer import ScorerSettings; from scorer.features.conversion import prepare; prepare(ScorerSettings())'
 	@touch $(STAMP)
 
 clean:

@@ -35,7 +35,9 @@ from flawline.imaging import read_image
 from flawline.settings.scorer import ScorerSettings
 from scorer import commands
 from scorer.features import backbone
+from scorer.features.conversion import prepare
 from scorer.features.dataset import Sample, test_samples, train_samples
+from scorer.features.graph import resized
 from scorer.fit import fit_detector
 
 PARTS = ("quality", "ablations", "speed", "growth", "fit", "anomalib")
@@ -169,7 +171,7 @@ def chosen(data: Path, train_images: int, test_images: int) -> Images:
         return picked
 
     def read(samples: Sequence[Sample]) -> list[np.ndarray]:
-        return [backbone.resized(read_image(sample.path), 512) for sample in samples]
+        return [resized(read_image(sample.path), 512) for sample in samples]
 
     test = some(test_samples(data), test_images)
     return Images(
@@ -214,7 +216,7 @@ def speed(images: Images, settings: ScorerSettings) -> dict[str, float]:
     layers = tuple(layer.model_copy(update={"rows_per_image": layer.rows}) for layer in settings.active_layers)
     fitted = fit_detector(images.train, settings.model_copy(update={"layers": layers}))
     test = [images.test[i] for i in np.linspace(0, len(images.test) - 1, IMAGES).astype(int)]
-    bare = backbone.load(list(backbone.prepare(settings).values()), precision=settings.precision)
+    bare = backbone.load(list(prepare(settings).values()), precision=settings.precision)
     with ThreadPoolExecutor(bare.threads) as pool:
         tasks: dict[str, Callable[[], object]] = {
             "scoring": lambda: fitted.score(test),

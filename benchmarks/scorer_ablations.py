@@ -38,7 +38,7 @@ from scorer.coreset import projected
 from scorer.detector import CoresetDetector
 from scorer.extend.audit import pasted
 from scorer.features import backbone
-from scorer.features.backbone import Image, Maps
+from scorer.features.graph import Image, Maps
 from scorer.features.store import FeatureStore, checked, extract
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import GoodImages, calibrate_model, fit_model

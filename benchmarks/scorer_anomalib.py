@@ -26,8 +26,8 @@ from flawline.settings.scorer import ScorerSettings
 from scorer.cache import cache_dir, cpu_count
 from scorer.coreset import greedy_k_centre
 from scorer.evaluate.accuracy import image_metrics
-from scorer.features import backbone
 from scorer.features import weights as weight_files
+from scorer.features.graph import resized
 from scorer.fit import fit_detector
 from scorer.search.bank import unit_rows
 
@@ -58,7 +58,7 @@ def compare(
     over anomalib. `times_anomalib_engine_...` compares what users of both run on a folder of PNG files, decoding
     counted: anomalib's `Engine.predict` takes them one by one, unless it is given batches.
     """
-    train, test = ([backbone.resized(each, SIDE) for each in images] for images in (train, test))
+    train, test = ([resized(each, SIDE) for each in images] for images in (train, test))
     vectors = _joined(weight_files.find(settings.backbone, settings.weights), train)
     rows = int(len(vectors) * RATIO)
     with threadpool_limits(limits=cpu_count(), user_api="blas"):
@@ -146,7 +146,9 @@ def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.n
     """Patch vectors of all images as PatchCore joins them: averaged over 3 x 3, brought to one grid, end to end."""
     import torch
 
-    module = backbone.torch_module(weights, SIDE, STRIDES)
+    from scorer.features.torch_engine import feature_extractor
+
+    module = feature_extractor(weights, SIDE, STRIDES)
     vectors = []
     with torch.inference_mode():
         for image in images:
@@ -175,8 +177,10 @@ def run_worker(
     arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a worker in anomalib's environment says of the images, with our weights; `own` is for it alone."""
+    from scorer.features.torch_engine import feature_extractor
+
     settings = ScorerSettings()
-    module = backbone.torch_module(weight_files.find(settings.backbone, settings.weights), SIDE, STRIDES)
+    module = feature_extractor(weight_files.find(settings.backbone, settings.weights), SIDE, STRIDES)
     with tempfile.TemporaryDirectory(prefix="flawline-anomalib-") as folder:
         given, result = Path(folder) / "in.npz", Path(folder) / "out.json"
         np.savez(

@@ -16,8 +16,8 @@ import numpy as np
 
 from flawline.settings.scorer import PROFILES, ScorerSettings
 from scorer.detector import CoresetDetector
-from scorer.features import backbone
-from scorer.features.backbone import Maps
+from scorer.features.conversion import prepare
+from scorer.features.graph import Maps
 from scorer.fit import fit_detector
 from scorer.model import Model, embedding_layers
 
@@ -96,7 +96,7 @@ def groups(settings: ScorerSettings) -> dict[str, float]:
 
 def bank_bytes(settings: ScorerSettings) -> int:
     """Bytes of the largest banks that a group can have, as they lie in the artefact."""
-    graphs = [graph for graph, _ in backbone.prepare(settings).values()]
+    graphs = [graph for graph, _ in prepare(settings).values()]
     channels = [each for graph in graphs for each in graph.channels]
     return sum(2 * layer.rows * each for layer, each in zip(settings.active_layers, channels, strict=True))
 
@@ -149,7 +149,7 @@ def fits(settings: ScorerSettings, counts: Sequence[int]) -> dict[str, float]:
 
     What 20,000 images would take of memory is read off the line through the measured peaks, unless they were fitted.
     """
-    backbone.prepare(settings)  # once on a machine, and it takes memory of its own: not in a fit that is measured
+    prepare(settings)  # once on a machine, and it takes memory of its own: not in a fit that is measured
     measured = []
     for count in sorted(counts):
         command = [sys.executable, "-m", "benchmarks.scorer_growth", str(count), settings.model_dump_json()]

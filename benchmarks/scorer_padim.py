@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.scorer_anomalib import SIDE, ranking, run_worker
-from scorer.features import backbone
+from scorer.features.graph import resized
 
 # Channels that PaDiM keeps of those that the layers have; its paper's number for ResNet18.
 FEATURES = 100
@@ -18,7 +18,7 @@ def compare(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], products: Sequence[str], is_defect: Sequence[bool]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Figures of PaDiM, fitted on all products together as ours is, and the versions in anomalib's environment."""
-    train, test = ([backbone.resized(each, SIDE) for each in images] for images in (train, test))
+    train, test = ([resized(each, SIDE) for each in images] for images in (train, test))
     theirs = run_worker("padim_worker.py", train, test, {"features": FEATURES, "seed": SEED})
     figures = {"padim_images_per_second": len(test) / theirs["inference_s"], "padim_fit_s": theirs["fit_s"]}
     figures |= {

@@ -28,8 +28,8 @@ from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evaluate import scenarios
 from scorer.features import backbone
-from scorer.features.backbone import Maps
 from scorer.features.dataset import LazyImages, Sample, test_samples, train_samples
+from scorer.features.graph import Maps
 from scorer.features.store import extract
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import fit_model

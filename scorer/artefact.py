@@ -25,7 +25,7 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.calibration import Threshold
 from scorer.evidence import Evidence
-from scorer.features.backbone import Graph
+from scorer.features.graph import Graph
 from scorer.features.weights import sha256_of
 from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles

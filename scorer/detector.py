@@ -22,7 +22,8 @@ from flawline.messages import Decision
 from scorer import artefact, calibration, golden, maps, whole_image
 from scorer.coreset import projected
 from scorer.evidence import Evidence
-from scorer.features.backbone import Backbone, Graph, Image, Maps
+from scorer.features.backbone import Backbone
+from scorer.features.graph import Graph, Image, Maps
 from scorer.features.store import checked
 from scorer.gallery import Gallery, Look, image_embeddings
 from scorer.model import Model, embedding_layers, region_layers, whole_part

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
-from scorer.features.backbone import Image
+from scorer.features.graph import Image
 from scorer.features.store import FeatureStore
 from scorer.vectors import Vectors
 

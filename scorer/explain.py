@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
-from scorer.features.backbone import Image
+from scorer.features.graph import Image
 from scorer.model import embedding_layers
 from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset

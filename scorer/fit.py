@@ -18,8 +18,9 @@ from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector, one_thread_per_image
 from scorer.evidence import gather
 from scorer.features import backbone
-from scorer.features.backbone import Backbone, Graph, Image
+from scorer.features.backbone import Backbone
 from scorer.features.dataset import Chosen
+from scorer.features.graph import Graph, Image
 from scorer.features.store import OnUnreadable, Progress, extract
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import fit_model

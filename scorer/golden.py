@@ -20,7 +20,7 @@ from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
 from scorer.evidence import Evidence
-from scorer.features.backbone import Image
+from scorer.features.graph import Image
 
 # Pictures to compare, and the largest difference of the natural log of a score: runtimes in f32 agree within 1 %.
 _PICTURES = 8

@@ -22,7 +22,7 @@ from flawline.messages import Decision
 from scorer import calibration
 from scorer.detector import CoresetDetector, Scores, check_mask
 from scorer.evidence import part_name
-from scorer.features.backbone import Image
+from scorer.features.graph import Image
 from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask

@@ -18,7 +18,8 @@ from flawline.messages import Decision
 from scorer.detector import Detector, Scores
 from scorer.evaluate.accuracy import PixelHistogram, image_metrics
 from scorer.features.dataset import Delivery, LazyImages, Sample, read_mask
-from scorer.features.store import Image, Progress
+from scorer.features.graph import Image
+from scorer.features.store import Progress
 from scorer.maps import enlarged
 
 # Pixel metrics are computed on maps and masks of this side.

@@ -14,7 +14,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer.coreset import greedy_k_centre, nearest_neighbours, projected
 from scorer.detector import CoresetDetector
-from scorer.features.backbone import Image, Maps
+from scorer.features.graph import Image, Maps
 from scorer.features.store import OnUnreadable, Progress, in_order
 from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset

@@ -10,7 +10,7 @@ from flawline import imaging
 from flawline.messages import Codec, Decision
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
-from scorer.features.backbone import Image
+from scorer.features.graph import Image
 from scorer.tiles import worst
 
 # Defects pasted into each picture, and their sides as shares of the picture's: from hardly to plainly visible.

@@ -32,8 +32,8 @@ from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence, gather
 from scorer.extend.additions import Shown, for_each, look_at, parts_of
 from scorer.extend.audit import Audit, audit
-from scorer.features.backbone import Image
 from scorer.features.dataset import Chosen
+from scorer.features.graph import Image
 from scorer.features.store import OnUnreadable, Progress, extract
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import fit_model

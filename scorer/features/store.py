@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
-from scorer.features.backbone import Backbone, Image
+from scorer.features.backbone import Backbone
+from scorer.features.graph import Image
 from scorer.features.workfolder import PatchFile, WorkFolder
 from scorer.search.bank import unit_rows
 from scorer.vectors import Vectors

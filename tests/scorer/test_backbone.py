@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.features import backbone
+from scorer.features.conversion import prepare
+from scorer.features.graph import passes
 
 SIDE = 64
 LAYERS = (
@@ -21,9 +23,9 @@ LAYERS = (
 
 
 def test_layers_come_in_order_of_size_stride_and_depth() -> None:
-    found = ScorerSettings(layers=LAYERS).active_layers
-    assert [(each.stride, each.earlier) for each in found] == [(8, False), (16, True), (16, False)]
-    assert backbone.passes(found) == {SIDE: (8, 16, 16)}
+    layers = ScorerSettings(layers=LAYERS).active_layers
+    assert [(layer.stride, layer.earlier) for layer in layers] == [(8, False), (16, True), (16, False)]
+    assert passes(layers) == {SIDE: (8, 16, 16)}
 
 
 def test_an_earlier_map_goes_with_the_last_one() -> None:
@@ -36,15 +38,15 @@ def test_an_earlier_map_goes_with_the_last_one() -> None:
 @pytest.mark.system
 def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    found = {}
+    maps = {}
     for name, layers in {"both": LAYERS, "last": LAYERS[::2]}.items():
-        graphs = list(backbone.prepare(ScorerSettings(layers=layers), tmp_path).values())
-        found[name] = backbone.load(graphs, runtime="openvino", threads=1).features(image)
-        again = backbone.load(graphs, runtime="torch", device="cpu", threads=1).features(image)
-        for one, other in zip(found[name], again, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max())
-    assert [each.shape for each in found["both"]] == [(8, 8, 40), (4, 4, 80), (4, 4, 112)]
-    np.testing.assert_allclose(found["both"][2], found["last"][1], atol=1e-4 * np.abs(found["last"][1]).max())
+        graphs = list(prepare(ScorerSettings(layers=layers), tmp_path).values())
+        maps[name] = backbone.load(graphs, runtime="openvino", threads=1).features(image)
+        maps_of_torch = backbone.load(graphs, runtime="torch", device="cpu", threads=1).features(image)
+        for openvino_map, torch_map in zip(maps[name], maps_of_torch, strict=True):
+            np.testing.assert_allclose(openvino_map, torch_map, atol=1e-3 * np.abs(openvino_map).max())
+    assert [layer.shape for layer in maps["both"]] == [(8, 8, 40), (4, 4, 80), (4, 4, 112)]
+    np.testing.assert_allclose(maps["both"][2], maps["last"][1], atol=1e-4 * np.abs(maps["last"][1]).max())
 
 
 @pytest.mark.parametrize(
@@ -58,11 +60,15 @@ def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: P
 def test_outputs_that_serve_the_strides(
     reductions: list[int], strides: tuple[int, ...], expected: list[int | None]
 ) -> None:
-    assert backbone._indices(reductions, strides) == expected
+    from scorer.features.torch_engine import outputs_for
+
+    assert outputs_for(reductions, strides) == expected
 
 
 def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCaptureFixture) -> None:
     import torch
+
+    from scorer.features.torch_engine import halfway_block
 
     def block() -> torch.nn.Module:
         return torch.nn.Conv2d(3, 3, 1)
@@ -70,7 +76,7 @@ def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCap
     stage = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 2, stride=2), *(block() for _ in range(4)))
     body = torch.nn.ModuleDict({"stage": stage})
     body.forward = lambda x: [body["stage"](x)]  # type: ignore[method-assign]
-    assert backbone._halfway(body, 16, 2) is stage[2]
+    assert halfway_block(body, 16, 2) is stage[2]
     with caplog.at_level(logging.WARNING):
-        assert backbone._halfway(body, 16, 4) is None
+        assert halfway_block(body, 16, 4) is None
     assert "one map of stride 4 only" in caplog.text

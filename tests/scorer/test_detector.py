@@ -18,7 +18,7 @@ from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import detector
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector, Scores
-from scorer.features import backbone
+from scorer.features.conversion import prepare
 from scorer.fit import fit_detector
 from scorer.gallery import Gallery
 from scorer.load import load_detector
@@ -262,13 +262,13 @@ def test_cache_that_cannot_be_written_names_the_remedy(
     (tmp_path / "file").touch()
     monkeypatch.setenv("FLAWLINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(FlawlineError, match="set FLAWLINE_CACHE"):
-        backbone.prepare(settings)
+        prepare(settings)
 
 
 def test_damaged_cache_entry_is_converted_again(settings: ScorerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, folder = backbone.prepare(settings)[SIDE]
+    graph, folder = prepare(settings)[SIDE]
     (folder / "graph.json").write_text("{")
-    again, _ = backbone.prepare(settings)[SIDE]
+    again, _ = prepare(settings)[SIDE]
     assert again == graph
 
 

@@ -17,7 +17,7 @@ from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import ScorerSettings
 from scorer.cache import cache_dir
-from scorer.features import backbone
+from scorer.features.conversion import prepare
 from scorer.features.dataset import LazyImages
 from scorer.features.workfolder import PatchFile, WorkFolder
 from scorer.fit import fit_detector
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def cache(settings: ScorerSettings) -> Path:
     """The cache, with the converted backbone in it, and nothing of another fit."""
-    backbone.prepare(settings)
+    prepare(settings)
     shutil.rmtree(cache_dir() / "fits", ignore_errors=True)
     return cache_dir()
 
