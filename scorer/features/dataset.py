@@ -1,8 +1,7 @@
-"""Folders of images in the layout of the MVTec data sets.
+"""Folders of images in the layout of the MVTec data sets (Bergmann et al. 2021).
 
 `<product>/train/good/*`, `<product>/test/<good|defect>/*`, `<product>/ground_truth/<defect>/<stem>_mask.png`. Products
-serve reporting only; the model never sees them. A folder that is itself one product, or holds nothing but images, is
-understood too.
+are for reports only; the model never sees them. A folder that is one product, or that holds images only, is fine too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set; `label` is "good" or the kind of defect, `mask` the ground truth, if there is one."""
+    """One image of a data set: `label` is "good" or the kind of defect, `mask` the file of its ground truth, if any."""
 
     path: Path
     product: str
@@ -34,31 +33,32 @@ class Sample:
 
     @property
     def is_defect(self) -> bool:
-        """Whether the image shows a defect."""
+        """Return whether the image shows a defect."""
         return self.label != GOOD
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How cameras deliver their frames, so that files are seen as the line will see the same parts.
+    """How cameras deliver their frames, so that a model sees files as it will see the same parts on the line.
 
-    Good parts must be fitted through the codec that the line uses: JPEG artefacts that no good image had are defects.
+    Good parts must be fitted through the codec of the line: JPEG artefacts that no good image had look like defects.
     """
 
     codec: Codec
     quality: int = 90
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The pixels after encoding and decoding."""
+        """Return the pixels (height, width, 3) after encoding and decoding."""
         if self.codec is not Codec.JPEG:
             return pixels
         return np.asarray(decode(encode(pixels, self.codec, quality=self.quality), self.codec), dtype=np.uint8)
 
 
 class LazyImages(Sequence[NDArray[np.uint8]]):
-    """The images of some files, each read when it is asked for, as a camera would deliver it.
+    """The images of some files, each read at each access, as a camera would deliver it.
 
-    A file that is JPEG already is taken as it is: cameras do not encode it a second time.
+    A JPEG file is taken as it is: a camera encodes an image once. An access raises FlawlineError for a file that cannot
+    be read as an image.
     """
 
     def __init__(self, paths: Sequence[Path], delivery: Delivery | None = None) -> None:
@@ -75,21 +75,21 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 
     @property
     def names(self) -> list[str]:
-        """What the images are called: their paths."""
+        """Return the names of the images: their paths."""
         return [str(path) for path in self.paths]
 
     def identities(self) -> list[tuple[str, int, int]]:
-        """What tells these images from others, and from what they were: path, bytes, time of change, and delivery."""
-        found = []
+        """Return what changes with the images: each file's path, bytes and time of change in ns, and the delivery."""
+        identities = []
         for path in self.paths:
-            size, changed_ns = -1, -1  # of a file that is gone: reading it will say so
+            size, changed_ns = -1, -1  # for a missing file; the attempt to read it raises the error
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 size, changed_ns = stat.st_size, stat.st_mtime_ns
-            found.append((str(path.resolve()), size, changed_ns))
+            identities.append((str(path.resolve()), size, changed_ns))
         if self._delivery is not None:
-            found.append((str(self._delivery.codec), self._delivery.quality, 0))
-        return found
+            identities.append((str(self._delivery.codec), self._delivery.quality, 0))
+        return identities
 
 
 def _is_jpeg(path: Path) -> bool:
@@ -98,7 +98,7 @@ def _is_jpeg(path: Path) -> bool:
 
 
 class Chosen(Sequence[NDArray[np.uint8]]):
-    """Some of many images by number, each read when it is asked for."""
+    """Some of many images by number, each read at each access."""
 
     def __init__(self, images: Sequence[NDArray[np.uint8]], indices: Sequence[int]) -> None:
         self._images = images
@@ -114,7 +114,7 @@ class Chosen(Sequence[NDArray[np.uint8]]):
 
 
 def train_samples(root: Path) -> list[Sample]:
-    """The good training images under `root`, by product and name.
+    """Return the good training images below `root`, by product and name.
 
     Raises UsageError for a folder that is missing, empty, or has a product without good images.
     """
@@ -134,7 +134,7 @@ def train_samples(root: Path) -> list[Sample]:
 
 
 def good_images(place: Path) -> list[Path]:
-    """Image files to be taken as good: `place` itself, the images in it, or the training images of the products in it.
+    """Return the good images of a place: the file itself, the images in it, or the training images of its products.
 
     Raises UsageError when there are none.
     """
@@ -145,14 +145,14 @@ def good_images(place: Path) -> list[Path]:
 
 
 def test_samples(root: Path) -> list[Sample]:
-    """The test images under `root`, by product, label and name, with their masks.
+    """Return the test images below `root`, by product, label and name, with their masks.
 
     Raises UsageError for a folder that is missing or has no test images.
     """
     samples = []
     for product in _products(root):
-        labels = sorted(each for each in (product / "test").glob("*") if each.is_dir())
-        for folder in labels:
+        folders = sorted(path for path in (product / "test").glob("*") if path.is_dir())
+        for folder in folders:
             samples += [_test_sample(product, folder.name, path) for path in _images(folder)]
     if not samples:
         raise UsageError(f"{root}: holds no test images: expected <product>/test/<good|defect>/*")
@@ -160,9 +160,11 @@ def test_samples(root: Path) -> list[Sample]:
 
 
 def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """The sample's defect mask at `size` (height, width), or None when its ground truth is not known.
+    """Return the sample's defect mask at `size` (height, width), or None when its ground truth is not known.
 
-    A good image has an empty mask. Any pixel that is not black is inside; a region keeps at least one pixel.
+    A good image has an empty mask. Pixels of the file that are not black are defective. A smaller mask has the pixels
+    that are defective at least by half, or, when there are none, the most defective ones. Raises FlawlineError for a
+    file that cannot be read.
     """
     import cv2
 
@@ -178,9 +180,9 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
 
 
 def check_masks(samples: Sequence[Sample]) -> None:
-    """Raise FlawlineError for a ground truth that cannot be read or is of another shape than its image.
+    """Raise FlawlineError for a ground truth that cannot be read, or whose aspect ratio is not that of its image.
 
-    To be asked before the work: a mask is needed at its end. Smaller ones of the same shape are fine.
+    An evaluation reads the masks at its end, so it calls this at its beginning.
     """
     for sample in samples:
         if sample.mask is None:
@@ -190,7 +192,7 @@ def check_masks(samples: Sequence[Sample]) -> None:
         except FlawlineError as error:
             if str(error).startswith(str(sample.mask)):
                 raise
-            continue  # an image that cannot be read is left out, and its mask with it
+            continue  # the image cannot be read: the evaluation leaves it out, with its mask
         (mask_width, mask_height), (width, height) = sizes
         if abs(mask_width * height - width * mask_height) > max(width, height):
             raise FlawlineError(
@@ -200,20 +202,21 @@ def check_masks(samples: Sequence[Sample]) -> None:
 
 
 def _products(root: Path) -> list[Path]:
+    """Return the product folders in `root`, or `root` where it is one. Raises UsageError where it is no folder."""
     if root.is_file():
         raise UsageError(f"{root}: is a file: give the folder that holds the products, or good images")
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder: give the folder that holds the products")
     if (root / "train").is_dir() or (root / "test").is_dir():
         return [root]
-    return sorted(each for each in root.iterdir() if (each / "train").is_dir() or (each / "test").is_dir())
+    return sorted(path for path in root.iterdir() if (path / "train").is_dir() or (path / "test").is_dir())
 
 
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     try:
-        return sorted(each for each in folder.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     except OSError as error:
         raise FlawlineError(f"{folder}: cannot be read: {error.strerror}") from error
 
@@ -225,4 +228,4 @@ def _test_sample(product: Path, label: str, path: Path) -> Sample:
 def _mask(product: Path, label: str, stem: str) -> Path | None:
     folder = product / "ground_truth" / label
     candidates = [folder / f"{stem}_mask.png", folder / f"{stem}.png"]
-    return next((each for each in candidates if each.is_file()), None)
+    return next((path for path in candidates if path.is_file()), None)

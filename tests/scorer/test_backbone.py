@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.features import backbone
 from scorer.features.conversion import prepare
 from scorer.features.graph import passes
+from scorer.features.torch_engine import halfway_block, outputs_for
 
 SIDE = 64
 LAYERS = (
@@ -60,16 +62,10 @@ def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: P
 def test_outputs_that_serve_the_strides(
     reductions: list[int], strides: tuple[int, ...], expected: list[int | None]
 ) -> None:
-    from scorer.features.torch_engine import outputs_for
-
     assert outputs_for(reductions, strides) == expected
 
 
 def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCaptureFixture) -> None:
-    import torch
-
-    from scorer.features.torch_engine import halfway_block
-
     def block() -> torch.nn.Module:
         return torch.nn.Conv2d(3, 3, 1)
 

@@ -13,6 +13,7 @@ from scorer import commands
 ROOT = os.environ.get("LINEBENCH")
 
 
+@pytest.mark.system
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not ROOT or not Path(ROOT).is_dir(), reason="LINEBENCH names no folder with the benchmark images")
 def test_pooled_quality_on_linebench(tmp_path: Path) -> None:
