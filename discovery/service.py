@@ -335,7 +335,7 @@ class DiscoveryService:
         while waiting := self.store.outbox():
             try:
                 if self._producer is None:
-                    self._producer = kafka_clients.producer(self.settings)
+                    self._producer = kafka_clients.producer(self.settings, topics.CLASSES.name)
                 name = self.settings.topic(topics.CLASSES.name)
                 sent = [
                     self._producer.send(

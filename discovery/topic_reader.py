@@ -100,6 +100,7 @@ class TopicReader:
             return
         known = self._positions()
         first, end = consumer.beginning_offsets(added), consumer.end_offsets(added)
+        added = [place for place in added if place in first and place in end]  # else it went away meanwhile
         consumer.assign(sorted(found | present))
         for place in added:
             position = known.get((place.topic, place.partition), first[place])

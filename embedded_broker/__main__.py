@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--advertised-host", metavar="HOST", help="address that clients are told to use")
+    parser.add_argument(
+        "--advertised-port", type=_number(int, 1, 65535), metavar="PORT", help="port that clients are told to use"
+    )
     parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any security")
     parser.add_argument(
         "--fsync",
@@ -83,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         host=args.host,
         port=args.port,
         advertised_host=args.advertised_host,
+        advertised_port=args.advertised_port,
         allow_remote=args.allow_remote,
         fsync=args.fsync,
         fsync_interval_s=args.fsync_interval,

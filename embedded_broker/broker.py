@@ -36,6 +36,7 @@ class BrokerOptions:
     host: str = "127.0.0.1"
     port: int = 9092
     advertised_host: str | None = None
+    advertised_port: int | None = None
     allow_remote: bool = False
     fsync: FsyncPolicy = FsyncPolicy.INTERVAL
     fsync_interval_s: float = 1.0

@@ -230,10 +230,11 @@ class Server:
         broker = Broker(self._options)
         try:
             listener = await self._listen(broker)
-            broker.port = listener.sockets[0].getsockname()[1]
+            port = listener.sockets[0].getsockname()[1]
+            broker.port = self._options.advertised_port or port
             broker.restore_groups()
             background = [asyncio.ensure_future(job) for job in (broker.housekeeping(), broker.sync_regularly())]
-            listening(broker.host, broker.port)
+            listening(broker.host, port)
             try:
                 await stop.wait()
             finally:

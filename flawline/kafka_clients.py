@@ -17,6 +17,7 @@ from kafka.record import util as record_util
 from kafka.structs import TopicPartition
 
 from flawline import topics
+from flawline.checked_producer import CheckedProducer
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.tree import Settings
 
@@ -31,6 +32,9 @@ kafka-python 3.0.12 gives its producer id up when a batch that was sent before e
 Apache Kafka killed for 60 s under 100 records/s, and with a limit of 30 s no record was acknowledged in the minute
 after its return; without a limit the first was acknowledged 0.7 s after it, and none was lost.
 """
+
+METADATA_MAX_AGE_MS = 30_000
+"""How long a client may take to notice that a topic was deleted and made again; by default 5 minutes."""
 
 RECONNECT_BACKOFF_MAX_MS = 1_000
 """By default a client ends up asking every 30 s only, so a line would stand still long after its broker is back."""
@@ -71,7 +75,12 @@ def client_options(settings: Settings) -> dict[str, Any]:
 def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
     require_fast_checksum()
     try:
-        return kind(**client_options(settings), **options)
+        client = kind(**client_options(settings), **options)
+        # A topic that the broker lost must not come back with one partition and without limits. kafka-python 3.0.12
+        # takes `allow_auto_create_topics` and does not hand it on.
+        cluster = client._metadata if kind is CheckedProducer else client._manager.cluster
+        cluster.config["allow_auto_create_topics"] = False
+        return client
     except KafkaError as error:
         raise FlawlineError(
             f"broker {settings.bootstrap_servers} cannot be used ({one_line(error)}): start it with `flawline broker`, "
@@ -81,10 +90,14 @@ def _connect(kind: type, settings: Settings, options: dict[str, Any]) -> Any:
         raise UsageError(f"kafka settings do not work: {one_line(error)}: correct [kafka] in the settings") from error
 
 
-def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
-    """Return an idempotent producer; the caller limits its unacknowledged bytes. Raises FlawlineError."""
+def producer(settings: Settings, *names: str, **overrides: Any) -> CheckedProducer:
+    """Return an idempotent producer for the topics `names`, without prefix.
+
+    The caller limits its unacknowledged bytes. Raises FlawlineError.
+    """
     limit = largest_message_bytes(settings)
     options = {
+        "ends": log_ends(settings, names) if names else {},
         "acks": "all",
         "enable_idempotence": True,
         "linger_ms": 0,  # a frame is larger than a batch anyway
@@ -94,9 +107,10 @@ def producer(settings: Settings, **overrides: Any) -> KafkaProducer:
         "request_timeout_ms": 15_000,
         "delivery_timeout_ms": NEVER_MS,
         "max_block_ms": 15_000,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
     }
-    return _connect(KafkaProducer, settings, options | overrides)
+    return _connect(CheckedProducer, settings, options | overrides)
 
 
 def close_producer(client: KafkaProducer, timeout_s: float = 0.0) -> None:
@@ -128,6 +142,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
         "session_timeout_ms": 10_000,
         "heartbeat_interval_ms": 3_000,
         "max_poll_interval_ms": 60_000,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
     }
     if group is None:
@@ -136,6 +151,28 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
     if names and group:
         client.subscribe([settings.topic(name) for name in names])
     return client
+
+
+def log_ends(settings: Settings, names: Iterable[str]) -> dict[TopicPartition, int]:
+    """Return the end offset of each partition of the topics `names`; nothing of topics that do not exist.
+
+    Raises FlawlineError.
+    """
+    client = consumer(settings)
+    try:
+        places = [
+            TopicPartition(topic, partition)
+            for topic in map(settings.topic, names)
+            for partition in client.partitions_for_topic(topic) or ()
+        ]
+        return {place: int(offset) for place, offset in client.end_offsets(places).items()} if places else {}
+    except KafkaError as error:
+        raise FlawlineError(
+            f"the ends of topics cannot be read from {settings.bootstrap_servers} ({one_line(error)}): "
+            "start the broker, or grant DESCRIBE on the topics"
+        ) from error
+    finally:
+        client.close(autocommit=False)
 
 
 def newest_values(settings: Settings, topic: str) -> dict[str, bytes]:
@@ -176,8 +213,8 @@ def largest_message_bytes(settings: Settings) -> int:
     return max(int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"]) for topic in topics.ALL)
 
 
-def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None:
-    """Create the missing topics of the line, or of those in `only`. Raises FlawlineError.
+def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list[str]:
+    """Create the missing topics of the line, or of those in `only`; return their names. Raises FlawlineError.
 
     A topic that exists stays as it is; `flawline doctor` compares it with the table.
     """
@@ -194,6 +231,7 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
                 "configs": configs,
             }
     client = admin(settings)
+    created = []
     try:
         existing = set(client.list_topics())
         missing = {name: spec for name, spec in wanted.items() if name not in existing}
@@ -201,6 +239,7 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
             try:
                 # Apache Kafka acknowledges a topic before every broker lists it.
                 client.create_topics({name: spec}, wait_for_metadata=True)
+                created.append(name)
             except TopicAlreadyExistsError:  # another role was faster
                 log.debug("topic %s was created by another role", name)
     except KafkaError as error:
@@ -210,6 +249,7 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> None
         ) from error
     finally:
         client.close()
+    return created
 
 
 class TopicNotKnownYetError(RetriableError):

@@ -75,6 +75,7 @@ class DeadLetterReason(StrEnum):
     MISSING_OBJECT = "missing-object"
     SCORING_FAILED = "scoring-failed"
     KILLED_WORKER = "killed-worker"
+    BROKER_REFUSED = "broker-refused"
 
 
 class ClassState(StrEnum):

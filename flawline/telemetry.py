@@ -73,6 +73,8 @@ LAG_SECONDS = _gauge("lag_seconds", "Age of the oldest frame that has no verdict
 WORKER_IN_FLIGHT_BYTES = _gauge("worker_in_flight_bytes", "Bytes of fetched frames that have no verdict yet.")
 QUEUE_DEPTH = _gauge("queue_depth", "Items that wait before a stage.", "stage")
 PAUSED_PARTITIONS = _gauge("paused_partitions", "Partitions that are paused by the byte bound.")
+PAUSED_SECONDS = _gauge("paused_seconds", "How long the partitions have been paused without a break.")
+UNACKNOWLEDGED_SECONDS = _gauge("unacknowledged_seconds", "Age of the oldest record that the broker has not answered.")
 BATCH_SIZE = Histogram(
     "flawline_batch_size", "Frames scored together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=REGISTRY
 )
@@ -91,6 +93,8 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     WORKER_IN_FLIGHT_BYTES,
     QUEUE_DEPTH,
     PAUSED_PARTITIONS,
+    PAUSED_SECONDS,
+    UNACKNOWLEDGED_SECONDS,
     BATCH_SIZE,
     MODEL_INFO,
     MODEL_LOAD_FAILURES,

@@ -158,7 +158,8 @@ def send(settings: Settings, letters: Iterable[Letter], progress: Progress | Non
     chosen = [letter for letter in letters if letter.status is Status.OPEN and letter.origin[0] in ours]
     if not chosen:
         return 0
-    reader, writer = kafka_clients.consumer(settings, max_poll_records=1), kafka_clients.producer(settings)
+    reader = kafka_clients.consumer(settings, max_poll_records=1)
+    writer = kafka_clients.producer(settings, topics.FRAMES.name)
     pending: list[tuple[Letter, int, Any]] = []
     try:
         for done, letter in enumerate(chosen):

@@ -18,9 +18,19 @@ from producers.partitions import Partitions
 log = logging.getLogger(__name__)
 
 
-# While a broker is away, these loggers print six lines each second; the lane reports it once, in one line.
-for _name in ("kafka.net", "kafka.cluster"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+TOPICS = (topics.FRAMES.name, topics.LEDGER.name, topics.PARTITIONS.name)
+"""The topics that producers write, and create where they are missing."""
+
+REPAIR_PAUSE_S = 2.0
+"""Pause between two looks for lost topics while the broker acknowledges nothing. A judgement, not measured."""
+
+
+def restore_topics(settings: Settings) -> bool:
+    """Create the producers' topics that the broker has lost; return whether there were any. Raises FlawlineError."""
+    created = kafka_clients.ensure_topics(settings, TOPICS)
+    if created:
+        log.error("the broker had lost its topics %s: they are made again", ", ".join(created))
+    return bool(created)
 
 
 def connect(settings: Settings, partitions: Partitions) -> Any:
@@ -28,8 +38,8 @@ def connect(settings: Settings, partitions: Partitions) -> Any:
 
     Raises FlawlineError when the broker cannot be reached or refuses.
     """
-    kafka_clients.ensure_topics(settings, [topics.FRAMES.name, topics.LEDGER.name, topics.PARTITIONS.name])
-    client = kafka_clients.producer(settings)
+    kafka_clients.ensure_topics(settings, TOPICS)
+    client = kafka_clients.producer(settings, topics.FRAMES.name, topics.LEDGER.name)
     try:
         client.partitions_for(settings.topic(topics.LEDGER.name))  # so that `send` never waits for metadata
         partitions.update(client)
@@ -43,10 +53,22 @@ def connect(settings: Settings, partitions: Partitions) -> Any:
 
 
 class Link:
-    """Makes the Kafka client, holds it, and makes a new one when it is broken. Thread-safe."""
+    """Makes the Kafka client, holds it, and makes a new one when it is broken. Thread-safe.
 
-    def __init__(self, make: Callable[[], Any], backoff: Backoff) -> None:
+    `restore` makes topics again that the broker has lost, and returns whether there were any; it is tried while
+    `is_away` says that the broker acknowledges nothing.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        backoff: Backoff,
+        restore: Callable[[], bool] = lambda: False,
+        is_away: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._make = make
+        self._restore = restore
+        self._is_away = is_away
         self._backoff = backoff
         self._client: Any = None
         self._changed = threading.Condition()
@@ -101,12 +123,23 @@ class Link:
             kafka_clients.close_producer(client, timeout_s)
         self._thread.join(0.1)  # an attempt to connect can last longer; the thread ends by itself after it
 
+    def _look_after(self, client: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._client is not client or self._closed.is_set(), 1.0)
+        if self._closed.is_set() or not self._is_away():
+            return
+        try:
+            if self._restore():
+                self.renew(client)
+        except FlawlineError as error:
+            log.debug("the broker is away: %s", error)
+        self._closed.wait(REPAIR_PAUSE_S)
+
     def _run(self) -> None:
         while not self._closed.is_set():
-            with self._changed:
-                if self._client is not None:
-                    self._changed.wait(1.0)
-                    continue
+            if (client := self._client) is not None:
+                self._look_after(client)
+                continue
             try:
                 client = self._make()
             except UsageError as error:

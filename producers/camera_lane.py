@@ -136,6 +136,12 @@ class CameraLane:
                 self._changed.wait(POLL_S)
             self._changed.notify_all()
 
+    @property
+    def is_away(self) -> bool:
+        """Return whether the broker acknowledges no frames."""
+        with self._changed:
+            return self._is_away()
+
     def _is_away(self) -> bool:
         return self._troubled or self._backlog.unanswered_s() > self._settings.away_after_s
 

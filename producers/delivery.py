@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kafka import errors
 
+from flawline.checked_producer import CLIENT_STATE_LOST
 from flawline.messages import DropReason
 
 
@@ -53,14 +54,6 @@ _NOT_AUTHORISED = (
     errors.ClusterAuthorizationFailedError,
     errors.SaslAuthenticationFailedError,
 )
-_CLIENT_STATE_LOST = (
-    # The broker lost its log, forgot this producer, or another took its id; or the client was closed.
-    errors.OutOfOrderSequenceNumberError,
-    errors.UnknownProducerIdError,
-    errors.InvalidProducerEpochError,
-    errors.ProducerFencedError,
-    errors.IllegalStateError,
-)
 _REFUSED = (
     errors.InvalidTopicError,
     errors.InvalidRecordError,
@@ -80,7 +73,7 @@ def classify(error: BaseException, topic: str) -> Failure:
         return Failure(counts=False)  # of another topic that the client writes
     if isinstance(error, _NOT_AUTHORISED):
         return Failure(DropReason.NOT_AUTHORISED, shared=True)
-    if isinstance(error, _CLIENT_STATE_LOST):
+    if isinstance(error, CLIENT_STATE_LOST):
         return Failure(counts=False)
     return Failure(DropReason.BROKER_REFUSED if isinstance(error, _REFUSED) else None)
 

@@ -87,7 +87,9 @@ class Partitions:
         the broker does not confirm it.
         """
         known = read(self._settings)
-        chosen = assign(self._cameras, known, self._settings.kafka.camera_partitions)
+        with self._lock:  # a broker that lost its disk knows no partition any more
+            before = self._of | known
+        chosen = assign(self._cameras, before, self._settings.kafka.camera_partitions)
         changed = {camera: partition for camera, partition in chosen.items() if known.get(camera) != partition}
         name = self._settings.topic(topics.PARTITIONS.name)
         try:

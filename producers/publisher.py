@@ -21,7 +21,7 @@ from flawline.messages import Frame, LedgerEntry
 from flawline.object_store import StoreAway, object_store
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
-from producers.broker_connection import Link, connect
+from producers.broker_connection import Link, connect, restore_topics
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
 from producers.claim_checks import ClaimChecks
@@ -87,7 +87,12 @@ class Publisher:
         configured = {camera.name: camera for camera in settings.cameras}
         elsewhere = [lane.camera for lane in self.lanes.values() if lane.camera.name not in configured]
         self._partitions = Partitions(settings, [*configured.values(), *elsewhere])
-        self._link = Link(lambda: make_client(settings, self._partitions), Backoff(0.5, 5.0))
+        self._link = Link(
+            lambda: make_client(settings, self._partitions),
+            Backoff(0.5, 5.0),
+            restore=lambda: restore_topics(settings),
+            is_away=lambda: any(lane.is_away for lane in self.lanes.values()),
+        )
 
     def _lane(self, camera: CameraBase, epoch: int) -> CameraLane:
         spool = Spool(self._folder / camera.name, self._quota)

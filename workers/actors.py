@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from flawline import clock
@@ -19,36 +18,11 @@ HEALTH_INTERVAL_S = 1.0
 THREADS = 8  # `run`, and room for questions while it runs
 
 
-class RateLimit(logging.Filter):
-    """Lets one record of each logger below `name` pass per `interval_s`: a client without its broker logs for ever."""
-
-    def __init__(self, name: str, interval_s: float = 30.0, now: clock.Monotonic = clock.monotonic) -> None:
-        super().__init__(name)
-        self._interval_s = interval_s
-        self._now = now
-        self._last: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return False for a record that comes too soon after the last one of its logger."""
-        if not super().filter(record):
-            return True  # of another logger
-        now = self._now()
-        if now - self._last.get(record.name, -math.inf) < self._interval_s:
-            return False
-        self._last[record.name] = now
-        return True
-
-
 class InspectorActor(Inspector):
     """The class that Ray starts."""
 
     def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
         configure_logging(settings, f"actor-{slot}")
-        # The selector warns whenever the CPU was busy with something else; faiss reports how it was built.
-        logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
-        logging.getLogger("faiss").setLevel(logging.WARNING)
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(RateLimit("kafka"))
         super().__init__(settings, member, model, load)
 
 

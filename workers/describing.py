@@ -50,6 +50,7 @@ class Undescribed(StrEnum):
     QUEUE_FULL = "queue-full"
     SUSPECT = "suspect"
     FAILED = "failed"
+    REFUSED = "broker-refused"
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +205,14 @@ class Describer:
         since = self._share.working_since
         return self._now() - since if since is not None else 0.0
 
-    def add(self, judged: Judged) -> None:
-        """Take a frame in; when the budget is used up its defect leaves at once, without regions. Never waits."""
-        if judged.job.attempt >= ATTEMPT_LIMIT:
+    def add(self, judged: Judged, without_regions: Undescribed | None = None) -> None:
+        """Take a frame in; when the budget is used up its defect leaves at once, without regions. Never waits.
+
+        `without_regions` is a reason for its defect to have none in any case.
+        """
+        if without_regions is not None:
+            self._send(judged, [], without_regions)
+        elif judged.job.attempt >= ATTEMPT_LIMIT:
             # Should it be the description that kills, the frame's last attempt must get past it.
             self._send(judged, [], Undescribed.SUSPECT)
         elif not self._rate.take(judged.frame.camera):

@@ -31,12 +31,13 @@ from workers import metrics, scoring, verdicts
 from workers.active_model import ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
-from workers.dead_letters import dead_letter
-from workers.describing import Describer, Judged
+from workers.dead_letters import OVERHEAD_BYTES, dead_letter
+from workers.describing import Describer, Judged, Undescribed
 from workers.intake import Intake
-from workers.lane import Job, Outcome
+from workers.lane import Job, Lane, Outcome
 from workers.model_slot import ModelSlot
 from workers.reading import Reader, Rejected
+from workers.refusals import Refusals
 from workers.sending import OutcomeSender
 from workers.suspects import ATTEMPT_LIMIT
 
@@ -45,7 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+POLL_S = 0.5
+"""Longest time until a thread that waits for the broker notices that the actor ends."""
+
 HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
+
+WRITTEN = (topics.VERDICTS.name, topics.DEFECTS.name, topics.DEAD_LETTERS.name)
 
 Load = Callable[[Path, WorkerSettings], "Detector"]
 
@@ -128,6 +134,8 @@ class Inspector:
             self._worker.in_flight_limit_bytes,
         )
         self._describer = Describer(self._worker, self._defect, self._is_idle)
+        self._refusals = Refusals()
+        self._sender: OutcomeSender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
         self._reader = Reader(
@@ -163,6 +171,8 @@ class Inspector:
     def metrics(self) -> str:
         """Return this actor's metrics as Prometheus text."""
         telemetry.WORKER_IN_FLIGHT_BYTES.set(self._gate.held_bytes + self._unacknowledged.held_bytes)
+        telemetry.UNACKNOWLEDGED_SECONDS.set(self._sender.unacknowledged_for_s if self._sender else 0.0)
+        telemetry.PAUSED_SECONDS.set(self._intake.paused_for_s if self._intake else 0.0)
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
         telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
         telemetry.QUEUE_DEPTH.labels("describe").set(len(self._describer))
@@ -179,7 +189,15 @@ class Inspector:
         self._model.load_first()
         if self._stop.is_set():
             return
-        sender = OutcomeSender(kafka_clients.producer(self._settings), self._unacknowledged, self._reread, self._fail)
+        sender = self._sender = OutcomeSender(
+            self._connect,
+            self._unacknowledged,
+            on_lost=self._reread,
+            on_refused=self._refused,
+            on_fatal=self._fail,
+            restore=self._restore_topics,
+            patience_s=self._worker.hang_timeout_s,
+        )
         try:
             self._inspect(sender)
         finally:
@@ -187,6 +205,17 @@ class Inspector:
         if self._error:
             known = isinstance(self._error, FlawlineError)
             raise self._error if known else FlawlineError(one_line(self._error, with_type=True))
+
+    def _restore_topics(self) -> bool:
+        """Create the topics that workers write and the broker has lost; return whether there were any."""
+        created = kafka_clients.ensure_topics(self._settings, WRITTEN)
+        if created:
+            log.error("the broker had lost its topics %s: they are made again", ", ".join(created))
+        return bool(created)
+
+    def _connect(self) -> Any:
+        self._restore_topics()
+        return kafka_clients.producer(self._settings, *WRITTEN)
 
     def _inspect(self, sender: OutcomeSender) -> None:
         consumer = kafka_clients.consumer(
@@ -247,9 +276,23 @@ class Inspector:
             self._intake.abort(frames_to_blame=not known)
         self._stop.set()
 
-    def _reread(self, lane: Any) -> None:
+    def _reread(self, lane: Lane) -> None:
         if self._intake:
             self._intake.reread(lane)
+
+    def _refused(self, job: Job, outcome: Outcome, error: str) -> None:
+        """Try the frame again with less, since the broker refuses one of its records for good.
+
+        Instead of a verdict a dead letter is sent, instead of a defect one without its regions, instead of a dead
+        letter one without the original value.
+        """
+        topic = outcome.record.topic
+        log.error("partition %d offset %d: the broker refuses its record for %s: %s", job.record.partition, job.offset,
+                  topic, error)  # fmt: skip
+        if not self._refusals.add(job.record.partition, job.offset, topic, error):
+            self._fail(FlawlineError(f"the broker refuses a record for {topic} of any size: {error}"))
+        elif job.lane.abandon(job):
+            self._reread(job.lane)
 
     # Frames
 
@@ -269,6 +312,10 @@ class Inspector:
                 f"{ATTEMPT_LIMIT} workers died while this frame was in work: see their logs and the machine's memory"
             )
             self._reject(job, DeadLetterReason.KILLED_WORKER, error, None)
+            return
+        refusal = self._refusals.of(job.record.partition, job.offset)
+        if self._settings.topic(topics.VERDICTS.name) in refusal.topics:
+            self._reject(job, DeadLetterReason.BROKER_REFUSED, f"its verdict is refused: {refusal.error}", None)
             return
         started = clock.monotonic()
         try:
@@ -290,9 +337,9 @@ class Inspector:
 
     def _score_all(self) -> None:
         while True:
-            # What is sent and not acknowledged is acknowledged or lost in bounded time, whatever happens here.
-            while not self._unacknowledged.wait_open(1.0):
-                log.warning("%d bytes wait for the broker's acknowledgement", self._unacknowledged.held_bytes)
+            # A frame that is scored now could not leave. The intake stops to fetch meanwhile, by its own bound.
+            while not self._unacknowledged.wait_open(POLL_S) and not self._ended.is_set():
+                pass
             with self._taking:  # together, so that no earlier frame is scored with a later model
                 batch = self._batcher.take()
                 detector = self._model.current()
@@ -356,7 +403,9 @@ class Inspector:
         job.lane.complete(job, outcome)
         # 3.
         if located is not None:
-            self._describer.add(Judged(job, frame, opened.pixels, scores, located, detector))
+            refused = self._refusals.of(job.record.partition, job.offset).topics
+            reason = Undescribed.REFUSED if self._settings.topic(topics.DEFECTS.name) in refused else None
+            self._describer.add(Judged(job, frame, opened.pixels, scores, located, detector), reason)
 
     def _defect(self, judged: Judged, regions: list[DefectRegion]) -> Outcome:
         defect = verdicts.defect(judged.frame, judged.scores, regions, judged.detector)
@@ -371,13 +420,15 @@ class Inspector:
 
     def _reject(self, job: Job, reason: DeadLetterReason, error: str, frame: Frame | None) -> None:
         log.warning("partition %d offset %d: %s: %s", job.record.partition, job.offset, reason, error)
+        topic = self._settings.topic(topics.DEAD_LETTERS.name)
+        refused = topic in self._refusals.of(job.record.partition, job.offset).topics
         letter = dead_letter(
             job.record,
             reason,
             error,
             clock.utc_ns(),
-            topic=self._settings.topic("dead-letters"),
-            limit_bytes=self._dead_letter_limit,
+            topic=topic,
+            limit_bytes=OVERHEAD_BYTES if refused else self._dead_letter_limit,
             frame=frame,
         )
         job.lane.complete(job, letter)

@@ -17,14 +17,14 @@ from typing import Any
 
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.errors import FencedInstanceIdError, KafkaError
+from kafka.errors import FencedInstanceIdError, KafkaError, RetriableError
 from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 
 from flawline import clock, telemetry
 from flawline.byte_budget import ByteBudget
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from workers.lane import Job, Lane, Outcome
-from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, suspicion
+from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, lives, suspicion, this_process
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ POLL_S = 0.05
 
 POLL_RECORDS = 16
 """Most frames of one poll, by which the byte bound can be exceeded."""
+
+AWAY_POLL_S = 0.2
+"""Pause after a poll that fails because the broker is away."""
+
+AWAY_LOG_S = 60.0
+"""Pause between two lines of the log about a broker that is away."""
 
 DRAIN_TICK_S = 0.01
 TRIAL_POLL_S = 0.005
@@ -61,6 +67,8 @@ class Intake:
         now_ns: clock.UtcNs = clock.utc_ns,
     ) -> None:
         self._consumer = consumer
+        self._topic = topic
+        self._topic_id: Any = None
         self._gate = gate
         self._deliver = deliver
         self._send = send
@@ -83,6 +91,8 @@ class Intake:
         self.joined = threading.Event()
         self._abort = threading.Event()
         self.last_poll = now()
+        self._paused_since: float | None = None
+        self._away_log_due = now()
         consumer.subscribe([topic], listener=_Listener(self))
 
     # Called from other threads
@@ -101,20 +111,25 @@ class Intake:
         """Partitions that this member owns."""
         return sorted(partition.partition for partition in list(self._lanes))
 
+    @property
+    def paused_for_s(self) -> float:
+        """For how long some partition has been paused without a break."""
+        since = self._paused_since
+        return 0.0 if since is None else self._now() - since
+
     # The thread
 
     def run(self, stop: threading.Event, stop_timeout_s: float) -> None:
         """Poll until `stop`, then let the frames in work finish, commit, and leave; the cameras stay reserved.
 
-        Raises FlawlineError when this member is replaced or may not read.
+        A broker that is away costs time only. Raises FlawlineError when this member is replaced or may not read.
         """
         try:
             while not stop.is_set():
-                self._reread_lost()
-                self._hand_on(self._poll(self._to_pause()))
-                self._try_suspects()
-                self._commit()
-                self._report_lag()
+                try:
+                    self._turn()
+                except RetriableError as error:
+                    self._wait_for_broker(error, stop)
             self._finish(stop_timeout_s)
         except FencedInstanceIdError as error:
             raise FlawlineError(
@@ -131,6 +146,22 @@ class Intake:
             except KafkaError as error:
                 log.warning("consumer did not close cleanly: %s", error)
 
+    def _turn(self) -> None:
+        self._follow_topic()
+        self._reread_lost()
+        self._hand_on(self._poll(self._to_pause()))
+        self._try_suspects()
+        self._commit()
+        self._report_lag()
+
+    def _wait_for_broker(self, error: KafkaError, stop: threading.Event) -> None:
+        # In an outage `poll` raises what the client's own attempts end with; the next call goes on with them.
+        self.last_poll = now = self._now()
+        if now >= self._away_log_due:
+            self._away_log_due = now + AWAY_LOG_S
+            log.warning("frames wait for the broker: %s", one_line(error))
+        stop.wait(AWAY_POLL_S)
+
     def _to_pause(self) -> set[TopicPartition]:
         assigned = set(self._consumer.assignment())
         if self._gate.closed or self._suspects or self._trial:
@@ -145,6 +176,7 @@ class Intake:
         if paused & assigned - to_pause:
             self._consumer.resume(*(paused & assigned - to_pause))
         telemetry.PAUSED_PARTITIONS.set(len(to_pause))
+        self._paused_since = (self._paused_since or self._now()) if to_pause else None
         wait_s = TRIAL_POLL_S if self._suspects or self._trial else POLL_S
         records = self._consumer.poll(timeout_ms=int(wait_s * 1000), max_records=POLL_RECORDS)
         self.last_poll = self._now()
@@ -159,6 +191,10 @@ class Intake:
             if lane is None:
                 log.warning("records of %s arrived after it was taken away", partition)
                 continue
+            if records[0].offset <= lane.last_offset:
+                log.error("partition %d goes on at offset %d after %d: the broker lost its log, and frames with it",
+                          partition.partition, records[0].offset, lane.last_offset)  # fmt: skip
+                lane = self._start_over(lane)
             if partition not in self._committed and not self._open(lane, records[0].offset):
                 if partition in self._consumer.assignment():
                     self._consumer.seek(partition, records[0].offset)
@@ -172,13 +208,33 @@ class Intake:
                 else:
                     self._deliver(lane.admit(record, at))
 
+    def _follow_topic(self) -> None:
+        """Read from the start when the topic was deleted and made again: positions are of the old one."""
+        known, identity = self._topic_id, self._consumer._cluster.topic_id(self._topic)
+        if identity is None or identity == known:  # brokers before 2.8, and the embedded one, name none
+            return
+        self._topic_id = identity
+        if known is not None and self._lanes:
+            log.error("topic %s was deleted and made again: it is read from its start", self._topic)
+            for lane in list(self._lanes.values()):
+                self._start_over(lane)
+            self._consumer.seek_to_beginning(*self._lanes)
+
+    def _start_over(self, lane: Lane) -> Lane:
+        """Return a new lane for a partition whose log was replaced by one that begins again."""
+        lane.close()
+        self._forget(lane.partition)
+        self._suspects = deque(item for item in self._suspects if item[0] is not lane)
+        self._lanes[lane.partition] = new = self._new_lane(lane.partition)
+        return new
+
     def _open(self, lane: Lane, first_offset: int) -> bool:
         """Read the last owner's note and write this one's before the first frame begins; return False if that fails."""
         partition = lane.partition
         try:
             last = self._consumer.committed(partition, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
             note = Note.of(last.metadata if last else "")
-            if note != Note():
+            if note != Note() and not lives(note.owner):
                 log_end = self._consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)[partition]
                 suspected = suspicion(note, log_end)
                 if suspected and suspected.until > first_offset:
@@ -211,10 +267,12 @@ class Intake:
         if suspected:
             forgiven = leaving and aborted and self._trial is not None and self._trial.lane is lane
             attempt = suspected.attempt - forgiven  # it ended for another reason
-            return Note(until=suspected.until, trying=suspected.trying, attempt=max(0, attempt)).text()
+            return Note(
+                until=suspected.until, trying=suspected.trying, attempt=max(0, attempt), owner=this_process()
+            ).text()
         if leaving and (lane.idle or aborted):
             return Note().text()
-        return Note(begun=max(lane.begun_offset, offset - 1)).text()
+        return Note(begun=max(lane.begun_offset, offset - 1), owner=this_process()).text()
 
     def _try_suspects(self) -> None:
         """Go on with the suspects.

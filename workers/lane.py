@@ -53,6 +53,11 @@ class ContiguousOffsets:
         return self._next
 
     @property
+    def last(self) -> int:
+        """The last registered offset; -1 when there is none."""
+        return self._last
+
+    @property
     def oldest(self) -> int | None:
         """The first record that is not finished."""
         return self._waiting[0] if self._waiting else None
@@ -293,6 +298,11 @@ class Lane:
     def in_flight(self) -> int:
         """Records that are admitted and not finished."""
         return self._offsets.unfinished
+
+    @property
+    def last_offset(self) -> int:
+        """The last offset that was admitted; -1 when there is none."""
+        return self._offsets.last
 
     @property
     def begun_offset(self) -> int:

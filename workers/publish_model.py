@@ -43,7 +43,7 @@ def publish_model(
     place = _copied(model, settings.data_dir / "models" / version) if copy else model
     pointer = ModelPointer(role, version, uri or str(place.resolve()), clock(), by=user_name())
     kafka_clients.ensure_topics(settings, only=[topics.MODELS.name])
-    writer = kafka_clients.producer(settings)
+    writer = kafka_clients.producer(settings, topics.MODELS.name)
     try:
         writer.send(
             settings.topic(topics.MODELS.name),

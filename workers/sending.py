@@ -1,83 +1,226 @@
-"""Sends outcomes, and counts those that the broker holds."""
+"""Sends outcomes, counts those that the broker holds, and replaces a Kafka client that is of no more use."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
+from typing import Any
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError, RetriableError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaError,
+    KafkaTimeoutError,
+    RetriableError,
+    UnknownTopicOrPartitionError,
+)
 
 from flawline import clock, kafka_clients, telemetry
+from flawline.backoff import Backoff
 from flawline.byte_budget import ByteBudget
+from flawline.checked_producer import CLIENT_STATE_LOST
 from flawline.clock import NS
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from workers.lane import Job, Lane, Outcome
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 5.0
+"""Longest pause between attempts to connect, half of what a line may take to resume."""
+
+WATCH_S = 1.0
+AWAY_S = 3.0
+"""Age of a record without an answer after which topics that the broker may have lost are looked for."""
+
+GRACE_S = 5.0
+"""How long a client may still answer once a new one could connect: after an outage both are back at the same time."""
 
 
 class OutcomeSender:
-    """One producer for all partitions of a worker. `unacknowledged` bounds what it holds; callers wait for it.
+    """One Kafka client for all partitions of a worker. `unacknowledged` bounds what it holds; callers wait for it.
 
     When the broker does not take a record, later ones of the partition may already be in its log. So nothing is sent
-    again from here: `on_lost(lane)` must read the partition again from its first unfinished frame. What cannot heal by
-    trying again goes to `on_fatal`.
+    again from here: `on_lost(lane)` must read the partition again from its first unfinished frame. For kafka-python 3
+    every error that cannot be retried ends the client, which then fails all it holds with that error; a new client
+    takes its place, and the record that failed first goes to `on_refused`, unless the error is about the client.
+    Missing rights go to `on_fatal`. A client that leaves a record without an answer for `patience_s`, though the broker
+    can be reached, is replaced too, whatever it suffers from. `restore` makes topics again that the broker has lost; it
+    returns whether there were any, and raises FlawlineError while the broker is away.
     """
 
     def __init__(
         self,
-        producer: KafkaProducer,
+        make: Callable[[], Any],
         unacknowledged: ByteBudget,
+        *,
         on_lost: Callable[[Lane], None],
+        on_refused: Callable[[Job, Outcome, str], None],
         on_fatal: Callable[[Exception], None],
+        restore: Callable[[], object],
+        patience_s: float,
+        now: clock.Monotonic = clock.monotonic,
         now_ns: clock.UtcNs = clock.utc_ns,
     ) -> None:
-        self._producer = producer
+        """Connect with `make`, which raises FlawlineError when the broker cannot be used."""
+        self._make = make
         self._unacknowledged = unacknowledged
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._on_fatal = on_fatal
+        self._restore = restore
+        self._patience_s = patience_s
+        self._now = now
         self._now_ns = now_ns
+        self._sent_at: dict[int, float] = {}
+        self._number = 0
+        self._changed = threading.Condition(threading.RLock())
+        self._closed = threading.Event()
+        self._client: Any = make()
+        threading.Thread(target=self._watch, name="sender-watch", daemon=True).start()
 
     def send(self, job: Job, outcome: Outcome) -> None:
-        """Send an outcome; the verdicts and dead letters of one lane come in log order."""
-        record, sent_at = outcome.record, self._now_ns()
+        """Send an outcome; the verdicts and dead letters of one lane come in log order. Waits while the client is new.
+
+        After `close` it drops the job: the partition's next owner does its frame.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._client is not None or self._closed.is_set())
+            client = self._client
+            if client is None:
+                job.lane.abandon(job)
+                return
+            self._number += 1
+            number = self._number
+            self._sent_at[number] = self._now()
+        record, sent_at_ns = outcome.record, self._now_ns()
         size_bytes = len(record.value)
         self._unacknowledged.add(size_bytes)
 
-        def acknowledged(_: object) -> None:
+        def answered() -> None:
             self._unacknowledged.release(size_bytes)
-            self._count(outcome, sent_at)
+            with self._changed:
+                self._sent_at.pop(number, None)
+
+        def acknowledged(_: object) -> None:
+            answered()
+            self._count(outcome, sent_at_ns)
             job.lane.acknowledge(job)
 
-        def failed(error: Exception) -> None:
-            self._unacknowledged.release(size_bytes)
-            self._give_up(job, record.topic, error)
+        def failed(error: BaseException) -> None:
+            answered()
+            self._give_up(client, job, outcome, error)
 
         try:
-            future = self._producer.send(
+            future = client.send(
                 record.topic, value=record.value, key=record.key, headers=record.headers, partition=record.partition
             )
-        except (KafkaError, ValueError, AssertionError) as error:  # no metadata, too large, no such partition
+        except (ValueError, KafkaTimeoutError) as error:  # the topic is gone, or was replaced by one that is smaller
+            failed(UnknownTopicOrPartitionError(str(error)))
+            self._replace(client, error)
+            return
+        except KafkaError as error:
             failed(error)
             return
         future.add_callback(acknowledged)
         future.add_errback(failed)
 
+    @property
+    def unacknowledged_for_s(self) -> float:
+        """For how long the oldest record that was sent has had no answer; 0 when there is none."""
+        with self._changed:
+            oldest = next(iter(self._sent_at.values()), None)
+        return 0.0 if oldest is None else self._now() - oldest
+
     def close(self, timeout_s: float) -> None:
         """Wait for what is sent, then close."""
-        kafka_clients.close_producer(self._producer, timeout_s)
+        with self._changed:
+            client, self._client = self._client, None
+            self._closed.set()
+            self._changed.notify_all()
+        if client is not None:
+            kafka_clients.close_producer(client, timeout_s)
 
-    def _give_up(self, job: Job, topic: str, error: Exception) -> None:
-        if not job.lane.abandon(job):
-            return  # its verdict or defect was lost before
-        if isinstance(error, RetriableError):
+    def _give_up(self, client: Any, job: Job, outcome: Outcome, error: BaseException) -> None:
+        if isinstance(error, AuthorizationError):
+            job.lane.abandon(job)
+            self._on_fatal(FlawlineError(f"this worker may not write to topic {outcome.record.topic}: grant WRITE"))
+            return
+        away = isinstance(error, RetriableError | OSError)
+        first = not away and self._replace(client, error)
+        if first and not isinstance(error, CLIENT_STATE_LOST) and not job.lane.closed:
+            self._on_refused(job, outcome, one_line(error, with_type=True))
+            return
+        if job.lane.abandon(job):  # else its verdict or defect was lost before
             self._on_lost(job.lane)
-        else:
-            self._on_fatal(
-                FlawlineError(f"the broker refuses a record for {topic}: {str(error) or type(error).__name__}")
-            )
 
-    def _count(self, outcome: Outcome, sent_at: int) -> None:
+    def _replace(self, client: Any, reason: BaseException) -> bool:
+        """Make a new client in place of `client`, in the background; return False when that was done before."""
+        with self._changed:
+            if self._client is not client or client is None:
+                return False
+            self._client = None
+        log.warning("the Kafka client is replaced: %s", one_line(reason, with_type=True))
+        threading.Thread(target=self._connect, args=(client,), name="sender-renewal", daemon=True).start()
+        return True
+
+    def _connect(self, old: Any) -> None:
+        kafka_clients.close_producer(old)
+        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        while not self._closed.is_set():
+            try:
+                client = self._make()
+            except FlawlineError as error:
+                log.warning("%s; outcomes wait", error)
+                self._closed.wait(backoff.next_s())
+                continue
+            self._install(client)
+            return
+
+    def _install(self, client: Any) -> None:
+        with self._changed:
+            is_open = not self._closed.is_set()
+            if is_open:
+                self._client = client
+                self._changed.notify_all()
+        if not is_open:
+            kafka_clients.close_producer(client)
+
+    # The watch: a thread of its own
+
+    def _watch(self) -> None:
+        while not self._closed.wait(WATCH_S):
+            client, oldest, age_s = self._client, self._oldest(), self.unacknowledged_for_s
+            if client is None or age_s < AWAY_S:
+                continue
+            try:
+                if self._restore():
+                    self._replace(client, FlawlineError("the broker had lost topics"))
+                elif age_s >= self._patience_s:
+                    self._replace_if_stuck(client, oldest, self._make())
+            except FlawlineError as error:
+                log.debug("the broker is away: %s", error)
+
+    def _replace_if_stuck(self, client: Any, oldest: int | None, new: Any) -> None:
+        """Take `new` in place of `client` if that does not answer to the record number `oldest`; close the other."""
+        self._closed.wait(GRACE_S)
+        with self._changed:
+            stuck = self._client is client and self._oldest() == oldest
+            if stuck:
+                self._client = None
+        kafka_clients.close_producer(client if stuck else new)
+        if stuck:
+            log.error("the broker answers, but not to what was sent %.0f s ago: the Kafka client is replaced",
+                      self._patience_s)  # fmt: skip
+            self._install(new)
+
+    def _oldest(self) -> int | None:
+        with self._changed:
+            return next(iter(self._sent_at), None)
+
+    def _count(self, outcome: Outcome, sent_at_ns: int) -> None:
         now = self._now_ns()
-        telemetry.STAGE_LATENCY.labels("publish").observe(max(0.0, (now - sent_at) * NS))
+        telemetry.STAGE_LATENCY.labels("publish").observe(max(0.0, (now - sent_at_ns) * NS))
         if outcome.decision is not None:
             telemetry.VERDICTS.labels(outcome.camera, outcome.decision).inc()
             telemetry.VERDICT_LATENCY.labels(outcome.camera).observe(max(0.0, (now - outcome.captured_at) * NS))

@@ -8,6 +8,8 @@ owner:
 - `begun`: the last owner was at work, the furthest frame it had begun is named. From the committed offset to there,
   and a margin beyond, frames are suspects, each with one attempt behind it.
 - `until` and `trying`: the last owner tried the suspects up to `until` one at a time, and was at one of them.
+- `owner`: the process that wrote the note. While it lives on this machine its frames killed nobody: it lost the
+  partition because the broker or the network was away.
 
 Suspects are tried one at a time, each noted before it begins; so of those, only the frame that kills is blamed again.
 The last attempt leaves the description out (`workers.describing`), in case that is what kills.
@@ -15,9 +17,14 @@ The last attempt leaves the description out (`workers.describing`), in case that
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass
+import os
+import socket
+from dataclasses import dataclass, fields
 from typing import Any, Self
+
+import psutil
 
 ATTEMPT_LIMIT = 3
 """Attempts until a frame is a dead letter. A judgement, not measured: one death may be the machine's, two bad luck."""
@@ -30,6 +37,24 @@ the committed offset is nearer to it.
 """
 
 
+@functools.cache
+def this_process() -> str:
+    """Return a name for this process that no other one has: its host, number and start time."""
+    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def lives(owner: str) -> bool:
+    """Tell whether the process named `owner` is alive on this machine; False for a process of another machine."""
+    host, _, rest = owner.rpartition("/")[0].rpartition("/")
+    if host != socket.gethostname() or not rest.isdigit():
+        return False
+    try:
+        started = psutil.Process(int(rest)).create_time()
+    except psutil.Error:
+        return False
+    return owner == f"{host}/{rest}/{started:.2f}"
+
+
 @dataclass(frozen=True)
 class Note:
     """What the owner of a partition writes beside the committed offset. Offsets; `attempt` is of `trying`."""
@@ -38,18 +63,22 @@ class Note:
     until: int | None = None
     trying: int | None = None
     attempt: int = 0
+    owner: str = ""
 
     def text(self) -> str:
         """Return the note as the commit's metadata; "" when there is nothing to say."""
-        fields = {name: value for name, value in vars(self).items() if value != getattr(Note, name)}
-        return json.dumps(fields, separators=(",", ":")) if fields else ""
+        values = {name: value for name, value in vars(self).items() if value != getattr(Note, name)}
+        return json.dumps(values, separators=(",", ":")) if values.keys() - {"owner"} else ""
 
     @classmethod
     def of(cls, text: str | None) -> Self:
-        """Read a commit's metadata; what another program wrote there is no note."""
+        """Read a commit's metadata; what another program wrote there, or a newer version, is no note."""
         try:
-            fields: Any = json.loads(text or "{}")
-            return cls(**{name: int(value) for name, value in fields.items()})
+            values: Any = json.loads(text or "{}")
+            known = {field.name for field in fields(cls)}
+            if values.keys() - known:
+                return cls()
+            return cls(owner=str(values.pop("owner", "")), **{name: int(value) for name, value in values.items()})
         except (ValueError, TypeError, AttributeError):
             return cls()
 

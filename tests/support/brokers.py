@@ -56,15 +56,21 @@ def unique(name: str) -> str:
 class ApacheKafka:
     """One KRaft node of Apache Kafka from KAFKA_HOME, on a free port, with timings fit for tests."""
 
-    def __init__(self, home: Path, data_dir: Path) -> None:
+    def __init__(self, home: Path, data_dir: Path, advertised_port: int | None = None) -> None:
         self._classpath = f"{home}/libs/*"
         self._data_dir = data_dir
         self._port = free_port()
+        self._advertised_port = advertised_port or self._port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
-        return f"127.0.0.1:{self._port}"
+        return f"127.0.0.1:{self._advertised_port}"
+
+    @property
+    def port(self) -> int:
+        """The port that the node itself listens on."""
+        return self._port
 
     @property
     def pid(self) -> int:
@@ -95,7 +101,7 @@ class ApacheKafka:
             "node.id": 1,
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._advertised_port},CONTROLLER://127.0.0.1:{controller}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",

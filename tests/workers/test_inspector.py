@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kafka.admin import MemberToRemove
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.structs import TopicPartition
 
 from embedded_broker import EmbeddedBroker
@@ -16,6 +17,7 @@ from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
 from flawline.object_store import object_store
+from flawline.settings.tree import Settings
 from flawline.topics import WORKERS_GROUP
 from tests.support.brokers import RunningBroker
 from tests.workers.line import (
@@ -39,7 +41,7 @@ from tests.workers.line import (
 from workers.active_model import ModelRef
 from workers.inspector import member_name
 from workers.lane import RECORD_BYTES
-from workers.suspects import Note
+from workers.suspects import Note, this_process
 
 
 def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
@@ -204,7 +206,7 @@ def test_a_commit_names_what_is_in_work_and_an_orderly_stop_leaves_no_suspects(
         feeder.send(*(frame("cam-0", i) for i in range(20)))
         feeder.flush()
         wait_until(lambda: committed(settings, 0) == 20)
-        assert Note.of(last_commit(settings, 0).metadata) == Note(begun=19)
+        assert Note.of(last_commit(settings, 0).metadata) == Note(begun=19, owner=this_process())
     assert (last_commit(settings, 0).offset, last_commit(settings, 0).metadata) == (20, "")
     assert last_commit(settings, 1) is None
 
@@ -297,6 +299,92 @@ def test_a_broker_that_dies_and_comes_back_costs_time_only(fresh_broker: Embedde
             verdicts = read(settings, "verdicts", Verdict, 300)
     assert {verdict.sequence for verdict in verdicts} == set(range(300))
     assert_in_order(verdicts)
+
+
+def test_an_outage_longer_than_the_session_ends_no_worker_and_makes_no_frame_a_suspect(
+    fresh_broker: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = line_settings(fresh_broker.bootstrap, tmp_path, session_timeout_s=6.0)
+    with feeding(settings) as feeder, inspecting(settings):
+        feeder.send(*(frame("cam-0", s) for s in range(20)))
+        feeder.flush()
+        read(settings, "verdicts", Verdict, 20)
+        fresh_broker.kill()
+        feeder.send(*(frame("cam-0", s) for s in range(20, 40)))
+        away_until = time.monotonic() + 8
+        wait_until(lambda: time.monotonic() > away_until)
+        fresh_broker.start()
+        verdicts = read(settings, "verdicts", Verdict, 40)
+    assert_in_order(verdicts)
+    assert "tried one at a time" not in caplog.text
+
+
+@pytest.mark.parametrize("again", [10, 40])
+def test_topics_that_are_deleted_and_made_again_cost_what_was_in_them_and_nothing_more(
+    either_broker: RunningBroker, tmp_path: Path, again: int
+) -> None:
+    if again == 40 and isinstance(either_broker, EmbeddedBroker):
+        pytest.skip("the embedded broker gives topics no ids, by which one with more records could be told apart")
+    settings = line_settings(either_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder, inspecting(settings):
+        feeder.send(*(frame("cam-0", s) for s in range(20)))
+        feeder.flush()
+        read(settings, "verdicts", Verdict, 20)
+        wait_until(lambda: committed(settings, 0) == 20)
+        admin = kafka_clients.admin(settings)
+        admin.delete_topics([settings.topic(name) for name in ("frames", "verdicts")])
+        admin.close()
+        wait_until(lambda: kafka_clients.ensure_topics(settings, ["frames"]))
+        with feeding(settings) as later:
+            later.send(*(frame("cam-0", s) for s in range(20, 20 + again)))
+            later.flush()
+            verdicts = read(settings, "verdicts", Verdict, again)
+    assert {verdict.sequence for verdict in verdicts} == set(range(20, 20 + again))
+    assert_in_order(verdicts)
+
+
+def test_a_verdict_that_the_broker_refuses_becomes_a_dead_letter_and_the_camera_goes_on(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    lot = "x" * 400
+    with feeding(settings) as feeder:
+        _limit(settings, "verdicts", 700)
+        with inspecting(settings):
+            for s in range(30):
+                feeder.send(frame("cam-0", s, lot=lot if s in (7, 8) else None))
+            feeder.flush()
+            letters = read(settings, "dead-letters", DeadLetter, 2)
+            verdicts = read(settings, "verdicts", Verdict, 28)
+            wait_until(lambda: committed(settings, 0) == 30)
+    assert {letter.reason for letter in letters} == {DeadLetterReason.BROKER_REFUSED}
+    assert {letter.frame_id for letter in letters} == {frame("cam-0", s).frame_id for s in (7, 8)}
+    assert_in_order(verdicts)
+    assert {verdict.sequence for verdict in verdicts} == set(range(30)) - {7, 8}
+
+
+def test_a_defect_that_the_broker_refuses_leaves_without_its_regions(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        _limit(settings, "defects", 800)
+        with inspecting(settings):
+            feeder.send(frame("cam-0", 0, level=FULL), frame("cam-0", 1))
+            feeder.flush()
+            (defect,) = read(settings, "defects", Defect, 1)
+            wait_until(lambda: committed(settings, 0) == 2)
+            verdicts = read(settings, "verdicts", Verdict, 2)
+    assert defect.regions == ()
+    assert len({verdict.frame_id for verdict in verdicts}) == 2
+
+
+def _limit(settings: Settings, name: str, limit_bytes: int) -> None:
+    """Let a topic of the broker refuse records that are larger."""
+    admin = kafka_clients.admin(settings)
+    resource = ConfigResource(ConfigResourceType.TOPIC, settings.topic(name), {"max.message.bytes": str(limit_bytes)})
+    admin.alter_configs([resource])
+    admin.close()
 
 
 def test_of_two_processes_in_one_place_one_ends_with_a_clear_error_and_no_frame_is_lost(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +13,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
+from kafka.errors import (
+    IllegalStateError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumberError,
+    TopicAuthorizationFailedError,
+    UnknownProducerIdError,
+)
 from kafka.future import Future
 from kafka.structs import TopicPartition
 
 from flawline import imaging, messages
 from flawline.byte_budget import ByteBudget
+from flawline.checked_producer import ImplausibleAcknowledgement
 from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
 from flawline.object_store import ObjectStore, StoreAway
 from flawline.settings.workers import WorkerSettings
 from scorer.regions import regions
-from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame
+from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame, wait_until
 from workers import metrics, scoring, verdicts
 from workers.active_model import ModelRef, local_folder, pointer_of
-from workers.actors import RateLimit
 from workers.dead_letters import dead_letter
 from workers.inspector import load_detector
 from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
@@ -187,7 +196,18 @@ class ManualProducer:
 
     def __init__(self, refuses: Exception | None = None) -> None:
         self.futures: list[Future] = []
+        self.was_closed = threading.Event()
         self._refuses = refuses
+
+    @property
+    def closed(self) -> bool:
+        return self.was_closed.is_set()
+
+    def close(self, timeout: float) -> None:
+        self.was_closed.set()
+        for future in self.futures:
+            if not future.is_done:
+                future.failure(IllegalStateError("closed"))
 
     def send(self, topic: str, **record: Any) -> Future:
         if self._refuses:
@@ -199,11 +219,24 @@ class ManualProducer:
 class Publishing:
     """A lane with one begun job whose outcome, a verdict and a defect, is sent."""
 
-    def __init__(self, producer: ManualProducer) -> None:
+    def __init__(
+        self, *producers: ManualProducer, now: Callable[[], float] = time.monotonic, loses_topics: bool = False
+    ) -> None:
         self.gate, self.unacknowledged = ByteBudget(1 << 20), ByteBudget(1 << 20)
         self.lost: list[Lane] = []
+        self.refused: list[tuple[Job, str, str]] = []
         self.fatal: list[Exception] = []
-        self.sender = OutcomeSender(producer, self.unacknowledged, self.lost.append, self.fatal.append)
+        clients = iter(producers)
+        self.sender = OutcomeSender(
+            lambda: next(clients),
+            self.unacknowledged,
+            on_lost=self.lost.append,
+            on_refused=lambda job, outcome, error: self.refused.append((job, outcome.record.topic, error)),
+            on_fatal=self.fatal.append,
+            restore=lambda: loses_topics,
+            patience_s=60.0,
+            now=now,
+        )
         self.lane = Lane(PARTITION, self.gate, self.sender.send)
         self.job = self.lane.admit(record(0), 0)
         self.lane.begin(self.job)
@@ -211,6 +244,11 @@ class Publishing:
         rejected = Outcome(verdict, "cam-0", 0, decision=Decision.REJECT, defect_follows=True)
         self.lane.complete(self.job, rejected)
         self.lane.add_defect(self.job, Outcome(defect, "cam-0", 0))
+
+    @property
+    def holds(self) -> tuple[int, int, bool]:
+        """Bytes in work, unacknowledged bytes, and whether nothing is begun."""
+        return self.gate.held_bytes, self.unacknowledged.held_bytes, self.lane.idle
 
 
 def test_a_frame_is_finished_when_the_last_of_its_records_is_acknowledged() -> None:
@@ -221,7 +259,7 @@ def test_a_frame_is_finished_when_the_last_of_its_records_is_acknowledged() -> N
     assert case.lane.committable is None
     producer.futures[0].success(None)
     assert case.lane.committable == 1
-    assert (case.gate.held_bytes, case.unacknowledged.held_bytes, case.lane.idle) == (0, 0, True)
+    assert case.holds == (0, 0, True)
 
 
 def test_a_record_that_times_out_makes_its_partition_be_read_again_once() -> None:
@@ -230,21 +268,74 @@ def test_a_record_that_times_out_makes_its_partition_be_read_again_once() -> Non
     for future in producer.futures:
         future.failure(KafkaTimeoutError("no answer"))
     assert case.lost == [case.lane]
-    assert case.fatal == []
+    assert (case.refused, case.fatal, producer.closed) == ([], [], False)
     assert case.lane.resume_offset == 0
-    assert (case.gate.held_bytes, case.unacknowledged.held_bytes, case.lane.idle) == (0, 0, True)
+    assert case.holds == (0, 0, True)
 
 
-def test_a_record_that_the_broker_refuses_for_good_ends_the_worker() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfOrderSequenceNumberError(),
+        UnknownProducerIdError(),
+        ImplausibleAcknowledgement("offset 3"),
+        IllegalStateError(),
+    ],
+)
+def test_a_client_that_lost_its_state_is_replaced_and_its_frames_are_read_again(error: KafkaError) -> None:
+    old, new = ManualProducer(), ManualProducer()
+    case = Publishing(old, new)
+    for future in old.futures:
+        future.failure(error)
+    assert case.lost == [case.lane]
+    assert (case.refused, case.fatal) == ([], [])
+    assert case.holds == (0, 0, True)
+    lane = Lane(PARTITION, case.gate, case.sender.send)
+    job = lane.admit(record(0), 0)
+    lane.begin(job)
+    lane.complete(job, Outcome(Outgoing("verdicts", 0, b"cam-0", b"value", []), "cam-0", 0))  # waits for the new client
+    assert old.closed
+    new.futures[0].success(None)
+    assert lane.committable == 1
+
+
+def test_the_first_record_of_a_client_that_the_broker_refuses_is_reported_and_the_others_are_read_again() -> None:
+    producer = ManualProducer()
+    case = Publishing(producer, ManualProducer())
+    producer.futures[0].failure(MessageSizeTooLargeError("1048589 bytes"))
+    producer.futures[1].failure(MessageSizeTooLargeError("1048589 bytes"))
+    ((job, topic, error),) = case.refused
+    assert (job, topic) == (case.job, "verdicts")
+    assert "MessageSizeTooLargeError" in error
+    assert case.lost == [case.lane], "the defect shared the client, so its frame is read again"
+    assert case.fatal == []
+
+
+def test_a_worker_without_rights_ends_and_says_which() -> None:
     for producer in (ManualProducer(), ManualProducer(refuses=TopicAuthorizationFailedError({"verdicts"}))):
-        case = Publishing(producer)
+        case = Publishing(producer, ManualProducer(), ManualProducer())
         for future in producer.futures:
             future.failure(TopicAuthorizationFailedError({"verdicts"}))
-        assert "the broker refuses a record for verdicts" in str(case.fatal[0])
-        assert len(case.fatal) == 1
-        assert case.lost == []
-        assert (case.gate.held_bytes, case.unacknowledged.held_bytes) == (0, 0)
+        assert "may not write to topic verdicts" in str(case.fatal[0])
+        assert (case.lost, case.refused) == ([], [])
+        assert case.gate.held_bytes == 0
         assert case.lane.committable is None
+
+
+@pytest.mark.parametrize(("age_s", "loses_topics"), [(61.0, False), (4.0, True)])
+def test_a_client_that_leaves_records_unanswered_is_replaced_when_the_broker_can_be_reached(
+    monkeypatch: pytest.MonkeyPatch, age_s: float, loses_topics: bool
+) -> None:
+    for name in ("WATCH_S", "GRACE_S"):
+        monkeypatch.setattr(f"workers.sending.{name}", 0.01)
+    now_s = 0.0
+    silent, new = ManualProducer(), ManualProducer()
+    case = Publishing(silent, new, now=lambda: now_s, loses_topics=loses_topics)
+    assert case.sender.unacknowledged_for_s == 0
+    now_s = age_s
+    assert silent.was_closed.wait(10)
+    wait_until(lambda: case.lost == [case.lane])
+    assert case.holds == (0, 0, True)
 
 
 # Scoring
@@ -521,16 +612,3 @@ def test_decoding_refuses_an_image_larger_than_it_announces() -> None:
     big = imaging.encode(np.zeros((400, 400, 3), np.uint8), Codec.PNG)
     lying = replace(frame("cam-0", 1), data=big, size_bytes=len(big), checksum=messages.checksum(big))
     assert rejection(reader(), messages.encode(lying)).reason is DeadLetterReason.UNDECODABLE
-
-
-def test_a_chatty_logger_is_heard_once_in_a_while_and_others_always() -> None:
-    now = 0.0
-    limit = RateLimit("kafka", 30, lambda: now)
-
-    def passes(name: str) -> bool:
-        return limit.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None))
-
-    assert [passes("kafka.net"), passes("kafka.net"), passes("kafka.cluster")] == [True, False, True]
-    assert [passes("workers.intake"), passes("workers.intake")] == [True, True]
-    now = 30.0
-    assert passes("kafka.net")

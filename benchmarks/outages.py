@@ -1,0 +1,137 @@
+"""The broker goes away from a running line and comes back: does every frame get its verdict, and how soon?
+
+    python -m benchmarks.outages [--broker apache] [--plan KIND:SECONDS ...] [--log FILE] [--json FILE]
+
+A plan is a list of outages, one after the other, each of so many seconds: `stop` (SIGTERM), `kill` (SIGKILL), `hold`
+(the network drops every packet), `topic` (the topics `frames` and `verdicts` are deleted and made again; the seconds
+are between the two), `disk` (the broker is killed and comes back with an empty disk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from benchmarks.report import Goal, emit
+from benchmarks.running_line import RunningLine
+from flawline import kafka_clients
+from flawline.errors import FlawlineError
+
+PLAN: Final = ("kill:10", "stop:20", "hold:30", "kill:45", "stop:95", "kill:180", "stop:300", "topic:5", "disk:10")
+LOSSY: Final = ("topic", "disk")
+"""Outages that take frames from the broker which it had acknowledged."""
+
+BETWEEN_S: Final = 5.0
+RESUME_LIMIT_S: Final = 120.0
+SETTLE_S: Final = 120.0
+
+
+def disturb(line: RunningLine, kind: str, away_s: float) -> float:
+    """Do one outage; return the time (monotonic, s) at which the broker was back."""
+    if kind == "hold":
+        line.proxy.hold()
+        time.sleep(away_s)
+        line.proxy.resume()
+    elif kind == "topic":
+        admin = kafka_clients.admin(line.settings)
+        try:
+            admin.delete_topics([line.settings.topic(name) for name in ("frames", "verdicts")])
+            time.sleep(away_s)
+        finally:
+            admin.close()
+        kafka_clients.ensure_topics(line.settings)
+    else:
+        line.end_broker(kill=kind != "stop")
+        if kind == "disk":
+            line.empty_disk()
+        time.sleep(away_s)
+        line.start_broker()
+    return time.monotonic()
+
+
+def run(
+    broker: str, plan: list[tuple[str, float]], cameras: int, rate_hz: float, log: Path | None = None
+) -> dict[str, float]:
+    """Return the figures of a plan of outages: kind and seconds; `log` takes the log of the line."""
+    figures: dict[str, float] = {}
+    worst_s, resumed = 0.0, 0
+    with (
+        tempfile.TemporaryDirectory(prefix="flawline-outages-") as name,
+        RunningLine(Path(name), broker, cameras=cameras, rate_hz=rate_hz) as line,
+    ):
+        line.wait_for_verdicts(20)
+        try:
+            for number, (kind, away_s) in enumerate(plan):
+                back_at, back_ns = disturb(line, kind, away_s), time.time_ns()
+                first_s, new_s = wait_for(line, back_at, 0), wait_for(line, back_at, back_ns)
+                figures[f"{number}_{kind}_{away_s:g}s_resumed_after_s"] = first_s
+                figures[f"{number}_{kind}_{away_s:g}s_caught_up_after_s"] = new_s
+                print(f"{kind} {away_s:g} s: a verdict after {first_s:.1f} s, of a new frame after {new_s:.1f} s",
+                      file=sys.stderr)  # fmt: skip
+                resumed += new_s < RESUME_LIMIT_S
+                worst_s = max(worst_s, first_s)
+                time.sleep(BETWEEN_S)
+            total = line.settle(SETTLE_S).total
+        finally:
+            if log is not None:
+                log.write_bytes((line.folder / "up.log").read_bytes())
+        figures |= {
+            "outages": len(plan),
+            "resumed": resumed,
+            "longest_resume_s": worst_s,
+            "captured": total.captured,
+            "scored": total.scored,
+            "dropped": sum(total.dropped.values()),
+            "dead_lettered": sum(total.dead_lettered.values()),
+            "in_flight": total.in_flight,
+            "gaps": total.gaps,
+            "conflicts": total.conflicts,
+            "scored_twice": sum(count > 1 for count in line.arrivals.count.values()),
+            "up_runs": float(line.up_runs),
+        }
+    return figures
+
+
+def wait_for(line: RunningLine, back_at: float, captured_after_ns: int) -> float:
+    """Return how long after `back_at` the first verdict of a frame that was captured later came; at most the limit."""
+    while time.monotonic() - back_at < RESUME_LIMIT_S:
+        if (first := line.arrivals.first_after(back_at, captured_after_ns)) is not None:
+            return first - back_at
+        time.sleep(0.1)
+    return RESUME_LIMIT_S
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", choices=["apache", "embedded"], default="embedded")
+    parser.add_argument("--plan", nargs="+", default=list(PLAN))
+    parser.add_argument("--cameras", type=int, default=4)
+    parser.add_argument("--rate-hz", type=float, default=5.0)
+    parser.add_argument("--log", type=Path, help="file for the log of the line")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    plan = [(kind, float(seconds)) for kind, _, seconds in (item.partition(":") for item in arguments.plan)]
+    try:
+        figures = run(arguments.broker, plan, arguments.cameras, arguments.rate_hz, arguments.log)
+    except FlawlineError as error:
+        raise SystemExit(f"outages: {error}") from error
+    goals: dict[str, Goal] = {
+        "resumed": ("==", len(plan)),
+        "longest_resume_s": ("<=", 10),
+        "dropped": ("==", 0),
+        "dead_lettered": ("==", 0),
+        "in_flight": ("==", 0),
+        "conflicts": ("==", 0),
+        "up_runs": ("==", 1),
+    }
+    if not any(kind in LOSSY for kind, _ in plan):
+        goals["gaps"] = ("==", 0)
+    emit("outages", figures, goals, arguments.json, details={"broker": arguments.broker, "plan": arguments.plan})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""A whole line as an operator runs it, `flawline up` on a broker behind a proxy, for benchmarks that disturb it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import psutil
+import tomli_w
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
+
+from benchmarks.tcp_proxy import TcpProxy
+from embedded_broker import EmbeddedBroker
+from flawline import imaging, kafka_clients, messages
+from flawline.child_process import ChildProcess
+from flawline.errors import FlawlineError
+from flawline.messages import Verdict
+from flawline.settings.tree import Settings, load_settings
+from ledger.accounting import Report
+from ledger.reader import LedgerReader
+from producers.simulation import LineSettings, SimulatedLine
+from tests.support.brokers import ApacheKafka, kafka_home
+
+PARTS: Final = 84
+"""Parts that the cameras show in a loop, one in ten with a defect."""
+
+FIT_PARTS: Final = 112
+STOP_TIMEOUT_S: Final = 90.0
+POLL_S: Final = 0.05
+
+Broker = EmbeddedBroker | ApacheKafka
+
+
+def make_broker(kind: str, folder: Path, proxy: TcpProxy) -> Broker:
+    """Return a broker, not started, whose clients come through `proxy`. Raises SystemExit without Apache Kafka."""
+    if kind == "embedded":
+        options = ("--advertised-port", str(proxy.port), "--no-auto-create")
+        return EmbeddedBroker(folder / "broker", options=options)
+    if (home := kafka_home()) is None:
+        raise SystemExit("set KAFKA_HOME to a folder of Apache Kafka 4, and install java")
+    return ApacheKafka(home, folder / "broker", advertised_port=proxy.port)
+
+
+@dataclass
+class Arrivals:
+    """The verdicts that a reader of the topic has seen, with the time (monotonic, s) at which each came."""
+
+    at_s: list[float] = field(default_factory=list)
+    captured_at: list[int] = field(default_factory=list)
+    count: Counter[str] = field(default_factory=Counter)
+
+    def first_after(self, moment_s: float, captured_after_ns: int = 0) -> float | None:
+        """Return the time of the first verdict after `moment_s` of a frame captured after `captured_after_ns`."""
+        earliest = None
+        for at_s, captured_at in zip(reversed(self.at_s), reversed(self.captured_at), strict=False):
+            if at_s < moment_s:
+                break
+            if captured_at > captured_after_ns:
+                earliest = at_s
+        return earliest
+
+
+class RunningLine:
+    """The line: model, cameras, workers, discovery, ledger, and a broker that the benchmark starts and stops."""
+
+    def __init__(self, folder: Path, broker: str, *, cameras: int, rate_hz: float, actors: int = 2, **options: Any):
+        self.folder = folder
+        self.proxy = TcpProxy()
+        self._kind = broker
+        self._cameras, self._rate_hz, self._actors, self._options = cameras, rate_hz, actors, options
+        self.broker: Broker
+        self.settings: Settings
+        self._up: ChildProcess | None = None
+        self.arrivals = Arrivals()
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._read_verdicts, name="verdicts", daemon=True)
+
+    def __enter__(self) -> RunningLine:
+        self.proxy.__enter__()
+        self.broker = make_broker(self._kind, self.folder, self.proxy)
+        self.start_broker()
+        self._write_parts()
+        self.settings = self._write_settings()
+        kafka_clients.ensure_topics(self.settings)
+        self.start_up()
+        self._watch.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._done.set()
+        self.stop_up()
+        self.broker.kill()
+        self._watch.join(10)
+        self.proxy.__exit__(kind, error, trace)
+
+    # Parts of it
+
+    def start_broker(self) -> None:
+        """Start the broker, with the data it has."""
+        self.broker.start()
+        self.proxy.target_port = self.broker.port
+        self.proxy.accept()
+
+    def end_broker(self, *, kill: bool) -> None:
+        """End the broker, in order or as a crash does."""
+        self.broker.kill() if kill else self.broker.stop()
+        self.proxy.refuse()
+
+    def empty_disk(self) -> None:
+        """Remove all data of the broker, which must not run."""
+        if isinstance(self.broker, ApacheKafka):
+            self.broker = make_broker(self._kind, self.folder / f"again-{time.monotonic_ns()}", self.proxy)
+        else:
+            shutil.rmtree(self.broker.data_dir)
+
+    def start_up(self) -> None:
+        """Start `flawline up`."""
+        with (self.folder / "up.log").open("ab") as log:
+            self._up = ChildProcess(
+                [sys.executable, "-m", "station.cli", "up"],
+                environment={"FLAWLINE_CONFIG": str(self.folder / "line.toml")},
+                stdout=log,
+                stderr=log,
+            )
+
+    def stop_up(self) -> int | None:
+        """Stop `flawline up` as an operator does; return its exit code."""
+        if self._up is None:
+            return None
+        self._up.stop(STOP_TIMEOUT_S)
+        return self._up.poll()
+
+    @property
+    def up_runs(self) -> bool:
+        """Whether `flawline up` is alive."""
+        return self._up is not None and self._up.poll() is None
+
+    def processes(self, role: str) -> list[psutil.Process]:
+        """Return the processes of a role: `produce`, `work`, `discover`, `ledger`, or `actor` for those of `work`."""
+        mark = "ray::Inspector" if role == "actor" else f"station.cli {role}"
+        return [process for process, command in self._commands() if mark in command]
+
+    def _commands(self) -> list[tuple[psutil.Process, str]]:
+        commands = []
+        if self._up is not None and self.up_runs:
+            for process in psutil.Process(self._up.pid).children(recursive=True):
+                try:
+                    commands.append((process, " ".join(process.cmdline())))
+                except psutil.Error:
+                    continue
+        return commands
+
+    def footprint(self) -> dict[str, tuple[int, int]]:
+        """Return memory (RSS in bytes) and open descriptors of each role, summed over its processes."""
+        result = {}
+        for role in ("produce", "work", "actor", "discover", "ledger"):
+            rss = descriptors = 0
+            for process in self.processes(role):
+                try:
+                    rss += process.memory_info().rss
+                    descriptors += process.num_fds()
+                except psutil.Error:
+                    continue
+            result[role] = (rss, descriptors)
+        return result
+
+    # What comes out
+
+    def wait_for_verdicts(self, count: int = 1, timeout_s: float = 180.0) -> None:
+        """Wait until so many more verdicts have come. Raises FlawlineError after `timeout_s`."""
+        wanted, deadline = len(self.arrivals.at_s) + count, time.monotonic() + timeout_s
+        while len(self.arrivals.at_s) < wanted:
+            if time.monotonic() > deadline:
+                raise FlawlineError(f"{len(self.arrivals.at_s)} of {wanted} verdicts after {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def settle(self, timeout_s: float) -> Report:
+        """End the cameras, wait until no capture is in flight, and return the ledger's report."""
+        for process in self.processes("produce"):
+            process.terminate()
+        return self.account(timeout_s)
+
+    def account(self, timeout_s: float) -> Report:
+        """Return the ledger's report as soon as nothing is in flight, or the last one after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        with LedgerReader(self.settings) as reader:
+            while True:
+                report = reader.poll()
+                if (report.total.captured and not report.total.in_flight) or time.monotonic() > deadline:
+                    return report
+                time.sleep(0.5)
+
+    def _read_verdicts(self) -> None:
+        while not self._done.is_set():
+            try:
+                self._follow_verdicts()
+            except (KafkaError, FlawlineError):
+                self._done.wait(0.2)
+
+    def _follow_verdicts(self) -> None:
+        consumer = kafka_clients.consumer(self.settings, auto_offset_reset="earliest")
+        topic = self.settings.topic("verdicts")
+        try:
+            while not (partitions := consumer.partitions_for_topic(topic)) and not self._done.wait(0.2):
+                pass
+            consumer.assign([TopicPartition(topic, number) for number in sorted(partitions or [])])
+            consumer.seek_to_beginning()
+            while not self._done.is_set():
+                for records in consumer.poll(timeout_ms=200).values():
+                    for record in records:
+                        verdict = messages.decode(Verdict, record.value)
+                        self.arrivals.count[verdict.frame_id] += 1
+                        if self.arrivals.count[verdict.frame_id] == 1:
+                            self.arrivals.captured_at.append(verdict.captured_at)
+                            self.arrivals.at_s.append(time.monotonic())
+        finally:
+            consumer.close(autocommit=False)
+
+    # Making it
+
+    def _write_parts(self) -> None:
+        from flawline.settings.scorer import ScorerSettings
+        from scorer.fit import fit_detector
+
+        line = SimulatedLine(LineSettings(seed=11, defect_rate=0.1))
+        pictures = self.folder / "parts"
+        pictures.mkdir(parents=True)
+        for number in range(PARTS):
+            image = line.render("camera", number).image
+            (pictures / f"{number:04}.jpg").write_bytes(imaging.encode(image, messages.Codec.JPEG, quality=90))
+        images = []
+        for part in line.good_parts(FIT_PARTS):
+            data = imaging.encode(part.image, messages.Codec.JPEG, quality=90)
+            images.append(imaging.decode(data, messages.Codec.JPEG, shape=part.image.shape))
+        fit_detector(images, ScorerSettings(), lambda *_: None).save(self.folder / "model")
+
+    def _write_settings(self) -> Settings:
+        content: dict[str, Any] = {
+            "line": "faults",
+            "data_dir": str(self.folder / "data"),
+            "kafka": {"bootstrap_servers": f"127.0.0.1:{self.proxy.port}", "camera_partitions": 4 * self._actors},
+            "metrics": dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0),
+            "console": {"port": 0},
+            "worker": {"actors": self._actors, "num_cpus": 0.5, "model": str(self.folder / "model")},
+            "cameras": [
+                {"name": f"camera-{i}", "kind": "folder", "path": str(self.folder / "parts"), "rate_hz": self._rate_hz}
+                | {"loop": True, "shuffle_seed": i}
+                for i in range(self._cameras)
+            ],
+        }
+        for section, values in self._options.items():
+            content[section] = content.get(section, {}) | values
+        file = self.folder / "line.toml"
+        file.write_text(tomli_w.dumps(content))
+        os.environ.pop("FLAWLINE_CONFIG", None)
+        return load_settings(file)
