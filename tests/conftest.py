@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from flawline import redaction
@@ -28,6 +29,10 @@ from tests.support.postgres import postgres_server
 __all__ = [
     "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "postgres_server", "settings_file"
 ]  # fmt: skip
+
+# A test is never timed: on a busy machine an example of 50 ms takes seconds.
+hypothesis.settings.register_profile("flawline", deadline=None)
+hypothesis.settings.load_profile("flawline")
 
 TESTS = Path(__file__).parent
 

@@ -207,7 +207,7 @@ def histories(draw):
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories())
 def test_whatever_the_rounds_no_id_is_reused_or_lost(history):
     registry, memory = Registry(), {}

@@ -103,7 +103,7 @@ def test_late_frame_is_counted_although_later_ones_have_come(store):
     assert [tuple(row) for row in ranges] == [(2, 2), (5, 7), (9, 9)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 25), max_size=12), max_size=8))
 def test_any_order_and_repetition_counts_every_frame_once(batches):
     store = Store("sqlite://")

@@ -52,7 +52,7 @@ writes = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(writes=writes, reopen=st.booleans(), twice=st.booleans())
 def test_the_state_that_a_reader_builds_is_unchanged(
     tmp_path_factory: pytest.TempPathFactory, writes, reopen: bool, twice: bool

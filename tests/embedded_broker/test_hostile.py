@@ -52,7 +52,7 @@ def throw(broker: EmbeddedBroker, data: bytes) -> None:
             pass
 
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick

@@ -58,7 +58,7 @@ def content(log: PartitionLog, offset: int | None = None, limit_bytes: int = 1 <
 batches = st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=8), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches=batches, segment_bytes=st.integers(1, 3000), limit_bytes=st.integers(1, 4000), start=st.integers(0, 200))
 def test_every_record_is_read_back_once_from_any_offset_with_any_limit(
     tmp_path_factory: pytest.TempPathFactory,
@@ -78,7 +78,7 @@ def test_every_record_is_read_back_once_from_any_offset_with_any_limit(
     log.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batches=batches,
     segment_bytes=st.integers(200, 3000),
@@ -157,7 +157,7 @@ def test_producer_sequences_survive_a_crash_and_a_clean_end(tmp_path: Path) -> N
         assert log.next_offset == 7
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     times=st.lists(st.integers(0, 1000), min_size=1, max_size=60),
     wanted=st.integers(0, 1100),

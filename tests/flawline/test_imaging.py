@@ -154,7 +154,7 @@ def test_truncated_image_is_an_image_error(codec: Codec, share: float) -> None:
 
 
 @given(st.sampled_from([Codec.JPEG, Codec.PNG]), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_image_is_pixels_of_the_announced_size_or_an_image_error(codec: Codec, draw: st.DataObject) -> None:
     data = bytearray(imaging.encode(PIXELS, codec))
     for _ in range(draw.draw(st.integers(1, 3))):
@@ -166,7 +166,6 @@ def test_damaged_image_is_pixels_of_the_announced_size_or_an_image_error(codec: 
 
 
 @given(st.binary(max_size=300), st.sampled_from(list(Codec)))
-@settings(deadline=None)
 def test_arbitrary_bytes_are_an_image_error(data: bytes, codec: Codec) -> None:
     with pytest.raises(ImageError):
         imaging.decode(data, codec)
@@ -207,7 +206,7 @@ def test_large_tiff_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch:
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_mask_survives_its_encoding(height: int, width: int, draw: st.DataObject) -> None:
     bits = draw.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     mask = np.array(bits).reshape(height, width)

@@ -40,7 +40,7 @@ def store_in(folder: Path, line: str = LINE) -> ObjectStore:
 
 
 @given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_object_is_found_by_the_hash_of_its_content(store: ObjectStore, data: bytes) -> None:
     key = store.put(data)
     assert key == hashlib.sha256(data).hexdigest()

@@ -355,7 +355,7 @@ FATES = {
 }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fates=st.lists(st.sampled_from(sorted(FATES)), max_size=60), captures=st.integers(1, 160))
 def test_every_capture_ends_once_whatever_the_broker_answers(
     tmp_path_factory: pytest.TempPathFactory, fates: list[str], captures: int

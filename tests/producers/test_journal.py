@@ -182,7 +182,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ACTIONS, st.randoms(use_true_random=False))
 def test_whatever_happens_the_topic_ends_with_every_capture_and_every_drop(
     tmp_path_factory: Any, actions: list[str], random: Any

@@ -100,7 +100,7 @@ def test_good_parts_are_good_cover_every_product_and_are_no_part_of_a_camera() -
     contrast=st.floats(0.05, 1),
     rate=st.sampled_from([0.0, 0.5, 1.0]),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_any_settings_give_a_picture_whose_truth_agrees(
     seed: int, camera: str, index: int, sides: tuple[int, int], size: float, contrast: float, rate: float
 ) -> None:

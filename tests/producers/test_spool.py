@@ -169,7 +169,7 @@ def test_damaged_head_delivers_again_and_skips_nothing(tmp_path: Path) -> None:
     assert drained(Spool(tmp_path, Quota(PLENTY))) == [0, 1, 2]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=12), cut=st.integers(0, 5000), data=st.data())
 def test_torn_tail_loses_only_what_was_not_wholly_written(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], cut: int, data: st.DataObject
@@ -266,4 +266,4 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 TestSpoolMachine = SpoolMachine.TestCase
-TestSpoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSpoolMachine.settings = settings(max_examples=60, stateful_step_count=40)

@@ -50,7 +50,7 @@ def blobs(seed: int, side: int = 48, count: int = 4) -> np.ndarray:
     return cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.3, 3)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),
@@ -76,7 +76,7 @@ def test_any_map_gives_the_mask_and_count_of_the_definition(seed, shrink, kernel
     assert np.array_equal(found.mask, mask.astype(bool))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(2, 5))
 def test_set_form_on_uint8_maps_follows_the_published_steps(seed, images):
     maps = [(np.clip(blobs(seed + i), 0, 4) / 4 * 255).astype(np.uint8) for i in range(images)]

@@ -98,7 +98,7 @@ def test_looks_into_a_large_image_are_shares_of_what_the_detector_sees_at_once()
     assert sides == [(50, 50), (80, 80)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.integers(0, 9999))
 def test_any_image_and_map_give_a_finite_unit_vector(height, width, rows, columns, seed):
     rng = np.random.default_rng(seed)

@@ -121,7 +121,7 @@ def test_weights_are_on_the_hottest_patches_of_the_region():
     assert weights[5, 5] == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 10_000))
 def test_crops_stay_inside_the_image_and_hold_their_box_centre(height, width, seed):
     rng = np.random.default_rng(seed)
@@ -134,7 +134,7 @@ def test_crops_stay_inside_the_image_and_hold_their_box_centre(height, width, se
     assert crop.y0 <= (box.y0 + box.y1) // 2 <= crop.y1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 380), st.integers(0, 380)), max_size=12))
 def test_every_component_belongs_to_exactly_one_region(corners):
     squares = [Square(x, y, x + 20, y + 20) for x, y in corners]

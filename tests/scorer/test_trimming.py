@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flawline.settings.scorer import ScorerSettings
@@ -18,7 +18,6 @@ from tests.scorer.conftest import draw
 pytestmark = pytest.mark.system
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["normal", "skewed"]))
 def test_clean_scores_lose_next_to_nothing(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
