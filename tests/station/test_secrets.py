@@ -253,14 +253,14 @@ def test_a_wrong_setting_is_told_by_every_command_without_its_secret(
 def test_log_line_of_a_library_shows_no_secret(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "line.toml").write_text(tomli_w.dumps(ALL_SECRETS))
     configure_logging(load_settings(), "produce")
-    library = logging.getLogger("kafka.net.connection")
+    library = logging.getLogger("sqlalchemy.pool")
     library.error("authentication of %r failed: %s", SECRET, {"password": redaction.unquote(SECRET)})
     try:
         raise RuntimeError(f"dsn host=x password={SECRET}")
     except RuntimeError:
         library.exception("while connecting to rtsp://u:%s@h/x", SECRET)
     written = capsys.readouterr().err
-    assert written.count("kafka.net.connection") == 2 and not seen(written)
+    assert written.count("sqlalchemy.pool") == 2 and not seen(written)
 
 
 def test_process_that_gets_the_settings_from_another_knows_their_secrets(
