@@ -15,14 +15,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from kafka import KafkaConsumer
 
 from flawline import clock, kafka_clients, telemetry, topics
+from flawline.backoff import Backoff
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
-from flawline.errors import FlawlineError, one_line
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
 from flawline.object_store import object_store
 from flawline.settings.tree import Settings
@@ -33,7 +35,7 @@ from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
 from workers.describing import Describer, Judged, Undescribed
-from workers.intake import Intake
+from workers.intake import AWAY_LOG_S, Intake
 from workers.lane import Job, Lane, Outcome
 from workers.model_slot import ModelSlot
 from workers.reading import Reader, Rejected
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
 
 log = logging.getLogger(__name__)
+
+Client = TypeVar("Client")
 
 POLL_S = 0.5
 """Longest time until a thread that waits for the broker notices that the actor ends."""
@@ -189,17 +193,12 @@ class Inspector:
         self._model.load_first()
         if self._stop.is_set():
             return
-        sender = self._sender = OutcomeSender(
-            self._connect,
-            self._unacknowledged,
-            on_lost=self._reread,
-            on_refused=self._refused,
-            on_fatal=self._fail,
-            restore=self._restore_topics,
-            patience_s=self._worker.hang_timeout_s,
-        )
+        sender = self._sender = self._once_the_broker_answers(self._new_sender)
+        if sender is None:
+            return
         try:
-            self._inspect(sender)
+            if consumer := self._once_the_broker_answers(self._new_consumer):
+                self._inspect(sender, consumer)
         finally:
             sender.close(self._worker.stop_timeout_s)
         if self._error:
@@ -217,14 +216,45 @@ class Inspector:
         self._restore_topics()
         return kafka_clients.producer(self._settings, *WRITTEN)
 
-    def _inspect(self, sender: OutcomeSender) -> None:
-        consumer = kafka_clients.consumer(
+    def _once_the_broker_answers(self, make: Callable[[], Client]) -> Client | None:
+        """Return what `make` makes, however long the broker is away; None when `stop` comes first.
+
+        An actor that starts in an outage waits here: to die of it would use up its restarts. Raises UsageError.
+        """
+        backoff, next_log = Backoff(0.5, 5.0), clock.monotonic()
+        while not self._stop.is_set():
+            try:
+                return make()
+            except UsageError:
+                raise
+            except FlawlineError as error:
+                if clock.monotonic() >= next_log:
+                    next_log = clock.monotonic() + AWAY_LOG_S
+                    log.warning("%s waits for the broker: %s", self._member, error)
+                self._stop.wait(backoff.next_s())
+        return None
+
+    def _new_sender(self) -> OutcomeSender:
+        return OutcomeSender(
+            self._connect,
+            self._unacknowledged,
+            on_lost=self._reread,
+            on_refused=self._refused,
+            on_fatal=self._fail,
+            restore=self._restore_topics,
+            patience_s=self._worker.hang_timeout_s,
+        )
+
+    def _new_consumer(self) -> KafkaConsumer:
+        return kafka_clients.consumer(
             self._settings,
             group=topics.WORKERS_GROUP,
             group_instance_id=self._member,
             session_timeout_ms=int(self._worker.session_timeout_s * 1000),
             heartbeat_interval_ms=HEARTBEAT_MS,
         )
+
+    def _inspect(self, sender: OutcomeSender, consumer: KafkaConsumer) -> None:
         self._intake = Intake(
             consumer,
             self._settings.topic("frames"),

@@ -33,13 +33,14 @@ from tests.workers.line import (
     inspecting,
     last_commit,
     line_settings,
+    load_plain,
     read,
     read_records,
     wait_until,
     write_model,
 )
 from workers.active_model import ModelRef
-from workers.inspector import member_name
+from workers.inspector import Inspector, member_name
 from workers.lane import RECORD_BYTES
 from workers.suspects import Note, this_process
 
@@ -317,6 +318,24 @@ def test_an_outage_longer_than_the_session_ends_no_worker_and_makes_no_frame_a_s
         verdicts = read(settings, "verdicts", Verdict, 40)
     assert_in_order(verdicts)
     assert "tried one at a time" not in caplog.text
+
+
+def test_a_worker_that_starts_in_an_outage_waits_for_the_broker(fresh_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    settings = line_settings(fresh_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        feeder.send(*(frame("cam-0", s) for s in range(5)))
+        feeder.flush()
+        fresh_broker.kill()
+        inspector = Inspector(settings, member_name(settings, 0), ModelRef(str(settings.worker.model)), load_plain)
+        running = threading.Thread(target=inspector.run, daemon=True)
+        running.start()
+        assert not inspector.ready(1.0)
+        fresh_broker.start()
+        assert inspector.ready(30)
+        read(settings, "verdicts", Verdict, 5)
+        inspector.stop()
+        running.join(30)
+        assert not running.is_alive()
 
 
 @pytest.mark.parametrize("again", [10, 40])
