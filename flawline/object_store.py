@@ -138,8 +138,14 @@ class ObjectStore:
             try:
                 entries = self._filesystem.ls(self.root, detail=False)
             except FileNotFoundError:
+                self._require_bucket()
                 return True
             return all(entry.rstrip("/").rpartition("/")[2] in NAMES_OF_AN_EMPTY_STORE for entry in entries)
+
+    def _require_bucket(self) -> None:
+        """Raise FileNotFoundError when the bucket itself does not exist; a folder in it exists with its objects."""
+        if self._is_bucket:
+            self._filesystem.ls(self.root.partition("/")[0], detail=False)
 
     def create(self) -> Marker:
         """Make the store, or take the one that is there, and return its marker. Raises StoreAway."""
@@ -179,12 +185,17 @@ class ObjectStore:
         self._id = store_id
         self._seen_at = -BUCKET_TRUST_S
 
-    def require(self) -> None:
-        """Return when the store is there and is this line's. Raises StoreAway."""
-        if self._is_bucket and time.monotonic() - self._seen_at < BUCKET_TRUST_S:
+    def require(self, *, look: bool = True) -> None:
+        """Return when the store is there and is this line's; without `look`, a bucket that was there lately will do.
+
+        Raises StoreAway.
+        """
+        if not look and self._is_bucket and time.monotonic() - self._seen_at < BUCKET_TRUST_S:
             return
         marker = self.marker()
         if marker is None:
+            with self._away():
+                self._require_bucket()
             raise self._unusable(f"there is no marker {MARKER}")
         if self._id not in (None, marker.id):
             raise StoreAway(
@@ -211,10 +222,10 @@ class ObjectStore:
         key = hashlib.sha256(data).hexdigest()
         path = self._path(key)
         with self._away():
-            self.require()
+            self.require(look=False)
             if not self._is_fresh(path, len(data)):
                 self._write(path, data)
-            self.require()  # else the volume went away meanwhile, and the object lies in the folder below it
+            self.require(look=False)  # else the volume went away meanwhile, and the object lies in the folder below it
         return key
 
     def _is_fresh(self, path: str, size_bytes: int) -> bool:
@@ -342,5 +353,5 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return ": check its rights and the credentials of this role"
     if isinstance(error, FileNotFoundError):
-        return ": mount it, or make it, or correct frames.objects_url"
+        return ": make it, or correct frames.objects_url"
     return ""

@@ -18,12 +18,14 @@ from producers import service
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, until
 from tests.support.brokers import unique
+from tests.support.s3 import BUCKET, S3Server
 from tests.workers.line import assert_in_order, inspecting, read, write_model
 
 RATE_HZ = 40
+S3_RATE_HZ = 8  # the server of the tests is slow
 
 
-def line(bootstrap: str, tmp_path: Path, objects_url: str) -> Settings:
+def line(bootstrap: str, tmp_path: Path, objects_url: str, rate_hz: int = RATE_HZ) -> Settings:
     """Settings of a line with one camera, all of whose frames go by claim check."""
     settings = Settings(
         line=unique("line"),
@@ -33,7 +35,7 @@ def line(bootstrap: str, tmp_path: Path, objects_url: str) -> Settings:
         metrics={"producers_port": 0},
         producer={"ledger_interval_s": 0.2, "away_after_s": 0.5, "drain_timeout_s": 20},
         worker={"model": str(write_model(tmp_path / "model"))},
-        cameras=[{"kind": "folder", "name": unique("cam"), "path": tmp_path, "rate_hz": RATE_HZ}],
+        cameras=[{"kind": "folder", "name": unique("cam"), "path": tmp_path, "rate_hz": rate_hz}],
     )
     kafka_clients.ensure_topics(settings)
     return settings
@@ -128,6 +130,27 @@ def test_folder_that_goes_away_twice_costs_no_frame(
     finally:
         producer.finish()
     assert sum(telemetry.DROPPED.labels(producer.camera, reason)._value.get() for reason in DropReason) == 0
+    assert_nothing_is_lost(settings)
+
+
+def test_bucket_whose_server_goes_away_costs_no_frame(
+    s3_server: S3Server, embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, f"s3://{BUCKET}/{unique('frames')}", rate_hz=S3_RATE_HZ)
+    producer = RunningProducer(settings)
+    try:
+        with inspecting(settings):
+            go_on_for(producer, S3_RATE_HZ)
+            wait_for_verdicts_of_all_so_far(producer)
+            s3_server.stop()
+            until(lambda: telemetry.OBJECT_STORE_AWAY._value.get() == 1, what="the outage in the metrics")
+            go_on_for(producer, 3 * S3_RATE_HZ)
+            s3_server.start()
+            wait_for_verdicts_of_all_so_far(producer)
+            producer.finish()
+            wait_for_verdicts_of_all_so_far(producer)
+    finally:
+        producer.finish()
     assert_nothing_is_lost(settings)
 
 
