@@ -24,12 +24,13 @@ import pytest
 from flawline import redaction
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker
 from tests.support.lines import line, line_settings, settings_file
+from tests.support.ports import refusing_port
 from tests.support.postgres import postgres_server
 from tests.support.s3 import s3_server
 
 __all__ = [
     "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "postgres_server",
-    "s3_server", "settings_file"
+    "refusing_port", "s3_server", "settings_file",
 ]  # fmt: skip
 
 # A test is never timed: on a busy machine an example of 50 ms takes seconds.

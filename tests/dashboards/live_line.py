@@ -23,7 +23,7 @@ from producers.simulation.dataset import write_dataset
 from producers.simulation.line import SimulatedLine
 from producers.simulation.settings import LineSettings
 from scorer.fit import fit_detector
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 from tests.support.prometheus import PrometheusServer
 
 ROOT = Path(__file__).parents[2]
@@ -88,16 +88,16 @@ class LiveLine:
         cv2.imwrite(str(place / "noise.png"), noise)
 
     def _write_config(self) -> Path:
-        ports = {name: free_port() for name in ("producers_port", "workers_port", "discovery_port", "ledger_port")}
+        ports = {name: reserved_port() for name in ("producers_port", "workers_port", "discovery_port", "ledger_port")}
         parts = {"kind": "folder", "path": str(self.folder / "parts"), "loop": True, "rate_hz": 4.0, "shards": 2}
         content: dict[str, Any] = {
             "line": "test",
             "data_dir": str(self.folder / "data"),
-            "embedded": {"port": free_port()},
+            "embedded": {"port": reserved_port()},
             "frames": {"limit_bytes": FRAME_LIMIT_BYTES},
             "store": {"url": self.store_url},
             "metrics": ports,
-            "console": {"port": free_port()},
+            "console": {"port": reserved_port()},
             "worker": {"model": str(self.folder / "model"), "actors": 1, "describe_frames_per_s": 2.0},
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
             "cameras": [

@@ -12,7 +12,6 @@ from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from tests.dashboards.grafana_double import TOKEN, GrafanaDouble
-from tests.support.brokers import free_port
 
 pytestmark = pytest.mark.system
 
@@ -116,9 +115,9 @@ def test_without_a_token_nothing_is_sent(double):
     assert not double.requests
 
 
-def test_a_grafana_that_is_away_is_named():
+def test_a_grafana_that_is_away_is_named(refusing_port):
     with pytest.raises(FlawlineError) as error:
-        push.push(settings(f"http://127.0.0.1:{free_port()}"))
+        push.push(settings(f"http://127.0.0.1:{refusing_port}"))
     assert "cannot be reached (" in one_line(error) and "grafana.url" in one_line(error)
 
 

@@ -19,7 +19,8 @@ from flawline import kafka_clients
 from flawline.errors import FlawlineError
 from flawline.settings.tree import Settings, load_settings
 from tests.deploy import compose
-from tests.support.brokers import free_port, kafka_home
+from tests.support.brokers import kafka_home
+from tests.support.ports import reserved_port
 from tests.support.postgres import PostgresServer
 
 PASSWORD = "correct"
@@ -33,7 +34,7 @@ def plant_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")
     folder = tmp_path_factory.mktemp("kafka")
-    ports = {port: free_port() for port in KAFKA_PORTS}
+    ports = {port: reserved_port() for port in KAFKA_PORTS}
     passwords = dict.fromkeys(compose.example_variables(), PASSWORD)
     java = ["java", "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{home}/libs/*"]
     for name in ("default", "mounted", "final"):

@@ -18,7 +18,6 @@ from embedded_broker import READY_PREFIX, EmbeddedBroker
 from embedded_broker.protocol import ErrorCode
 from flawline.errors import FlawlineError
 from tests.embedded_broker.contract.clients import CLIENTS, wait_until
-from tests.support.brokers import free_port
 from tests.support.wire import Wire, frame_of, record_batch
 
 pytestmark = pytest.mark.system
@@ -152,13 +151,12 @@ def test_importing_the_handle_is_cheap() -> None:
 
 def test_a_full_disk_is_an_error_and_the_producer_goes_on_once_there_is_room(tmp_path: Path) -> None:
     limit_bytes = 3 << 20
-    port = free_port()
 
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
 
     process = subprocess.Popen(
-        [*COMMAND, "--data", str(tmp_path), "--port", str(port)],
+        [*COMMAND, "--data", str(tmp_path), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -166,11 +164,11 @@ def test_a_full_disk_is_an_error_and_the_producer_goes_on_once_there_is_room(tmp
     )
     try:
         assert process.stdout is not None
-        process.stdout.readline()
-        client = CLIENTS["kafka-python"](f"127.0.0.1:{port}")
+        address = process.stdout.readline().removeprefix(READY_PREFIX).strip()
+        client = CLIENTS["kafka-python"](address)
         client.create_topic("full")
         batch = record_batch([os.urandom(200_000)], timestamp=int(time.time() * 1000))
-        with Wire(f"127.0.0.1:{port}") as wire:
+        with Wire(address) as wire:
             answers = [wire.produce("full", batch) for _ in range(20)]
             fitting = sum(code == 0 for code, _ in answers)
             assert 10 <= fitting < 16

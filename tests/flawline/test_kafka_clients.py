@@ -14,7 +14,6 @@ from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
-from tests.support.brokers import free_port
 from tests.support.talking_line import TalkingLine
 
 
@@ -85,8 +84,8 @@ def test_every_topic_has_all_settings(limit: int) -> None:
             assert int(configs["retention.ms"]) > 0 and int(configs["segment.bytes"]) >= 1 << 20
 
 
-def test_broker_that_is_away_names_its_address_and_the_remedy(line_settings: Settings) -> None:
-    address = f"127.0.0.1:{free_port()}"
+def test_broker_that_is_away_names_its_address_and_the_remedy(line_settings: Settings, refusing_port: int) -> None:
+    address = f"127.0.0.1:{refusing_port}"
     with pytest.raises(FlawlineError, match=address) as caught:
         kafka_clients.producer(with_kafka(line_settings, bootstrap_servers=address))
     assert "flawline broker" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Each role shows its own metrics, and each metric belongs to one role."""
 
+import socket
 import urllib.request
 from collections import Counter
 
@@ -7,7 +8,7 @@ import pytest
 
 from flawline import telemetry
 from flawline.errors import FlawlineError
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 
 ROLES = (
     telemetry.OF_PRODUCERS,
@@ -31,7 +32,7 @@ def test_every_metric_belongs_to_exactly_one_role_or_is_shared_on_purpose() -> N
 
 @pytest.mark.system
 def test_a_role_does_not_show_the_gauges_of_another() -> None:
-    port = free_port()
+    port = reserved_port()
     telemetry.SPOOL_FRAMES.labels("cam").set(3)
     endpoint = telemetry.serve(port, "127.0.0.1", *telemetry.OF_PRODUCERS)
     try:
@@ -45,10 +46,7 @@ def test_a_role_does_not_show_the_gauges_of_another() -> None:
 
 @pytest.mark.system
 def test_a_port_that_is_taken_is_one_clear_line() -> None:
-    port = free_port()
-    endpoint = telemetry.serve(port, "127.0.0.1")
-    try:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         with pytest.raises(FlawlineError, match=rf"metrics port 127.0.0.1:{port} cannot be opened"):
             telemetry.serve(port, "127.0.0.1")
-    finally:
-        endpoint.close()

@@ -23,7 +23,7 @@ from ledger import reader as ledger
 from ledger.accounting import Account
 from ledger.reader import LedgerReader
 from station.cli.ledger import watch_ledger
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
 
@@ -181,7 +181,7 @@ def test_figures_are_exported_by_camera_outcome_and_reason(line: TalkingLine) ->
 def test_watch_serves_the_metric_and_outlives_a_broker_restart(
     fresh_broker: EmbeddedBroker, line_settings: Settings
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     settings = line_settings.model_copy(
         update={
             "kafka": line_settings.kafka.model_copy(update={"bootstrap_servers": fresh_broker.bootstrap}),

@@ -20,7 +20,7 @@ from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
 from producers.supervise import CameraRunner, CameraState
 from tests.producers.doubles import FakeClock, until
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 
 SERVER = Path(__file__).parents[1] / "support" / "rtsp_server.py"
 SYSTEM_PYTHON = "/usr/bin/python3"  # the one that Debian's gi belongs to
@@ -124,12 +124,12 @@ def test_device_faster_than_the_configured_rate_is_grabbed_and_thinned_not_buffe
 # -- RTSP ------------------------------------------------------------------------------------------------------------
 
 
-Serve = Callable[..., subprocess.Popen]
+Serve = Callable[..., tuple[subprocess.Popen, int]]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts RTSP servers; skips where GStreamer's is missing."""
+    """Start RTSP servers, each on a port (0: a free one) that is returned; skip where GStreamer's is missing."""
     if not Path(SYSTEM_PYTHON).exists():
         pytest.skip("no system Python to run GStreamer's RTSP server")
     probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
@@ -137,13 +137,14 @@ def serve() -> Iterator[Serve]:
         pytest.skip("install python3-gi, gir1.2-gst-rtsp-server-1.0 and gstreamer1.0-plugins-good to test RTSP")
     started: list[subprocess.Popen] = []
 
-    def start(port: int, *credentials: str) -> subprocess.Popen:
+    def start(port: int, *credentials: str) -> tuple[subprocess.Popen, int]:
         process = subprocess.Popen(
             [SYSTEM_PYTHON, str(SERVER), str(port), *credentials], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         started.append(process)
-        assert process.stdout.readline() == b"ready\n"
-        return process
+        word, _, bound = process.stdout.readline().decode().partition(" ")
+        assert word == "ready"
+        return process, int(bound)
 
     yield start
     for process in started:
@@ -158,8 +159,7 @@ def rtsp(url: str, **options: object) -> RtspCamera:
 
 @pytest.mark.system
 def test_rtsp_camera_with_credentials_gives_moving_pictures(serve: Serve) -> None:
-    port = free_port()
-    serve(port, "joe", "s3cret")
+    _, port = serve(0, "joe", "s3cret")
     camera = RtspDevice(rtsp(f"rtsp://joe:s3cret@127.0.0.1:{port}/line"))
     camera.open()
     frames = camera.frames()
@@ -172,8 +172,7 @@ def test_rtsp_camera_with_credentials_gives_moving_pictures(serve: Serve) -> Non
 
 @pytest.mark.system
 def test_refused_rtsp_camera_is_named_without_its_credentials(serve: Serve, capfd: pytest.CaptureFixture) -> None:
-    port = free_port()
-    serve(port, "joe", "s3cret")
+    _, port = serve(0, "joe", "s3cret")
     with pytest.raises(CameraError) as caught:
         RtspDevice(rtsp(f"rtsp://joe:wr0ng@127.0.0.1:{port}/line")).open()
     assert f"rtsp://***@127.0.0.1:{port}/line" in str(caught.value)
@@ -185,8 +184,7 @@ def test_rtsp_server_that_dies_and_comes_back_is_found_again(
     serve: Serve, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO)
-    port = free_port()
-    server = serve(port)
+    server, port = serve(reserved_port())  # it comes back on the same port
     settings = rtsp(f"rtsp://joe:s3cret@127.0.0.1:{port}/line", rate_hz=10, open_timeout_s=5)
     taken: list[Capture] = []
     stop = threading.Event()

@@ -31,7 +31,8 @@ from producers import broker_connection, service
 from producers.publisher import Publisher
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, capture, picture, until
-from tests.support.brokers import free_port, unique
+from tests.support.brokers import unique
+from tests.support.ports import reserved_port
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -407,7 +408,7 @@ def test_metrics_are_served_while_it_runs(
     from urllib.request import urlopen
 
     settings = line(embedded_broker.bootstrap, tmp_path, folder("metered", images, loop=True, rate_hz=50))
-    settings.metrics.producers_port = free_port()
+    settings.metrics.producers_port = reserved_port()
     running = produce(settings)
     until(lambda: telemetry.PUBLISHED.labels("metered")._value.get() > 5)
     with urlopen(f"http://127.0.0.1:{settings.metrics.producers_port}/metrics") as answer:

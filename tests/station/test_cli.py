@@ -18,7 +18,6 @@ from flawline.errors import FlawlineError, UsageError
 from station import terminal
 from station.cli import ledger, main
 from station.cli.options import DEBUG_VARIABLE
-from tests.support.brokers import free_port
 
 pytestmark = pytest.mark.system
 
@@ -74,8 +73,8 @@ def test_wrong_key_in_the_file_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2 and is_one_line(done.stderr) and "worker.actros" in done.stderr
 
 
-def test_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
+def test_broker_that_is_away_is_one_line_and_exit_1(tmp_path: Path, refusing_port: int) -> None:
+    address = f"127.0.0.1:{refusing_port}"
     done = flawline(tmp_path, "ledger", FLAWLINE_KAFKA__BOOTSTRAP_SERVERS=address)
     assert done.returncode == 1 and is_one_line(done.stderr), done.stderr
     assert address in done.stderr and "kafka.bootstrap_servers" in done.stderr

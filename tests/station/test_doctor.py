@@ -22,7 +22,7 @@ from flawline.settings.tree import Settings
 from producers.partitions import Partitions
 from station.cli import doctor, doctor_checks
 from station.cli.doctor_checks import Finding, Status
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
 PASSWORD = "pass-word-of-a-test"
@@ -59,16 +59,16 @@ def test_healthy_line_has_no_failure_and_exit_0(
 
 
 @pytest.mark.system
-def test_any_failure_is_exit_1(tmp_path: Path) -> None:
+def test_any_failure_is_exit_1(tmp_path: Path, refusing_port: int) -> None:
     file = tmp_path / "line.toml"
-    file.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{free_port()}"\n')
+    file.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{refusing_port}"\n')
     done = flawline("doctor", "--config", str(file))
     assert done.returncode == 1 and "does not answer" in done.stdout and not done.stderr
 
 
-def test_embedded_broker_that_does_not_run_says_how_to_start_it(line_settings: Settings) -> None:
+def test_embedded_broker_that_does_not_run_says_how_to_start_it(line_settings: Settings, refusing_port: int) -> None:
     settings = changed(line_settings, "kafka", bootstrap_servers=None)
-    settings = changed(settings, "embedded", port=free_port())
+    settings = changed(settings, "embedded", port=refusing_port)
     [found] = doctor_checks.broker_answers(settings)
     assert found.status is Status.WARN and "flawline up" in found.remedy
 
@@ -164,12 +164,12 @@ def test_model_that_does_not_verify_is_a_failure(line: TalkingLine, tmp_path: Pa
     assert none.status is Status.WARN and "flawline publish" in none.remedy
 
 
-def test_store(line_settings: Settings, tmp_path: Path) -> None:
+def test_store(line_settings: Settings, tmp_path: Path, refusing_port: int) -> None:
     from pydantic import SecretStr
 
     assert doctor_checks.store(line_settings)[0].status is Status.OK
     assert not (tmp_path / "data").exists()  # looking has made nothing
-    away = f"postgresql+psycopg://flawline:{PASSWORD}@127.0.0.1:{free_port()}/flawline"
+    away = f"postgresql+psycopg://flawline:{PASSWORD}@127.0.0.1:{refusing_port}/flawline"
     [found] = doctor_checks.store(changed(line_settings, "store", url=SecretStr(away)))
     assert found.status is Status.FAIL and PASSWORD not in found.text + found.remedy
     [wrong] = doctor_checks.store(changed(line_settings, "store", url=SecretStr("no url")))
@@ -208,7 +208,7 @@ def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_ports_in_use(line_settings: Settings) -> None:
-    endpoint = telemetry.serve(free_port(), "127.0.0.1", *telemetry.OF_THE_LEDGER)
+    endpoint = telemetry.serve(reserved_port(), "127.0.0.1", *telemetry.OF_THE_LEDGER)
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -28,7 +28,8 @@ from station import up
 from station.cli import doctor_checks
 from station.role_states import RoleState, read
 from station.up import Child, Patience, Role
-from tests.support.brokers import free_port, unique
+from tests.support.brokers import unique
+from tests.support.ports import reserved_port
 
 pytestmark = pytest.mark.system
 
@@ -185,7 +186,7 @@ def answers(port: int) -> bool:
 def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     file = tmp_path / "line.toml"
     file.write_text(
         f'data_dir = "{tmp_path}/data"\n[embedded]\nport = 0\n[metrics]\nledger_port = {port}\nup_port = 0\n'
@@ -209,7 +210,7 @@ def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
 def test_signals_end_a_role_cleanly(
     tmp_path: Path, embedded_broker: EmbeddedBroker, number: signal.Signals, code: int
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     file = tmp_path / "line.toml"
     file.write_text(f'[kafka]\nbootstrap_servers = "{embedded_broker.bootstrap}"\n[metrics]\nledger_port = {port}\n')
     command = [sys.executable, "-m", "station.cli", "ledger", "--watch", "--config", str(file)]
@@ -265,17 +266,17 @@ def captured(port: int) -> float:
 
 
 def test_a_line_without_store_and_model_goes_on_capturing_until_it_is_stopped(
-    tmp_path: Path, embedded_broker: EmbeddedBroker
+    tmp_path: Path, embedded_broker: EmbeddedBroker, refusing_port: int
 ) -> None:
-    ports = {name: free_port() for name in ("producers_port", "up_port")}
+    ports = {name: reserved_port() for name in ("producers_port", "up_port")}
     content = {
         "data_dir": str(tmp_path / "data"),
         "kafka": {"bootstrap_servers": embedded_broker.bootstrap, "topic_prefix": unique("up") + "-"},
         "cameras": [{"name": "cam", "kind": "simulated", "rate_hz": 5.0, "height": 64, "width": 64}],
         "worker": {"model": str(tmp_path / "no-model")},
-        "store": {"url": f"postgresql://line:secret@127.0.0.1:{free_port()}/line"},
+        "store": {"url": f"postgresql://line:secret@127.0.0.1:{refusing_port}/line"},
         "metrics": {"workers_port": 0, "discovery_port": 0, "ledger_port": 0} | ports,
-        "console": {"port": free_port()},
+        "console": {"port": reserved_port()},
     }
     file = tmp_path / "line.toml"
     file.write_text(tomli_w.dumps(content))

@@ -16,6 +16,7 @@ from typing import Protocol
 import pytest
 
 from embedded_broker import EmbeddedBroker
+from tests.support.ports import reserved_port
 
 _KAFKA_START_TIMEOUT_S = 60.0
 
@@ -41,25 +42,18 @@ def kafka_home() -> Path | None:
     return None
 
 
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def unique(name: str) -> str:
     """Return a topic or group name that no other test uses."""
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
 class ApacheKafka:
-    """One KRaft node of Apache Kafka from KAFKA_HOME, on a free port, with timings fit for tests."""
+    """One KRaft node of Apache Kafka from KAFKA_HOME, on a port of its own, with timings fit for tests."""
 
     def __init__(self, home: Path, data_dir: Path, advertised_port: int | None = None) -> None:
         self._classpath = f"{home}/libs/*"
         self._data_dir = data_dir
-        self._port = free_port()
+        self._port = reserved_port()
         self._advertised_port = advertised_port or self._port
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,7 +89,7 @@ class ApacheKafka:
         return self
 
     def _write(self, properties: Path) -> None:
-        controller = free_port()
+        controller = reserved_port()
         settings = {
             "process.roles": "broker,controller",
             "node.id": 1,
@@ -169,7 +163,8 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 @pytest.fixture
 def fresh_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
     """An embedded broker of the test's own, to kill and restart at will."""
-    with EmbeddedBroker(tmp_path / "broker", options=("--housekeeping-interval", "0.5")) as broker:
+    options = ("--housekeeping-interval", "0.5")
+    with EmbeddedBroker(tmp_path / "broker", port=reserved_port(), options=options) as broker:
         yield broker
 
 

@@ -1,4 +1,4 @@
-"""A private PostgreSQL server for tests: the Debian package's binaries, a cluster in a folder, a free port."""
+"""A private PostgreSQL server for tests: the Debian package's binaries, a cluster in a folder, a port of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.support.brokers import free_port, unique
+from tests.support.brokers import unique
+from tests.support.ports import reserved_port
 
 # PostgreSQL refuses to run as root, so it runs as this user when the tests do not.
 _USER = "postgres"
@@ -34,7 +35,7 @@ class PostgresServer:
     """One server on 127.0.0.1 without passwords, with timings fit for tests: it may lose data in a power cut."""
 
     def __init__(self, binaries: Path) -> None:
-        self.port = free_port()
+        self.port = reserved_port()
         self._binaries = binaries
         # Not below pytest's folders: only root may enter those, and the server runs as somebody else.
         self._folder = Path(tempfile.mkdtemp(prefix="flawline-postgres-"))

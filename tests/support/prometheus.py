@@ -1,4 +1,4 @@
-"""A private Prometheus server for a test: the Debian package's binary on a free port, with its data in a folder."""
+"""A private Prometheus server for a test: the Debian package's binary, a port of its own, its data in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 
 BINARY = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")
@@ -33,7 +33,7 @@ class PrometheusServer:
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "prometheus.yml").write_text(json.dumps(config))
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{reserved_port()}"
         self._log = (folder / "prometheus.log").open("w")
         self._process = subprocess.Popen(
             [

@@ -4,8 +4,9 @@ Debian: python3-gi, gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-good.
 
     python3 rtsp_server.py PORT [USER PASSWORD]
 
-Serves a moving test picture of 320x240 at 20 frames/s as rtsp://127.0.0.1:PORT/line and prints "ready". With a user it
-asks for a password. Imports nothing of this project, since it runs outside its environment.
+Serves a moving test picture of 320x240 at 20 frames/s as rtsp://127.0.0.1:PORT/line and prints "ready PORT"; port 0
+takes a free one. With a user it asks for a password. Imports nothing of this project, since it runs outside its
+environment.
 """
 
 import sys
@@ -45,7 +46,7 @@ def main(port: str, user: str = "", password: str = "") -> None:
     server.get_mount_points().add_factory("/line", factory)
     if server.attach(None) == 0:
         sys.exit(f"port {port} cannot be opened")
-    print("ready", flush=True)
+    print("ready", server.get_bound_port(), flush=True)
     GLib.MainLoop().run()
 
 

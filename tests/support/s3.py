@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 
 BUCKET = "plant"
 REGION = "eu-central-1"
@@ -25,7 +25,7 @@ class S3Server:
     """
 
     def __init__(self, log: Path, *, checks_credentials: bool = False) -> None:
-        self._port = free_port()
+        self._port = reserved_port()  # it comes back on the same port
         self._checks_credentials = checks_credentials
         environment = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "0"} if checks_credentials else {})
         with log.open("ab") as errors:

@@ -21,7 +21,8 @@ from flawline.settings.tree import Settings
 from producers.simulation import PRODUCTS, LineSettings, SimulatedLine
 from scorer import load
 from scorer.fit import fit_detector
-from tests.support.brokers import RunningBroker, free_port
+from tests.support.brokers import RunningBroker
+from tests.support.ports import reserved_port
 from tests.workers.line import (
     committed,
     feeding,
@@ -203,7 +204,7 @@ def test_run_serves_the_metrics_of_all_actors_on_one_endpoint_until_it_is_stoppe
     embedded_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = line_settings(embedded_broker.bootstrap, tmp_path, actors=2)
-    port = free_port()
+    port = reserved_port()
     settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"workers_port": port})})
     monkeypatch.setattr(supervisors, "stop_ray", lambda: None)  # the session's other tests still need it
     monkeypatch.setattr(supervisors, "Supervisor", lambda settings: Supervisor(settings, load=load_plain))

@@ -17,18 +17,17 @@ from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
 from tests.discovery import factories
 from tests.discovery.stream import Stream
-from tests.support.brokers import free_port
 
 ADDRESS = "http://127.0.0.1:8400"
 NOW_NS = factories.START_NS + 90 * 1_000_000_000
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, refusing_port: int) -> Settings:
     """A line whose broker is away."""
     nothing = tmp_path / "nothing.toml"
     nothing.touch()  # so that no file of the working directory is read
-    return load_settings(nothing, data_dir=str(tmp_path), kafka={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+    return load_settings(nothing, data_dir=str(tmp_path), kafka={"bootstrap_servers": f"127.0.0.1:{refusing_port}"})
 
 
 def filled(url: str) -> Store:

@@ -20,7 +20,7 @@ from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients
 from flawline.settings.tree import Settings, load_settings
 from station import up
-from tests.support.brokers import free_port
+from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
 
@@ -49,7 +49,7 @@ def ledger_when(port: int, wanted: Any) -> dict[str, Any]:
 def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
     tmp_path: Path, embedded_broker: EmbeddedBroker, number: signal.Signals, code: int
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     arguments, settings = command(tmp_path, port, embedded_broker.bootstrap)
     kafka_clients.ensure_topics(settings)
     line = TalkingLine(settings)
