@@ -8,15 +8,22 @@ A backlog is in one of two modes, so that the order of frames is always defined:
 The mode changes from MEMORY to SPOOL when the memory is empty and the spool is not. It changes from SPOOL to MEMORY
 when all frames of the spool are acknowledged. A process starts in SPOOL mode, with the frames of earlier
 processes.
+
+No thread waits for the disk while it holds the lock of the lane: the Kafka client has one thread for the answers of all
+cameras, which needs that lock, so one slow disk would stop every camera. The order of frames does not need the lock:
+only the camera's thread appends to the spool and only the lane's thread reads it. While the camera's thread writes
+frames to disk, no newer frame exists in memory that could overtake them.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 from flawline import messages
@@ -67,11 +74,30 @@ class Entry:
         return Record(*self.key, messages.encode(self.frame))
 
 
-class Backlog:
-    """Holds frames until they are delivered or given up. Not thread-safe: its lane calls it under one lock.
+@dataclass(frozen=True)
+class _OnDisk:
+    """Holds the state of the spool after the last piece of work on it, which can be read without waiting for the disk.
 
-    `give_up` is called with epoch, sequence and reason of each frame that is lost here: no room on disk, or a damaged
-    record.
+    `outstanding` is the number of undelivered frames by epoch.
+    """
+
+    frames: int
+    size_bytes: int
+    unread: bool
+    outstanding: Mapping[int, int]
+
+    @classmethod
+    def of(cls, spool: Spool) -> _OnDisk:
+        return cls(spool.frames, spool.size_bytes, spool.unread, dict(spool.outstanding))
+
+
+class Backlog:
+    """Holds frames until they are delivered or given up.
+
+    Its lane calls it under the lane's lock `changed`, except for `write`, `work_on_disk` and `put_away`: these can wait
+    for the disk, so they must be called without the lock, which they take for moments only.
+
+    `give_up` is called with epoch, sequence and reason of each frame that is lost, never under the lock.
     """
 
     def __init__(
@@ -82,9 +108,13 @@ class Backlog:
         settings: ProducerSettings,
         give_up: Callable[[int, int, DropReason], None],
         clock: Monotonic,
+        changed: threading.Condition,
     ) -> None:
         self._camera = camera
+        self._changed = changed
+        self._disk = threading.Lock()  # guards the spool; a thread that holds `changed` never waits for it
         self._spool = spool
+        self._on_disk = _OnDisk.of(spool)
         self._budget = budget
         self._give_up = give_up
         self._clock = clock
@@ -94,6 +124,9 @@ class Backlog:
         self._held: Entry | None = None  # read from the spool, not sent yet
         self._in_flight: dict[tuple[int, int], Entry] = {}
         self._returned: list[Entry] = []
+        self._writing: list[Entry] = []  # on the way from memory to disk
+        self._settled: deque[tuple[Entry, DropReason | None]] = deque()  # answered; the disk does not show it yet
+        self._is_rewind_due = False
         self._not_before = 0.0
         self.oldest_on_disk_ns = min(spool.outstanding, default=0) * 1_000_000
         """Approximate capture time of the oldest frame on disk."""
@@ -103,22 +136,27 @@ class Backlog:
     @property
     def unread(self) -> bool:
         """Return whether the disk holds frames that are not in flight."""
-        return self._spool.unread or self._held is not None
+        return self._on_disk.unread or self._is_rewind_due or self._held is not None
 
     @property
     def on_disk(self) -> tuple[int, int]:
         """Return the number of frames and of bytes on disk."""
-        return self._spool.frames, self._spool.size_bytes
+        return self._on_disk.frames, self._on_disk.size_bytes
 
     @property
     def is_empty(self) -> bool:
         """Return whether every frame is delivered or given up."""
-        return not (self._pending or self._in_flight or self._returned or self._spool.frames)
+        return not (next(self._outside_of_disk(), None) or self._on_disk.frames)
 
-    def waiting(self, epoch: int) -> int:
-        """Return the number of frames of an epoch that are neither delivered nor given up."""
-        moving = [*self._in_flight.values(), *self._returned, *self._pending]
-        return self._spool.outstanding[epoch] + sum(not one.spooled and one.frame.epoch == epoch for one in moving)
+    def is_waiting(self, epoch: int) -> bool:
+        """Return whether a frame of an epoch is neither delivered nor given up."""
+        on_disk = self._on_disk.outstanding.get(epoch, 0) > 0
+        return on_disk or any(entry.frame.epoch == epoch for entry in self._outside_of_disk())
+
+    def _outside_of_disk(self) -> Iterator[Entry]:
+        """Yield the entries that are not only on disk."""
+        settled = (entry for entry, _ in self._settled)
+        return chain(self._in_flight.values(), self._returned, self._pending, self._writing, settled)
 
     def unanswered_s(self) -> float:
         """Return for how long the oldest frame in flight has no answer; 0 when no frame is in flight."""
@@ -134,17 +172,30 @@ class Backlog:
         self._pending.append(entry)
         return True
 
-    def put_to_disk(self, entry: Entry, no_room: DropReason) -> None:
-        """Put a new frame in the spool; give it up with the reason `no_room` when the spool has no room."""
-        if not self._spool.frames:
+    def leave_memory(self, entry: Entry) -> None:
+        """Choose the frames that go to disk: a new one, and before it those in memory that must precede it.
+
+        `write` must follow, on the same thread.
+        """
+        if not self._on_disk.frames:
             log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
             self.oldest_on_disk_ns = entry.frame.captured_at
         if self._mode is _Mode.SPOOL:  # the pending frames are older than this one
-            while self._pending:
-                earlier = self._pending.popleft()
-                self._budget.release(earlier.size_bytes)
-                self._append(earlier, no_room)
-        self._append(entry, no_room)
+            self._writing += self._pending
+            self._pending.clear()
+        self._writing.append(entry)
+
+    def write(self, no_room: DropReason) -> None:
+        """Write the frames of `leave_memory` to the spool; give up those without room with the reason `no_room`."""
+        with self._disk:
+            *earlier, new = self._writing
+            for entry in earlier:
+                self._append(entry, no_room)
+                self._budget.release(entry.size_bytes)
+            self._append(new, no_room)  # the budget never counted it
+            with self._changed:
+                self._writing = []
+                self._on_disk = _OnDisk.of(self._spool)
 
     def _append(self, entry: Entry, no_room: DropReason) -> None:
         try:
@@ -156,7 +207,12 @@ class Backlog:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def next(self) -> tuple[Entry | None, float | None]:
-        """Return the next frame, or None and the seconds to wait before the next call (None: until a change)."""
+        """Return the next frame, or None and the seconds to wait before the next call (None: until a change).
+
+        Call `work_on_disk` before each call.
+        """
+        if self._settled:
+            return None, 0.0
         if self._returned:
             if self._in_flight:  # wait for the answers of the later frames, so that the order can be restored
                 return None, POLL_S
@@ -164,16 +220,16 @@ class Backlog:
         if (pause_s := self._not_before - self._clock()) > 0:
             return None, pause_s
         if self._mode is _Mode.SPOOL:
-            if self._held is None and self._spool.unread:
-                self._read()
             if self._held is not None:
                 return self._replay(self._held)
-            if self._in_flight or self._spool.unread:
-                return None, 0.0 if self._spool.unread else POLL_S
+            if self._is_read_due:
+                return None, 0.0
+            if self._in_flight:
+                return None, POLL_S
             self._mode = _Mode.MEMORY
         if self._pending:
             return self._take(self._pending.popleft()), None
-        if self._spool.unread:
+        if self._on_disk.unread:
             if self._in_flight:
                 return None, POLL_S
             self._mode = _Mode.SPOOL
@@ -195,27 +251,65 @@ class Backlog:
         self._rate.spend(held.size_bytes)
         return self._take(held), None
 
-    def _read(self) -> None:
+    @property
+    def _is_read_due(self) -> bool:
+        is_next = self._mode is _Mode.SPOOL and self._held is None and not self._returned
+        return is_next and self.unread and self._not_before <= self._clock()
+
+    def work_on_disk(self) -> None:
+        """Take down on disk what was delivered or given up, and read the next frame when its turn has come.
+
+        Only the lane's thread calls it.
+        """
+        with self._changed:
+            if not (self._settled or self._is_read_due):
+                return
+        with self._disk:
+            self._take_down_settled()
+            with self._changed:
+                is_read_due, is_rewind_due = self._is_read_due, self._is_rewind_due
+            if is_rewind_due:
+                self._spool.rewind()
+            held = self._read() if is_read_due else None
+            with self._changed:
+                self._is_rewind_due = False
+                self._on_disk = _OnDisk.of(self._spool)
+                if held is not None:
+                    self._held = held
+                    self.oldest_on_disk_ns = held.frame.captured_at
+
+    def _take_down_settled(self) -> None:
+        while self._settled:
+            entry, reason = self._settled[0]  # it counts as waiting until it is taken down
+            if entry.spooled:
+                self._spool.confirm(*entry.key)
+            if reason is not None:
+                self._give_up(*entry.key, reason)
+            with self._changed:
+                self._on_disk = _OnDisk.of(self._spool)
+                self._settled.popleft()
+
+    def _read(self) -> Entry | None:
+        """Return the next frame of the spool, or None when it is damaged or the disk fails."""
         try:
             record = self._spool.next()
         except DamagedRecord as error:
             log.error("%s", error)
             self._give_up_spooled(error.epoch, error.sequence)
-            return
+            return None
         except OSError as error:
             log.error("camera %s: the spool cannot be read: %s", self._camera, error)
             self._not_before = self._clock() + RETRY_PAUSE_S
-            return
+            return None
         if record is None:
-            return
+            return None
         try:
             frame = messages.decode(Frame, record.payload)
         except messages.SchemaError as error:  # another version wrote it
             log.error("camera %s: spooled frame %d cannot be read: %s", self._camera, record.sequence, error)
             self._give_up_spooled(record.epoch, record.sequence)
-            return
-        self._held = Entry(frame, spooled=True)
-        self.oldest_on_disk_ns = frame.captured_at
+            return None
+        return Entry(frame, spooled=True)
 
     def _give_up_spooled(self, epoch: int, sequence: int) -> None:
         self._spool.confirm(epoch, sequence)
@@ -227,11 +321,11 @@ class Backlog:
         """Record that a frame in flight has an answer; return False when the frame is not in flight any more."""
         return self._in_flight.pop(entry.key, None) is not None
 
-    def settle(self, entry: Entry) -> None:
-        """Forget an answered frame that is delivered or given up."""
+    def settle(self, entry: Entry, reason: DropReason | None = None) -> None:
+        """Forget an answered frame, which is delivered or, with a `reason`, given up."""
         self._budget.release(entry.size_bytes)
-        if entry.spooled:
-            self._spool.confirm(*entry.key)
+        if entry.spooled or reason is not None:
+            self._settled.append((entry, reason))
 
     def give_back(self, entry: Entry) -> None:
         """Queue an answered frame to be sent again, before the later frames."""
@@ -248,29 +342,41 @@ class Backlog:
             for entry in returned:
                 self._budget.release(entry.size_bytes)
             self._held = None
-            self._spool.rewind()
+            self._is_rewind_due = True
         self._not_before = self._clock() + RETRY_PAUSE_S
 
     # -- end -----------------------------------------------------------------------------------------------------
 
     def put_away(self, no_room: DropReason, *, has_spool: bool) -> int:
         """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
-        left = [*self._in_flight.values(), *self._returned, *self._pending]
-        self._in_flight, self._returned, self._held = {}, [], None
-        self._pending.clear()
-        for entry in left:
-            self._budget.release(entry.size_bytes)
-        fresh = sorted((entry for entry in left if not entry.spooled), key=lambda entry: entry.key)
-        self._spool.rewind()
-        if has_spool and self._mode is _Mode.SPOOL:
-            for entry in fresh:
-                self._append(entry, no_room)
-        else:
-            refused = self._spool.put_first([entry.record for entry in fresh]) if has_spool else fresh
-            keys = [(one.epoch, one.sequence) if isinstance(one, Record) else one.key for one in refused]
-            for key in keys:
-                self._give_up(*key, no_room)
-        return self._spool.frames
+        with self._disk:
+            self._take_down_settled()
+            with self._changed:
+                left = [*self._in_flight.values(), *self._returned, *self._pending]
+                self._in_flight, self._returned, self._held = {}, [], None
+                self._pending.clear()
+                fresh = sorted((entry for entry in left if not entry.spooled), key=lambda entry: entry.key)
+                self._writing += fresh  # so that they count as waiting until they are on disk
+            self._spool.rewind()
+            if has_spool and self._mode is _Mode.SPOOL:
+                for entry in fresh:
+                    self._append(entry, no_room)
+            else:
+                refused = self._spool.put_first([entry.record for entry in fresh]) if has_spool else fresh
+                for epoch, sequence in [entry.key for entry in refused]:
+                    self._give_up(epoch, sequence, no_room)
+            with self._changed:
+                for entry in left:
+                    self._budget.release(entry.size_bytes)
+                written = set(fresh)
+                self._writing = [entry for entry in self._writing if entry not in written]
+                self._on_disk = _OnDisk.of(self._spool)
+                return self._on_disk.frames
+
+    def close(self) -> None:
+        """Close the spool."""
+        with self._disk:
+            self._spool.close()
 
     def sync(self) -> None:
         """Sync the spool to the disk; needs no lock."""

@@ -1,7 +1,9 @@
 """The path of one camera's captures to the broker: identity, account, policy when there is no room, delivery.
 
 Two threads use a lane. The camera's thread calls `publish`; it waits for Kafka only when the policy is `wait`. The
-lane's thread sends the frame that `producers.backlog` returns as the next one.
+lane's thread sends the frame that `producers.backlog` returns as the next one. The Kafka client's thread brings the
+answers for all cameras, so it must never wait for a disk: it takes the lock of the lane, and no thread writes or reads
+a file while it holds that lock.
 
 A kill loses the frames that are only in the memory of this process: the unacknowledged ones, at most
 `in_flight_limit_bytes`. The journal counted them at capture, so the ledger shows them as gaps. Frames in the spool are
@@ -61,17 +63,16 @@ class CameraLane:
         self._send = send
         self._renew = renew
         self._now_ns = now_ns
-        self._spool = spool
-        self._backlog = Backlog(camera.name, spool, budget, settings, self._drop, clock)
+        self._changed = threading.Condition(threading.RLock())
+        self._backlog = Backlog(camera.name, spool, budget, settings, self._drop, clock, self._changed)
         self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
         self.epoch = self._journal.epoch
         self._capturing = threading.Lock()
         self._is_capturing = False
-        self._changed = threading.Condition(threading.RLock())
         self._refusals: Counter[tuple[int, int]] = Counter()
-        self._troubled = False
-        self._said_away = False
-        self._unauthorised = False
+        self._has_trouble = False
+        self._is_away_logged = False
+        self._is_unauthorised = False
         self._finished = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{camera.name}", daemon=True)
@@ -119,6 +120,16 @@ class CameraLane:
             self._changed.notify_all()
 
     def _offer(self, entry: Entry) -> None:
+        place = self._find_place(entry)
+        if place is WhenFull.DROP:
+            self._drop(*entry.key, DropReason.IN_FLIGHT_FULL)
+        elif place is WhenFull.SPOOL:
+            self._backlog.write(self._no_room)
+            with self._changed:
+                self._changed.notify_all()
+
+    def _find_place(self, entry: Entry) -> WhenFull | None:
+        """Return what to do with a new frame, SPOOL or DROP, or None when it has found room in memory."""
         policy = self.camera.full_policy
         with self._changed:
             while True:
@@ -126,15 +137,14 @@ class CameraLane:
                 to_disk = policy is WhenFull.SPOOL and (self._backlog.unread or self._is_away())
                 to_disk |= self._finished and self._backlog.unread
                 if not to_disk and self._backlog.keep(entry):
-                    break
+                    self._changed.notify_all()
+                    return None
                 if policy is WhenFull.DROP:
-                    self._drop(*entry.key, DropReason.IN_FLIGHT_FULL)
-                    break
+                    return WhenFull.DROP
                 if policy is WhenFull.SPOOL or self._finished:
-                    self._backlog.put_to_disk(entry, self._no_room)
-                    break
+                    self._backlog.leave_memory(entry)
+                    return WhenFull.SPOOL
                 self._changed.wait(POLL_S)
-            self._changed.notify_all()
 
     @property
     def is_away(self) -> bool:
@@ -143,7 +153,7 @@ class CameraLane:
             return self._is_away()
 
     def _is_away(self) -> bool:
-        return self._troubled or self._backlog.unanswered_s() > self._settings.away_after_s
+        return self._has_trouble or self._backlog.unanswered_s() > self._settings.away_after_s
 
     @property
     def _no_room(self) -> DropReason:
@@ -168,14 +178,16 @@ class CameraLane:
 
     def _take(self) -> Entry | None:
         """Wait for the next frame to send; return None after `stop`."""
-        with self._changed:
-            while not self._stopped:
+        while True:
+            self._backlog.work_on_disk()
+            with self._changed:
+                if self._stopped:
+                    return None
                 entry, wait_s = self._backlog.next()
                 if entry is not None:
                     return entry
                 if wait_s != 0:
                     self._changed.wait(wait_s)
-            return None
 
     # -- answers (the client's thread) ---------------------------------------------------------------------------
 
@@ -185,9 +197,9 @@ class CameraLane:
             if not self._backlog.answered(entry):
                 return
             self._settle(entry)
-            self._troubled = self._said_away = False
-            if self._unauthorised:
-                self._unauthorised = False
+            self._has_trouble = self._is_away_logged = False
+            if self._is_unauthorised:
+                self._is_unauthorised = False
                 telemetry.CAMERA_UP.labels(name).set(1)
             self._changed.notify_all()
         telemetry.PUBLISHED.labels(name).inc()
@@ -205,27 +217,26 @@ class CameraLane:
             if not isinstance(decision, Drop):
                 self._refusals[entry.key] = decision.refusals
                 self._backlog.give_back(entry)
-                if not self._troubled:
+                if not self._has_trouble:
                     log.warning("camera %s: frames cannot be delivered now: %s", self.camera.name, one_line(error))
-                self._troubled = self._said_away = True
+                self._has_trouble = self._is_away_logged = True
             else:
                 self._report_drop(entry, decision.reason, error)
-                self._settle(entry)
-                self._drop(*entry.key, decision.reason)
+                self._settle(entry, decision.reason)
             self._changed.notify_all()
 
     def _report_drop(self, entry: Entry, reason: DropReason, error: BaseException) -> None:
         name = self.camera.name
         if reason is not DropReason.NOT_AUTHORISED:
             log.error("camera %s: frame %d is dropped as %s: %s", name, entry.frame.sequence, reason, error)
-        elif not self._unauthorised:  # reported once, not for each frame
+        elif not self._is_unauthorised:  # reported once, not for each frame
             log.error("camera %s: this producer may not write to the topic %s (%s), captures are dropped: "
                       "grant WRITE to its user", name, self._topic, type(error).__name__)  # fmt: skip
-            self._unauthorised = True
+            self._is_unauthorised = True
             telemetry.CAMERA_UP.labels(name).set(0)
 
-    def _settle(self, entry: Entry) -> None:
-        self._backlog.settle(entry)
+    def _settle(self, entry: Entry, reason: DropReason | None = None) -> None:
+        self._backlog.settle(entry, reason)
         self._refusals.pop(entry.key, None)
 
     # -- account and end -----------------------------------------------------------------------------------------
@@ -239,25 +250,24 @@ class CameraLane:
     @property
     def owes_entries(self) -> bool:
         """Return whether the topic `ledger` lacks entries for what this lane knows."""
-        with self._changed:
-            return self._journal.owes(self._has_ended)
+        return self._journal.owes(self._has_ended)
 
     def ledger_entries(self) -> list[tuple[EpochAccount, LedgerEntry]]:
         """Return the entries to publish now; call `confirmed` or `failed` of the account after each of them."""
-        with self._changed:
-            return self._journal.due(self._now_ns(), self._has_ended)
+        return self._journal.due(self._now_ns(), self._has_ended)
 
     def _has_ended(self, epoch: int) -> bool:
         # A capture that is being encoded is counted, but the backlog does not hold it yet.
-        over = epoch != self.epoch or (self._finished and not self._is_capturing)
-        return over and self._backlog.waiting(epoch) == 0
+        with self._changed:
+            over = epoch != self.epoch or (self._finished and not self._is_capturing)
+            return over and not self._backlog.is_waiting(epoch)
 
     def observe(self) -> None:
         """Set the spool's metrics, sync the spool to the disk, and log once that the broker does not answer."""
         name = self.camera.name
         with self._changed:
-            if self._is_away() and not self._said_away:
-                self._said_away = True
+            if self._is_away() and not self._is_away_logged:
+                self._is_away_logged = True
                 log.warning("camera %s: the broker acknowledges no frames, it counts as away", name)
             (frames, size_bytes), oldest_ns = self._backlog.on_disk, self._backlog.oldest_on_disk_ns
         telemetry.SPOOL_FRAMES.labels(name).set(frames)
@@ -276,11 +286,9 @@ class CameraLane:
 
     def put_away(self) -> int:
         """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
-        with self._changed:
-            return self._backlog.put_away(self._no_room, has_spool=self._settings.spool_limit_bytes > 0)
+        return self._backlog.put_away(self._no_room, has_spool=self._settings.spool_limit_bytes > 0)
 
     def close(self) -> None:
         """Close the journal and the spool."""
-        with self._changed:
-            self._journal.close()
-            self._spool.close()
+        self._journal.close()
+        self._backlog.close()

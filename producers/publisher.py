@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from kafka.errors import RetriableError
@@ -71,6 +72,7 @@ class Publisher:
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
         self._closing = threading.Event()
         self._entries_from = 0.0
+        self._entry_answers: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._bookkeeper = threading.Thread(target=self._keep_books, name="bookkeeper", daemon=True)
         epoch = now_ns() // 1_000_000
         self.lanes: dict[str, CameraLane] = {}
@@ -224,12 +226,18 @@ class Publisher:
             log.warning("the last ledger entries are not acknowledged: the next start completes them")
 
     def _publish_entries(self) -> None:
+        self._take_entry_answers()
         client = self._link.client
         if client is None or self._clock() < self._entries_from:
             return
         for lane in self.lanes.values():
             for account, entry in lane.ledger_entries():
                 self._publish_entry(client, account, entry)
+
+    def _take_entry_answers(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._entry_answers.get_nowait()()
 
     def _publish_entry(self, client: Any, account: EpochAccount, entry: LedgerEntry) -> None:
         def failed(error: BaseException) -> None:
@@ -250,8 +258,10 @@ class Publisher:
         except Exception as error:  # the client can raise anything; the next entry repeats the account
             failed(error)
             return
-        future.add_callback(lambda _: account.confirmed())
-        future.add_errback(failed)
+        # An account waits for its journal's disk, and the client's thread brings the answers for the frames of all
+        # cameras too: so the thread of the accounts takes the answers down.
+        future.add_callback(lambda _: self._entry_answers.put(account.confirmed))
+        future.add_errback(lambda error: self._entry_answers.put(lambda: failed(error)))
 
 
 def _left_something(folder: Path) -> bool:

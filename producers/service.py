@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from flawline import telemetry
 from flawline.backoff import Backoff
@@ -132,13 +133,17 @@ def _choose(
     for camera in cameras:
         if not isinstance(camera, str):
             config = configured.get(camera.name) or CameraBase(name=camera.name)
-            chosen.append((config, lambda camera=camera: camera))  # type: ignore[misc]
+            chosen.append((config, _always(camera)))
         elif camera in configured:
-            config = configured[camera]
-            chosen.append((config, lambda config=config: make_camera(config)))  # type: ignore[misc]
+            chosen.append((configured[camera], partial(make_camera, configured[camera])))
         else:
             raise UsageError(f"camera {camera!r} is not in the configuration, which has {', '.join(configured)}")
     names = [config.name for config, _ in chosen]
     if len(set(names)) < len(names):
         raise UsageError(f"a camera is named twice in {', '.join(names)}: name each camera once")
     return chosen
+
+
+def _always(camera: Camera) -> Callable[[], Camera]:
+    """Return a function that returns `camera` at each call: a camera object is opened again, not made again."""
+    return lambda: camera

@@ -41,6 +41,10 @@ class Record:
     payload: bytes
 
     @property
+    def key(self) -> tuple[int, int]:
+        return self.epoch, self.sequence
+
+    @property
     def size_bytes(self) -> int:
         return HEADER_BYTES + len(self.payload)
 
@@ -140,7 +144,7 @@ class _Segment:
 
 
 class Spool:
-    """The spool of one camera. Not thread-safe: its lane calls it under one lock.
+    """The spool of one camera. Not thread-safe: its backlog calls it under one lock.
 
     `append` adds a record and `next` returns the records in order. `confirm` marks a record as delivered, in any order.
     After `rewind`, `next` returns the undelivered records again.
@@ -349,7 +353,11 @@ class Spool:
                 return
             if len(self._segments) == 1:
                 self._close_files()
-            first.path.unlink(missing_ok=True)
+            try:
+                first.path.unlink(missing_ok=True)
+            except OSError as error:  # the next delivery tries again
+                log.warning("spool segment %s is delivered and cannot be removed: %s", first.path, error.strerror)
+                return
             self._quota.give_back(first.size_bytes)
             del self._segments[0]
 

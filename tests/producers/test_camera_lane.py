@@ -19,7 +19,7 @@ from flawline.settings.producers import CameraBase, ProducerSettings
 from producers import backlog
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
-from producers.spool import Quota, Spool
+from producers.spool import Quota, Record, Spool
 from tests.producers.doubles import capture, until
 
 
@@ -73,16 +73,52 @@ class AnsweringClient:
             future.failure(error)
 
 
+class SlowSpool(Spool):
+    """A spool on a disk that hangs from `hang` until `go_on`: the operations that `hang` names wait as long."""
+
+    def __init__(self, folder: Path, quota: Quota) -> None:
+        super().__init__(folder, quota)
+        self._hanging: frozenset[str] = frozenset()
+        self._is_over = threading.Event()
+        self.waits = threading.Event()
+
+    def hang(self, *operations: str) -> None:
+        self._hanging = frozenset(operations)
+
+    def go_on(self) -> None:
+        self._hanging = frozenset()
+        self._is_over.set()
+
+    def _wait(self, operation: str) -> None:
+        if operation in self._hanging:
+            self.waits.set()
+            assert self._is_over.wait(60)
+
+    def append(self, record: Record, *, force: bool = False) -> None:
+        self._wait("append")
+        super().append(record, force=force)
+
+    def next(self) -> Record | None:
+        self._wait("next")
+        return super().next()
+
+    def confirm(self, epoch: int, sequence: int) -> None:
+        self._wait("confirm")
+        super().confirm(epoch, sequence)
+
+
 class Rig:
     """A lane over an answering client."""
 
-    def __init__(self, folder: Path, camera: CameraBase, limit_bytes: int = 1 << 20, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, camera: CameraBase, limit_bytes: int = 1 << 20, spool: type[Spool] = Spool, **options: Any
+    ) -> None:
         self.client = AnsweringClient()
         producer = ProducerSettings(**{"in_flight_limit_bytes": 1 << 20, "away_after_s": 60, **options})
         self.budget = ByteBudget(producer.in_flight_limit_bytes)
+        self.spool = spool(folder / camera.name, Quota(producer.spool_limit_bytes))
         self.lane = CameraLane(
-            camera, 1, Spool(folder / camera.name, Quota(producer.spool_limit_bytes)), self.budget, producer,
-            limit_bytes, "frames", self.client.send, self.client.renew,
+            camera, 1, self.spool, self.budget, producer, limit_bytes, "frames", self.client.send, self.client.renew,
         )  # fmt: skip
         self.lane.start()
         self.closed = False
@@ -344,6 +380,76 @@ def test_capture_without_an_image_and_one_too_large_are_dropped_and_keep_their_n
     assert line.dropped() == {0: DropReason.ENCODING_FAILED, 2: DropReason.OVERSIZE}
     assert "bad.jpg" in caplog.text
     line.close()
+
+
+@pytest.mark.parametrize("operation", ["append", "next", "confirm"])
+def test_disk_that_hangs_stops_no_answer_of_the_client_and_changes_no_order(tmp_path: Path, operation: str) -> None:
+    slow = Rig(tmp_path, CameraBase(name="slow", codec="raw", when_full="spool"), spool=SlowSpool)
+    fast = Rig(tmp_path, CameraBase(name="fast", codec="raw", when_full="spool"))
+    assert isinstance(slow.spool, SlowSpool)
+    in_memory = (1 << 20) // FRAME_BYTES
+    source = threading.Thread(target=slow.capture, args=(in_memory + 20,))
+    if operation == "append":
+        slow.spool.hang("append")
+    source.start()
+    until(lambda: len(slow.client.held) == in_memory)
+    if operation == "append":
+        assert slow.spool.waits.wait(20)
+    else:
+        source.join(20)
+        slow.spool.hang(operation)
+    fast.capture(3)
+    until(lambda: len(fast.client.held) == 3)
+
+    def answer_both() -> None:  # the client has one thread for the answers of all cameras
+        for _ in range(in_memory + (5 if operation == "confirm" else 0)):
+            until(lambda: slow.client.held)
+            slow.client.answer()
+        for _ in range(3):
+            fast.client.answer()
+
+    answers = threading.Thread(target=answer_both, daemon=True)
+    answers.start()
+    fast.wait_idle()
+    assert slow.spool.waits.wait(20)
+    assert not slow.lane.idle
+    fast.client.answer_all()
+    fast.capture(3)
+    fast.wait_idle()
+    assert fast.client.delivered == list(range(6))
+
+    slow.spool.go_on()
+    answers.join(20)
+    slow.client.answer_all()
+    source.join(20)
+    slow.wait_idle()
+    assert slow.client.delivered == list(range(in_memory + 20))
+    assert (slow.dropped(), slow.budget.held_bytes) == ({}, 0)
+    assert slow.close() == fast.close() == 0
+
+
+def test_stop_while_a_frame_is_being_written_keeps_every_frame_in_order(tmp_path: Path) -> None:
+    first = Rig(tmp_path, CameraBase(name="cam", codec="raw", when_full="spool"), spool=SlowSpool)
+    assert isinstance(first.spool, SlowSpool)
+    in_memory = (1 << 20) // FRAME_BYTES
+    first.spool.hang("append")
+    source = threading.Thread(target=first.capture, args=(in_memory + 1,))
+    source.start()
+    assert first.spool.waits.wait(20)
+    stopping = threading.Thread(target=first.lane.stop, args=(5,))
+    stopping.start()
+    stopping.join(20)
+    assert not stopping.is_alive(), "a stop waits for the disk before it puts frames away"
+    (entry,) = [entry for _, entry in first.lane.ledger_entries()]
+    assert (entry.captured, entry.closed) == (in_memory + 1, False)
+    first.spool.go_on()
+    source.join(20)
+    assert first.close() == in_memory + 1
+    second = Rig(tmp_path, CameraBase(name="cam", codec="raw"))
+    second.client.answer_all()
+    second.wait_idle()
+    assert second.client.delivered == list(range(in_memory + 1))
+    second.close()
 
 
 FATES = {

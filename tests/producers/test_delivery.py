@@ -1,4 +1,4 @@
-"""An outage costs no frame: a broker or an object store that is away means another try."""
+"""The decision about a failed delivery: its errors, and what each kind of error does to a frame and to the client."""
 
 from __future__ import annotations
 
@@ -11,10 +11,70 @@ from producers.delivery import REFUSAL_LIMIT, Drop, Failure, NotConnected, Retry
 
 
 @pytest.mark.parametrize(
-    "error", [NotConnected(), errors.KafkaTimeoutError(), StoreAway("object store bucket/frames is away")]
+    "error",
+    [
+        NotConnected(),
+        StoreAway("object store bucket/frames is away"),
+        ConnectionResetError("reset by peer"),
+        errors.KafkaTimeoutError(),
+        errors.KafkaConnectionError(),
+        errors.NodeNotReadyError(),
+        errors.RequestTimedOutError(),
+        errors.NotLeaderForPartitionError(),
+        errors.LeaderNotAvailableError(),
+        errors.NotEnoughReplicasError(),
+        errors.NotEnoughReplicasAfterAppendError(),
+        errors.UnknownTopicOrPartitionError(),
+        errors.KafkaStorageError(),
+        errors.ThrottlingQuotaExceededError(),
+    ],
+    ids=lambda error: type(error).__name__,
 )
 def test_outage_is_tried_again_with_the_same_client_and_never_counts_as_a_refusal(error: Exception) -> None:
     assert classify(error, "frames") == Failure(drop=None, breaks=False, counts=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        # The frame is too large for the topic or for the segment; the client must be replaced.
+        (errors.MessageSizeTooLargeError(), Failure(DropReason.OVERSIZE)),
+        (errors.RecordListTooLargeError(), Failure(DropReason.OVERSIZE)),
+        # The user may not write: that holds for every frame.
+        (errors.TopicAuthorizationFailedError("frames"), Failure(DropReason.NOT_AUTHORISED, shared=True)),
+        (errors.TopicAuthorizationFailedError(), Failure(DropReason.NOT_AUTHORISED, shared=True)),
+        (errors.ClusterAuthorizationFailedError(), Failure(DropReason.NOT_AUTHORISED, shared=True)),
+        (errors.SaslAuthenticationFailedError(), Failure(DropReason.NOT_AUTHORISED, shared=True)),
+        # The user may not write another topic of the same client, which breaks the client but blames no frame.
+        (errors.TopicAuthorizationFailedError("ledger"), Failure(counts=False)),
+        # The client has lost its state on the broker, which blames no frame either.
+        (errors.OutOfOrderSequenceNumberError(), Failure(counts=False)),
+        (errors.UnknownProducerIdError(), Failure(counts=False)),
+        (errors.InvalidProducerEpochError(), Failure(counts=False)),
+        (errors.ProducerFencedError(), Failure(counts=False)),
+        (errors.IllegalStateError("the client is closed"), Failure(counts=False)),
+        # The broker refuses this frame for good.
+        (errors.InvalidTopicError(), Failure(DropReason.BROKER_REFUSED)),
+        (errors.InvalidRecordError(), Failure(DropReason.BROKER_REFUSED)),
+        (errors.PolicyViolationError(), Failure(DropReason.BROKER_REFUSED)),
+        (errors.UnsupportedVersionError(), Failure(DropReason.BROKER_REFUSED)),
+        (errors.IncompatibleBrokerVersion(), Failure(DropReason.BROKER_REFUSED)),
+        # An answer without a known reason is tried again, and counts.
+        (errors.UnknownError(), Failure()),
+        (errors.CorruptRecordError(), Failure()),
+        (errors.InvalidTimestampError(), Failure()),
+        (ValueError("a fault of the client library"), Failure()),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_error_is_classified_by_its_cause(error: Exception, failure: Failure) -> None:
+    assert classify(error, "frames") == failure
+
+
+def test_error_of_a_topic_with_a_prefix_is_told_from_one_of_another_line() -> None:
+    refused = errors.TopicAuthorizationFailedError("line-2.frames")
+    assert classify(refused, "line-2.frames").drop is DropReason.NOT_AUTHORISED
+    assert classify(refused, "line-1.frames").drop is None
 
 
 @pytest.mark.parametrize(
