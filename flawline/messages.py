@@ -1,8 +1,13 @@
 """Every message that crosses a topic: frozen dataclasses outside, msgpack with a schema version on the wire.
 
 A value is one msgpack map: `t` (message type), `v` (schema version) and the fields. Kafka headers repeat the type, the
-version and the frame id, so that tools need not open the value. Decoding checks every type and bound. Times are
-nanoseconds UTC, boxes are x, y, width and height in pixels.
+version and the frame id, so that tools need not open the value. Making a message checks every limit
+(`flawline.field_limits`), decoding one every type too. Times are nanoseconds UTC, boxes are x, y, width and height in
+pixels.
+
+A reader takes its own version and older ones. A field that is added later has a default, so that older messages can be
+read, and a reader ignores a field that it does not know, so that newer ones can be. A change that an older reader must
+not ignore needs a new version.
 
 In this file: the vocabulary, the identity of a capture, the parts of messages, the messages, encoding and decoding.
 """
@@ -10,20 +15,46 @@ In this file: the vocabulary, the identity of a capture, the parts of messages, 
 from __future__ import annotations
 
 import re
-import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgpack
 import numpy as np
 from crc32c import crc32c
 
 from flawline.errors import FlawlineError
+from flawline.field_limits import (
+    NAME,
+    Count,
+    Crc,
+    Items,
+    Limited,
+    Pattern,
+    Prose,
+    Text,
+    TimeMs,
+    TimeNs,
+    Within,
+    is_optional,
+)
 
-CAMERA_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CAMERA_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+"""The names of cameras, in messages and in settings. They become names of folders, so that none begins with a dot."""
+
+LAST_SEQUENCE = (1 << 53) - 1
+"""The largest number that every JSON reader holds exactly."""
+
+TENSOR_DIMENSIONS = 3
+REGION_LIMIT = 256
+"""Most regions of one frame. The scorer gives 4."""
+
+CameraName = Annotated[str, Pattern(CAMERA_NAME, "camera name: 1 to 64 of A-Z a-z 0-9 . _ -, not beginning with a dot")]
+ObjectKey = Annotated[str, Pattern(re.compile("[0-9a-f]{64}"), "object key: the SHA-256 of its content")]
+Uri = Annotated[str, Text(2_048)]
+Sequence = Annotated[int, Within(0, LAST_SEQUENCE)]
 
 MAX_SIDE_PX = 65_535
 """A crafted header cannot ask for more memory than a real sensor has."""
@@ -106,6 +137,9 @@ class Transition(StrEnum):
 # The identity of a capture
 
 
+_FRAME_ID = re.compile("[^:]{1,64}:[0-9]{1,19}:[0-9]{1,19}")
+
+
 def frame_id(camera: str, epoch: int, sequence: int) -> str:
     """Return the name of a capture, which is the same wherever and whenever it is made."""
     return f"{camera}:{epoch}:{sequence}"
@@ -113,17 +147,11 @@ def frame_id(camera: str, epoch: int, sequence: int) -> str:
 
 def parse_frame_id(text: str) -> tuple[str, int, int]:
     """Return camera, epoch and sequence of a frame id. Raises ValueError for other text."""
+    if not _FRAME_ID.fullmatch(text):
+        raise ValueError(f"frame id {text[:120]!a} is no camera:epoch:sequence")
     camera, epoch, sequence = text.split(":")
-    identity = camera, int(epoch), int(sequence)
-    _check_identity(*identity)
-    return identity
-
-
-def _check_identity(camera: str, epoch: int, sequence: int) -> None:
-    if not CAMERA_NAME.fullmatch(camera):
-        raise ValueError(f"camera name {camera!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
-    if not (0 <= epoch < 1 << 63 and 0 <= sequence < 1 << 63):
-        raise ValueError(f"epoch {epoch} or sequence {sequence} is outside 0..2^63-1")
+    capture = _Identity(camera, int(epoch), int(sequence))
+    return capture.camera, capture.epoch, capture.sequence
 
 
 def checksum(data: bytes) -> int:
@@ -132,19 +160,12 @@ def checksum(data: bytes) -> int:
 
 
 @dataclass(frozen=True)
-class _OfCapture:
-    """What every message about one capture begins with.
+class _Identity(Limited):
+    """Names a capture: `epoch` is the start of the producer in milliseconds UTC, `sequence` counts captures from 0."""
 
-    `epoch` is the start of the producer in milliseconds UTC, `sequence` counts the camera's captures in it from 0.
-    """
-
-    camera: str
-    epoch: int
-    sequence: int
-    captured_at: int
-
-    def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.sequence)
+    camera: CameraName
+    epoch: TimeMs
+    sequence: Sequence
 
     @property
     def frame_id(self) -> str:
@@ -152,11 +173,18 @@ class _OfCapture:
         return frame_id(self.camera, self.epoch, self.sequence)
 
 
+@dataclass(frozen=True)
+class _OfCapture(_Identity):
+    """What every message about one capture begins with."""
+
+    captured_at: TimeNs
+
+
 # The parts of messages
 
 
 @dataclass(frozen=True)
-class Tensor:
+class Tensor(Limited):
     """A small array in a message: C order, little endian."""
 
     dtype: str
@@ -166,10 +194,14 @@ class Tensor:
     DTYPES: ClassVar[frozenset[str]] = frozenset({"float16", "float32", "uint8"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dtype not in self.DTYPES:
             raise ValueError(f"tensor dtype {self.dtype!r} is none of {sorted(self.DTYPES)}")
-        if any(side < 0 for side in self.shape):
-            raise ValueError(f"tensor shape {self.shape} has a negative side")
+        if len(self.shape) > TENSOR_DIMENSIONS or not all(0 <= side <= MAX_SIDE_PX for side in self.shape):
+            raise ValueError(
+                f"tensor shape {self.shape[:TENSOR_DIMENSIONS]} of {len(self.shape)} sides: "
+                f"{TENSOR_DIMENSIONS} sides of 0 to {MAX_SIDE_PX} are read"
+            )
         size = int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=object))
         if size != len(self.data):
             raise ValueError(f"tensor {self.dtype}{list(self.shape)} needs {size} bytes and holds {len(self.data)}")
@@ -189,23 +221,23 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Region:
+class Region(Limited):
     """A connected piece of a defect; `peak` is its highest value in the anomaly map, in units of the aligned score."""
 
     box: tuple[int, int, int, int]
-    area_px: int
+    area_px: Count
     peak: float
 
 
 @dataclass(frozen=True)
-class DefectRegion:
+class DefectRegion(Limited):
     """A region with what discovery needs to group it, and what a person needs to see it.
 
     `crop` is a JPEG of `crop_box`, `mask` a PNG of the same size (0 or 255), `embedding` a unit vector (float16, D).
     """
 
     box: tuple[int, int, int, int]
-    area_px: int
+    area_px: Count
     peak: float
     crop_box: tuple[int, int, int, int]
     mask: bytes
@@ -214,7 +246,7 @@ class DefectRegion:
 
 
 @dataclass(frozen=True)
-class Timings:
+class Timings(Limited):
     """Seconds that one frame spent in each stage of a worker."""
 
     broker_s: float
@@ -224,15 +256,16 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class DroppedRange:
+class DroppedRange(Limited):
     """Sequences `first` to `last`, both included, that were dropped for one reason."""
 
-    first: int
-    last: int
+    first: Sequence
+    last: Sequence
     reason: DropReason
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last:
+        super().__post_init__()
+        if self.first > self.last:
             raise ValueError(f"dropped range {self.first}..{self.last} runs backwards")
 
 
@@ -255,9 +288,9 @@ class Frame(_OfCapture):
     width: int
     channels: int
     data: bytes = field(repr=False)  # a log line must not hold a picture
-    checksum: int
-    size_bytes: int
-    object_key: str | None = None
+    checksum: Crc
+    size_bytes: Count
+    object_key: ObjectKey | None = None
     part: str | None = None
     view: str | None = None
     lot: str | None = None
@@ -285,14 +318,14 @@ class Verdict(_OfCapture):
 
     SCHEMA: ClassVar[int] = 1
 
-    decided_at: int
+    decided_at: TimeNs
     model_version: str
     group: int
     raw_score: float
     score: float
     p_value: float
     decision: Decision
-    regions: tuple[Region, ...]
+    regions: Annotated[tuple[Region, ...], Items(REGION_LIMIT)]
     timings: Timings
     part: str | None = None
     view: str | None = None
@@ -317,13 +350,13 @@ class Defect(_OfCapture):
     width: int
     embedding_version: str
     heatmap: Tensor
-    regions: tuple[DefectRegion, ...]
+    regions: Annotated[tuple[DefectRegion, ...], Items(REGION_LIMIT)]
     part: str | None = None
     lot: str | None = None
 
 
 @dataclass(frozen=True)
-class ClassEvent:
+class ClassEvent(Limited):
     """A change of a defect class, with its whole state afterwards: the topic keeps the last event of each class."""
 
     SCHEMA: ClassVar[int] = 1
@@ -331,7 +364,7 @@ class ClassEvent:
     event_id: str
     class_id: str
     transition: Transition
-    at: int
+    at: TimeNs
     round: int
     state: ClassState
     members: int
@@ -340,59 +373,53 @@ class ClassEvent:
     parents: tuple[str, ...] = ()
     merged_into: str | None = None
     who: str | None = None
-    why: str | None = None
+    why: Prose | None = None
 
 
 @dataclass(frozen=True)
-class DeadLetter:
+class DeadLetter(Limited):
     """A record that could not be processed: where it was, its original key, value and headers, and the reason."""
 
     SCHEMA: ClassVar[int] = 1
 
     reason: DeadLetterReason
-    error: str
+    error: Prose
     topic: str
-    partition: int
-    offset: int
+    partition: Count
+    offset: Count
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...]
-    at: int
+    at: TimeNs
     frame_id: str | None = None
 
 
 @dataclass(frozen=True)
-class ModelPointer:
+class ModelPointer(Limited):
     """The model artefact that plays a role (`active`, `shadow`), and who published it."""
 
     SCHEMA: ClassVar[int] = 1
 
     role: str
     version: str
-    uri: str
-    published_at: int
+    uri: Uri
+    published_at: TimeNs
     by: str | None = None
 
 
 @dataclass(frozen=True)
-class CameraPartition:
+class CameraPartition(Limited):
     """The partition of a camera in the per-camera topics, which it keeps for good."""
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    partition: int
-    assigned_at: int
-
-    def __post_init__(self) -> None:
-        if not CAMERA_NAME.fullmatch(self.camera):
-            raise ValueError(f"camera {self.camera!r} is no camera name")
-        if self.partition < 0:
-            raise ValueError(f"partition {self.partition} is negative")
+    camera: CameraName
+    partition: Count
+    assigned_at: TimeNs
 
 
 @dataclass(frozen=True)
-class LedgerEntry:
+class LedgerEntry(Limited):
     """How far a camera has captured in one epoch, and what was dropped since the last entry.
 
     `captured` is the number of captures so far, which is also the next sequence; `closed` means that the epoch ended.
@@ -400,15 +427,12 @@ class LedgerEntry:
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    epoch: int
-    captured: int
+    camera: CameraName
+    epoch: TimeMs
+    captured: Sequence
     dropped: tuple[DroppedRange, ...]
-    at: int
+    at: TimeNs
     closed: bool = False
-
-    def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.captured)
 
 
 Message = Frame | Verdict | Defect | ClassEvent | DeadLetter | ModelPointer | LedgerEntry | CameraPartition
@@ -458,7 +482,7 @@ class SchemaError(FlawlineError):
 def decode(cls: type[M], data: bytes) -> M:
     """Return the message of type `cls` in `data`.
 
-    Raises SchemaError with the reason `wrong-schema` (another type or version) or `undecodable` (everything else).
+    Raises SchemaError with the reason `wrong-schema` (another type or a newer version) or `undecodable` (all else).
     """
     try:
         plain = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=False)
@@ -469,16 +493,16 @@ def decode(cls: type[M], data: bytes) -> M:
     if not isinstance(plain, dict) or "t" not in plain or "v" not in plain:
         raise SchemaError(DeadLetterReason.UNDECODABLE, f"value of {len(data)} bytes has no message type and version")
     kind, version = plain.pop("t"), plain.pop("v")
-    if (kind, version) != (type_name(cls), cls.SCHEMA):
+    if kind != type_name(cls) or type(version) is not int or not 1 <= version <= cls.SCHEMA:
         schema = ascii(f"{kind}/{version}")[1:-1][:80]  # a foreign value must not break the line of the error
         raise SchemaError(
             DeadLetterReason.WRONG_SCHEMA,
-            f"schema {schema} is not {type_name(cls)}/{cls.SCHEMA}, which is read here: upgrade the reader",
+            f"schema {schema} is not {type_name(cls)}/{cls.SCHEMA}, the newest that is read here: upgrade the reader",
         )
     try:
         return _from_plain(cls, plain, type_name(cls))
     except (TypeError, ValueError) as error:
-        raise SchemaError(DeadLetterReason.UNDECODABLE, f"{type_name(cls)}: {error}") from error
+        raise SchemaError(DeadLetterReason.UNDECODABLE, NAME.fitted(f"{type_name(cls)}: {error}")) from error
 
 
 def _from_plain(expected: Any, value: Any, where: str) -> Any:
@@ -487,7 +511,7 @@ def _from_plain(expected: Any, value: Any, where: str) -> Any:
     Raises TypeError or ValueError, which name the place of what does not fit: `where`, then dotted field names.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin is types.UnionType:
+    if is_optional(expected):
         return None if value is None else _from_plain(arguments[0], value, where)
     if origin is tuple:
         if not isinstance(value, tuple):
@@ -511,11 +535,15 @@ def _dataclass_of(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where} is no map")
     field_types = _field_types(cls)
-    if unknown := value.keys() - field_types.keys():
-        raise ValueError(f"{where} has the unknown field {min(map(str, unknown))!r}")
     if missing := _required(cls) - value.keys():
         raise ValueError(f"{where} lacks the field {min(missing)!r}")
-    return cls(**{name: _from_plain(field_types[name], item, f"{where}.{name}") for name, item in value.items()})
+    return cls(
+        **{
+            name: _from_plain(field_types[name], item, f"{where}.{name}")
+            for name, item in value.items()
+            if name in field_types
+        }
+    )
 
 
 @cache

@@ -6,13 +6,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from flawline.messages import Codec
+from flawline.field_limits import NAME
+from flawline.messages import CAMERA_NAME, Codec
 
 CameraName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Name that identifies the camera on the line.")
+    str, Field(pattern=f"^{CAMERA_NAME.pattern}$", description="Name that identifies the camera on the line.")
 ]
+
+
+def _sendable(text: str) -> str:
+    NAME.check(text, "text")
+    return text
+
+
 KIND = Field(description="Kind of the camera, which decides what other keys it has.")
 
 
@@ -44,7 +52,7 @@ class CameraBase(BaseModel):
     )
     codec: Codec = Field(Codec.JPEG, description="Codec that encodes the frames of a source that delivers pixels.")
     jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality when `codec` is jpeg.")
-    view: str | None = Field(
+    view: Annotated[str, AfterValidator(_sendable)] | None = Field(
         None, description="Side of the part that the camera sees, which is copied into each frame."
     )
     inspect: list[Polygon] = Field(

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
+import msgpack
 import numpy as np
 import pytest
 from sqlalchemy import func, select
@@ -17,7 +18,7 @@ from discovery.store import decisions, registry, schema
 from discovery.store.store import Store
 from flawline import messages
 from flawline.errors import FlawlineError
-from flawline.messages import Decision, Defect, Tensor, Transition
+from flawline.messages import Decision, Defect, Tensor, Transition, Verdict
 from tests.discovery import line
 from tests.discovery.factories import DIMENSION, defect, directions, near, verdict
 from tests.support.brokers import unique
@@ -110,6 +111,11 @@ def test_stream_into_postgresql_is_counted_once_across_processes(embedded_broker
     store.close()
 
 
+def changed(message: Verdict | Defect, **fields: object) -> bytes:
+    """Return the bytes of a message that our own code does not make."""
+    return msgpack.packb(msgpack.unpackb(messages.encode(message)) | fields)
+
+
 def test_damaged_records_are_counted_and_the_rest_goes_on(settings):
     sent, _ = day(20)
     vector = KINDS[0]
@@ -117,18 +123,23 @@ def test_damaged_records_are_counted_and_the_rest_goes_on(settings):
         defect(900, np.full(DIMENSION, np.nan)),
         defect(901, np.zeros(DIMENSION)),
         defect(902, vector[:7]),
-        defect(903, vector, captured_at=1 << 63),
         verdict(904, score=float("nan")),
         verdict(905, group=1 << 40),
-        verdict(906, model_version="zero\x00byte"),
     ]
-    raw = [("defects", b"\xc1"), ("defects", None), ("verdicts", messages.encode(bad[0])), ("verdicts", b"")]
+    raw = [
+        ("defects", b"\xc1"),
+        ("defects", None),
+        ("defects", changed(defect(903, vector), captured_at=1 << 63)),
+        ("verdicts", changed(verdict(906), model_version="zero\x00byte")),
+        ("verdicts", messages.encode(bad[0])),
+        ("verdicts", b""),
+    ]
     line.publish(settings, [*sent[:10], *bad, *raw, *sent[10:]])
     with DiscoveryService(settings) as running:
         summary = running.drain()
         rejected = running.store.rejections()
     assert (summary.verdicts, summary.defects) == (20, 10)
-    assert rejected == {"bad-embedding": 3, "out-of-range": 3, "not-finite": 1, "undecodable": 3, "wrong-schema": 1}
+    assert rejected == {"bad-embedding": 3, "out-of-range": 1, "not-finite": 1, "undecodable": 5, "wrong-schema": 1}
 
 
 def test_embeddings_of_an_unknown_version_are_kept_without_a_class(settings):
