@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from flawline.errors import FlawlineError
+from flawline.redaction import redact
 
 LINE_INTERVAL_S = 5.0
 
@@ -116,15 +117,15 @@ def write_json(file: Path, report: Any) -> None:
 
 
 def _json(report: Any) -> str:
-    return json.dumps(_finite(report), indent=2, default=str, allow_nan=False)
+    return json.dumps(_clean(report), indent=2, default=str, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    """Return the value with None for every number that is not finite: JSON has no NaN."""
+def _clean(value: Any) -> Any:
+    """Return the value with None for every number that is not finite, as JSON has no NaN, and without secrets."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_clean(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return redact(value) if isinstance(value, str) else value

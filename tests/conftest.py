@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from flawline import redaction
-from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker
+from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker, secured_kafka
 from tests.support.lines import line, line_settings, settings_file
 from tests.support.ports import refusing_port
 from tests.support.postgres import postgres_server
@@ -30,7 +30,7 @@ from tests.support.s3 import s3_server
 
 __all__ = [
     "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "postgres_server",
-    "refusing_port", "s3_server", "settings_file",
+    "refusing_port", "s3_server", "secured_kafka", "settings_file",
 ]  # fmt: skip
 
 # A test is never timed: on a busy machine an example of 50 ms takes seconds.
@@ -45,6 +45,7 @@ BROKERS_AND_DATABASES = {
     "embedded_broker",
     "fresh_broker",
     "apache_kafka",
+    "secured_kafka",
     "either_broker",
     "postgres_server",
     "postgresql",

@@ -17,6 +17,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, one_line
+from flawline.kafka_refusal import first_that_answers
 from flawline.settings.tree import Settings
 from station import role_states
 
@@ -288,14 +289,11 @@ ALL = (
 
 def _reachable(settings: Settings) -> bool:
     """Return whether something listens at one of the broker's addresses; fast also when the broker is away."""
-    for address in settings.bootstrap_servers.split(","):
-        host, _, port = address.strip().rpartition(":")
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
-                return True
-        except (OSError, ValueError):
-            continue
-    return False
+    try:
+        first_that_answers(settings.bootstrap_servers)
+    except OSError:
+        return False
+    return True
 
 
 def _limits_of_settings(settings: Settings) -> list[Finding]:

@@ -171,6 +171,7 @@ STORES = [ALL_SECRETS["store"]["url"], f"postgresql+psycopg://user:{SECRET}@127.
 COMMANDS = [
     ["doctor"],
     ["doctor", "--json"],
+    ["doctor", "--json-file", "report.json"],
     ["up"],
     ["produce"],
     ["produce", "--camera", "c"],
@@ -208,7 +209,7 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         except BaseException:
             traceback.print_exc()
         out, err = capfd.readouterr()
-        return out + err
+        return out + err + "".join(file.read_text() for file in tmp_path.glob("*.json"))
 
     @contextmanager
     def stop_soon() -> Iterator[Stop]:

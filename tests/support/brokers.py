@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
 
 from embedded_broker import EmbeddedBroker
 from tests.support.ports import reserved_port
@@ -175,6 +177,120 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKaf
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")
     kafka = ApacheKafka(home, tmp_path_factory.mktemp("kafka"))
+    kafka.start()
+    yield kafka
+    kafka.stop()
+
+
+class SecuredKafka(ApacheKafka):
+    """Apache Kafka with a listener for each way to connect, an authoriser, and users that SCRAM knows.
+
+    `listener(name)` gives the address of tls, mutual_tls, sasl or sasl_tls. Who comes in by `bootstrap`, in plain text
+    and without a name, may do anything.
+    """
+
+    PASSWORD = "word-of-a-test"
+    MECHANISM = "SCRAM-SHA-512"
+
+    def __init__(self, home: Path, data_dir: Path) -> None:
+        super().__init__(home, data_dir)
+        self._ports = {name: free_port() for name in ("tls", "mutual_tls", "sasl", "sasl_tls")}
+        self.certificates = Certificates(data_dir / "certificates")
+
+    def listener(self, name: str) -> str:
+        """Return host:port of a listener."""
+        return f"127.0.0.1:{self._ports[name]}"
+
+    def _write(self, properties: Path) -> None:
+        super()._write(properties)
+        text = properties.read_text()
+        inside = next(line for line in text.splitlines() if line.startswith("listeners=")).partition("=")[2]
+        protocols = {"tls": "SSL", "mutual_tls": "SSL", "sasl": "SASL_PLAINTEXT", "sasl_tls": "SASL_SSL"}
+        listeners = ",".join([inside, *(f"{name}://{self.listener(name)}" for name in protocols)])
+        protocol_map = ["PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", *map(":".join, protocols.items())]
+        jaas = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        settings = {
+            "listeners": listeners,
+            "advertised.listeners": listeners,
+            "listener.security.protocol.map": ",".join(protocol_map),
+            "listener.name.mutual_tls.ssl.client.auth": "required",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self.certificates.pair("broker"),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": self.certificates.authority,
+            "sasl.enabled.mechanisms": self.MECHANISM,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+        }
+        settings |= {
+            f"listener.name.{name}.{self.MECHANISM.lower()}.sasl.jaas.config": jaas for name in ("sasl", "sasl_tls")
+        }
+        properties.write_text(text + "".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    def add_user(self, name: str) -> None:
+        """Let SCRAM know a user, with the password of all of them."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            admin.alter_user_scram_credentials(
+                [UserScramCredentialUpsertion(name, ScramMechanism.SCRAM_SHA_512, self.PASSWORD, iterations=4096)]
+            )
+        finally:
+            admin.close()
+
+
+class Certificates:
+    """Certificates that OpenSSL makes: an authority, what it has signed, and another authority that signed nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self.authority = self._authority("authority")
+        self.other_authority = self._authority("other")
+        for name in ("broker", "client"):
+            self._signed(name, self.authority)
+        self._signed("stranger", self.other_authority)
+
+    def certificate(self, name: str) -> Path:
+        """Return the certificate of broker, client or stranger (whom the other authority has signed)."""
+        return self._folder / f"{name}.pem"
+
+    def key(self, name: str) -> Path:
+        """Return the private key of broker, client or stranger."""
+        return self._folder / f"{name}.key"
+
+    def pair(self, name: str) -> Path:
+        """Return key and certificate in one file, as Kafka reads them."""
+        file = self._folder / f"{name}-pair.pem"
+        file.write_text(self.key(name).read_text() + self.certificate(name).read_text())
+        return file
+
+    def _authority(self, name: str) -> Path:
+        self._openssl("req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}", *self._new_key(name),
+                      "-out", str(self.certificate(name)))  # fmt: skip
+        return self.certificate(name)
+
+    def _signed(self, name: str, authority: Path) -> None:
+        request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
+        extensions.write_text("subjectAltName=IP:127.0.0.1")
+        self._openssl("req", "-new", "-nodes", "-subj", f"/CN={name}", *self._new_key(name), "-out", str(request))
+        self._openssl("x509", "-req", "-days", "2", "-in", str(request), "-CA", str(authority), "-CAkey",
+                      str(authority.with_suffix(".key")), "-CAcreateserial", "-extfile", str(extensions),
+                      "-out", str(self.certificate(name)))  # fmt: skip
+
+    def _new_key(self, name: str) -> tuple[str, ...]:
+        return "-newkey", "rsa:2048", "-keyout", str(self.key(name))
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """One Apache Kafka with TLS, SASL and an authoriser for the whole session; skips where KAFKA_HOME is not set."""
+    home = kafka_home()
+    if home is None or not shutil.which("openssl"):
+        pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java and openssl) to run this")
+    kafka = SecuredKafka(home, tmp_path_factory.mktemp("secured"))
     kafka.start()
     yield kafka
     kafka.stop()
