@@ -46,8 +46,11 @@ def check(kafka: KafkaSettings, bootstrap_servers: str) -> None:
     tls = _tls_context(kafka) if kafka.security_protocol in ("SSL", "SASL_SSL") else None
     try:
         with _connection(address, tls) as connection:
-            _ask(connection, ApiVersionsRequest(version=0), ApiVersionsResponse)
-            _check_password(kafka, connection)
+            answer = _ask(connection, ApiVersionsRequest(version=0), ApiVersionsResponse)
+            if any(api.api_key == SaslHandshakeRequest.API_KEY for api in answer.api_keys):
+                _check_password(kafka, connection)
+            elif kafka.security_protocol.startswith("SASL"):
+                raise Refusal(_not_asked(kafka))
     except (OSError, EOFError, ValueError, struct.error) as error:
         raise Refusal(_cause(kafka, address, error)) from error
 
@@ -137,13 +140,17 @@ def _check_password(kafka: KafkaSettings, connection: socket.socket) -> None:
             )
         return
     if not asked:
-        raise Refusal(
-            "the broker does not ask for a password on this port: set kafka.security_protocol = "
-            f'"{"SSL" if tls else "PLAINTEXT"}", or use the port of its SASL listener'
-        )
+        raise Refusal(_not_asked(kafka))
     if answer.error_code == UNSUPPORTED_MECHANISM or mechanism not in answer.mechanisms:
         raise Refusal(f"the broker does not know kafka.sasl_mechanism {mechanism}: choose one of {offered}")
     _log_in(kafka, connection)
+
+
+def _not_asked(kafka: KafkaSettings) -> str:
+    return (
+        "the broker does not ask for a password on this port: set kafka.security_protocol = "
+        f'"{"SSL" if "SSL" in kafka.security_protocol else "PLAINTEXT"}", or use the port of its SASL listener'
+    )
 
 
 def _log_in(kafka: KafkaSettings, connection: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import socket
 import threading
 import time
@@ -18,6 +19,12 @@ from tests.support.brokers import SecuredKafka, free_port
 
 SOON_S = 5.0
 """A refusal is named within this time; a broker that is away is waited for twice as long."""
+
+
+@pytest.fixture(autouse=True)
+def _no_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Let pytest keep no log record of the client: its error holds the client's files open."""
+    caplog.set_level(logging.CRITICAL, "kafka")
 
 
 @pytest.fixture
