@@ -15,7 +15,7 @@ import pytest
 from flawline import kafka_clients, kafka_refusal
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import KafkaSettings, Settings
-from tests.support.brokers import SecuredKafka, free_port
+from tests.support.brokers import SecuredKafka
 
 SOON_S = 5.0
 """A refusal is named within this time; a broker that is away is waited for twice as long."""
@@ -173,9 +173,11 @@ def test_something_that_is_no_broker_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", ["consumer", "admin"])
-def test_broker_that_is_away_is_waited_for_and_leaves_nothing_open(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broker_that_is_away_is_waited_for_and_leaves_nothing_open(
+    kind: str, refusing_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kafka_clients, "BOOTSTRAP_TIMEOUT_MS", 2_000)
-    away = Settings(kafka={"bootstrap_servers": f"127.0.0.1:{free_port()}"})
+    away = Settings(kafka={"bootstrap_servers": f"127.0.0.1:{refusing_port}"})
     before = open_things()
     started = time.monotonic()
     with pytest.raises(FlawlineError, match=r"is away .*Connection refused.*start it") as raised:

@@ -194,7 +194,7 @@ class SecuredKafka(ApacheKafka):
 
     def __init__(self, home: Path, data_dir: Path) -> None:
         super().__init__(home, data_dir)
-        self._ports = {name: free_port() for name in ("tls", "mutual_tls", "sasl", "sasl_tls")}
+        self._ports = {name: reserved_port() for name in ("tls", "mutual_tls", "sasl", "sasl_tls")}
         self.certificates = Certificates(data_dir / "certificates")
 
     def listener(self, name: str) -> str:
