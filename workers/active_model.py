@@ -1,29 +1,27 @@
-"""Which model is active, and its artefact as a folder on this machine."""
+"""Which model plays which role: `active` decides, `shadow` scores the same frames and decides nothing."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shutil
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import fsspec
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import ModelPointer, SchemaError
+from flawline.redaction import redact
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
 ACTIVE = "active"
+SHADOW = "shadow"
+ROLES = (ACTIVE, SHADOW)
 POLL_MS = 500
 RETRY_S = 2.0
 
@@ -36,56 +34,40 @@ class ModelRef:
     version: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.version} at {self.uri}" if self.version else self.uri
+        uri = redact(self.uri)
+        return f"{self.version} at {uri}" if self.version else uri
 
 
-def local_folder(uri: str, cache: Path) -> Path:
-    """Return the artefact at `uri` (a path or an fsspec URL) as a local folder; a remote one is copied to `cache` once.
+def announced(record: Any) -> ModelRef | None:
+    """Return the model that a record of the topic `models` names, None for a tombstone, which ends a role.
 
-    Raises FlawlineError when it cannot be fetched. What is in the folder is verified when it is loaded.
+    Raises SchemaError for a record that cannot be read.
     """
-    try:
-        filesystem, root = fsspec.core.url_to_fs(uri)
-        if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
-            return Path(root)
-        target = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
-        if not target.is_dir():
-            part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-            try:
-                filesystem.get(root.rstrip("/") + "/", str(part) + "/", recursive=True)
-                part.rename(target)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-    except (ImportError, ValueError, OSError) as error:
-        raise FlawlineError(f"model {uri} cannot be fetched: {error}") from error
-    return target
-
-
-def pointer_of(record: Any) -> ModelRef | None:
-    """Return the active model that a record of the topic `models` names; None for other and for unreadable records."""
-    if record.key != ACTIVE.encode() or record.value is None:
+    if record.value is None:
         return None
-    try:
-        pointer = messages.decode(ModelPointer, record.value)
-    except SchemaError as error:
-        log.error("model pointer at offset %d is ignored: %s", record.offset, error)
-        return None
+    pointer = messages.decode(ModelPointer, record.value)
     return ModelRef(pointer.uri, pointer.version)
 
 
 class ModelWatch:
-    """A thread that follows the topic `models` and calls `on_change` with each newly active model."""
+    """A thread that follows the topic `models` and calls `on_change` with a role and its new model, None for none.
 
-    def __init__(self, settings: Settings, on_change: Callable[[ModelRef], None]) -> None:
+    The active model comes before the shadow one, since a promotion changes both.
+    """
+
+    def __init__(self, settings: Settings, on_change: Callable[[str, ModelRef | None], None]) -> None:
         self._settings = settings
         self._on_change = on_change
         self._stop = threading.Event()
         self._caught_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-watch", daemon=True)
 
-    def start(self, timeout_s: float) -> None:
-        """Start, and wait until all pointers in the topic are read. Raises FlawlineError after `timeout_s`."""
+    def start(self) -> None:
+        """Start to follow."""
         self._thread.start()
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Wait until all pointers in the topic are read. Raises FlawlineError after `timeout_s`."""
         if not self._caught_up.wait(timeout_s):
             raise FlawlineError(f"topic {self._settings.topic('models')} could not be read within {timeout_s:g} s")
 
@@ -110,14 +92,18 @@ class ModelWatch:
             consumer.assign([partition])
             consumer.seek_to_beginning(partition)
             end = consumer.end_offsets([partition])[partition]
-            newest: ModelRef | None = None
+            newest: dict[str, ModelRef | None] = {}
             while not self._stop.is_set():
                 for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
-                    newest = pointer_of(record) or newest
+                    role = (record.key or b"").decode(errors="replace")
+                    try:
+                        newest |= {role: announced(record)} if role in ROLES else {}
+                    except SchemaError as error:
+                        log.error("%s model pointer at offset %d is ignored: %s", role, record.offset, error)
                 if consumer.position(partition) >= end:
-                    if newest:
-                        self._on_change(newest)
-                        newest = None
+                    for role in ROLES:
+                        if role in newest:
+                            self._on_change(role, newest.pop(role))
                     self._caught_up.set()
         finally:
             consumer.close(autocommit=False)

@@ -103,6 +103,8 @@ class Actor:
     def stuck_for(self) -> str | None:
         """Return why the actor should be replaced although it lives; None when it is fine."""
         now = self._now()
+        if self.health and self.health.model is None and self.health.model_problem:
+            self._started = now  # it waits for a model that can be used
         if not self.is_ready:
             waited_s = now - self._started
             return f"is not ready after {waited_s:.0f} s" if waited_s > self._worker.start_timeout_s else None
@@ -127,6 +129,8 @@ class Actor:
             if reply == self._ready:
                 self._ready = None
                 self.is_ready = bool(ray.get(reply))
+                if not self.is_ready:
+                    self._ready = self._handle.ready.remote(self._worker.start_timeout_s)
             else:
                 self._health_reply = None
                 self._answered = self._now()

@@ -30,7 +30,7 @@ from flawline.object_store import object_store
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from workers import metrics, scoring, verdicts
-from workers.active_model import ModelRef
+from workers.active_model import ACTIVE, ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
@@ -38,6 +38,7 @@ from workers.describing import Describer, Judged, Undescribed
 from workers.intake import AWAY_LOG_S, Intake
 from workers.lane import Job, Lane, Outcome
 from workers.model_slot import ModelSlot
+from workers.model_store import COPIES, ModelStore
 from workers.reading import Reader, Rejected
 from workers.refusals import Refusals
 from workers.sending import OutcomeSender
@@ -56,6 +57,9 @@ POLL_S = 0.5
 HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
 
 WRITTEN = (topics.VERDICTS.name, topics.DEFECTS.name, topics.DEAD_LETTERS.name)
+
+MODEL_WAIT_S = 0.1
+"""How soon a stop is noticed while there is no model."""
 
 Load = Callable[[Path, WorkerSettings], "Detector"]
 
@@ -87,6 +91,7 @@ class Health:
     partitions: list[int]
     model: ModelRef | None
     model_version: str | None
+    model_problem: str | None
     last_poll_age_s: float
     scoring_for_s: float
     describing_for_s: float
@@ -116,7 +121,9 @@ class Inspector:
         self._settings = settings
         self._worker = settings.worker
         self._member = member
-        self._model = ModelSlot(model, lambda path: load(path, settings.worker), settings.data_dir / "models")
+        self._model = ModelSlot(
+            ACTIVE, model, lambda path: load(path, settings.worker), ModelStore(settings.data_dir / COPIES, ACTIVE)
+        )
         self._masks = CameraMasks(settings.cameras)
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -165,8 +172,9 @@ class Inspector:
         return Health(
             pid=os.getpid(),
             partitions=intake.partitions if intake else [],
-            model=running[0] if running else None,
-            model_version=running[1].version if running else None,
+            model=running.model if running else None,
+            model_version=running.detector.version if running else None,
+            model_problem=self._model.problem,
             last_poll_age_s=now - intake.last_poll if intake else 0.0,
             scoring_for_s=now - min(since) if since else 0.0,
             describing_for_s=self._describer.working_for_s,
@@ -189,8 +197,21 @@ class Inspector:
     # The life of an actor
 
     def run(self) -> None:
-        """Load and warm the model, join the group, inspect until `stop`. Raises FlawlineError when it must end."""
-        self._model.load_first()
+        """Load and warm the model, join the group, inspect until `stop`. Raises FlawlineError when it must end.
+
+        While no model can be used it waits for one that can.
+        """
+        self._model.start()
+        try:
+            while not self._model.wait(MODEL_WAIT_S):
+                if self._stop.is_set():
+                    return
+            self._model.current()
+            self._work()
+        finally:
+            self._model.close()
+
+    def _work(self) -> None:
         if self._stop.is_set():
             return
         sender = self._sender = self._once_the_broker_answers(self._new_sender)
@@ -375,6 +396,7 @@ class Inspector:
                 detector = self._model.current()
             if not batch:
                 return
+            assert detector is not None  # an active model is replaced, never taken away
             live = []
             for opened in batch:
                 if opened.job.lane.closed:

@@ -18,12 +18,13 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.ray_session import stop_ray
 from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
-from workers.active_model import ModelRef, ModelWatch
+from workers.active_model import ACTIVE, ModelRef, ModelWatch
 from workers.actors import Actor
 from workers.camera_masks import CameraMasks
 from workers.cluster import check_room, start_ray
 from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
+from workers.model_store import COPIES, ModelStore
 from workers.suspects import Note
 
 __all__ = ["Supervisor", "run", "start_ray", "stop_ray"]
@@ -162,11 +163,14 @@ class Supervisor:
                 )
 
     def _await_model(self, stop: threading.Event) -> bool:
+        self._models = ModelWatch(self._settings, self._on_model)
         if self._worker.model:
             self._model = ModelRef(self._worker.model)
+            self._models.start()
             return True
-        self._models = ModelWatch(self._settings, self._on_model)
-        self._models.start(self._worker.start_timeout_s)
+        self._models.start()
+        self._models.catch_up(self._worker.start_timeout_s)
+        self._use_last_good()
         next_log = self._now()
         while not self._model_known.wait(0.1):
             if stop.is_set():
@@ -176,9 +180,18 @@ class Supervisor:
                 next_log = self._now() + MODEL_WAIT_LOG_S
         return True
 
-    def _on_model(self, model: ModelRef) -> None:
+    def _use_last_good(self) -> None:
+        """Use the model that worked last on this machine when none is announced, as on a broker with an empty disk."""
+        last = ModelStore(self._settings.data_dir / COPIES, ACTIVE).last_good()
         with self._lock:
-            if model == self._model:
+            if self._model is None and last is not None:
+                log.error("no model is active: %s is used, which worked last here: publish a model", last.model)
+                self._model = last.model
+                self._model_known.set()
+
+    def _on_model(self, role: str, model: ModelRef | None) -> None:
+        with self._lock:
+            if role != ACTIVE or model is None or self._worker.model:
                 return
             log.info("active model: %s", model)
             self._model = model

@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.structs import TopicPartition
 
 from embedded_broker import EmbeddedBroker
-from flawline import kafka_clients, messages
+from flawline import kafka_clients, messages, telemetry
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
 from flawline.object_store import object_store
@@ -244,6 +244,10 @@ def _padded(good: Frame, size: int) -> Frame:
     return replace(good, data=data, size_bytes=size, checksum=messages.checksum(data))
 
 
+def load_failures() -> float:
+    return telemetry.REGISTRY.get_sample_value("flawline_model_load_failures_total") or 0.0
+
+
 def test_a_new_model_takes_over_between_batches_and_a_broken_one_leaves_the_old_in_place(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
@@ -251,10 +255,11 @@ def test_a_new_model_takes_over_between_batches_and_a_broken_one_leaves_the_old_
     with feeding(settings) as feeder, inspecting(settings) as inspector:
         feeder.send(frame("cam-0", 0))
         read(settings, "verdicts", Verdict, 1)
+        before = load_failures()
         inspector.change_model(ModelRef(str(tmp_path / "nowhere")))
-        wait_until(lambda: "flawline_model_load_failures_total 1.0" in inspector.metrics())
+        wait_until(lambda: load_failures() == before + 1)
         inspector.change_model(ModelRef(str(write_model(tmp_path / "second", "plain-2")), "plain-other"))
-        wait_until(lambda: "flawline_model_load_failures_total 2.0" in inspector.metrics())
+        wait_until(lambda: load_failures() == before + 2)
         feeder.send(frame("cam-0", 1))
         read(settings, "verdicts", Verdict, 2)
         inspector.change_model(ModelRef(str(tmp_path / "second"), "plain-2"))
@@ -426,10 +431,17 @@ def test_of_two_processes_in_one_place_one_ends_with_a_clear_error_and_no_frame_
     assert len({(verdict.frame_id, verdict.score) for verdict in verdicts}) == sequence
 
 
-def test_a_model_that_cannot_be_loaded_is_named_before_the_group_is_joined(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+def test_a_model_that_cannot_be_loaded_is_named_before_the_group_is_joined_and_a_stop_ends_the_wait(
+    tmp_path: Path,
 ) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "nowhere"))
-    kafka_clients.ensure_topics(settings)
-    with pytest.raises(FlawlineError, match="nowhere: no model"), inspecting(settings):
-        pass
+    settings = line_settings("127.0.0.1:1", tmp_path, model=str(tmp_path / "nowhere"))
+    inspector = Inspector(settings, "m", ModelRef(str(tmp_path / "nowhere")), load_plain)
+    thread = threading.Thread(target=inspector.run)
+    thread.start()
+    wait_until(lambda: inspector.health().model_problem)
+    health = inspector.health()
+    assert "nowhere cannot be used, no frame is scored" in health.model_problem
+    assert (health.model, health.partitions) == (None, [])
+    inspector.stop()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -28,14 +28,12 @@ from kafka.structs import TopicPartition
 from flawline import imaging, messages
 from flawline.byte_budget import ByteBudget
 from flawline.checked_producer import ImplausibleAcknowledgement
-from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
 from flawline.object_store import ObjectStore, StoreAway
 from flawline.settings.workers import WorkerSettings
 from scorer.regions import regions
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame, wait_until
 from workers import metrics, scoring, verdicts
-from workers.active_model import ModelRef, local_folder, pointer_of
 from workers.dead_letters import dead_letter
 from workers.inspector import load_detector
 from workers.lane import RECORD_BYTES, Job, Lane, Outcome, Outgoing
@@ -563,33 +561,6 @@ def test_frames_are_batched_on_a_gpu_only_and_keys_without_effect_are_refused() 
 def test_a_revocation_must_end_within_the_session() -> None:
     with pytest.raises(ValueError, match=r"revoke_timeout_s 8\.0 is not below session_timeout_s 7.0"):
         WorkerSettings(revoke_timeout_s=8, session_timeout_s=7)
-
-
-def test_a_model_url_is_a_folder_and_a_remote_one_is_copied_once(tmp_path: Any) -> None:
-    import fsspec
-
-    assert local_folder(str(tmp_path / "model"), tmp_path) == tmp_path / "model"
-    assert local_folder(f"file://{tmp_path}/model", tmp_path) == tmp_path / "model"
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/model/manifest.json", b"{}")
-    memory.pipe("/bucket/model/banks/0.bin", b"0")
-    copied = local_folder("memory://bucket/model", tmp_path / "cache")
-    assert (copied / "manifest.json").read_bytes() == b"{}"
-    assert (copied / "banks" / "0.bin").read_bytes() == b"0"
-    memory.rm("/bucket", recursive=True)
-    assert local_folder("memory://bucket/model", tmp_path / "cache") == copied
-    with pytest.raises(FlawlineError, match="model memory://bucket/other cannot be fetched"):
-        local_folder("memory://bucket/other", tmp_path / "cache")
-    assert sorted(folder.name for folder in (tmp_path / "cache").iterdir()) == [copied.name]
-
-
-def test_only_a_readable_pointer_of_the_active_role_counts() -> None:
-    pointer = messages.ModelPointer("active", "v2", "/models/2", 1)
-    value = messages.encode(pointer)
-    assert pointer_of(record(1, value, key=b"active")) == ModelRef("/models/2", "v2")
-    assert pointer_of(record(1, value, key=b"shadow")) is None
-    assert pointer_of(record(1, None, key=b"active")) is None
-    assert pointer_of(record(1, b"nonsense", key=b"active")) is None
 
 
 def test_metrics_of_all_actors_are_one_family_with_their_label() -> None:

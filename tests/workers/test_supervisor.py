@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -159,16 +160,78 @@ def test_without_a_model_the_workers_wait_for_one_and_stop_when_asked(
     assert started == [False]
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_name(
+def test_without_any_model_that_can_be_loaded_the_workers_wait_name_it_and_begin_when_it_is_there(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
-    settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "nowhere"), actors=2)
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "later"), actors=2)
     supervisor = Supervisor(settings, load=load_plain)
-    try:
-        with pytest.raises(FlawlineError, match="nowhere: no model"):
-            supervisor.start()
-    finally:
-        supervisor.stop()
+    started: list[bool] = []
+    thread = threading.Thread(target=lambda: started.append(supervisor.start()))
+    with feeding(settings) as feeder:
+        feeder.send(*(frame(f"cam-{i}", 0) for i in range(4)))
+        thread.start()
+        try:
+            wait_until(lambda: len(problems(supervisor)) == 2)
+            assert all("later cannot be used, no frame is scored" in problem for problem in problems(supervisor))
+            wait_until(
+                lambda: all(
+                    'flawline_model_problem{role="active"} 1.0' in text for text in supervisor.metrics().values()
+                )
+            )
+            assert thread.is_alive()
+            write_model(tmp_path / "later", "plain-1")
+            assert len(read(settings, "verdicts", Verdict, 4)) == 4
+            thread.join(60)
+            assert started == [True]
+            wait_until(lambda: not problems(supervisor))
+        finally:
+            supervisor.stop()
+
+
+def test_a_role_starts_with_its_last_good_model_when_the_active_one_cannot_be_used(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
+    with feeding(settings) as feeder:
+        publish_model(settings, "plain-1", write_model(tmp_path / "1", "plain-1"))
+        feeder.send(frame("cam-0", 0))
+        with supervising(settings):
+            read(settings, "verdicts", Verdict, 1)
+        shutil.rmtree(tmp_path / "1")
+        publish_model(settings, "plain-9", tmp_path / "gone")
+        feeder.send(frame("cam-0", 1))
+        with supervising(settings) as supervisor:
+            read(settings, "verdicts", Verdict, 2)
+            wait_until(lambda: len(problems(supervisor)) == 1)
+            (problem,) = problems(supervisor)
+            assert "plain-9" in problem and "frames are scored with plain-1, which worked last" in problem
+            wait_until(lambda: 'flawline_model_problem{role="active"} 1.0' in supervisor.metrics()["0"])
+            publish_model(settings, "plain-2", write_model(tmp_path / "2", "plain-2"))
+            wait_until(lambda: supervisor.health()[0].model_problem is None)
+            feeder.send(frame("cam-0", 2))
+            verdicts = read(settings, "verdicts", Verdict, 3)
+    assert [verdict.model_version for verdict in verdicts] == ["plain-1", "plain-1", "plain-2"]
+
+
+def test_a_role_starts_with_its_last_good_model_when_no_model_is_announced_any_more(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    first = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(first) as feeder, supervising(first):
+        feeder.send(frame("cam-0", 0))
+        read(first, "verdicts", Verdict, 1)
+    shutil.rmtree(tmp_path / "model")
+    # Another line's prefix on the same broker looks like this one's broker that came back with an empty disk.
+    emptied = without_model(line_settings(embedded_broker.bootstrap, tmp_path, model=str(tmp_path / "model")))
+    with feeding(emptied) as feeder, supervising(emptied):
+        feeder.send(frame("cam-0", 1))
+        (verdict,) = read(emptied, "verdicts", Verdict, 1)
+    assert verdict.model_version == "plain-1"
+
+
+def problems(supervisor: Supervisor) -> list[str]:
+    """What keeps the actors from the model that is wanted."""
+    return [health.model_problem for health in supervisor.health().values() if health.model_problem]
 
 
 def test_an_actor_that_keeps_dying_is_given_up_with_a_clear_error(
