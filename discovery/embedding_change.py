@@ -20,7 +20,7 @@ from discovery.learned.augment import Crop
 from discovery.round import clustering
 from discovery.round.lineage import DefectClass
 from discovery.store import registry, schema
-from discovery.store.database import known_fact, parts, set_fact
+from discovery.store.database import fact, parts, set_fact
 from discovery.store.store import Store, add_members, refresh_frame_classes
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState
@@ -96,7 +96,7 @@ def waiting(connection: Connection, version: str, settings: DiscoverySettings) -
     exemplars = {row.id: row.class_id for row in connection.execute(query)}
     if not exemplars:
         return {}, []
-    compared = int(known_fact(connection, "compared_region", "0"))
+    compared = int(fact(connection, "compared_region", "0"))
     fresh = (
         select(r.c.id)
         .where(r.c.embedding_version == version, r.c.class_id.is_(None), r.c.id > compared)
@@ -193,7 +193,7 @@ def describe_again(store: Store, version: str, settings: DiscoverySettings, embe
     r = schema.regions
     with store.reading() as connection:
         newest = connection.scalar(select(func.max(r.c.id))) or 0
-        of, _, place = known_fact(connection, "described_again", "").rpartition(" ")
+        of, _, place = fact(connection, "described_again", "").rpartition(" ")
         passed = int(place) if of == version else 0
         kept: ColumnElement[bool] = r.c.exemplar.is_(True) | (r.c.id > newest - settings.window_regions)
         query = (

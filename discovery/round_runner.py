@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from discovery import embedding_change
 from discovery.learned import learned_round
@@ -67,8 +67,7 @@ class RoundRunner:
             return self._apply(self._learned.poll())
         if not self._wanted:
             return False
-        with self._store.transaction() as connection:
-            version = self._active_version(connection)
+        version = self._active_version()
         if version is not None and not self._carried_over(version):
             return False
         self._wanted = False
@@ -106,10 +105,9 @@ class RoundRunner:
         return True
 
     def _looked_at(self, version: str) -> tuple[Registry, int, Regions]:
-        with self._store.transaction() as connection:
+        with self._store.reading() as connection:
             known = registry.load(connection)
             last = int(fact(connection, "last_region", "0"))
-        with self._store.reading() as connection:
             return known, last, registry.regions_of_round(connection, self._settings.discovery, version)
 
     def _start_learning(self, version: str) -> bool:
@@ -157,24 +155,28 @@ class RoundRunner:
             seconds,
         )
 
-    def _active_version(self, connection: Connection) -> str | None:
-        """The embedding version of most of the newest regions; others are kept, but cannot be compared with them."""
+    def _active_version(self) -> str | None:
+        """Return the embedding version of most of the newest regions, and remember it; others cannot be compared."""
         if self._settings.discovery.embedding == "crop" and self._usable():
             return self.backbone().version
         table = schema.regions
         newest = (
             select(table.c.embedding_version).order_by(table.c.id.desc()).limit(self._settings.discovery.round_regions)
         )
-        versions = Counter(connection.scalars(newest))
+        with self._store.reading() as connection:
+            versions = Counter(connection.scalars(newest))
+            before = fact(connection, "embedding_version", "")
         if not versions:
             return None
-        version = max(sorted(versions), key=lambda name: versions[name])
-        before = fact(connection, "embedding_version", version)
-        if before != version:
+        version = str(max(sorted(versions), key=lambda name: versions[name]))
+        if version != before:
+            with self._store.transaction() as connection:
+                set_fact(connection, "embedding_version", version)
+                if before:
+                    set_fact(connection, "compared_region", "0")
+        if before and version != before:
             log.warning("embeddings changed from version %s to %s: classes are carried over by crops", before, version)
-            set_fact(connection, "embedding_version", version)
-            set_fact(connection, "compared_region", "0")
-        return str(version)
+        return version
 
     def _carried_over(self, version: str) -> bool:
         """Whether classes of former versions have been carried over; a slice of that is done otherwise."""

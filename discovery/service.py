@@ -3,6 +3,9 @@
 How far the topics have been read is kept in the store, in the same transaction as what was read, so that a process that
 is killed at any point goes on where its store stands. The offsets committed to the broker are for its tools only. Of
 several processes on one store one works, the others wait for its lock.
+
+A store that is away is waited for. What was in memory is thrown away then, and everything begins again from what the
+store holds, as after a restart of the process.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +28,13 @@ from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
 from discovery.store import pruning, registry, schema
-from discovery.store.database import fact
+from discovery.store.database import DatabaseAway, fact
 from discovery.store.store import Batch, Position, Store, TakenDefect
 from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
 from flawline.messages import ClassState, Defect, Verdict
+from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from scorer.vectors import unit
 
@@ -42,6 +46,8 @@ HOUSEKEEPING_S = 2.0
 PRUNING_S = 600.0
 PUBLISH_TIMEOUT_S = 30.0
 ROUND_STEP_S = 0.05
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach the store; judgements, not measured
+WELL_S = 5.0
 # Splits and merges of confirmed classes need two rounds; a finite stream ends with as many as they ask for.
 CLOSING_ROUNDS = 3
 
@@ -58,9 +64,31 @@ class Summary:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Discover until `stop` is set. Raises FlawlineError when broker or store cannot be used."""
-    with DiscoveryService(settings) as service:
-        service.run(stop)
+    """Discover until `stop` is set, and wait for a store that is away.
+
+    Raises FlawlineError when the broker, a port or a file cannot be used.
+    """
+    metrics, outage = settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    telemetry.STORE_AWAY_SECONDS.set_function(outage.age_s)
+    with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *telemetry.OF_DISCOVERY)):
+        while not stop.is_set():
+            try:
+                with DiscoveryService(settings) as service:
+                    service.run(stop, lambda: _on_progress(service, outage))
+            except DatabaseAway as error:
+                failure = outage.failed()
+                if failure.is_reported:
+                    log.error(
+                        "%s; trying again with growing pauses: what is not in the store stays in the topics", error
+                    )
+                stop.wait(failure.pause_s)
+
+
+def _on_progress(service: DiscoveryService, outage: Outage) -> None:
+    """End the outage when the store has been well for WELL_S: one that is full answers at first."""
+    if outage.is_on and service.age_s() >= WELL_S:
+        log.info("the store is well again, after %.0f s", outage.age_s())
+        outage.ended()
 
 
 class DiscoveryService:
@@ -88,7 +116,7 @@ class DiscoveryService:
         self._assigners: dict[str, single_round.Assigner] = {}
         self._dimensions: dict[str, int] = {}
         self._new_regions = 0
-        self._round_at = monotonic()
+        self._made_at = self._round_at = monotonic()
         self._housekeeping_at = self._pruned_at = -float("inf")
         self._forgotten_before = 0
 
@@ -98,16 +126,19 @@ class DiscoveryService:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set."""
-        metrics = self.settings.metrics
-        with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *telemetry.OF_DISCOVERY)):
-            if not self._open(stop):
-                return
-            while not stop.is_set():
-                self._step()
-                self._keep_house()
-            self._keep_house(now=True)
+    def run(self, stop: threading.Event, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Work until `stop` is set; `on_progress` is called whenever the store has answered. Raises DatabaseAway."""
+        if not self._open(stop, on_progress):
+            return
+        while not stop.is_set():
+            self._step()
+            self._keep_house()
+            on_progress()
+        self._keep_house(now=True)
+
+    def age_s(self) -> float:
+        """Return how long ago this was made, in seconds."""
+        return self._monotonic() - self._made_at
 
     def drain(
         self, until: Mapping[Position, int] | None = None, timeout_s: float = 300.0, stop: threading.Event | None = None
@@ -169,7 +200,7 @@ class DiscoveryService:
             assignments=self.store.assignments(),
         )
 
-    def _open(self, stop: threading.Event) -> bool:
+    def _open(self, stop: threading.Event, on_progress: Callable[[], None] = lambda: None) -> bool:
         """Take the store's lock and start reading where it stands; False when `stop` came first."""
         if self._reader is not None:
             return True
@@ -178,6 +209,7 @@ class DiscoveryService:
             if not waiting:
                 log.info("another discovery process works on %s: standing by", self.store)
                 waiting = True
+            on_progress()
             if stop.wait(LOCK_RETRY_S):
                 return False
         self._stack.push(lock)
@@ -186,7 +218,7 @@ class DiscoveryService:
         self._reader = TopicReader(self.settings, GROUP, self._names, self.store.positions, self._monotonic)
         self._stack.callback(self._reader.close)
         self._read_registry()
-        with self.store.transaction() as connection:
+        with self.store.reading() as connection:
             self._forgotten_before = pruning.forgotten_before(connection)
             last = int(fact(connection, "last_region", "0"))
             waiting_regions = connection.scalar(
@@ -239,8 +271,9 @@ class DiscoveryService:
                     log.warning("%s offset %d is left out (%s): %s", place, record.offset, error.reason, error)
                     rejections.append((error.reason, str(error)))
                 positions[place.topic, place.partition] = record.offset + 1
-                self._reader.done(place, record.offset + 1)
         taken = self.store.ingest(Batch(verdicts, defects, rejections, positions))
+        for (topic, partition), offset in positions.items():  # not before the store has them
+            self._reader.done(TopicPartition(topic, partition), offset)
         self._new_regions += taken.regions
         telemetry.REGIONS.inc(taken.regions)
         for defect in taken.defects:
@@ -315,11 +348,12 @@ class DiscoveryService:
             telemetry.CLASSES.labels(str(state)).set(sum(one.state is state for one in self._registry.classes))
 
     def _keep_house(self, now: bool = False) -> None:
-        """Publish what people have changed, commit offsets for the broker's tools, and measure the lag."""
+        """Check the lock, publish what people have changed, commit offsets for the broker's tools, measure the lag."""
         if not now and self._monotonic() - self._housekeeping_at < HOUSEKEEPING_S:
             return
         self._housekeeping_at = self._monotonic()
-        with self.store.transaction() as connection:
+        self.store.check_lock()
+        with self.store.reading() as connection:
             revision = int(fact(connection, "revision", "0"))
         if revision != self._registry.revision:
             self._read_registry()

@@ -113,6 +113,7 @@ UNASSIGNED_REGIONS = _gauge("unassigned_regions", "Regions that belong to no cla
 ROUND_SECONDS = _histogram("round_seconds", "Duration of a discovery round.")
 ROUNDS = _counter("rounds", "Discovery rounds.")
 DISCOVERY_LAG = _gauge("discovery_lag_records", "Records that discovery has not read yet.", "topic")
+STORE_AWAY_SECONDS = _gauge("store_away_seconds", "Time since discovery's store went away, 0 while it answers.")
 OF_DISCOVERY: tuple[Collector, ...] = (
     DEFECTS,
     REGIONS,
@@ -122,6 +123,7 @@ OF_DISCOVERY: tuple[Collector, ...] = (
     ROUND_SECONDS,
     ROUNDS,
     DISCOVERY_LAG,
+    STORE_AWAY_SECONDS,
 )
 
 # Ledger

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from discovery.store.database import parse_url
 from embedded_broker import ADDRESS_FILE
 from flawline import telemetry
-from flawline.backoff import Backoff
 from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
+from flawline.outage import REMINDER_S, Outage
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ USAGE_EXIT = 2
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 WELL_S = 60.0
 """A role is well when it has run for so long; a model that cannot be loaded ends the workers within 12 s."""
-REMINDER_S = 300.0
-"""How often the log says that a role still fails. A judgement, not measured."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,15 @@ class Child:
         self._environment = environment
         self._patience = patience
         self._clock = clock
-        self._backoff = Backoff(patience.first_pause_s, patience.longest_pause_s)
+        self._outage = Outage(
+            patience.first_pause_s, patience.longest_pause_s, reminder_s=patience.reminder_s, clock=clock
+        )
         self._process: ChildProcess | None = None
         self._start_at = clock()
         self._started_at = 0.0
-        self._failing_since: float | None = None
-        self._reported_at = 0.0
-        self._deaths = 0
         telemetry.ROLE_RESTARTS.labels(role.name)  # a counter that begins at 0 shows its first increment
-        self._show()
+        telemetry.ROLE_FAILING_SECONDS.labels(role.name).set_function(self._outage.age_s)
+        telemetry.ROLE_UP.labels(role.name).set_function(lambda: self._process is not None)
 
     @property
     def pid(self) -> int | None:
@@ -96,7 +95,7 @@ class Child:
     @property
     def is_failing(self) -> bool:
         """Whether the process has died and has not run for long enough since then."""
-        return self._failing_since is not None
+        return self._outage.is_on
 
     def tend(self) -> None:
         """Start the process when it is due, and see whether it has died or is well again."""
@@ -109,7 +108,6 @@ class Child:
                 self._on_well()
         elif not self.has_ended and self._clock() >= self._start_at:
             self._start()
-        self._show()
 
     def stop(self, timeout_s: float) -> None:
         """Ask the process to end, and kill it when it has not ended after `timeout_s`."""
@@ -135,7 +133,8 @@ class Child:
 
     def _on_exit(self, code: int) -> None:
         if code == 0 and self.role.may_end:
-            self.has_ended, self._failing_since = True, None
+            self.has_ended = True
+            self._outage.ended()
             log.info("%s has ended: its cameras have no more frames", self.role.name)
         elif code == USAGE_EXIT:
             self._on_failure("refuses its configuration")
@@ -144,40 +143,29 @@ class Child:
 
     def _on_failure(self, what: str) -> None:
         """Plan the next start, and log the first failure and now and then a later one."""
-        now = self._clock()
-        pause_s = self._backoff.next_s()
-        self._start_at = now + pause_s
-        self._deaths += 1
-        if self._failing_since is None:
-            self._failing_since = self._reported_at = now
+        failure = self._outage.failed()
+        self._start_at = self._clock() + failure.pause_s
+        if failure.is_first:
             log.error(
                 "%s %s: it starts again in %.1f s, then with growing pauses, and the other roles go on; "
                 "correct what it reports above",
                 self.role.name,
                 what,
-                pause_s,
+                failure.pause_s,
             )
-        elif now - self._reported_at >= self._patience.reminder_s:
-            self._reported_at = now
+        elif failure.is_reported:
             log.error(
                 "%s has been failing for %.0f s (%d times, now it %s): correct what it reports above",
                 self.role.name,
-                now - self._failing_since,
-                self._deaths,
+                failure.since_s,
+                failure.number,
                 what,
             )
 
     def _on_well(self) -> None:
-        assert self._failing_since is not None
-        failed_s = self._started_at - self._failing_since
-        log.info("%s is well again, after %.0f s and %d failures", self.role.name, failed_s, self._deaths)
-        self._failing_since, self._deaths = None, 0
-        self._backoff.reset()
-
-    def _show(self) -> None:
-        name, since = self.role.name, self._failing_since
-        telemetry.ROLE_UP.labels(name).set(self._process is not None)
-        telemetry.ROLE_FAILING_SECONDS.labels(name).set(0.0 if since is None else self._clock() - since)
+        failed_s = self._outage.age_s() - (self._clock() - self._started_at)
+        log.info("%s is well again, after %.0f s and %d failures", self.role.name, failed_s, self._outage.failures)
+        self._outage.ended()
 
 
 def roles(settings: Settings) -> list[Role]:
@@ -190,8 +178,10 @@ def roles(settings: Settings) -> list[Role]:
 def run(settings: Settings, stop: threading.Event, config: Path | None = None) -> None:
     """Run every role until `stop` is set, whatever happens to each of them.
 
-    Raises FlawlineError when the port of the metrics is in use, before anything is started.
+    Raises UsageError for a store.url that is no database URL, and FlawlineError when the port of the metrics is in use,
+    before anything is started.
     """
+    parse_url(settings.store_url)
     environment = {"FLAWLINE_CONFIG": str(config.absolute())} if config else {}
     metrics = settings.metrics
     children: list[Child] = []

@@ -25,11 +25,11 @@ from flawline import redaction
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker, secured_kafka
 from tests.support.lines import line, line_settings, settings_file
 from tests.support.ports import refusing_port
-from tests.support.postgres import postgres_server
+from tests.support.postgres import own_postgres, postgres_server
 from tests.support.s3 import s3_server
 
 __all__ = [
-    "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "postgres_server",
+    "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "own_postgres", "postgres_server",
     "refusing_port", "s3_server", "secured_kafka", "settings_file",
 ]  # fmt: skip
 
@@ -47,6 +47,7 @@ BROKERS_AND_DATABASES = {
     "apache_kafka",
     "secured_kafka",
     "either_broker",
+    "own_postgres",
     "postgres_server",
     "postgresql",
 }

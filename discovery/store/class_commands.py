@@ -19,7 +19,7 @@ HISTORY = 50
 
 def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]:
     """Every class, the largest first; merged and dismissed ones only with `everything`."""
-    with store.transaction() as connection:
+    with store.reading() as connection:
         known = registry.load(connection)
         frames = frames_by_class(connection)
     hidden = () if everything else ("merged", "dismissed")
@@ -30,7 +30,7 @@ def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]
 def show(store: Store, reference: str) -> dict[str, Any]:
     """One class by id or name, with its lineage, events, audit trail and where it occurs."""
     d, parents, events, audit = schema.defects, schema.class_parents, schema.class_events, schema.audit
-    with store.transaction() as connection:
+    with store.reading() as connection:
         known = registry.load(connection)
         by_id = {defect_class.id: defect_class for defect_class in known.classes}  # merged classes are shown, too
         one = by_id.get(reference.upper()) or decisions.find(known, reference)

@@ -6,22 +6,43 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Table, create_engine, event, func, inspect, select
+import psycopg
+from sqlalchemy import URL, Connection, Table, create_engine, event, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from discovery.store import schema
 from flawline import clock
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.file_lock import try_lock
 
+if TYPE_CHECKING:
+    from psycopg.abc import RV, PQGen
+
 BUSY_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 30.0
+"""Less than the 45 s that a role has to stop. A judgement, not measured."""
+CONNECT_TIMEOUT_S = 10.0
+FORMER_VERSION = "1"
+SERVER_KEEPALIVES = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
+"""A client whose machine has gone is noticed by the server within a minute, which then gives its lock to a standby."""
 PARAMETERS_PER_QUERY = 500
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AWAY = (OperationalError, InterfaceError, InternalError)
+"""What network, disk or failover cause (a read-only standby is InternalError); other errors are mistakes of ours."""
 _ADVISORY_LOCK = 0x466C61776C696E65  # "Flawline"
+_TABLES_LOCK = _ADVISORY_LOCK + 1
 
 
 def stamp(time_ns: int) -> datetime:
@@ -34,37 +55,41 @@ def nanoseconds(at: datetime) -> int:
     return (at - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
-class Database:
-    """An opened store. Safe to use from several threads."""
+class DatabaseAway(FlawlineError):
+    """The store does not answer, or takes nothing; it may be well at the next try, until then nothing is written."""
 
-    def __init__(self, url: str, utc_ns: clock.UtcNs = clock.utc_ns) -> None:
-        """Open the store and create what is missing. Raises UsageError or FlawlineError in one line."""
+
+class LockLost(DatabaseAway):
+    """Another process may be the writer of this store now: what this one knows about it is no longer true."""
+
+
+class Database:
+    """An opened store. Safe to use from several threads; the holder of its lock writes from one."""
+
+    def __init__(
+        self, url: str, utc_ns: clock.UtcNs = clock.utc_ns, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
+        """Open the store and create what is missing.
+
+        A statement that PostgreSQL does not answer within `answer_timeout_s` is given up, and its connection with it.
+        Raises UsageError for a URL that names no store, DatabaseAway, or FlawlineError for a store of another version.
+        """
         self.utc_ns = utc_ns
+        self.url = parse_url(url)
+        self._writer: Connection | None = None
         try:
-            self.url = make_url(url)
-            if self.url.drivername == "postgresql":
-                self.url = self.url.set(drivername="postgresql+psycopg")
-            if self.url.get_backend_name() not in ("sqlite", "postgresql"):
-                raise UsageError(f"store.url names {self.url.get_backend_name()!r}: sqlite and postgresql are known")
             if self.sqlite_file:
                 self.sqlite_file.parent.mkdir(parents=True, exist_ok=True)
-            self._engine = _engine(self.url.render_as_string(hide_password=False))
-        except (ArgumentError, NoSuchModuleError) as error:
-            raise UsageError(
-                "store.url is no database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-            ) from error
+            self._engine = _engine(self.url, answer_timeout_s)
         except OSError as error:
-            raise FlawlineError(f"{self.sqlite_file}: cannot be created: {error.strerror}") from error
-        with self.transaction() as connection:
-            _upgrade(connection)
-            schema.metadata.create_all(connection)
-            known = fact(connection, "schema", str(schema.SCHEMA_VERSION))
-        if known != str(schema.SCHEMA_VERSION):
+            raise DatabaseAway(
+                f"store {self.sqlite_file}: cannot be created: {error.strerror}: check its folder"
+            ) from error
+        try:
+            self._prepare()
+        except FlawlineError:
             self.close()
-            raise FlawlineError(
-                f"store {self} has schema {known}, this version reads {schema.SCHEMA_VERSION}: "
-                "use the version that wrote it, or another store.url"
-            )
+            raise
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -81,30 +106,45 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """All or nothing. What goes wrong with the database is a FlawlineError that names the store."""
-        try:
-            with self._engine.connect().execution_options(flawline_write=True) as connection, connection.begin():
-                yield connection
-        except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_reason(error)}: check that it runs and has room") from error
+        """Give a transaction, all or nothing.
+
+        The holder of the lock of a PostgreSQL store writes on the very connection that holds the lock: when the lock is
+        gone so is the transaction, and there are never two writers. Raises DatabaseAway, LockLost or FlawlineError.
+        """
+        with self._translated("check that it runs and has room"):
+            if self._writer is not None:
+                with self._on_writer(self._writer) as connection:
+                    yield connection
+            else:
+                with self._engine.connect().execution_options(flawline_write=True) as connection, connection.begin():
+                    yield connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent view of the store that holds up nobody."""
-        try:
-            with self._engine.connect() as connection, connection.begin():
-                yield connection
-        except DBAPIError as error:
-            raise FlawlineError(f"store {self}: {_reason(error)}: check that it runs and can be reached") from error
+        """Give a consistent view of the store that holds up nobody. Raises DatabaseAway or FlawlineError."""
+        with (
+            self._translated("check that it runs and can be reached"),
+            self._engine.connect() as connection,
+            connection.begin(),
+        ):
+            yield connection
 
     def try_lock(self) -> contextlib.ExitStack | None:
-        """The right to be the one discovery process of this store until the result is closed; None: another has it."""
+        """Return the right to be the one writer of this store, until it is closed; None when another process has it.
+
+        Raises DatabaseAway.
+        """
         stack = contextlib.ExitStack()
         if self.url.get_backend_name() == "postgresql":
             # The lock ends with its connection, so a killed process leaves none behind.
-            connection = stack.enter_context(self._engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-            held = connection.scalar(select(func.pg_try_advisory_lock(_ADVISORY_LOCK)))
-            stack.callback(connection.invalidate)
+            with self._translated("check that it runs and can be reached"):
+                connection = stack.enter_context(self._engine.connect())
+                stack.callback(connection.invalidate)
+                with connection.begin():
+                    held = bool(connection.scalar(select(func.pg_try_advisory_lock(_ADVISORY_LOCK))))
+            if held:
+                self._writer = connection
+                stack.callback(setattr, self, "_writer", None)
         elif self.sqlite_file:
             lock = try_lock(self.sqlite_file.with_name(self.sqlite_file.name + ".lock"))
             held = lock is not None
@@ -116,29 +156,83 @@ class Database:
             return None
         return stack
 
+    def check_lock(self) -> None:
+        """Raise LockLost when the lock that this store took is gone; for a writer that has had nothing to write."""
+        if self._writer is not None:
+            with self._translated("check that it runs"), self._on_writer(self._writer) as connection:
+                connection.execute(select(1))
+
+    @contextlib.contextmanager
+    def _on_writer(self, connection: Connection) -> Iterator[Connection]:
+        """Give a transaction on the connection that holds the lock. Raises LockLost when that connection has ended."""
+        lost = f"store {self}: the connection that holds the right to write has ended"
+        if connection.invalidated:  # SQLAlchemy would open another one, without the lock
+            raise LockLost(lost)
+        try:
+            with connection.begin():
+                yield connection
+        except DBAPIError as error:
+            if connection.invalidated:
+                raise LockLost(f"{lost} ({_reason(error)})") from error
+            raise
+
+    @contextlib.contextmanager
+    def _translated(self, remedy: str) -> Iterator[None]:
+        """Turn what goes wrong with the database into an error that names the store: DatabaseAway, or FlawlineError."""
+        try:
+            yield
+        except DBAPIError as error:
+            kind = DatabaseAway if error.connection_invalidated or isinstance(error, _AWAY) else FlawlineError
+            raise kind(f"store {self}: {_reason(error)}: {remedy}") from error
+        except PoolTimeout as error:  # every connection waits for an answer
+            raise DatabaseAway(f"store {self}: all its connections are busy: {remedy}") from error
+
+    def _prepare(self) -> None:
+        """Create or upgrade the tables where that is needed; a store that is ready is only read."""
+        current = str(schema.SCHEMA_VERSION)
+        with self.reading() as connection:
+            tables = set(inspect(connection).get_table_names())
+            known = fact(connection, "schema", "") if schema.facts.name in tables else ""
+        if known not in ("", FORMER_VERSION, current):
+            raise FlawlineError(
+                f"store {self} has schema {known}, this version reads {current}: "
+                "use the version that wrote it, or another store.url"
+            )
+        if known != current or schema.metadata.tables.keys() - tables:
+            with self.transaction() as connection:
+                if connection.dialect.name == "postgresql":  # several roles meet a new store; SQLite has one writer
+                    connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
+                _upgrade(connection)
+                schema.metadata.create_all(connection)
+                set_fact(connection, "schema", current)
+
+
+def parse_url(text: str) -> URL:
+    """Return the database URL of a store. Raises UsageError, which does not repeat it: it may hold a password."""
+    try:
+        url = make_url(text)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UsageError(f"store.url names {url.get_backend_name()!r}: sqlite and postgresql are known")
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(
+            "store.url is no database URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from error
+    return url
+
 
 def _upgrade(connection: Connection) -> None:
     """Bring a store of version 1 to 2, which has one table more and counts it in the view. Nothing for a new store."""
-    if not inspect(connection).has_table("facts"):
-        return
-    if known_fact(connection, "schema", "") == "1":
-        if connection.dialect.name == "sqlite":  # PostgreSQL replaces the view, and who may read it, where it stands
-            connection.exec_driver_sql("DROP VIEW IF EXISTS defect_minutes")
-        set_fact(connection, "schema", "2")
+    is_former = inspect(connection).has_table("facts") and fact(connection, "schema", "") == FORMER_VERSION
+    if is_former and connection.dialect.name == "sqlite":
+        # PostgreSQL replaces the view, and who may read it, where it stands.
+        connection.exec_driver_sql("DROP VIEW IF EXISTS defect_minutes")
 
 
 def fact(connection: Connection, name: str, default: str) -> str:
-    """A single remembered value; the default is written when there is none."""
-    table = schema.facts
-    value = connection.scalar(select(table.c.value).where(table.c.name == name))
-    if value is None:
-        set_fact(connection, name, default)
-        return default
-    return str(value)
-
-
-def known_fact(connection: Connection, name: str, default: str) -> str:
-    """A single remembered value, or the default; nothing is written."""
+    """Return a single remembered value, or the default; nothing is written."""
     value = connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == name))
     return default if value is None else str(value)
 
@@ -148,9 +242,9 @@ def set_fact(connection: Connection, name: str, value: str) -> None:
     upsert(connection, schema.facts, {"name": name, "value": value})
 
 
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+def _engine(url: URL, answer_timeout_s: float) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return _postgresql_engine(url, answer_timeout_s)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
@@ -167,6 +261,57 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _postgresql_engine(url: URL, answer_timeout_s: float) -> Engine:
+    connect_timeout_s = max(2, round(min(CONNECT_TIMEOUT_S, answer_timeout_s)))  # libpq takes whole seconds, 2 at least
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_timeout=answer_timeout_s,
+        connect_args={"connect_timeout": connect_timeout_s},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        connection = _PromptConnection.connect(*arguments, **options)
+        # Longer than the server's own limit, which leaves the connection usable.
+        connection.answer_timeout_s = answer_timeout_s + 2.0
+        connection.autocommit = True
+        connection.execute(f"SET statement_timeout = {round(1000 * answer_timeout_s)}")
+        for setting in SERVER_KEEPALIVES:
+            connection.execute(f"SET {setting}")
+        connection.autocommit = False
+        return connection
+
+    return engine
+
+
+class _PromptConnection(psycopg.Connection[Any]):
+    """A connection that gives up a server which is silent for `answer_timeout_s`.
+
+    The server's limits do not help when its processes are stopped or its machine hangs, and then the kernel, or a proxy
+    between, may still acknowledge every packet.
+    """
+
+    answer_timeout_s = ANSWER_TIMEOUT_S
+
+    def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:
+        return super().wait(self._within(gen), *arguments, **options)
+
+    def _within(self, gen: PQGen[RV]) -> PQGen[RV]:
+        """Pass on what `gen` asks for, until its time is over. Raises psycopg.OperationalError."""
+        deadline = clock.monotonic() + self.answer_timeout_s
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and clock.monotonic() > deadline:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"the server has not answered for {self.answer_timeout_s:.0f} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return cast("RV", end.value)
 
 
 def _reason(error: DBAPIError) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from discovery.store import schema
-from discovery.store.database import known_fact, set_fact, stamp
+from discovery.store.database import fact, set_fact, stamp
 from discovery.store.store import MINUTE_NS, Store
 from flawline.settings.discovery import DiscoverySettings
 
@@ -51,7 +51,7 @@ def prune(store: Store, settings: DiscoverySettings) -> Pruned:
 
 def forgotten_before(connection: Connection) -> int:
     """Captures before this, in ns UTC, are not taken in any more: they may have been counted and forgotten."""
-    return int(known_fact(connection, FORGOTTEN_BEFORE, "0"))
+    return int(fact(connection, FORGOTTEN_BEFORE, "0"))
 
 
 def frames_by_class(connection: Connection) -> dict[str, int]:

@@ -36,7 +36,7 @@ def load(connection: Connection) -> Registry:
 
 def read(store: Store) -> Registry:
     """The registry of a store."""
-    with store.transaction() as connection:
+    with store.reading() as connection:
         return load(connection)
 
 

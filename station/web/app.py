@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from discovery.store.store import Store
+from discovery.store.database import DatabaseAway
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from station.pages.rendering import STATIC
@@ -18,14 +18,16 @@ from station.web.context import Context
 from station.web.ledger_watch import LedgerWatch
 from station.web.routes import classes, defects, line
 from station.web.security import Guard
+from station.web.store_watch import StoreWatch
 
 TOKEN_BYTES = 32
+HEADING = "That did not work"
 
 
-def create(settings: Settings, store: Store, watch: LedgerWatch) -> FastAPI:
+def create(settings: Settings, stores: StoreWatch, watch: LedgerWatch) -> FastAPI:
     """Return the console of a line, over its store and its ledger."""
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.context = Context(settings.line, store, watch, secrets.token_urlsafe(TOKEN_BYTES))
+    app.state.context = Context(settings, stores, watch, secrets.token_urlsafe(TOKEN_BYTES))
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
     for module in (line, classes, defects):
@@ -49,12 +51,14 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 def _on_flawline_error(request: Request, error: Exception) -> Response:
     """Return the error of the store: what a person asked wrongly, or what cannot be reached."""
-    return _error(request, 400 if isinstance(error, UsageError) else 503, str(error))
+    heading = "The store is away" if isinstance(error, DatabaseAway) else HEADING
+    return _error(request, 400 if isinstance(error, UsageError) else 503, str(error), heading)
 
 
-def _error(request: Request, status: int, message: str) -> Response:
-    """Return an error in the form that the address has: JSON or a page."""
+def _error(request: Request, status: int, message: str, heading: str = HEADING) -> Response:
+    """Return an error in the form that the address has: JSON or a page; a page of 503 looks again by itself."""
     if request.url.path.startswith(("/api/", "/healthz")):
         return JSONResponse({"error": message}, status)
     context: Context = request.app.state.context
-    return context.page("error.html", status, message=message)
+    looks_again = status == 503 and request.method == "GET"
+    return context.page("error.html", status, heading=heading, message=message, looks_again=looks_again)

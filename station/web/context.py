@@ -11,8 +11,10 @@ from fastapi.responses import HTMLResponse, Response
 
 from discovery.store.database import stamp
 from discovery.store.store import Store
+from flawline.settings.tree import Settings
 from station.pages import rendering
 from station.web.ledger_watch import LedgerState, LedgerWatch
+from station.web.store_watch import StoreWatch
 
 MAX_ROW_ID = 2**63 - 1
 
@@ -21,14 +23,19 @@ MAX_ROW_ID = 2**63 - 1
 class Context:
     """The console of one line; `token` is the secret of its forms, new at each start."""
 
-    line: str
-    store: Store
+    settings: Settings
+    stores: StoreWatch
     watch: LedgerWatch
     token: str
 
+    @property
+    def store(self) -> Store:
+        """The store. Raises DatabaseAway while it does not answer."""
+        return self.stores.store
+
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page of the console."""
-        return HTMLResponse(rendering.render(template, line=self.line, **values), status)
+        return HTMLResponse(rendering.render(template, line=self.settings.line, **values), status)
 
 
 async def context_of(request: Request) -> Context:

@@ -9,11 +9,13 @@ from contextlib import closing
 
 import uvicorn
 
+from discovery.store.database import parse_url
 from discovery.store.store import Store
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
+from station.web.store_watch import ANSWER_TIMEOUT_S, StoreWatch
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +24,23 @@ STOP_TIMEOUT_S = 5
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Serve until `stop`. Raises FlawlineError for a port in use or a store that cannot be opened."""
+    """Serve until `stop`, also while the store is away. Raises UsageError, and FlawlineError for a port in use."""
+    parse_url(settings.store_url)
     # While a broker is away the Kafka client logs it many times a minute; the watch logs it once.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     listener = _listen(settings.console.host, settings.console.port)
-    with closing(listener), closing(Store(settings.store_url)) as store:
-        _serve(settings, store, listener, stop)
+    stores = StoreWatch(lambda: Store(settings.store_url, answer_timeout_s=ANSWER_TIMEOUT_S))
+    with closing(listener), closing(stores):
+        _serve(settings, stores, listener, stop)
 
 
-def _serve(settings: Settings, store: Store, listener: socket.socket, stop: threading.Event) -> None:
+def _serve(settings: Settings, stores: StoreWatch, listener: socket.socket, stop: threading.Event) -> None:
     watch, ended = LedgerWatch(settings), threading.Event()
-    # A broker that does not answer blocks this thread for seconds, and a stop must not wait for that.
+    # What does not answer blocks these threads for seconds, and a stop must not wait for that.
     ledger = threading.Thread(target=watch.run, args=(ended,), name="ledger", daemon=True)
+    looking = threading.Thread(target=stores.run, args=(ended,), name="store", daemon=True)
     config = uvicorn.Config(
-        create(settings, store, watch),
+        create(settings, stores, watch),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -45,12 +50,13 @@ def _serve(settings: Settings, store: Store, listener: socket.socket, stop: thre
     server = uvicorn.Server(config)
     # Not in the main thread: there uvicorn would take the signals that set `stop`.
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
+    looking.start()
     ledger.start()
     serving.start()
     log.info("the console is on http://%s:%d", settings.console.host, settings.console.port)
     try:
         while not stop.wait(CHECK_S):
-            for thread in (serving, ledger):
+            for thread in (serving, ledger, looking):
                 if not thread.is_alive():
                     raise FlawlineError(
                         f"the console's {thread.name} thread has ended by itself: see what it reports above"
@@ -59,7 +65,8 @@ def _serve(settings: Settings, store: Store, listener: socket.socket, stop: thre
         ended.set()
         server.should_exit = True
         serving.join()
-        ledger.join(STOP_TIMEOUT_S)
+        for thread in (ledger, looking):
+            thread.join(STOP_TIMEOUT_S)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -53,7 +53,7 @@ class Stream:
         return registry.read(self.store)
 
     def last_region(self) -> str:
-        with self.store.transaction() as connection:
+        with self.store.reading() as connection:
             return registry.fact(connection, "last_region", "0")
 
     def class_of_kind(self) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -45,12 +47,13 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> PostgresServer:
-        """Make the cluster and return once it takes connections."""
+        """Make the cluster where there is none, start it, and return once it takes connections."""
         data = self._folder / "data"
-        self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        if not data.exists():
+            self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         options = ("-k", str(self._folder), "-h", "127.0.0.1", "-p", str(self.port))
         options += ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "shared_buffers=64MB")
-        log = (self._folder / "log").open("wb")
+        log = (self._folder / "log").open("ab")
         self._process = subprocess.Popen(
             [self._binaries / "postgres", "-D", str(data), *options], cwd="/", stdout=log, stderr=log, **self._as_user
         )
@@ -87,9 +90,10 @@ class PostgresServer:
     def _address(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def stop(self) -> None:
-        """End it at once and remove its folder."""
+    def shut_down(self) -> None:
+        """End it at once and keep its data: `start` goes on with them."""
         if self._process is not None:
+            self.thaw()
             self._process.send_signal(signal.SIGINT)  # a fast shutdown: clients are sent away
             try:
                 self._process.wait(30)
@@ -97,12 +101,45 @@ class PostgresServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """Stop its processes as they are (SIGSTOP): connections stay, and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let its processes go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        for process in (server, *server.children(recursive=True)):  # the parent first: it starts no more children
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def stop(self) -> None:
+        """End it at once and remove its folder."""
+        self.shut_down()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole session; skips where it is not installed."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own, to stop and to start again."""
+    with running_postgres() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that runs; skips where it is not installed."""
     found = binaries()
     if found is None:
         pytest.skip("PostgreSQL is not installed (Debian package postgresql)")

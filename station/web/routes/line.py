@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from discovery.store.database import stamp
+from station import role_states
 from station.remarks import remarks
 from station.web import queries, views
 from station.web.context import TheContext, TheLedger, TheStore, read_at
@@ -33,6 +34,7 @@ def line(context: TheContext, store: TheStore, ledger: TheLedger) -> Response:
         shares=cameras,
         total=total,
         latest=queries.latest_minute(store),
+        roles=role_states.read(context.settings) or [],
     )
 
 
@@ -46,6 +48,14 @@ def api_ledger(ledger: TheLedger) -> Response:
         "ledger": ledger.report.as_dict() if ledger.report else None,
     }
     return JSONResponse(body, 503 if body["error"] else 200)
+
+
+@router.get("/api/roles")
+def api_roles(context: TheContext) -> Response:
+    """Return what the `flawline up` of this machine says about its roles; null where none runs."""
+    states = role_states.read(context.settings)
+    body = None if states is None else [vars(state) | {"text": state.text} for state in states]
+    return JSONResponse({"roles": body})
 
 
 @router.get("/healthz")

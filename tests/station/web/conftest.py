@@ -15,6 +15,7 @@ from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.tree import Settings, load_settings
 from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
+from station.web.store_watch import StoreWatch
 from tests.discovery import factories
 from tests.discovery.stream import Stream
 
@@ -27,7 +28,12 @@ def settings(tmp_path: Path, refusing_port: int) -> Settings:
     """A line whose broker is away."""
     nothing = tmp_path / "nothing.toml"
     nothing.touch()  # so that no file of the working directory is read
-    return load_settings(nothing, data_dir=str(tmp_path), kafka={"bootstrap_servers": f"127.0.0.1:{refusing_port}"})
+    return load_settings(
+        nothing,
+        data_dir=str(tmp_path),
+        kafka={"bootstrap_servers": f"127.0.0.1:{refusing_port}"},
+        metrics={"up_port": 0},
+    )
 
 
 def filled(url: str) -> Store:
@@ -59,7 +65,9 @@ def watch(settings: Settings) -> Iterator[LedgerWatch]:
 
 def browser(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
     """A browser; what the console does wrong is a response of its own, not an exception here."""
-    app = create(settings, store, watch)
+    stores = StoreWatch(lambda: store)
+    stores.poll()
+    app = create(settings, stores, watch)
     return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
@@ -15,19 +16,24 @@ from typing import Any
 
 import pytest
 import tomli_w
+from fastapi.testclient import TestClient
 
+from discovery.store.store import Store
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients
 from flawline.settings.tree import Settings, load_settings
-from station import up
+from station import role_states, up
+from station.role_states import RoleState
+from station.web.ledger_watch import LedgerWatch
 from tests.support.ports import reserved_port
+from tests.support.postgres import PostgresServer
 from tests.support.talking_line import TalkingLine
 
 
-def command(tmp_path: Path, port: int, bootstrap: str) -> tuple[list[str], Settings]:
+def command(tmp_path: Path, port: int, bootstrap: str, **sections: Any) -> tuple[list[str], Settings]:
     file = tmp_path / "line.toml"
     kafka = {"bootstrap_servers": bootstrap, "topic_prefix": f"t{uuid.uuid4().hex[:10]}-", "camera_partitions": 2}
-    file.write_text(tomli_w.dumps({"data_dir": str(tmp_path), "kafka": kafka, "console": {"port": port}}))
+    file.write_text(tomli_w.dumps({"data_dir": str(tmp_path), "kafka": kafka, "console": {"port": port}} | sections))
     return [sys.executable, "-m", "station.cli", "console", "--config", str(file)], load_settings(file)
 
 
@@ -67,6 +73,67 @@ def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
         process.kill()
         line.close()
     assert process.returncode == code and "Traceback" not in stderr
+
+
+def answer_of(port: int, path: str = "/") -> tuple[int, str]:
+    """Status and text of a page; 0 while nothing listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def wait_for_status(port: int, status: int) -> str:
+    deadline = time.monotonic() + 60
+    while (found := answer_of(port))[0] != status:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return found[1]
+
+
+def test_console_says_that_the_store_is_away_or_silent_and_recovers(
+    tmp_path: Path, embedded_broker: EmbeddedBroker, own_postgres: PostgresServer
+) -> None:
+    port, store = reserved_port(), {"url": own_postgres.new_database()}
+    arguments, _ = command(tmp_path, port, embedded_broker.bootstrap, store=store, metrics={"up_port": 0})
+    own_postgres.shut_down()
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    try:
+        page = wait_for_status(port, 503)
+        assert "<h1>The store is away</h1>" in page and 'data-refresh="5"' in page
+        assert answer_of(port, "/healthz")[0] == 503 and "error" in json.loads(answer_of(port, "/api/classes")[1])
+        assert answer_of(port, "/static/style.css")[0] == 200
+        own_postgres.start()
+        assert "Decisions per minute" in wait_for_status(port, 200)
+        own_postgres.freeze()
+        assert "<h1>The store is away</h1>" in wait_for_status(port, 503)
+        started = time.monotonic()
+        for _ in range(20):
+            assert answer_of(port)[0] == 503
+        assert time.monotonic() - started < 10, "a page does not wait for a store that is known to be away"
+        own_postgres.thaw()
+        wait_for_status(port, 200)
+        own_postgres.freeze()
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in stderr
+    assert stderr.count("trying again") == stderr.count("well again") == 2
+
+
+def test_roles_of_up_are_shown(
+    client: TestClient, settings: Settings, store: Store, watch: LedgerWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get("/api/roles").json() == {"roles": None}
+    states = [RoleState("discover", True, 3, 95.0), RoleState("work", True, 0, 0.0)]
+    monkeypatch.setattr(role_states, "read", lambda settings: states)
+    text = client.get("/").text
+    assert "has been failing for 95 s" in text and "<td>runs</td>" in text
+    assert [role["restarts"] for role in client.get("/api/roles").json()["roles"]] == [3, 0]
 
 
 @pytest.mark.system
