@@ -115,6 +115,11 @@ class RunningLine:
         self.broker.kill() if kill else self.broker.stop()
         self.proxy.refuse()
 
+    @property
+    def broker_runs(self) -> bool:
+        """Whether the broker's process is alive."""
+        return self.broker.running
+
     def empty_disk(self) -> None:
         """Remove all data of the broker, which must not run."""
         if isinstance(self.broker, ApacheKafka):

@@ -172,12 +172,15 @@ class Backlog:
         self._pending.append(entry)
         return True
 
-    def leave_memory(self, entry: Entry) -> None:
+    def leave_memory(self, entry: Entry, *, expected: bool = False) -> None:
         """Choose the frames that go to disk: a new one, and before it those in memory that must precede it.
 
-        `write` must follow, on the same thread.
+        `write` must follow, on the same thread. `expected` says that each frame goes there, so that it is no sign of a
+        broker that is away.
         """
-        if not self._on_disk.frames:
+        if not self._on_disk.frames and expected:
+            self.oldest_on_disk_ns = entry.frame.captured_at
+        elif not self._on_disk.frames:
             log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
             self.oldest_on_disk_ns = entry.frame.captured_at
         if self._mode is _Mode.SPOOL:  # the pending frames are older than this one

@@ -24,7 +24,7 @@ from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import one_line
 from flawline.messages import DropReason, Frame, LedgerEntry
-from flawline.settings.producers import CameraBase, ProducerSettings, WhenFull
+from flawline.settings.producers import CameraBase, Durability, ProducerSettings, WhenFull
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
 from producers.delivery import Drop, classify, decide
@@ -58,6 +58,8 @@ class CameraLane:
     ) -> None:
         self.camera = camera
         self._settings = settings
+        self._is_durable = settings.durability is Durability.DISK
+        self._disk_bytes = settings.in_flight_limit_bytes  # of a source that waits or drops
         self._limit_bytes = limit_bytes
         self._topic = topic
         self._send = send
@@ -96,7 +98,7 @@ class CameraLane:
 
     def _publish(self, capture: Capture) -> str:
         name = self.camera.name
-        sequence = self._journal.capture()
+        sequence = self._journal.next_sequence if self._is_durable else self._journal.capture()
         telemetry.CAPTURED.labels(name).inc()
         try:
             frame = to_frame(capture, self.camera, self.epoch, sequence)
@@ -111,6 +113,7 @@ class CameraLane:
                 self._drop(self.epoch, sequence, DropReason.OVERSIZE)
             else:
                 self._offer(Entry(frame))
+                self._journal.count(sequence)
         return messages.frame_id(name, self.epoch, sequence)
 
     def finish(self) -> None:
@@ -125,6 +128,8 @@ class CameraLane:
             self._drop(*entry.key, DropReason.IN_FLIGHT_FULL)
         elif place is WhenFull.SPOOL:
             self._backlog.write(self._no_room)
+            if self._is_durable:
+                self._backlog.sync()
             with self._changed:
                 self._changed.notify_all()
 
@@ -133,6 +138,14 @@ class CameraLane:
         policy = self.camera.full_policy
         with self._changed:
             while True:
+                if self._is_durable:
+                    if policy is WhenFull.SPOOL or self._finished or self._backlog.on_disk[1] <= self._disk_bytes:
+                        self._backlog.leave_memory(entry, expected=True)
+                        return WhenFull.SPOOL
+                    if policy is WhenFull.DROP:
+                        return WhenFull.DROP
+                    self._changed.wait(POLL_S)
+                    continue
                 # A new frame must not overtake the frames on disk. Without a broker, memory would only fill up.
                 to_disk = policy is WhenFull.SPOOL and (self._backlog.unread or self._is_away())
                 to_disk |= self._finished and self._backlog.unread

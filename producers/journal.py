@@ -146,18 +146,22 @@ class EpochAccount:
         """Whether the epoch's last entry is confirmed."""
         return self._published is not None and self._published[1]
 
-    def capture(self) -> int:
-        """Return the next sequence. From here on the capture is accounted for, whatever becomes of it."""
+    def count(self, sequence: int) -> None:
+        """Take down that there is a capture `sequence`; it is accounted for, whatever becomes of it."""
         with self._lock:
-            sequence = self.captured
-            self.captured += 1
-            with self._database.writing() as write:
-                write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", self.epoch, self.captured)
-            return sequence
+            if sequence >= self.captured:
+                with self._database.writing() as write:
+                    self._count(sequence, write)
+
+    def _count(self, sequence: int, write: Callable[..., object]) -> None:
+        if sequence >= self.captured:
+            self.captured = sequence + 1
+            write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", self.epoch, self.captured)
 
     def drop(self, sequence: int, reason: DropReason) -> None:
-        """Take down that a capture will not be published."""
+        """Take down that a capture will not be published; it is counted if it was not before."""
         with self._lock, self._database.writing() as write:
+            self._count(sequence, write)
             last = self._last
             if last is not None and sequence == last.last + 1 and reason is last.reason:
                 self._last = DroppedRange(last.first, sequence, reason)
@@ -220,7 +224,7 @@ class EpochAccount:
 class Journal:
     """The accounts of one camera: of the present epoch, and of those that earlier processes left open. Thread-safe.
 
-    `last_sequences` are the highest sequences by epoch that wait on disk: they stand in for an account that is missing.
+    `last_sequences` are the highest sequences by epoch that wait on disk: they complete an account that lacks them.
     """
 
     def __init__(self, folder: Path, camera: str, epoch: int, last_sequences: Mapping[int, int]) -> None:
@@ -229,11 +233,12 @@ class Journal:
         self._database = _Database(folder / FILE_NAME)
         self._take_over_text_files(folder)
         captured = dict(self._database.read("SELECT epoch, captured FROM epochs"))
-        missing = {old: last + 1 for old, last in last_sequences.items() if old not in captured}
+        # A frame that is on disk was captured, also when a kill came before it was counted.
+        missing = {old: last + 1 for old, last in last_sequences.items() if last >= captured.get(old, 0)}
         if missing:
             with self._database.writing() as write:
                 for old, count in missing.items():
-                    write("INSERT INTO epochs VALUES (?, ?)", old, count)
+                    write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", old, count)
         self._accounts = {old: self._account(old, count) for old, count in (captured | missing).items()}
         # An epoch must never be used twice, whatever the clock does between two starts.
         self.epoch = max(epoch, max(self._accounts, default=0) + 1)
@@ -255,18 +260,35 @@ class Journal:
                         write("INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)", *row)
                 path.unlink(missing_ok=True)
 
-    def capture(self) -> int:
-        """Return the next sequence of the present epoch; its account begins with the first."""
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the next capture of the present epoch."""
         with self._lock:
             account = self._accounts.get(self.epoch)
-            if account is None:
-                account = self._accounts[self.epoch] = self._account(self.epoch, 0)
-            return account.capture()
+            return account.captured if account else 0
+
+    def count(self, sequence: int) -> None:
+        """Take down that the present epoch has a capture `sequence`; its account begins with the first."""
+        with self._lock:
+            self._of(self.epoch).count(sequence)
+
+    def capture(self) -> int:
+        """Count the next capture of the present epoch and return its sequence."""
+        with self._lock:
+            sequence = self.next_sequence
+            self.count(sequence)
+            return sequence
 
     def drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
-        """Take down that a capture will not be published."""
+        """Take down that a capture will not be published; it is counted if it was not before."""
         with self._lock:
-            self._accounts[epoch].drop(sequence, reason)
+            self._of(epoch).drop(sequence, reason)
+
+    def _of(self, epoch: int) -> EpochAccount:
+        account = self._accounts.get(epoch)
+        if account is None:
+            account = self._accounts[epoch] = self._account(epoch, 0)
+        return account
 
     def due(self, at: int, has_ended: Callable[[int], bool]) -> list[tuple[EpochAccount, LedgerEntry]]:
         """Return the entries to publish now; each is answered by its account's `confirmed` or `failed`.

@@ -160,6 +160,13 @@ class RtspCamera(DeviceCamera):
     transport: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol of the stream.")
 
 
+class Durability(StrEnum):
+    """Where a frame is before its capture counts."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+
+
 class ProducerSettings(BaseModel):
     """Holds the limits and intervals of the publisher."""
 
@@ -184,6 +191,11 @@ class ProducerSettings(BaseModel):
         32 << 20,
         ge=1 << 16,
         description="Rate at which one camera's spool is sent, which must be higher than the rate of the camera.",
+    )
+    durability: Durability = Field(
+        Durability.MEMORY,
+        description="Where a frame is before its capture counts: memory, where a kill of the process loses the frames "
+        "that the broker has not acknowledged; or disk, where each frame is synced to the spool first.",
     )
     away_after_s: float = Field(
         3.0,

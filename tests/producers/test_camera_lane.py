@@ -220,6 +220,23 @@ def test_wait_policy_holds_the_source_back_and_writes_nothing_to_disk(rig: Calla
     assert line.client.delivered == list(range(150))
 
 
+def test_frame_is_on_disk_before_its_capture_counts_when_that_is_asked_for(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = rig(durability="disk")
+    counted_at: list[int] = []
+    write_down, count = line.lane._spool.append, line.lane._journal.count
+    line.lane._spool.append = lambda record: (counted_at.append(line.lane._journal.next_sequence), write_down(record))  # type: ignore[method-assign]
+    line.lane._journal.count = lambda sequence: (counted_at.append(-1), count(sequence))[1]  # type: ignore[method-assign]
+    line.capture(3)
+    assert counted_at == [0, -1, 1, -1, 2, -1]
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == [0, 1, 2]
+    assert line.lane._spool.frames == 0
+    assert "frames go to disk" not in caplog.text, "the broker is not away"
+
+
 def test_full_spool_drops_the_newest_and_says_so(rig: Callable[..., Rig]) -> None:
     line = rig(spool_limit_bytes=20 * FRAME_BYTES)
     line.capture(200)
@@ -462,11 +479,16 @@ FATES = {
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fates=st.lists(st.sampled_from(sorted(FATES)), max_size=60), captures=st.integers(1, 160))
+@given(
+    fates=st.lists(st.sampled_from(sorted(FATES)), max_size=60),
+    captures=st.integers(1, 160),
+    durability=st.sampled_from(["memory", "disk"]),
+)
 def test_every_capture_ends_once_whatever_the_broker_answers(
-    tmp_path_factory: pytest.TempPathFactory, fates: list[str], captures: int
+    tmp_path_factory: pytest.TempPathFactory, fates: list[str], captures: int, durability: str
 ) -> None:
-    line = Rig(tmp_path_factory.mktemp("lane"), CameraBase(name="cam", codec="raw", when_full="spool"))
+    camera = CameraBase(name="cam", codec="raw", when_full="spool")
+    line = Rig(tmp_path_factory.mktemp("lane"), camera, durability=durability)
     answers = iter(fates)
     line.client.at_once = lambda _: FATES[next(answers, "ok")]
     line.capture(captures)

@@ -322,8 +322,9 @@ service.run(Settings(**json.loads(sys.argv[1])), threading.Event())
 """
 
 
+@pytest.mark.parametrize("durability", ["memory", "disk"])
 def test_killed_producer_delivers_its_spool_at_the_next_start_and_shows_what_was_in_memory_as_gaps(
-    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path
+    fresh_broker: EmbeddedBroker, tmp_path: Path, images: Path, durability: str
 ) -> None:
     (images / "bad.jpg").unlink()
     settings = line(fresh_broker.bootstrap, tmp_path, folder("cam", images, loop=True, rate_hz=100))
@@ -332,7 +333,7 @@ def test_killed_producer_delivers_its_spool_at_the_next_start_and_shows_what_was
         "kafka": {"bootstrap_servers": fresh_broker.bootstrap, "topic_prefix": settings.kafka.topic_prefix},
         "metrics": {"producers_port": 0},
         "cameras": [folder("cam", str(images), loop=True, rate_hz=100)],
-        "producer": {"ledger_interval_s": 0.2, "away_after_s": 0.5},
+        "producer": {"ledger_interval_s": 0.2, "away_after_s": 0.5, "durability": durability},
     }
     child = subprocess.Popen([sys.executable, "-c", ENDLESS, json.dumps(options)], cwd=REPOSITORY)
     try:
@@ -350,12 +351,18 @@ def test_killed_producer_delivers_its_spool_at_the_next_start_and_shows_what_was
     assert service.run(again, threading.Event()) == 30
     accounts = topics.accounts(settings)
     (old, new) = sorted(epoch for _, epoch in accounts)
-    assert accounts["cam", old] == (captured_at_kill, {}, True)
+    captured, *others = accounts["cam", old]
+    assert others == [{}, True]
+    # With durability on disk, a frame is there before it counts, and the kill may come in between.
+    assert captured - captured_at_kill in ((0, 1) if durability == "disk" else (0,))
     assert accounts["cam", new] == (30, {}, True)
     delivered = topics.ids(settings, "cam")
     assert len(delivered) == len(set(delivered))
     assert delivered == sorted(delivered)
-    missing = sorted(set(range(captured_at_kill)) - {sequence for epoch, sequence in delivered if epoch == old})
+    missing = sorted(set(range(captured)) - {sequence for epoch, sequence in delivered if epoch == old})
+    if durability == "disk":
+        assert missing == []
+        return
     # Lost are the frames in the client's memory and, at most, the one under way to the disk: everything before and
     # behind them is there. At 100 frames/s and half a second to notice that the broker is away, that is about 50.
     lost_in_the_middle = [n for n in missing if n != captured_at_kill - 1]

@@ -73,6 +73,11 @@ class ApacheKafka:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the node's process is alive."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> ApacheKafka:
         """Format on first use, start, and return once clients can connect."""
         properties = self._data_dir / "server.properties"

@@ -1,0 +1,391 @@
+"""A whole line under load, and faults one after the other: is any frame lost, and does anything contradict itself?
+
+    python -m benchmarks.faults [--minutes N] [--seed S] [--broker apache] [--every SECONDS] [--only KIND ...]
+
+`flawline up` runs on a broker behind a proxy. Every few seconds one fault of a random kind begins; some last for a
+while, so that they overlap. Then the line is left alone, the cameras end, and everything is audited from the topics
+and the store. The kinds: `kill-ROLE` (SIGKILL) and `pause-ROLE` (SIGSTOP for some seconds) of the producers, an actor,
+the workers' supervisor, discovery, the ledger and the broker, `stop-broker` (in order), `cut` (every connection is
+reset), `hold` (the network drops every packet), `slow` (64 kB/s per connection), `corrupt` (bytes that are no message
+on every topic of cameras), `disk` (no byte can be written: the producers' files, or those of an embedded broker).
+
+SIGKILL of the producers costs the frames in their memory, which the journal counted: those are gaps. With
+`--durability disk`, the default, every frame is on disk before it counts, and there must be none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from kafka.structs import TopicPartition
+
+from benchmarks.report import Goal, emit
+from benchmarks.running_line import RunningLine
+from discovery.store.store import Store
+from flawline import kafka_clients, messages
+from flawline.errors import FlawlineError
+from flawline.messages import DeadLetter, DeadLetterReason, Verdict
+
+PAUSE_S: Final = (1.0, 8.0)
+AWAY_S: Final = (0.5, 6.0)
+SLOW_BYTES_PER_S: Final = 64_000.0
+QUIET_S: Final = 20.0
+SETTLE_S: Final = 180.0
+GARBAGE: Final = (b"", b"\x00" * 40, b"\x93\x01\x02", b"\xff" * 2_000, b"not a message at all")
+
+WEIGHTS: Final[dict[str, float]] = {
+    "kill-produce": 3,
+    "kill-actor": 4,
+    "kill-work": 1,
+    "kill-discover": 2,
+    "kill-ledger": 2,
+    "kill-broker": 2,
+    "stop-broker": 1,
+    "pause-produce": 2,
+    "pause-actor": 3,
+    "pause-work": 1,
+    "pause-discover": 2,
+    "pause-broker": 2,
+    "cut": 4,
+    "hold": 2,
+    "slow": 2,
+    "corrupt": 3,
+    "disk-produce": 2,
+    "disk-broker": 1,
+}
+
+
+@dataclass
+class Faults:
+    """Does faults to a line and counts them. Those that last end on threads of their own."""
+
+    line: RunningLine
+    chance: random.Random
+    done: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+    corrupted: int = 0
+    _broker: threading.Lock = field(default_factory=threading.Lock)
+    _running: list[threading.Thread] = field(default_factory=list)
+
+    def do(self, kind: str) -> None:
+        """Begin one fault; `missed` counts those for which there was nothing to disturb."""
+        action, _, target = kind.partition("-")
+        work: Callable[[], bool]
+        if target == "broker":
+            work = {"kill": self._kill_broker, "stop": self._stop_broker, "pause": self._pause_broker}.get(
+                action, self._fill_broker
+            )
+        elif target:
+            victims = self.line.processes(target)
+            victim = self.chance.choice(victims) if victims else None
+            work = {"kill": self._kill, "pause": self._pause, "disk": self._fill}[action](victim)
+        else:
+            work = {"cut": self._cut, "hold": self._hold, "slow": self._slow, "corrupt": self._corrupt}[action]
+        thread = threading.Thread(target=self._count, args=(kind, work), daemon=True)
+        thread.start()
+        self._running.append(thread)
+
+    def end(self) -> None:
+        """Wait until every fault is over, and leave nothing disturbed."""
+        for thread in self._running:
+            thread.join(60)
+        self.line.proxy.resume()
+        if not self.line.broker_runs:
+            self.line.start_broker()
+
+    def _count(self, kind: str, work: Callable[[], bool]) -> None:
+        try:
+            happened = work()
+        except (psutil.Error, OSError, FlawlineError, RuntimeError) as error:
+            print(f"{kind}: {error}", file=sys.stderr)
+            happened = False
+        (self.done if happened else self.missed)[kind] += 1
+
+    def _between(self, bounds: tuple[float, float]) -> float:
+        return self.chance.uniform(*bounds)
+
+    # Processes
+
+    def _kill(self, process: psutil.Process | None) -> Callable[[], bool]:
+        def work() -> bool:
+            if process is None:
+                return False
+            process.kill()
+            return True
+
+        return work
+
+    def _pause(self, process: psutil.Process | None) -> Callable[[], bool]:
+        pause_s = self._between(PAUSE_S)
+
+        def work() -> bool:
+            if process is None:
+                return False
+            process.suspend()
+            time.sleep(pause_s)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+            return True
+
+        return work
+
+    def _fill(self, process: psutil.Process | None) -> Callable[[], bool]:
+        full_s = self._between(PAUSE_S)
+
+        def work() -> bool:
+            if process is None:
+                return False
+            _let_write(process.pid, 0)
+            time.sleep(full_s)
+            with contextlib.suppress(ProcessLookupError):
+                _let_write(process.pid, resource.RLIM_INFINITY)
+            return True
+
+        return work
+
+    # The broker: one fault at a time
+
+    def _away(self, end: Callable[[], None]) -> bool:
+        with self._broker:
+            end()
+            time.sleep(self._between(AWAY_S))
+            self.line.start_broker()
+        return True
+
+    def _kill_broker(self) -> bool:
+        return self._away(lambda: self.line.end_broker(kill=True))
+
+    def _stop_broker(self) -> bool:
+        return self._away(lambda: self.line.end_broker(kill=False))
+
+    def _pause_broker(self) -> bool:
+        with self._broker:
+            return self._pause(psutil.Process(self.line.broker.pid))()
+
+    def _fill_broker(self) -> bool:
+        with self._broker:
+            happened = self._fill(psutil.Process(self.line.broker.pid))()
+            if not self.line.broker_runs:  # Apache Kafka ends when its disk fails
+                self.line.start_broker()
+            return happened
+
+    # The network, and what comes over it
+
+    def _cut(self) -> bool:
+        self.line.proxy.cut()
+        return True
+
+    def _hold(self) -> bool:
+        self.line.proxy.hold()
+        time.sleep(self._between(AWAY_S))
+        self.line.proxy.resume()
+        return True
+
+    def _slow(self) -> bool:
+        self.line.proxy.slow(SLOW_BYTES_PER_S)
+        time.sleep(self._between(PAUSE_S))
+        self.line.proxy.resume()
+        return True
+
+    def _corrupt(self) -> bool:
+        producer = kafka_clients.producer(self.line.settings)
+        try:
+            names = [self.line.settings.topic(name) for name in ("frames", "verdicts", "defects", "ledger")]
+            sent = [producer.send(name, value=value, partition=0) for name in names for value in GARBAGE]
+            for future in sent:
+                future.get(timeout=30)
+            self.corrupted += len(GARBAGE)
+        finally:
+            kafka_clients.close_producer(producer)
+        return True
+
+
+def _let_write(pid: int, limit_bytes: int) -> None:
+    """Let a process write files up to this size; 0 is a full disk."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
+
+
+def run(
+    broker: str,
+    minutes: float,
+    seed: int,
+    *,
+    cameras: int = 4,
+    rate_hz: float = 4.0,
+    every_s: float = 2.5,
+    durability: str = "disk",
+    kinds: list[str] | None = None,
+    log: Path | None = None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the figures of the audit, and the details: how often each fault happened."""
+    chance = random.Random(seed)
+    chosen = kinds or [kind for kind in WEIGHTS if not (kind == "disk-broker" and broker == "apache")]
+    weights = [WEIGHTS[kind] for kind in chosen]
+    with (
+        tempfile.TemporaryDirectory(prefix="flawline-faults-") as name,
+        RunningLine(Path(name), broker, cameras=cameras, rate_hz=rate_hz, producer={"durability": durability}) as line,
+    ):
+        try:
+            line.wait_for_verdicts(20)
+            time.sleep(QUIET_S / 2)
+            before = line.footprint()
+            faults = Faults(line, chance)
+            end = time.monotonic() + minutes * 60
+            while time.monotonic() < end:
+                faults.do(chance.choices(chosen, weights)[0])
+                time.sleep(chance.uniform(0.5, 1.5) * every_s)
+            faults.end()
+            back_at = time.monotonic()
+            line.wait_for_verdicts(1, timeout_s=120)
+            resumed_after_s = time.monotonic() - back_at
+            time.sleep(QUIET_S)
+            after = line.footprint()
+            report = line.settle(SETTLE_S)
+            total = report.total
+            figures: dict[str, float] = {
+                "faults": sum(faults.done.values()),
+                "resumed_after_s": resumed_after_s,
+                "captured": total.captured,
+                "scored": total.scored,
+                "dropped": sum(total.dropped.values()),
+                "in_flight": total.in_flight,
+                "gaps": total.gaps,
+                "ledger_conflicts": total.conflicts,
+                "balanced": float(report.total.balanced),
+                "up_runs": float(line.up_runs),
+                **audit(line, faults),
+                **{f"{role}_rss_growth": _growth(before[role][0], after[role][0]) for role in before},
+                **{f"{role}_descriptors_growth": _growth(before[role][1], after[role][1]) for role in before},
+            }
+        finally:
+            if log is not None:
+                log.write_bytes((line.folder / "up.log").read_bytes())
+    return figures, {
+        "broker": broker,
+        "seed": seed,
+        "minutes": minutes,
+        "durability": durability,
+        "faults": dict(faults.done),
+        "without_effect": dict(faults.missed),
+        "dropped": dict(total.dropped),
+    }
+
+
+def _growth(before: int, after: int) -> float:
+    return after / before if before else 0.0
+
+
+def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
+    """Return what the topics and the store say against each other; every figure must be 0 but `verdicts`."""
+    contents: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    copies: Counter[str] = Counter()
+    last: dict[str, tuple[int, int]] = {}
+    disorder = 0
+    for verdict in _messages(line, "verdicts", Verdict):
+        first = not copies[verdict.frame_id]
+        copies[verdict.frame_id] += 1
+        contents[verdict.frame_id].add((verdict.score, verdict.decision, verdict.model_version))
+        if first:
+            place = verdict.epoch, verdict.sequence
+            disorder += place < last.get(verdict.camera, (0, 0))
+            last[verdict.camera] = max(place, last.get(verdict.camera, (0, 0)))
+    letters = Counter(letter.reason for letter in _messages(line, "dead-letters", DeadLetter))
+    unreadable = letters[DeadLetterReason.WRONG_SCHEMA] + letters[DeadLetterReason.UNDECODABLE]
+    store = Store(line.settings.store_url)
+    try:
+        inconsistencies = _inconsistencies(store)
+    finally:
+        store.close()
+    return {
+        "verdicts": len(copies),
+        "verdicts_twice": sum(count > 1 for count in copies.values()),
+        "verdicts_contradict": sum(len(found) > 1 for found in contents.values()),
+        "out_of_order": disorder,
+        "corrupt_without_letter": max(0, faults.corrupted - unreadable),
+        "other_dead_letters": sum(letters.values()) - unreadable,
+        "store_inconsistencies": inconsistencies,
+    }
+
+
+def _inconsistencies(store: Store) -> int:
+    from benchmarks.discovery_faults import Findings, check
+
+    findings = Findings()
+    check(store, findings)
+    for note in findings.notes:
+        print(note, file=sys.stderr)
+    return findings.inconsistencies + findings.ids_doubled
+
+
+def _messages(line: RunningLine, name: str, kind: type) -> Iterator[Any]:
+    """Give the messages of a topic; what is none, as the corrupt ones, is left out."""
+    consumer = kafka_clients.consumer(line.settings)
+    topic = line.settings.topic(name)
+    try:
+        places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or [])]
+        consumer.assign(places)
+        consumer.seek_to_beginning()
+        ends = consumer.end_offsets(places)
+        while any(consumer.position(place) < end for place, end in ends.items()):
+            for records in consumer.poll(timeout_ms=200).values():
+                for record in records:
+                    with contextlib.suppress(messages.SchemaError):
+                        yield messages.decode(kind, record.value or b"")
+    finally:
+        consumer.close(autocommit=False)
+
+
+def goals(durability: str) -> dict[str, Goal]:
+    """Return what the audit must find."""
+    zero = ("dropped", "in_flight", "ledger_conflicts", "verdicts_contradict", "out_of_order", "corrupt_without_letter")
+    wanted: dict[str, Goal] = dict.fromkeys((*zero, "store_inconsistencies"), ("==", 0))
+    if durability == "disk":
+        wanted["gaps"] = ("==", 0)
+    return wanted | {"balanced": ("==", 1), "up_runs": ("==", 1), "resumed_after_s": ("<=", 30)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--broker", choices=["apache", "embedded"], default="embedded")
+    parser.add_argument("--every", type=float, default=2.5, help="seconds between two faults, on average")
+    parser.add_argument("--cameras", type=int, default=4)
+    parser.add_argument("--rate-hz", type=float, default=4.0)
+    parser.add_argument("--durability", choices=["memory", "disk"], default="disk")
+    parser.add_argument("--only", nargs="+", choices=sorted(WEIGHTS), metavar="KIND")
+    parser.add_argument("--log", type=Path, help="file for the log of the line")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    try:
+        figures, details = run(
+            arguments.broker,
+            arguments.minutes,
+            arguments.seed,
+            cameras=arguments.cameras,
+            rate_hz=arguments.rate_hz,
+            every_s=arguments.every,
+            durability=arguments.durability,
+            kinds=arguments.only,
+            log=arguments.log,
+        )
+    except FlawlineError as error:
+        raise SystemExit(f"faults: {error}") from error
+    emit("faults", figures, goals(arguments.durability), arguments.json, details=details)
+
+
+if __name__ == "__main__":
+    main()
