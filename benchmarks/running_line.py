@@ -81,6 +81,7 @@ class RunningLine:
         self.settings: Settings
         self._up: ChildProcess | None = None
         self.arrivals = Arrivals()
+        self._next_offset: dict[TopicPartition, int] = {}
         self._done = threading.Event()
         self._watch = threading.Thread(target=self._read_verdicts, name="verdicts", daemon=True)
 
@@ -212,23 +213,31 @@ class RunningLine:
                 self._done.wait(0.2)
 
     def _follow_verdicts(self) -> None:
-        consumer = kafka_clients.consumer(self.settings, auto_offset_reset="earliest")
+        consumer = kafka_clients.consumer(self.settings)
         topic = self.settings.topic("verdicts")
         try:
             while not (partitions := consumer.partitions_for_topic(topic)) and not self._done.wait(0.2):
                 pass
             consumer.assign([TopicPartition(topic, number) for number in sorted(partitions or [])])
-            consumer.seek_to_beginning()
+            for place in consumer.assignment():
+                consumer.seek(place, self._next_offset.get(place, 0))
             while not self._done.is_set():
-                for records in consumer.poll(timeout_ms=200).values():
+                for place, records in consumer.poll(timeout_ms=200).items():
                     for record in records:
-                        verdict = messages.decode(Verdict, record.value)
-                        self.arrivals.count[verdict.frame_id] += 1
-                        if self.arrivals.count[verdict.frame_id] == 1:
-                            self.arrivals.captured_at.append(verdict.captured_at)
-                            self.arrivals.at_s.append(time.monotonic())
+                        self._take(record.value or b"")
+                    self._next_offset[place] = records[-1].offset + 1
         finally:
             consumer.close(autocommit=False)
+
+    def _take(self, value: bytes) -> None:
+        try:
+            verdict = messages.decode(Verdict, value)
+        except messages.SchemaError:  # a fault put it there
+            return
+        self.arrivals.count[verdict.frame_id] += 1
+        if self.arrivals.count[verdict.frame_id] == 1:
+            self.arrivals.captured_at.append(verdict.captured_at)
+            self.arrivals.at_s.append(time.monotonic())
 
     # Making it
 

@@ -491,12 +491,12 @@ def test_missing_write_permission_is_accounted_for_and_turns_the_camera_down(
 def test_epochs_never_repeat_even_when_the_clock_goes_back(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path)
     settings.producer.spool_dir = tmp_path / "spool"
-    journal = tmp_path / "spool" / "cam" / "5000000000000.journal"
+    journal = tmp_path / "spool" / "cam" / "4000000000000.journal"
     journal.parent.mkdir(parents=True)
     journal.write_text(f"{3:020d}\n")
     publisher = Publisher(settings, [CameraBase(name="cam")], now_ns=lambda: 1_000_000_000)
     publisher.start()
-    assert publisher.publish("cam", capture()) == "cam:5000000000001:0"
+    assert publisher.publish("cam", capture()) == "cam:4000000000001:0"
     publisher.close(10)
-    assert topics.accounts(settings)["cam", 5_000_000_000_000] == (3, {}, True)
+    assert topics.accounts(settings)["cam", 4_000_000_000_000] == (3, {}, True)
     assert not journal.exists()
