@@ -18,11 +18,16 @@ _starting = threading.Lock()
 def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None:
     """Join the Ray cluster at `address`, or start Ray on this machine with the options `local` when it is None.
 
+    Ray on this machine listens on loopback only.
     Does nothing when this process has a session already. May be called from any thread. Raises FlawlineError.
     """
     # Ray reads these when it is imported: no reports to its makers, and no warning about actors without a GPU.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not address:
+        # Ray 2.60 replaces 127.0.0.1 by the machine's address and listens on all of them, unless it believes that this
+        # system has no clusters: then it listens on loopback only, which one machine needs.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     options = {"address": address} if address else {"address": "local", "include_dashboard": False, **local}
     with _starting, _kept_signal_handlers():
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -18,6 +19,10 @@ REGISTRY = CollectorRegistry()
 
 # From one decoding to a frame that waits minutes for a broker that is away.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.5, 5, 10, 30, 60, 300)
+
+
+REQUEST_TIMEOUT_S = 10.0
+"""A connection to an endpoint that sends nothing for so long is closed. A judgement: Prometheus sends at once."""
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
@@ -172,6 +177,9 @@ def serve(port: int, host: str, *collectors: Collector) -> Endpoint:
     registry.register(CollectorGroup(collectors))
     try:
         server, _ = start_http_server(port, addr=host, registry=registry)
+        # A client that sends no request would hold a thread for ever.
+        handler: Any = server.RequestHandlerClass
+        server.RequestHandlerClass = type("Handler", (handler,), {"timeout": REQUEST_TIMEOUT_S})
     except OSError as error:
         raise FlawlineError(
             f"metrics port {host}:{port} cannot be opened ({error.strerror}): choose another in [metrics] or 0 for none"

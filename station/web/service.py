@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import threading
@@ -14,6 +15,7 @@ from discovery.store.store import Store
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from station.web.app import create
+from station.web.connections import CONNECTION_LIMIT, PatientProtocol
 from station.web.ledger_watch import LedgerWatch
 from station.web.store_watch import ANSWER_TIMEOUT_S, StoreWatch
 
@@ -45,6 +47,8 @@ def _serve(settings: Settings, stores: StoreWatch, listener: socket.socket, stop
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=PatientProtocol,
+        limit_concurrency=CONNECTION_LIMIT,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
     server = uvicorn.Server(config)
@@ -72,9 +76,23 @@ def _serve(settings: Settings, stores: StoreWatch, listener: socket.socket, stop
 def _listen(host: str, port: int) -> socket.socket:
     if port == 0:
         raise UsageError("console.port 0: the console is turned off: set a port, such as 8400")
+    _require_loopback(host)
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise FlawlineError(
             f"console {host}:{port} cannot be used ({error.strerror}): choose another console.port or console.host"
         ) from error
+
+
+def _require_loopback(host: str) -> None:
+    """Raise UsageError for a host that others reach: who reaches the console may name classes, and it has no log-in."""
+    try:
+        addresses = {str(information[4][0]) for information in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise UsageError(f"console.host {host}: no such host ({error.strerror}): set 127.0.0.1") from error
+    if not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses):
+        raise UsageError(
+            f"console.host {host}: the console has no log-in, so it listens on this machine only: set 127.0.0.1, and "
+            "let others in by an SSH tunnel or a proxy that asks who they are"
+        )

@@ -28,6 +28,32 @@ assert not ray.is_initialized()
 print("done")
 """
 
+LISTENERS = """
+import psutil
+from flawline import ray_session
+
+ray_session.start_ray(None, log_to_driver=False, num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+import ray
+
+@ray.remote
+class Actor:
+    def ready(self):
+        return True
+
+actor = Actor.remote()
+assert ray.get(actor.ready.remote())
+this = psutil.Process()
+hosts = [
+    connection.laddr.ip
+    for process in [this, *this.children(recursive=True)]
+    for connection in process.net_connections("inet")
+    if connection.status == psutil.CONN_LISTEN
+]
+ray_session.stop_ray()
+assert len(hosts) >= 4, hosts
+print(sorted({host.removeprefix("::ffff:") for host in hosts}))
+"""
+
 WRONG_ADDRESS = """
 from flawline import ray_session
 from flawline.errors import FlawlineError
@@ -48,6 +74,10 @@ def run(script: str) -> str:
 
 def test_session_starts_once_and_leaves_the_signal_handlers_alone() -> None:
     assert run(HANDLERS) == "done"
+
+
+def test_ray_on_one_machine_listens_on_loopback_only() -> None:
+    assert run(LISTENERS) == "['127.0.0.1']"
 
 
 def test_wrong_address_of_a_cluster_is_one_line_that_names_it() -> None:

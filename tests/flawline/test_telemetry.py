@@ -8,6 +8,7 @@ import pytest
 
 from flawline import telemetry
 from flawline.errors import FlawlineError
+from flawline.settings.tree import Settings
 from tests.support.ports import reserved_port
 
 ROLES = (
@@ -50,3 +51,19 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(FlawlineError, match=rf"metrics port 127.0.0.1:{port} cannot be opened"):
             telemetry.serve(port, "127.0.0.1")
+
+
+@pytest.mark.system
+def test_connection_to_an_endpoint_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "REQUEST_TIMEOUT_S", 0.2)
+    endpoint = telemetry.serve(reserved_port(), "127.0.0.1", *telemetry.OF_THE_LEDGER)
+    try:
+        with socket.create_connection(("127.0.0.1", endpoint.port)) as silent:
+            silent.settimeout(30)
+            assert silent.recv(100) == b""
+    finally:
+        endpoint.close()
+
+
+def test_endpoints_listen_on_this_machine_unless_a_setting_says_otherwise() -> None:
+    assert Settings().metrics.host == "127.0.0.1"
