@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 
 class IntervalSet:
     """A mutable set of integers in 0..2^63-1, kept as disjoint intervals that do not touch.
 
     Each interval takes 16 bytes, whatever its length. Adding at the end, as sequence numbers come, takes constant time;
-    elsewhere it takes a binary search and a move of the intervals behind.
+    elsewhere it takes a binary search and a move of the intervals behind. Union, intersection and difference sort the
+    bounds of both sets.
     """
 
     __slots__ = ("_count", "_starts", "_stops")
@@ -22,6 +25,26 @@ class IntervalSet:
         self._count = 0
         for first, last in ranges:
             self.add(first, last)
+
+    @classmethod
+    def of_bounds(cls, bounds: np.ndarray) -> IntervalSet:
+        """Return the set of ascending `bounds` (uint64): a first member, the one behind a last, and so on.
+
+        Raises ValueError when they do not ascend or do not come in pairs.
+        """
+        if len(bounds) % 2 or (bounds[1:] <= bounds[:-1]).any():
+            raise ValueError(f"{len(bounds)} bounds of intervals do not ascend in pairs")
+        result = cls()
+        result._starts.frombytes(np.ascontiguousarray(bounds[0::2], np.uint64).tobytes())
+        result._stops.frombytes(np.ascontiguousarray(bounds[1::2], np.uint64).tobytes())
+        result._count = int(bounds[1::2].sum()) - int(bounds[0::2].sum())
+        return result
+
+    def bounds(self) -> np.ndarray:
+        """Return what `of_bounds` takes: the first member of each interval and the one behind its last (uint64)."""
+        result = np.empty(2 * len(self._starts), np.uint64)
+        result[0::2], result[1::2] = self._starts, self._stops
+        return result
 
     def add(self, first: int, last: int | None = None) -> None:
         """Add `first`, or all from `first` to `last`, both included. Raises ValueError when they run backwards."""
@@ -49,6 +72,11 @@ class IntervalSet:
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Return the intervals in ascending order as pairs of first and last, both included."""
         return ((start, stop - 1) for start, stop in zip(self._starts, self._stops, strict=True))
+
+    def next_member(self, value: int) -> int | None:
+        """Return the smallest member that is not below `value`, None when there is none."""
+        index = bisect_right(self._stops, value)
+        return max(value, self._starts[index]) if index < len(self._starts) else None
 
     @property
     def last(self) -> int:
@@ -79,40 +107,25 @@ class IntervalSet:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __or__(self, other: IntervalSet) -> IntervalSet:
-        result = IntervalSet()
-        for first, last in sorted((*self.ranges(), *other.ranges())):
-            result.add(first, last)
-        return result
+        return self._combined(other, np.logical_or)
 
     def __and__(self, other: IntervalSet) -> IntervalSet:
-        result, mine, theirs = IntervalSet(), 0, 0
-        while mine < len(self._starts) and theirs < len(other._starts):
-            start = max(self._starts[mine], other._starts[theirs])
-            stop = min(self._stops[mine], other._stops[theirs])
-            if start < stop:
-                result.add(start, stop - 1)
-            if self._stops[mine] < other._stops[theirs]:
-                mine += 1
-            else:
-                theirs += 1
-        return result
+        return self._combined(other, np.logical_and)
 
     def __sub__(self, other: IntervalSet) -> IntervalSet:
-        result = IntervalSet()
-        cuts = list(zip(other._starts, other._stops, strict=True))
-        cut = 0
-        for start, stop in zip(self._starts, self._stops, strict=True):
-            while cut < len(cuts) and cuts[cut][1] <= start:
-                cut += 1
-            index = cut
-            while index < len(cuts) and cuts[index][0] < stop:
-                if start < cuts[index][0]:
-                    result.add(start, cuts[index][0] - 1)
-                start = max(start, cuts[index][1])
-                index += 1
-            if start < stop:
-                result.add(start, stop - 1)
-        return result
+        return self._combined(other, lambda mine, theirs: mine & ~theirs)
+
+    def _combined(self, other: IntervalSet, rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> IntervalSet:
+        """Return the set whose members `rule` chooses from being in this set and being in `other`."""
+        # Between two neighbouring bounds every number is in the same sets.
+        bounds = np.sort(np.concatenate((self.bounds(), other.bounds())), kind="stable")  # two runs: linear time
+        chosen = rule(self._covers(bounds), other._covers(bounds))
+        return IntervalSet.of_bounds(bounds[np.diff(chosen, prepend=False)])
+
+    def _covers(self, values: np.ndarray) -> np.ndarray:
+        """Tell of each of the ascending `values` whether it is a member."""
+        # Behind an odd number of bounds is inside.
+        return np.searchsorted(self.bounds(), values, side="right") % 2 == 1
 
     def __repr__(self) -> str:
         return f"IntervalSet({list(self.ranges())})"

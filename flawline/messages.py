@@ -84,7 +84,7 @@ class Decision(StrEnum):
 
 
 class DropReason(StrEnum):
-    """Why a capture never reached the topic `frames`."""
+    """Why a capture never reached a worker; `expired`: it was deleted from the topic `frames` before one read it."""
 
     OVERSIZE = "oversize"
     ENCODING_FAILED = "encoding-failed"
@@ -94,6 +94,7 @@ class DropReason(StrEnum):
     BROKER_REFUSED = "broker-refused"
     IN_FLIGHT_FULL = "in-flight-full"
     STOPPED = "stopped"
+    EXPIRED = "expired"
 
 
 class DeadLetterReason(StrEnum):
@@ -435,8 +436,82 @@ class LedgerEntry(Limited):
     closed: bool = False
 
 
-Message = Frame | Verdict | Defect | ClassEvent | DeadLetter | ModelPointer | LedgerEntry | CameraPartition
-M = TypeVar("M", Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry, CameraPartition)
+@dataclass(frozen=True)
+class ExpiredFrames:
+    """A worker's report that frames of a camera may have been deleted from the topic `frames` before it read them.
+
+    Captures from `epoch`, `sequence` on, which follows the last finished frame of the camera, are gone when they have
+    no outcome, up to the next capture that has one; 0, 0 when no frame of the camera was finished before. Of
+    `partition` the offsets from `first_offset` to `stop_offset - 1` are deleted.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    camera: str
+    epoch: int
+    sequence: int
+    partition: int
+    first_offset: int
+    stop_offset: int
+    at: int
+
+    def __post_init__(self) -> None:
+        _check_identity(self.camera, self.epoch, self.sequence)
+
+
+@dataclass(frozen=True)
+class ReadPosition:
+    """How far a partition is read: to before `offset`.
+
+    `last_offset`, `last_timestamp` (milliseconds UTC) and `last_checksum` (CRC-32C of the value) are of the last record
+    that was read; -1, -1 and 0 before the first one.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    last_offset: int = -1
+    last_timestamp: int = -1
+    last_checksum: int = 0
+
+
+@dataclass(frozen=True)
+class LedgerSnapshot:
+    """The accounting of all records before `positions`; `state` is what the ledger knows, `checksum` its CRC-32C."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    at: int
+    positions: tuple[ReadPosition, ...]
+    state: bytes = field(repr=False)
+    checksum: int
+
+
+Message = (
+    Frame
+    | Verdict
+    | Defect
+    | ClassEvent
+    | DeadLetter
+    | ModelPointer
+    | LedgerEntry
+    | ExpiredFrames
+    | LedgerSnapshot
+    | CameraPartition
+)
+M = TypeVar(
+    "M",
+    Frame,
+    Verdict,
+    Defect,
+    ClassEvent,
+    DeadLetter,
+    ModelPointer,
+    LedgerEntry,
+    ExpiredFrames,
+    LedgerSnapshot,
+    CameraPartition,
+)
 
 
 # Encoding

@@ -132,8 +132,19 @@ LEDGER = Topic(
     retention_ms=28 * DAY_MS,
     retention_bytes=UNBOUNDED,
     max_message_bytes=4 << 20,
-    writers="producers",
+    writers="producers, workers",
     readers="ledger, console",
+)
+
+LEDGER_SNAPSHOTS = Topic(
+    "ledger-snapshots",
+    key="none",
+    per_camera=False,
+    retention_ms=28 * DAY_MS,
+    retention_bytes=128 << 20,  # only the newest snapshot is read
+    max_message_bytes=16 << 20,
+    writers="ledger, console",
+    readers="ledger, console, replay",
 )
 
 PARTITIONS = Topic(
@@ -148,7 +159,7 @@ PARTITIONS = Topic(
     compacted=True,
 )
 
-ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER, PARTITIONS)
+ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER, LEDGER_SNAPSHOTS, PARTITIONS)
 
 
 def named(prefix: str = "") -> Iterator[tuple[str, Topic]]:

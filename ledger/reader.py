@@ -4,11 +4,14 @@ A poll reads in an order that makes its account consistent without stopping the 
 
 1. the committed offsets of the workers;
 2. the topics `ledger`, `verdicts` and `dead-letters` to their ends;
-3. the topic `frames`, from the committed offsets to its end.
+3. the topic `frames`, from the committed offsets to its end, if there are captures that are in flight when they are
+   in it and gaps when not. It holds the images, so it is not read to learn what the other topics say.
 
 A worker waits until the outcome of a frame is acknowledged before it commits, so every frame before the committed
 offset of step 1 has its outcome in step 2. The numbers of captures of step 2 are older than the end of `frames` of
 step 3, so no capture is missed in between.
+
+The first poll begins at the newest snapshot (`ledger.snapshot`) when it fits the topics.
 """
 
 from __future__ import annotations
@@ -20,24 +23,29 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
+import msgpack
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CoordinatorNotAvailableError, GroupIdNotFoundError, KafkaError
 
 from flawline import kafka_clients, telemetry, topics
 from flawline.clock import UtcNs, utc_ns
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from flawline.messages import (
     REPLAYED_FROM,
     DeadLetter,
     DeadLetterReason,
     DropReason,
+    ExpiredFrames,
     LedgerEntry,
+    ReadPosition,
     SchemaError,
     decode,
     parse_frame_id,
+    type_name,
 )
 from flawline.settings.tree import Settings
-from ledger.accounting import Account, Identity, Ledger, Report
+from ledger import snapshot
+from ledger.accounting import Account, Identity, Ledger, Report, VerdictContent
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +55,14 @@ Progress = Callable[[int, int], None]
 STALLED_AFTER_S = 30.0
 """The broker counts as away when it gives no record for this long; a judgement, not measured."""
 
+EXPIRED_SCHEMA = f"{type_name(ExpiredFrames)}/".encode()
+
 HORIZON_MARGIN_MS = 60_000
 """How far the clocks of producers and workers may differ around the oldest verdict; a judgement, not measured."""
 
-UNREADABLE_SHOWN = 20
+OUTCOME_FETCH_BYTES = 4 << 20
+FRAME_FETCH_BYTES = 1 << 20
+"""Most bytes of one answer of the broker, except for a larger record: small, because the client holds several."""
 
 
 class Record(Protocol):
@@ -71,17 +83,29 @@ class LedgerReader:
     Raises FlawlineError when the broker cannot be used.
     """
 
-    def __init__(self, settings: Settings, clock: UtcNs = utc_ns) -> None:
+    def __init__(self, settings: Settings, clock: UtcNs = utc_ns, *, since_ns: int | None = None) -> None:
+        """Account for the captures from `since_ns` (UTC) on, None for all whose verdicts are kept."""
         self._settings = settings
         self._clock = clock
+        self._since_ns = since_ns
         # Verdicts of an aborted transaction do not count.
-        self._outcomes = kafka_clients.consumer(settings, isolation_level="read_committed", max_poll_records=2000)
-        self._frames = kafka_clients.consumer(settings)
+        self._outcomes = kafka_clients.consumer(
+            settings,
+            isolation_level="read_committed",
+            max_poll_records=2000,
+            fetch_max_bytes=OUTCOME_FETCH_BYTES,
+            max_partition_fetch_bytes=OUTCOME_FETCH_BYTES // 4,
+        )
+        self._frames = kafka_clients.consumer(
+            settings, fetch_max_bytes=FRAME_FETCH_BYTES, max_partition_fetch_bytes=FRAME_FETCH_BYTES
+        )
         self._admin = kafka_clients.admin(settings)
         self._positions: dict[TopicPartition, int] = {}
+        self._last_records: dict[TopicPartition, Record] = {}
+        self._snapshot_positions: dict[TopicPartition, ReadPosition] = {}
         self._in_log: dict[TopicPartition, deque[tuple[int, Identity, bytes | None]]] = {}
-        self._unreadable: list[str] = []
         self._ledger: Ledger | None = None
+        self._snapshot_due_s = time.monotonic() + snapshot.SNAPSHOT_INTERVAL_S
 
     def __enter__(self) -> LedgerReader:
         return self
@@ -94,19 +118,17 @@ class LedgerReader:
         for client in (self._outcomes, self._frames, self._admin):
             client.close()
 
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger of all records read so far."""
-        if self._ledger is None:
-            self._ledger = Ledger(horizon_ns=1_000_000 * self._horizon_ms())
-        return self._ledger
+    def is_scored(self, identity: Identity) -> bool:
+        """Tell whether the frame has a verdict, as of the last poll."""
+        return self._ledger is not None and self._ledger.is_scored(identity)
 
     def poll(
         self, progress: Progress | None = None, on_dead_letter: Callable[[Record, DeadLetter], None] | None = None
     ) -> Report:
-        """Read the new records and return the account; `on_dead_letter` gets each dead letter with its record.
+        """Read the new records and return the account.
 
-        Raises FlawlineError when the broker is away.
+        `on_dead_letter` gets each dead letter that is kept, with its record; then the log is searched for replayed
+        frames as well. Raises FlawlineError when the broker is away.
         """
         try:
             return self._poll(progress or (lambda done, total: None), on_dead_letter)
@@ -115,6 +137,26 @@ class LedgerReader:
                 f"ledger: broker {self._settings.bootstrap_servers} does not answer ({error}): "
                 "check that it runs and that this role may read the topics of the line"
             ) from error
+
+    def keep_snapshot(self, interval_s: float = snapshot.SNAPSHOT_INTERVAL_S) -> bool:
+        """Write a snapshot after a poll, when nobody has for `interval_s`; return whether one was written.
+
+        Captures whose verdicts have expired are forgotten before. A failure is a line in the log.
+        """
+        if self._ledger is None or self._since_ns is not None or time.monotonic() < self._snapshot_due_s:
+            return False
+        self._snapshot_due_s = time.monotonic() + interval_s
+        now = self._clock()
+        try:
+            if snapshot.was_written_since(self._settings, self._outcomes, now - int(interval_s * 1e9)):
+                return False
+            self._ledger.forget_before(now - 1_000_000 * topics.VERDICTS.retention_ms)
+            size_bytes = snapshot.write(self._settings, now, self._read_positions(), self._ledger.state)
+        except (FlawlineError, KafkaError) as error:
+            log.warning("ledger: no snapshot is written: %s", one_line(error, with_type=True))
+            return False
+        log.debug("snapshot of the ledger: %d bytes", size_bytes)
+        return True
 
     def replays_in_log(self) -> set[bytes]:
         """Return the headers `replayed-from` of the replayed frames that wait in the log."""
@@ -125,7 +167,10 @@ class LedgerReader:
         return (identity for waiting in self._in_log.values() for _, identity, _ in waiting if identity[0])
 
     def _poll(self, progress: Progress, on_dead_letter: Callable[[Record, DeadLetter], None] | None) -> Report:
-        committed = self._committed()
+        if self._ledger is None:
+            # It is made here, because its horizon must be older than the first entry that is read.
+            self._ledger = self._begin(all_dead_letters=on_dead_letter is not None)
+        ledger, committed = self._ledger, self._committed()
         readers: dict[str, Callable[[Record], None]] = {
             self._settings.topic(topics.LEDGER.name): self._read_entry,
             self._settings.topic(topics.VERDICTS.name): self._read_verdict,
@@ -133,17 +178,80 @@ class LedgerReader:
                 record, on_dead_letter
             ),
         }
-        _ = self.ledger  # it is made here, because its horizon must be older than the first entry that is read
         for record in self._new_records(self._outcomes, list(readers), progress):
             readers[record.topic](record)
-        self._follow_frames(committed, progress)
-        return self.ledger.report(self.in_log(), self._clock(), unreadable=self._unreadable)
+            self._last_records[TopicPartition(record.topic, record.partition)] = record
+        self._release(committed)
+        unexplained = ledger.unexplained(self.in_log(), self._clock())
+        if unexplained or on_dead_letter is not None:
+            self._search_frames(committed, progress)
+            ledger.record_missed(unexplained, self.in_log())
+        return ledger.report(self.in_log(), self._clock())
+
+    # The begin
+
+    def _begin(self, *, all_dead_letters: bool) -> Ledger:
+        """Return the ledger to go on with: from a snapshot, from `since_ns` on, or from the first kept records."""
+        if self._since_ns is not None:
+            horizon_ns = max(self._since_ns, self._horizon_ns())
+            self._seek_time(horizon_ns // 1_000_000 - HORIZON_MARGIN_MS)
+            return Ledger(horizon_ns=horizon_ns)
+        try:
+            newest = snapshot.newest(self._settings, self._outcomes)
+            if newest is not None:
+                snapshot.require_fit(newest, self._outcomes)
+                ledger = Ledger(state=snapshot.decode_state(newest.state))
+                skipped = self._settings.topic(topics.DEAD_LETTERS.name) if all_dead_letters else None
+                for item in newest.positions:
+                    if item.topic != skipped:
+                        self._positions[TopicPartition(item.topic, item.partition)] = item.offset
+                        self._snapshot_positions[TopicPartition(item.topic, item.partition)] = item
+                return ledger
+        except snapshot.UnusableSnapshotError as error:
+            log.warning("ledger: the newest snapshot does not fit (%s): all kept records are read", error)
+        return Ledger(horizon_ns=self._horizon_ns())
+
+    def _seek_time(self, at_ms: int) -> None:
+        """Begin every topic of outcomes at its first record of `at_ms` (UTC) or later."""
+        names = [self._settings.topic(topic.name) for topic in (topics.LEDGER, topics.VERDICTS, topics.DEAD_LETTERS)]
+        partitions = self._partitions(self._outcomes, names)
+        if not partitions:
+            return
+        found = self._outcomes.offsets_for_times(dict.fromkeys(partitions, max(0, at_ms)))
+        ends = self._outcomes.end_offsets(partitions)
+        for partition in partitions:
+            place = found[partition]
+            self._positions[partition] = ends[partition] if place is None else place.offset
+
+    def _read_positions(self) -> tuple[ReadPosition, ...]:
+        """Return how far the topics of outcomes are read, with the last record of each partition."""
+        frames = self._settings.topic(topics.FRAMES.name)
+        result = []
+        for place, offset in self._positions.items():
+            if place.topic == frames:
+                continue
+            record, earlier = self._last_records.get(place), self._snapshot_positions.get(place)
+            if record is not None:
+                self._snapshot_positions[place] = snapshot.last_read(record, offset)
+            elif earlier is None:
+                self._snapshot_positions[place] = ReadPosition(place.topic, place.partition, offset)
+            result.append(self._snapshot_positions[place])
+        self._last_records.clear()  # a dead letter may be large
+        return tuple(result)
 
     # Records
 
+    @property
+    def _known(self) -> Ledger:
+        assert self._ledger is not None, "the first poll makes the ledger before it reads records"
+        return self._ledger
+
     def _read_entry(self, record: Record) -> None:
         try:
-            self.ledger.record_entry(decode(LedgerEntry, record.value or b""))
+            if dict(record.headers).get("schema", b"").startswith(EXPIRED_SCHEMA):
+                self._known.record_expired(decode(ExpiredFrames, record.value or b""))
+            else:
+                self._known.record_entry(decode(LedgerEntry, record.value or b""))
         except SchemaError as error:
             self._note_unreadable(record, str(error))
 
@@ -152,7 +260,7 @@ class LedgerReader:
         if identity is None:
             self._note_unreadable(record, "its header frame-id names no capture")
         else:
-            self.ledger.record_scored(identity, 1_000_000 * record.timestamp)
+            self._known.record_scored(identity, 1_000_000 * record.timestamp, content_of(record.value))
 
     def _read_dead_letter(self, record: Record, listener: Callable[[Record, DeadLetter], None] | None) -> None:
         try:
@@ -162,17 +270,16 @@ class LedgerReader:
             return
         identity = parse_identity(letter.frame_id)
         if identity is None:
-            self.ledger.record_unidentified((letter.topic, letter.partition, letter.offset), letter.reason)
+            self._known.record_unidentified((letter.topic, letter.partition, letter.offset), letter.reason)
         else:
-            self.ledger.record_dead_letter(identity, letter.reason)
+            self._known.record_dead_letter(identity, letter.reason)
         if listener is not None:
             listener(record, letter)
 
     def _note_unreadable(self, record: Record, reason: str) -> None:
         text = f"{record.topic}/{record.partition} offset {record.offset}: {reason}"
         log.warning("ledger cannot read %s", text)
-        if len(self._unreadable) < UNREADABLE_SHOWN:
-            self._unreadable.append(text)
+        self._known.record_unreadable(1_000_000 * record.timestamp, text)
 
     # Topics
 
@@ -254,18 +361,21 @@ class LedgerReader:
             return {}
         return {partition: offset.offset for partition, offset in offsets.items() if offset.offset >= 0}
 
-    def _follow_frames(self, committed: dict[TopicPartition, int], progress: Progress) -> None:
-        """Remove the frames before the committed offsets from those that wait, and add the new ones."""
+    def _release(self, committed: dict[TopicPartition, int]) -> None:
+        """Remove the frames before the committed offsets from those that wait."""
         for partition, waiting in self._in_log.items():
             while waiting and waiting[0][0] < committed.get(partition, 0):
                 waiting.popleft()
+
+    def _search_frames(self, committed: dict[TopicPartition, int], progress: Progress) -> None:
+        """Add the new frames to those that wait."""
         names = [self._settings.topic(topics.FRAMES.name)]
         for record in self._new_records(self._frames, names, progress, start=committed):
             waiting = self._in_log.setdefault(TopicPartition(record.topic, record.partition), deque())
             origin = dict(record.headers).get(REPLAYED_FROM)
             waiting.append((record.offset, _identity(record) or ("", 0, 0), origin))
 
-    def _horizon_ms(self) -> int:
+    def _horizon_ns(self) -> int:
         """Return the time (UTC) after which no verdict has expired; 0 when none has.
 
         1. Without a partition that has lost its first records, nothing has expired.
@@ -291,12 +401,15 @@ class LedgerReader:
                     unread.remove(partition)
                     consumer.pause(partition)
                     horizon_ms = max(horizon_ms, records[0].timestamp)
-        return horizon_ms + HORIZON_MARGIN_MS
+        return 1_000_000 * (horizon_ms + HORIZON_MARGIN_MS)
 
 
-def read(settings: Settings, progress: Progress | None = None) -> Report:
-    """Return the account of the line as of now. Raises FlawlineError when the broker is away."""
-    with LedgerReader(settings) as reader:
+def read(settings: Settings, progress: Progress | None = None, *, since_ns: int | None = None) -> Report:
+    """Return the account of the line as of now, of the captures from `since_ns` (UTC) on.
+
+    Raises FlawlineError when the broker is away.
+    """
+    with LedgerReader(settings, since_ns=since_ns) as reader:
         return reader.poll(progress)
 
 
@@ -314,11 +427,22 @@ def _series(account: Account) -> Iterator[tuple[str, str, int]]:
         ("scored", "", account.scored),
         ("in_flight", "", account.in_flight),
         ("gap", "", account.gaps),
-        ("conflict", "", account.conflicts),
+        ("conflict", "", account.contradictions),
+        ("conflicting_verdict", "", account.conflicting_verdicts),
+        ("unclaimed", "", account.unclaimed),
     )
     # Every reason has a series, so that the count of one whose frames were all recovered goes back to 0.
     yield from (("dropped", reason, account.dropped.get(reason, 0)) for reason in DropReason)
     yield from (("dead_lettered", reason, account.dead_lettered.get(reason, 0)) for reason in DeadLetterReason)
+
+
+def content_of(value: bytes | None) -> VerdictContent | None:
+    """Return what the bytes of a verdict say; None for other bytes. The regions are not checked, which takes longer."""
+    try:
+        plain = msgpack.unpackb(value or b"")
+        return VerdictContent(str(plain["model_version"]), str(plain["decision"]), float(plain["score"]))
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+        return None
 
 
 def parse_identity(frame_id: str | None) -> Identity | None:

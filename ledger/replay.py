@@ -145,7 +145,7 @@ def find(settings: Settings, wanted: Filter, progress: Progress | None = None, c
     with LedgerReader(settings) as reader:
         reader.poll(progress, lambda record, message: letters.append(letter_of(record, message)))
         in_log = [origin.decode("utf-8", "replace") for origin in reader.replays_in_log()]
-        letters = with_status(letters, reader.ledger.is_scored, in_log)
+        letters = with_status(letters, reader.is_scored, in_log)
     return [letter for letter in letters if wanted.matches(letter, clock())]
 
 

@@ -20,8 +20,17 @@ def remarks(report: Report) -> list[str]:
     total = report.total
     if total.recovered:
         lines.append(f"{total.recovered:,} of the scored frames were dead letters before (replayed or redelivered)")
+    if total.conflicting_verdicts:
+        lines.append(
+            f"{total.conflicting_verdicts:,} frames have verdicts that differ: the first one in the topic counts, here "
+            "as in the store and the console"
+        )
     if total.expired:
-        lines.append(f"{total.expired:,} captures are left out: they are older than the oldest verdict that is kept")
+        lines.append(f"{total.expired:,} frames expired: they were deleted from the topic before a worker read them")
+    if total.unclaimed:
+        lines.append(f"{total.unclaimed:,} records are left out: they name captures far beyond what a camera reports")
+    if total.left_out:
+        lines.append(f"{total.left_out:,} captures are left out: they are from before the begin of the accounting")
     for reason, count in report.unidentified.items():
         lines.append(f"{count:,} dead letters ({reason}) name no capture: foreign records in the topic frames")
     lines.extend(f"unreadable: {text}" for text in report.unreadable)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, UsageError
-from station.cli.options import Config, Json, JsonFile, settings_of, until_stopped
+from station.cli.options import Config, Json, JsonFile, settings_of, time_ns, until_stopped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,35 +29,43 @@ SHOWN_REMARKS = 3
 
 def ledger(
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only captures since then: 2h, 7d, 2026-11-27T06:00.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep counting, and serve the figures as metrics.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between counts, with --watch.")] = 5.0,
     json: Json = False,
     json_file: JsonFile = None,
     config: Config = None,
 ) -> None:
-    """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps."""
+    """Account for every capture, from the topics themselves. Exit 1 when it does not balance or there are gaps.
+
+    With --since the accounting of a camera begins at its first report after that time, one a second, and an epoch that
+    began later is counted whole. Without it, it begins where verdicts begin to be kept.
+    """
     if watch:
-        if camera or json or json_file is not None:
-            raise UsageError("--camera, --json and --json-file do not go with --watch: leave them out")
+        if camera or since or json or json_file is not None:
+            raise UsageError("--camera, --since, --json and --json-file do not go with --watch: leave them out")
         settings = settings_of(config, "ledger")
         until_stopped(lambda stop: watch_ledger(settings, stop, interval))
         return
     from station import terminal
 
-    report = _read(settings_of(config), camera or [])
+    since_ns = time_ns(since, "--since", utc_ns()) if since else None
+    report = _read(settings_of(config), camera or [], since_ns)
     if not terminal.emit_json(report.as_dict(), json, json_file):
         _show(report)
     if not _is_fine(report):
         raise typer.Exit(1)
 
 
-def _read(settings: Settings, cameras: list[str]) -> Report:
+def _read(settings: Settings, cameras: list[str], since_ns: int | None) -> Report:
     """Return the account of the line, or of some cameras. Raises UsageError for a camera without captures."""
     from ledger import reader
     from station import terminal
 
     with terminal.progress("records") as advance:
-        report = reader.read(settings, advance)
+        report = reader.read(settings, advance, since_ns=since_ns)
     for camera in cameras:
         if camera not in report.cameras:
             known = ", ".join(sorted(report.cameras)) or "none yet"
@@ -129,6 +138,7 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
                     if is_fine != was_fine:
                         log.log(logging.INFO if is_fine else logging.ERROR, "%s", _headline(report))
                     was_fine = is_fine
+                    ledger.keep_snapshot()
                 except FlawlineError as error:
                     log.warning("%s; trying again", error)
                 stop.wait(interval_s)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from flawline.stopping import Stop
 
 DEBUG_VARIABLE = "FLAWLINE_DEBUG"
+
+AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _writable(file: Path | None) -> Path | None:
@@ -64,6 +67,31 @@ def debuggable(command: Callable[..., None]) -> Callable[..., None]:
     with_debug.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
     with_debug.__annotations__ = {**inspect.get_annotations(command, eval_str=True), "debug": Debug}
     return with_debug
+
+
+def age_s(age: str, option: str) -> float:
+    """Return the seconds of an age like `90s`, `30m`, `12h` or `7d`. Raises UsageError for anything else."""
+    number, unit = age[:-1], age[-1:]
+    if unit not in AGE_UNITS_S or not number.replace(".", "", 1).isdigit():
+        raise UsageError(f"{option} {age}: give a number and a unit, such as 90s, 30m, 12h or 7d")
+    return float(number) * AGE_UNITS_S[unit]
+
+
+def time_ns(text: str, option: str, now_ns: int) -> int:
+    """Return the time (UTC ns) of an age before `now_ns`, or of a date with or without a time of this machine's zone.
+
+    Raises UsageError for anything else, and for a time in the future.
+    """
+    try:
+        at_ns = int(datetime.fromisoformat(text).timestamp() * 1e9)
+    except ValueError:
+        try:
+            at_ns = now_ns - int(age_s(text, option) * 1e9)
+        except UsageError:
+            raise UsageError(f"{option} {text}: give an age such as 2h, or a time such as 2026-11-27T06:00") from None
+    if at_ns > now_ns:
+        raise UsageError(f"{option} {text}: this time is in the future: give one that has passed")
+    return at_ns
 
 
 def settings_of(config: Path | None, role: str = "") -> Settings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawline.errors import UsageError
-from station.cli.options import Config, Json, JsonFile, settings_of
+from station.cli.options import Config, Json, JsonFile, age_s, settings_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ledger.replay import Filter, Letter
 
 SHOWN_LETTERS = 50
-AGE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def replay(
@@ -67,14 +66,6 @@ def _filter(reasons: list[str], cameras: list[str], older_than: str | None, newe
         age_s(older_than, "--older-than") if older_than else None,
         age_s(newer_than, "--newer-than") if newer_than else None,
     )
-
-
-def age_s(age: str, option: str) -> float:
-    """Return the seconds of an age like `90s`, `30m`, `12h` or `7d`. Raises UsageError for anything else."""
-    number, unit = age[:-1], age[-1:]
-    if unit not in AGE_UNITS_S or not number.replace(".", "", 1).isdigit():
-        raise UsageError(f"{option} {age}: give a number and a unit, such as 90s, 30m, 12h or 7d")
-    return float(number) * AGE_UNITS_S[unit]
 
 
 def _show(report: dict[str, Any], letters: list[Letter], send: bool) -> None:

@@ -47,6 +47,7 @@ class LedgerWatch:
             if self._state.problem is not None:
                 log.info("the ledger can be read again")
             self._state = LedgerState(report, self._utc_ns())
+            self._reader.keep_snapshot()
         except FlawlineError as error:
             if self._state.problem is None:
                 log.warning("%s; trying again", error)

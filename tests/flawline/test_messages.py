@@ -28,9 +28,12 @@ from flawline.messages import (
     DefectRegion,
     DroppedRange,
     DropReason,
+    ExpiredFrames,
     Frame,
     LedgerEntry,
+    LedgerSnapshot,
     ModelPointer,
+    ReadPosition,
     Region,
     SchemaError,
     Tensor,
@@ -41,7 +44,18 @@ from flawline.messages import (
     encode,
 )
 
-TYPES = (Frame, Verdict, Defect, ClassEvent, DeadLetter, ModelPointer, LedgerEntry, CameraPartition)
+TYPES = (
+    Frame,
+    Verdict,
+    Defect,
+    ClassEvent,
+    DeadLetter,
+    ModelPointer,
+    LedgerEntry,
+    ExpiredFrames,
+    LedgerSnapshot,
+    CameraPartition,
+)
 
 camera = st.from_regex(messages.CAMERA_NAME, fullmatch=True)
 number = st.integers(0, (1 << 63) - 1)
@@ -55,6 +69,17 @@ maybe_text = st.none() | text
 data = st.binary(max_size=64)
 box = st.tuples(integer, integer, integer, integer)
 identity = {"camera": camera, "epoch": time_ms, "sequence": sequence}
+
+
+read_position = st.builds(
+    ReadPosition,
+    topic=text,
+    partition=integer,
+    offset=integer,
+    last_offset=integer,
+    last_timestamp=integer,
+    last_checksum=integer,
+)
 
 
 @st.composite
@@ -167,6 +192,23 @@ ANY: dict[type, st.SearchStrategy[Any]] = {
         dropped=st.lists(dropped, max_size=4).map(tuple),
         at=time_ns,
         closed=st.booleans(),
+    ),
+    ExpiredFrames: st.builds(
+        ExpiredFrames,
+        camera=camera,
+        epoch=number,
+        sequence=number,
+        partition=integer,
+        first_offset=integer,
+        stop_offset=integer,
+        at=integer,
+    ),
+    LedgerSnapshot: st.builds(
+        LedgerSnapshot,
+        at=integer,
+        positions=st.lists(read_position, max_size=3).map(tuple),
+        state=data,
+        checksum=number,
     ),
 }
 any_message = st.one_of(*ANY.values())
@@ -525,6 +567,8 @@ def example(cls: type) -> Any:
         ),
         ModelPointer: lambda: ModelPointer("active", "v1", "/models/v1", 5),
         CameraPartition: lambda: CameraPartition("cam-1", 3, 8),
+        ExpiredFrames: lambda: ExpiredFrames("cam-1", 1, 9, 0, 100, 140, 8),
+        LedgerSnapshot: lambda: LedgerSnapshot(8, (ReadPosition("verdicts", 0, 7, 6, 5, 4),), b"state", 3),
         LedgerEntry: lambda: LedgerEntry("cam-1", 1, 9, (DroppedRange(3, 4, DropReason.OVERSIZE),), 8),
     }
     return made[cls]()

@@ -164,7 +164,43 @@ def test_expired_verdicts_leave_their_captures_out(line: TalkingLine) -> None:
     admin.close()
     report = ledger.read(line.settings)
     assert (report.total.gaps, report.total.captured, report.balanced) == (0, 0, True)
-    assert report.total.expired == 3
+    assert report.total.left_out == 3
+
+
+def test_since_counts_the_captures_after_the_first_report_since_then(line: TalkingLine) -> None:
+    line.captured(2, dropped=(DroppedRange(1, 1, DropReason.OVERSIZE),))
+    line.scored(0)
+    time.sleep(0.01)
+    since_ns = time.time_ns()
+    time.sleep(0.01)
+    line.captured(3)
+    line.scored(2, 3)
+    line.captured(5, closed=True)
+    line.epoch = time.time_ns() // 1_000_000 + 1
+    line.captured(2, closed=True)
+    line.scored(0, 1)
+    account = ledger.read(line.settings, since_ns=since_ns).total
+    # Of the first epoch 3 and 4: captures up to the first report since then, 0 to 2, may be from before.
+    assert (account.captured, account.scored, account.gaps, account.left_out) == (4, 3, 1, 3) and account.balanced
+    assert ledger.read(line.settings, since_ns=time.time_ns()).total.captured == 0
+    assert ledger.read(line.settings, since_ns=0).total.captured == 7
+
+
+def test_line_without_new_gaps_is_not_searched_for_frames(line: TalkingLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sequence in range(3):
+        line.frame(sequence)
+    line.captured(3)
+    with LedgerReader(line.settings) as reader:
+        polls: list[Any] = []
+        real = reader._frames.poll
+        monkeypatch.setattr(reader._frames, "poll", lambda **options: polls.append(1) or real(**options))
+        assert reader.poll().total.in_flight == 3
+        assert not polls, "frames of a camera that reports are in flight, whether they are in the log or not"
+        line.captured(4, closed=True)
+        account = reader.poll().total
+        assert (account.in_flight, account.gaps) == (3, 1) and polls
+        polls.clear()
+        assert reader.poll().total == account and not polls
 
 
 def test_figures_are_exported_by_camera_outcome_and_reason(line: TalkingLine) -> None:
@@ -248,6 +284,11 @@ def test_command_prints_the_contract_and_exits_1_for_a_gap(
     assert json.loads((tmp_path / "ledger.json").read_text())["gaps"] == 1
     table = run_ledger(file, "--camera", "cam")
     assert table.returncode == 1 and "sequence 2" in table.stdout and "cam" in table.stdout
+    recent = run_ledger(file, "--json", "--since", "1h")
+    assert json.loads(recent.stdout)["left_out"] == 2, recent.stderr
+    for wrong in ("yesterday", "2h30", "2999-01-01"):
+        refused = run_ledger(file, "--since", wrong)
+        assert refused.returncode == 2 and f"--since {wrong}" in refused.stderr and "Traceback" not in refused.stderr
     unknown = run_ledger(file, "--camera", "nobody")
     assert unknown.returncode == 2 and "nobody" in unknown.stderr and "Traceback" not in unknown.stderr
 

@@ -16,7 +16,7 @@ from flawline.messages import DeadLetterReason
 from flawline.settings.tree import Settings
 from ledger import replay
 from ledger.replay import Filter, Letter, Status
-from station.cli.replay import age_s
+from station.cli.options import age_s
 from tests.support.talking_line import TalkingLine
 
 ALL = Filter()

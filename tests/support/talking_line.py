@@ -70,7 +70,7 @@ class TalkingLine:
         )
         return self.say("frames", frame, partition=1)
 
-    def scored(self, *sequences: int) -> None:
+    def scored(self, *sequences: int, version: str = "m", score: float = 0.0) -> None:
         for sequence in sequences:
             verdict = Verdict(
                 camera=self.camera,
@@ -78,10 +78,10 @@ class TalkingLine:
                 sequence=sequence,
                 captured_at=1,
                 decided_at=2,
-                model_version="m",
+                model_version=version,
                 group=0,
                 raw_score=0.0,
-                score=0.0,
+                score=score,
                 p_value=0.5,
                 decision=Decision.ACCEPT,
                 regions=(),
