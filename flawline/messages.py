@@ -437,7 +437,7 @@ class LedgerEntry(Limited):
 
 
 @dataclass(frozen=True)
-class ExpiredFrames:
+class ExpiredFrames(Limited):
     """A worker's report that frames of a camera may have been deleted from the topic `frames` before it read them.
 
     Captures from `epoch`, `sequence` on, which follows the last finished frame of the camera, are gone when they have
@@ -447,20 +447,17 @@ class ExpiredFrames:
 
     SCHEMA: ClassVar[int] = 1
 
-    camera: str
-    epoch: int
-    sequence: int
-    partition: int
-    first_offset: int
-    stop_offset: int
-    at: int
-
-    def __post_init__(self) -> None:
-        _check_identity(self.camera, self.epoch, self.sequence)
+    camera: CameraName
+    epoch: TimeMs
+    sequence: Sequence
+    partition: Count
+    first_offset: Count
+    stop_offset: Count
+    at: TimeNs
 
 
 @dataclass(frozen=True)
-class ReadPosition:
+class ReadPosition(Limited):
     """How far a partition is read: to before `offset`.
 
     `last_offset`, `last_timestamp` (milliseconds UTC) and `last_checksum` (CRC-32C of the value) are of the last record
@@ -468,23 +465,23 @@ class ReadPosition:
     """
 
     topic: str
-    partition: int
-    offset: int
+    partition: Count
+    offset: Count
     last_offset: int = -1
     last_timestamp: int = -1
-    last_checksum: int = 0
+    last_checksum: Crc = 0
 
 
 @dataclass(frozen=True)
-class LedgerSnapshot:
+class LedgerSnapshot(Limited):
     """The accounting of all records before `positions`; `state` is what the ledger knows, `checksum` its CRC-32C."""
 
     SCHEMA: ClassVar[int] = 1
 
-    at: int
+    at: TimeNs
     positions: tuple[ReadPosition, ...]
     state: bytes = field(repr=False)
-    checksum: int
+    checksum: Crc
 
 
 Message = (

@@ -71,14 +71,15 @@ box = st.tuples(integer, integer, integer, integer)
 identity = {"camera": camera, "epoch": time_ms, "sequence": sequence}
 
 
+crc = st.integers(0, (1 << 32) - 1)
 read_position = st.builds(
     ReadPosition,
     topic=text,
-    partition=integer,
-    offset=integer,
+    partition=number,
+    offset=number,
     last_offset=integer,
     last_timestamp=integer,
-    last_checksum=integer,
+    last_checksum=crc,
 )
 
 
@@ -196,19 +197,19 @@ ANY: dict[type, st.SearchStrategy[Any]] = {
     ExpiredFrames: st.builds(
         ExpiredFrames,
         camera=camera,
-        epoch=number,
-        sequence=number,
-        partition=integer,
-        first_offset=integer,
-        stop_offset=integer,
-        at=integer,
+        epoch=time_ms,
+        sequence=sequence,
+        partition=number,
+        first_offset=number,
+        stop_offset=number,
+        at=time_ns,
     ),
     LedgerSnapshot: st.builds(
         LedgerSnapshot,
-        at=integer,
+        at=time_ns,
         positions=st.lists(read_position, max_size=3).map(tuple),
         state=data,
-        checksum=number,
+        checksum=crc,
     ),
 }
 any_message = st.one_of(*ANY.values())
@@ -325,7 +326,7 @@ def test_every_text_and_every_number_of_every_part_has_a_limit(cls: type) -> Non
     assert names <= {name for name, _ in field_limits.checks(cls)}
 
 
-@pytest.mark.parametrize("cls", TYPES)
+@pytest.mark.parametrize("cls", [cls for cls in TYPES if cls is not LedgerSnapshot])  # which has no text
 @pytest.mark.parametrize("wrong", ["x" * (1 << 20), "a\x00b", "\ud800"])
 def test_text_beyond_its_limit_is_refused_in_every_field_in_one_short_line(cls: type, wrong: str) -> None:
     checked = 0

@@ -221,7 +221,9 @@ def test_topic_that_was_made_again_is_read_from_its_begin(
     line.scored(0, 1)
     watch(line)
     make_again(line, "verdicts")
-    line.scored(1, 1)
+    again = TalkingLine(line.settings)  # a producer refuses to go on in another log
+    again.scored(1, 1)
+    again.close()
     report = start(line)[1]
     assert (report.total.scored, report.total.gaps) == (1, 1)
     assert "another record at offset 1: all kept records are read" in lines_of_log.text.replace("(", "").replace(
