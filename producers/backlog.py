@@ -260,7 +260,7 @@ class Backlog:
         return is_next and self.unread and self._not_before <= self._clock()
 
     def work_on_disk(self) -> None:
-        """Take down on disk what was delivered or given up, and read the next frame when its turn has come.
+        """Record on disk the frames that were delivered or given up, and read the next frame when it is due.
 
         Only the lane's thread calls it.
         """
@@ -268,7 +268,7 @@ class Backlog:
             if not (self._settled or self._is_read_due):
                 return
         with self._disk:
-            self._take_down_settled()
+            self._record_settled()
             with self._changed:
                 is_read_due, is_rewind_due = self._is_read_due, self._is_rewind_due
             if is_rewind_due:
@@ -281,9 +281,9 @@ class Backlog:
                     self._held = held
                     self.oldest_on_disk_ns = held.frame.captured_at
 
-    def _take_down_settled(self) -> None:
+    def _record_settled(self) -> None:
         while self._settled:
-            entry, reason = self._settled[0]  # it counts as waiting until it is taken down
+            entry, reason = self._settled[0]  # it counts as waiting until the disk shows it
             if entry.spooled:
                 self._spool.confirm(*entry.key)
             if reason is not None:
@@ -353,7 +353,7 @@ class Backlog:
     def put_away(self, no_room: DropReason, *, has_spool: bool) -> int:
         """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
         with self._disk:
-            self._take_down_settled()
+            self._record_settled()
             with self._changed:
                 left = [*self._in_flight.values(), *self._returned, *self._pending]
                 self._in_flight, self._returned, self._held = {}, [], None

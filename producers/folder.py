@@ -26,14 +26,14 @@ def images(path: Path) -> tuple[list[Path], bool]:
         what = "is no folder" if path.exists() else "does not exist"
         raise UsageError(f"image folder {path} {what}: correct the camera's path")
     for pattern in ("test/*/*", "*/test/*/*"):
-        if found := _images_of(path, path.glob(pattern)):
-            return found, True
-    found = _images_of(path, path.rglob("*"))
-    if not found:
+        if paths := _images_of(path, path.glob(pattern)):
+            return paths, True
+    paths = _images_of(path, path.rglob("*"))
+    if not paths:
         raise UsageError(
             f"image folder {path} holds no images ({', '.join(sorted(FILE_SUFFIXES))}): correct the camera's path"
         )
-    return found, False
+    return paths, False
 
 
 def _images_of(root: Path, paths: Iterator[Path]) -> list[Path]:
@@ -48,11 +48,11 @@ def playlist(settings: FolderCamera) -> list[Path]:
     truth. Shards come from the sorted list, so they are disjoint for every choice of seeds. Raises UsageError when the
     folder cannot be used or the shard is empty.
     """
-    found, is_dataset = images(settings.path)
-    chosen = found[settings.shard :: settings.shards]
+    paths, is_dataset = images(settings.path)
+    chosen = paths[settings.shard :: settings.shards]
     if not chosen:
         raise UsageError(
-            f"image folder {settings.path} has {len(found)} images, too few for shard {settings.shard} of "
+            f"image folder {settings.path} has {len(paths)} images, too few for shard {settings.shard} of "
             f"{settings.shards}: use fewer shards"
         )
     seed = 0 if settings.shuffle_seed is None and is_dataset else settings.shuffle_seed

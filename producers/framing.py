@@ -23,8 +23,8 @@ def to_frame(capture: Capture, camera: CameraBase, epoch: int, sequence: int) ->
         data = imaging.encode(pixels, codec, quality=camera.jpeg_quality)
     else:
         data = capture.data or b""
-        found = imaging.probe(data)
-        codec, height, width, channels = found.codec, found.height, found.width, found.channels
+        header = imaging.probe(data)
+        codec, height, width, channels = header.codec, header.height, header.width, header.channels
         if capture.codec not in (None, codec):
             raise ValueError(f"the source announced the codec {capture.codec}, but its data is {codec}")
     return Frame(

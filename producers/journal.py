@@ -65,7 +65,7 @@ class _Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[..., object]]:
-        """Give a function that executes statements, all of them in one transaction."""
+        """Yield a function that adds a statement to one transaction, which is executed at the end."""
         statements: list[tuple[str, tuple]] = []
         yield lambda statement, *values: statements.append((statement, values))
         try:
@@ -143,11 +143,11 @@ class EpochAccount:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the epoch's last entry is confirmed."""
+        """Return whether the epoch's last entry is confirmed."""
         return self._published is not None and self._published[1]
 
     def count(self, sequence: int) -> None:
-        """Take down that there is a capture `sequence`; it is accounted for, whatever becomes of it."""
+        """Record that there is a capture `sequence`; the account holds it from here on."""
         with self._lock:
             if sequence >= self.captured:
                 with self._database.writing() as write:
@@ -159,7 +159,7 @@ class EpochAccount:
             write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", self.epoch, self.captured)
 
     def drop(self, sequence: int, reason: DropReason) -> None:
-        """Take down that a capture will not be published; it is counted if it was not before."""
+        """Record that a capture will not be published; it is counted if it was not before."""
         with self._lock, self._database.writing() as write:
             self._count(sequence, write)
             last = self._last
@@ -171,7 +171,7 @@ class EpochAccount:
                 write("INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)", self.epoch, sequence, sequence, str(reason))
 
     def owes(self, *, closed: bool) -> bool:
-        """Return whether something is known here that no confirmed entry says."""
+        """Return whether the account has something that no confirmed entry holds."""
         with self._lock:
             return self.captured > 0 and (bool(self._waiting(1)) or self._published != (self.captured, closed))
 
@@ -203,7 +203,7 @@ class EpochAccount:
             return self._entry
 
     def confirmed(self) -> None:
-        """Take down that the entry in flight is in the topic."""
+        """Record that the entry in flight is in the topic."""
         with self._lock:
             entry, self._entry = self._entry, None
             if entry is None:
@@ -216,7 +216,7 @@ class EpochAccount:
                         write("DELETE FROM dropped WHERE epoch = ? AND first = ?", self.epoch, first)
 
     def failed(self) -> None:
-        """Take down that the entry in flight is not in the topic; its content goes with the next."""
+        """Record that the entry in flight is not in the topic; the next entry has its content."""
         with self._lock:
             self._entry, self._taken = None, []
 
@@ -247,7 +247,7 @@ class Journal:
         return EpochAccount(self._database, self._lock, self._camera, epoch, captured)
 
     def _take_over_text_files(self, folder: Path) -> None:
-        """Move the accounts of `<epoch>.journal` files, the format of before, into the database."""
+        """Move the accounts of `<epoch>.journal` files, the old format, into the database."""
         for path in sorted(folder.glob("*.journal")):
             if path.stem.isdigit():
                 epoch = int(path.stem)
@@ -262,13 +262,13 @@ class Journal:
 
     @property
     def next_sequence(self) -> int:
-        """The sequence of the next capture of the present epoch."""
+        """Return the sequence of the next capture of the present epoch."""
         with self._lock:
             account = self._accounts.get(self.epoch)
             return account.captured if account else 0
 
     def count(self, sequence: int) -> None:
-        """Take down that the present epoch has a capture `sequence`; its account begins with the first."""
+        """Record that the present epoch has a capture `sequence`; its account begins with the first."""
         with self._lock:
             self._of(self.epoch).count(sequence)
 
@@ -280,7 +280,7 @@ class Journal:
             return sequence
 
     def drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
-        """Take down that a capture will not be published; it is counted if it was not before."""
+        """Record that a capture will not be published; it is counted if it was not before."""
         with self._lock:
             self._of(epoch).drop(sequence, reason)
 
@@ -293,7 +293,7 @@ class Journal:
     def due(self, at: int, has_ended: Callable[[int], bool]) -> list[tuple[EpochAccount, LedgerEntry]]:
         """Return the entries to publish now; each is answered by its account's `confirmed` or `failed`.
 
-        `at` is UTC in nanoseconds; `has_ended(epoch)` tells that no capture of an epoch waits any more.
+        `at` is UTC in nanoseconds; `has_ended(epoch)` tells whether no capture of an epoch waits any more.
         """
         with self._lock:
             self._forget(epoch for epoch, account in self._accounts.items() if account.is_closed)
@@ -309,7 +309,7 @@ class Journal:
                 write("DELETE FROM dropped WHERE epoch = ?", epoch)
 
     def owes(self, has_ended: Callable[[int], bool]) -> bool:
-        """Return whether the topic `ledger` does not say yet what is known here."""
+        """Return whether the topic `ledger` lacks something of the accounts."""
         with self._lock:
             accounts = list(self._accounts.items())
         return any(account.owes(closed=has_ended(epoch)) for epoch, account in accounts)
@@ -333,10 +333,10 @@ def merged(dropped: Iterable[DroppedRange]) -> tuple[DroppedRange, ...]:
 
 
 def read_text_journal(path: Path) -> tuple[int, list[DroppedRange]]:
-    """Return the captures and the unconfirmed drops of a journal in the text format of before.
+    """Return the captures and the unconfirmed drops of a journal in the old text format.
 
     Its first line is the number of captures, then comes a JSON line for each drop and for each confirmed entry. A line
-    that a kill tore is left out, with a line in the log.
+    that a kill cut is left out, with a line in the log.
     """
     head, _, rest = path.read_bytes().partition(b"\n")
     dropped: list[DroppedRange] = []

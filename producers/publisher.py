@@ -105,7 +105,7 @@ class Publisher:
 
     def _orphans(self, known: set[str]) -> list[CameraBase]:
         """Return the cameras outside `known` that left frames or an open account, and whose spool no process uses."""
-        found = []
+        cameras = []
         for folder in sorted(self._folder.glob("*")) if self._folder.is_dir() else []:
             if folder.name in known or not messages.CAMERA_NAME.fullmatch(folder.name):
                 continue
@@ -114,8 +114,8 @@ class Publisher:
                     Spool(folder, Quota(0)).close()
                 except FlawlineError:  # another producer runs this camera
                     continue
-                found.append(CameraBase(name=folder.name))
-        return found
+                cameras.append(CameraBase(name=folder.name))
+        return cameras
 
     def start(self, wait_s: float = FIRST_CONNECTION_S) -> None:
         """Connect to the broker for at most `wait_s`, then start to send; without a broker, captures go to the spool.
@@ -259,7 +259,7 @@ class Publisher:
             failed(error)
             return
         # An account waits for its journal's disk, and the client's thread brings the answers for the frames of all
-        # cameras too: so the thread of the accounts takes the answers down.
+        # cameras too: so the bookkeeper's thread records the answers.
         future.add_callback(lambda _: self._entry_answers.put(account.confirmed))
         future.add_errback(lambda error: self._entry_answers.put(lambda: failed(error)))
 

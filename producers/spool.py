@@ -194,7 +194,10 @@ class Spool:
     def unread(self) -> bool:
         """Return whether `next` has more records to return."""
         number, offset = self._cursor
-        return any(one.number > number or (one.number == number and one.size_bytes > offset) for one in self._segments)
+        return any(
+            segment.number > number or (segment.number == number and segment.size_bytes > offset)
+            for segment in self._segments
+        )
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Spool:
         """
         while self.unread:
             number, offset = self._cursor
-            segment = next(one for one in self._segments if one.number >= number)
+            segment = next(segment for segment in self._segments if segment.number >= number)
             if segment.number > number or offset >= segment.size_bytes:
                 self._close_reader()
                 self._cursor = (max(segment.number, number + 1), 0)
@@ -316,9 +319,10 @@ class Spool:
         segment.size_bytes = offset
         self._quota.give_back(lost)
         self.outstanding = Counter()
-        for one in self._segments:
-            start = self._head[1] if one.number == self._head[0] else 0
-            self.outstanding.update(header.epoch for header, _ in walk(one.path, start, one.size_bytes))
+        for remaining in self._segments:
+            start = self._head[1] if remaining.number == self._head[0] else 0
+            headers = walk(remaining.path, start, remaining.size_bytes)
+            self.outstanding.update(header.epoch for header, _ in headers)
         self._release()
 
     def confirm(self, epoch: int, sequence: int) -> None:

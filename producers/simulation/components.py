@@ -1,4 +1,4 @@
-"""The components that products carry, and the bed of old adhesive that shows when one is not where it belongs."""
+"""The components on products, and the bed of old adhesive that shows when a component is not in its place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from producers.simulation.drawing import polar, sprite
 
 Drawing = tuple[np.ndarray, np.ndarray]
-"""RGB (0..255) and opacity (0..1), larger than they will be seen, so that edges come out smooth."""
+"""RGB (0..255) and opacity (0..1), larger than in the picture, so that edges are smooth."""
 
 DRAWN_PX = 256
-"""Side of the square that components are drawn on before they are averaged down; the outer tenth is for the shadow."""
+"""Side of the square that components are drawn on before they are scaled down; the outer tenth is for the shadow."""
 
 RIM = 0.86
-"""Radius of a round body in its drawing, whose half side is 1; its shadow lies beyond."""
+"""Radius of a round body in its drawing, whose half side is 1; its shadow is outside of it."""
 
 
 def _round_body() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def _tinted(shade: np.ndarray, colour: tuple[int, int, int], inside: np.ndarray)
 
 
 def _bolt() -> Drawing:
-    """A socket cap screw, black."""
+    """Draw a black socket cap screw."""
     radius, angle, alpha = _round_body()
     shade = 0.9 + 0.35 * np.cos(angle + 2.2) * (radius > 0.62) + 0.3 * np.exp(-(((radius - 0.62) / 0.05) ** 2))
     hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6) < 0.36
@@ -42,7 +42,7 @@ def _bolt() -> Drawing:
 
 
 def _rosette() -> Drawing:
-    """A zinc anchor plate with a hexagon head."""
+    """Draw a zinc anchor plate with a hexagon head."""
     radius, angle, alpha = _round_body()
     shade = 0.72 + 0.16 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.8) / 0.04) ** 2))
     hexagon = radius * np.cos(np.mod(angle, np.pi / 3) - np.pi / 6)
@@ -52,7 +52,7 @@ def _rosette() -> Drawing:
 
 
 def _plug() -> Drawing:
-    """A blue plastic plug with a cross slot."""
+    """Draw a blue plastic plug with a cross slot."""
     radius, angle, alpha = _round_body()
     x, y = radius * np.cos(angle), radius * np.sin(angle)
     shade = 0.85 + 0.3 * np.cos(angle + 2.2) * (radius > 0.66) + 0.25 * np.exp(-(((radius - 0.66) / 0.04) ** 2))
@@ -61,7 +61,7 @@ def _plug() -> Drawing:
 
 
 def _snap() -> Drawing:
-    """A copper snap fastener."""
+    """Draw a copper snap fastener."""
     radius, angle, alpha = _round_body()
     dome = 0.75 + 0.35 * np.cos(angle + 2.2) * radius
     ring = -0.4 * np.exp(-(((radius - 0.5) / 0.05) ** 2)) + 0.25 * np.exp(-(((radius - 0.7) / 0.05) ** 2))
@@ -69,7 +69,7 @@ def _snap() -> Drawing:
 
 
 def _seal() -> Drawing:
-    """A red paper seal with a star and a serrated rim."""
+    """Draw a red paper seal with a star and a serrated rim."""
     radius, angle, _ = _round_body()
     rim = 0.84 + 0.04 * np.cos(24 * angle)
     alpha = np.clip((rim - radius) * 60, 0, 1)
@@ -80,7 +80,7 @@ def _seal() -> Drawing:
 
 
 def _can() -> Drawing:
-    """An electrolytic capacitor from above: aluminium, a dark polarity segment, a scored cross."""
+    """Draw an aluminium capacitor from above, with a dark polarity segment and a scored cross."""
     radius, angle, alpha = _round_body()
     x, y = radius * np.cos(angle), radius * np.sin(angle)
     shade = 0.85 + 0.12 * np.cos(angle + 2.2) + 0.2 * np.exp(-(((radius - 0.78) / 0.04) ** 2))
@@ -90,7 +90,7 @@ def _can() -> Drawing:
 
 
 def _card(body: tuple[int, int, int], half_height: float, half_width: float) -> tuple[np.ndarray, np.ndarray]:
-    """A rectangle with a soft shadow; half sides as fractions of half the drawing."""
+    """Draw a rectangle with a soft shadow; the half sides are fractions of half the drawing."""
     rgb = np.full((DRAWN_PX, DRAWN_PX, 3), body, np.uint8)
     axis = np.abs((np.arange(DRAWN_PX, dtype=np.float32) + 0.5) / DRAWN_PX * 2 - 1)
     out = np.maximum(axis[None, :] - half_width, axis[:, None] - half_height)
@@ -100,7 +100,7 @@ def _card(body: tuple[int, int, int], half_height: float, half_width: float) -> 
 
 
 def _chip() -> Drawing:
-    """A dual in-line chip: black epoxy, tin pins, a notch and a printed mark."""
+    """Draw a dual in-line chip: black epoxy, tin pins, a notch and a printed mark."""
     rgb, alpha = _card((38, 38, 42), 0.84, 0.58)
     mid = DRAWN_PX // 2
     for row in range(6):
@@ -118,7 +118,7 @@ def _chip() -> Drawing:
 
 
 def _sachet() -> Drawing:
-    """A sugar sachet: white paper with blue stripes and crimped ends."""
+    """Draw a sugar sachet: white paper with blue stripes and crimped ends."""
     rgb, alpha = _card((240, 240, 236), 0.52, 0.86)
     inside = alpha >= 1
     columns = np.arange(DRAWN_PX)
@@ -130,7 +130,7 @@ def _sachet() -> Drawing:
 
 
 def _hologram() -> Drawing:
-    """A silver security foil with bands of spectral colour."""
+    """Draw a silver security foil with bands of spectral colour."""
     rgb, alpha = _card((206, 212, 220), 0.8, 0.8)
     yy, xx = np.mgrid[:DRAWN_PX, :DRAWN_PX].astype(np.float32) / DRAWN_PX
     for channel, phase in enumerate((0.0, 2.1, 4.2)):
@@ -155,7 +155,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], Drawing], float]] = {
 
 
 def _bed(alpha: np.ndarray) -> Drawing:
-    """The bed: pale yellow adhesive in the component's outline, a darker bead laid in turns, a dirty edge."""
+    """Draw the bed: pale yellow adhesive in the component's outline, a darker bead in turns, a dirty edge."""
     outline = (alpha >= 0.95).astype(np.uint8)
     inner = cv2.erode(outline, np.ones((15, 15), np.uint8))
     rgb = np.full((DRAWN_PX, DRAWN_PX, 3), (226, 214, 150), np.uint8)
@@ -166,7 +166,7 @@ def _bed(alpha: np.ndarray) -> Drawing:
 
 
 def _smear(alpha: np.ndarray) -> Drawing:
-    """Wet pink sealant in the component's outline, with the streaks and the dark edge of having been dragged."""
+    """Draw wet pink sealant in the component's outline, with streaks and a dark edge."""
     outline = (alpha >= 0.95).astype(np.uint8)
     inner = cv2.erode(outline, np.ones((9, 9), np.uint8))
     streaks = 1 + 0.16 * np.sin(np.arange(DRAWN_PX) * 2 * np.pi / 26)

@@ -16,7 +16,7 @@ from producers.simulation.settings import LineSettings
 def write_dataset(
     folder: Path | str, settings: LineSettings, *, train: int = 50, test_good: int = 20, test_per_defect: int = 5
 ) -> int:
-    """Write PNG files under a new or empty folder and return how many pictures (masks not counted).
+    """Write PNG files under a new or empty folder and return the number of pictures, without masks.
 
     Counts are per product: `<product>/train/good`, `<product>/test/<good|defect>` and
     `<product>/ground_truth/<defect>/<stem>_mask.png` (0 or 255). Raises FlawlineError when the folder holds
@@ -28,9 +28,9 @@ def write_dataset(
     written = 0
     for product, split, part in _parts(settings, train, test_good, test_per_defect):
         kind = part.defect or "good"
-        place = folder / product / split / kind
-        number = 0 if not place.is_dir() else sum(1 for _ in place.iterdir())
-        _write(place / f"{number:03d}.png", cv2.cvtColor(part.image, cv2.COLOR_RGB2BGR))
+        directory = folder / product / split / kind
+        number = sum(1 for _ in directory.iterdir()) if directory.is_dir() else 0
+        _write(directory / f"{number:03d}.png", cv2.cvtColor(part.image, cv2.COLOR_RGB2BGR))
         if part.defect is not None:
             mask = part.mask.astype(np.uint8) * 255
             _write(folder / product / "ground_truth" / kind / f"{number:03d}_mask.png", mask)

@@ -1,4 +1,4 @@
-"""The defects of the simulated line: each kind paints itself on the sharp, evenly lit part and says where it is.
+"""The defects of the simulated line: each kind is painted on the sharp, evenly lit part, and has a mask.
 
 Lengths are in units of the shorter picture side times `size`; `contrast` is the opacity (for a deformation: its
 strength). The mask depends on neither contrast nor light.
@@ -21,7 +21,7 @@ _SUBPIXEL_BITS = 4
 
 @dataclass(frozen=True)
 class Spot:
-    """Where and how large a defect is: its centre in picture pixels, pixels per unit, and the two controls."""
+    """Holds place and size of a defect: its centre in picture pixels, pixels per unit, and the two controls."""
 
     x: float
     y: float
@@ -36,7 +36,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Layer:
-    """Paint for a window of the picture: colour (h, w, 3) or one RGB, and opacity 0..1 (h, w)."""
+    """Holds the paint for a window of the picture: colour (h, w, 3) or one RGB, and opacity 0..1 (h, w)."""
 
     left: int
     top: int
@@ -57,7 +57,7 @@ def _blend(picture: np.ndarray, layer: Layer, contrast: float) -> np.ndarray:
     opacity = (layer.opacity[cut] * np.float32(contrast))[..., None]
     under = picture[y0:y1, x0:x1].astype(np.float32)
     picture[y0:y1, x0:x1] = np.rint(under + (colour - under) * opacity).astype(np.uint8)
-    # Relative to the densest place: a hair thinner than a pixel is faint everywhere, and still somewhere.
+    # Relative to the densest pixel: a line that is thinner than a pixel is faint everywhere, and still has a mask.
     mask[y0:y1, x0:x1] = layer.opacity[cut] > 0.2 * layer.opacity[cut].max()
     return mask
 
@@ -72,7 +72,7 @@ def _window(spot: Spot, reach_px: float) -> tuple[int, int, np.ndarray, np.ndarr
 
 
 def _stroke(canvas: np.ndarray, points: np.ndarray, width_px: float, value: int) -> None:
-    """Draw a smooth polyline (window pixels) of any width on a uint8 canvas; a hair keeps its area by fading."""
+    """Draw a smooth polyline (window pixels) of any width on a uint8 canvas; below one pixel it is fainter instead."""
     thick = max(1, round(width_px))
     level = round(value * min(1.0, width_px / thick))
     fixed = np.rint(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
@@ -88,7 +88,7 @@ def _path(rng: np.random.Generator, steps: int, length: float, heading: float, b
 
 
 def _scratch(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """One to three parallel bright grooves, each with a dark flank."""
+    """Paint two or three parallel bright grooves with a dark flank."""
     length, width = spot.px(rng.uniform(0.26, 0.38)), spot.px(0.011)
     heading, bend = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
     left, top, x, _ = _window(spot, 0.6 * length + 4 * width)
@@ -108,7 +108,7 @@ def _scratch(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.nd
 
 
 def _hole(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """An opening with an irregular torn rim; the back light beneath the part shines through it, pale cyan."""
+    """Paint an opening with an irregular torn rim, through which a pale cyan back light shines."""
     radius = spot.px(rng.uniform(0.044, 0.060))
     left, top, x, y = _window(spot, 1.6 * radius)
     angle = np.arctan2(y, x)
@@ -123,7 +123,7 @@ def _hole(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarr
 
 
 def _stain(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """A spilt dye: blue, see-through, soft-edged, with the darker rim that drying leaves."""
+    """Paint a spot of blue transparent dye with a soft edge and the darker rim of a dried liquid."""
     radius = spot.px(rng.uniform(0.085, 0.115))
     left, top, x, y = _window(spot, 1.8 * radius)
     level = 1 - np.hypot(x, y * rng.uniform(0.8, 1.25)) / radius + 0.30 * cloud(x.shape, 0.7 * radius, rng)
@@ -134,7 +134,7 @@ def _stain(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndar
 
 
 def _crack(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """A jagged black line, wide in the middle, that branches."""
+    """Paint a jagged black line with branches, wide in the middle."""
     length, width = spot.px(rng.uniform(0.32, 0.44)), spot.px(0.009)
     heading = rng.uniform(0, 2 * np.pi)
     left, top, x, _ = _window(spot, 0.75 * length + 2 * width)
@@ -151,15 +151,15 @@ def _crack(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndar
 
 
 def _contamination(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """Lime-green granules, scattered, each with a lit and a dark side."""
+    """Paint scattered lime-green granules with a bright and a dark side."""
     reach = spot.px(rng.uniform(0.075, 0.10))
     left, top, x, y = _window(spot, 1.5 * reach)
     opacity = np.zeros(x.shape, np.float32)
     shade = np.ones(x.shape, np.float32)
     for _ in range(int(rng.integers(20, 28))):
-        away, way = reach * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+        distance, direction = reach * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
         grain = spot.px(rng.uniform(0.009, 0.019))
-        dx, dy = x - away * np.cos(way), y - away * np.sin(way)
+        dx, dy = x - distance * np.cos(direction), y - distance * np.sin(direction)
         cover = np.clip(grain - np.hypot(dx, dy * rng.uniform(0.7, 1.4)) + 0.5, 0, 1)
         shade = np.where(cover > 0, 0.85 - 0.35 * (dx + dy) / grain, shade)
         opacity = np.maximum(opacity, cover)
@@ -168,7 +168,7 @@ def _contamination(picture: np.ndarray, spot: Spot, rng: np.random.Generator) ->
 
 
 def _deformation(picture: np.ndarray, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """A dent: what is printed there is twisted and pulled in, and its slopes catch and lose the light."""
+    """Paint a dent: twist and shrink the print there, and brighten or darken its slopes."""
     radius = spot.px(rng.uniform(0.115, 0.15))
     left, top, x, y = _window(spot, radius)
     distance = np.hypot(x, y) / radius
@@ -196,15 +196,15 @@ PAINTERS: dict[str, Callable[[np.ndarray, Spot, np.random.Generator], np.ndarray
     DefectKind.CONTAMINATION: _contamination,
     DefectKind.DEFORMATION: _deformation,
 }
-"""Defects that can be anywhere: each paints on a uint8 RGB picture in place and returns its mask, bool (H, W)."""
+"""Defects that can be anywhere: a function paints on a uint8 RGB picture in place and returns the mask, bool (H, W)."""
 
 ASSEMBLY: frozenset[str] = frozenset({DefectKind.MISSING, DefectKind.MISPLACED})
-"""Defects of a component: they happen where the component belongs."""
+"""Defects of a component: they are at the place of the component."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A component where it lies in the picture: centre in pixels, angle in radians, picture pixels per sprite pixel."""
+    """Holds a component and its pose: centre in picture pixels, angle in radians, picture pixels per sprite pixel."""
 
     component: Component
     x: float
@@ -217,7 +217,7 @@ class Placed:
         return self.component.drawing.shape[0] * self.scale
 
     def put(self, picture: np.ndarray, drawing: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Stamp `drawing` here on `picture`, in place, and mark in `mask` what it covers, its shadow included."""
+        """Stamp `drawing` in this pose on `picture`, in place, and set `mask` where it covers, with its shadow."""
         landing = stamp(picture, drawing, sprite_matrix(drawing, (self.x, self.y), self.angle, self.scale))
         if mask is not None and landing is not None:
             (x0, y0, x1, y1), opacity = landing
@@ -225,21 +225,24 @@ class Placed:
 
 
 def disturb(kind: str, bare: np.ndarray, placed: Placed, spot: Spot, rng: np.random.Generator) -> np.ndarray:
-    """Take a component off its bed, or let it slide from its place on wet sealant; `bare` is the picture without it.
+    """Remove a component from its bed, or slide it from its place on wet sealant, in place; return the mask.
 
-    Paints in place and returns the mask. `size` below 1 leaves that much less missing: the rest of the component is
-    still there, broken off along a line; for a misplaced one, `size` scales how far it slid.
+    `bare` is the picture without the component. With a `size` below 1, only that share of a component is missing: the
+    rest is broken off along a line. `size` scales how far a misplaced component slides.
     """
     whole = bare.copy()
     mask = np.zeros(bare.shape[:2], bool)
     drawing = placed.component.drawing
     placed.put(whole, drawing, mask)
-    way = rng.uniform(0, 2 * np.pi)
+    direction = rng.uniform(0, 2 * np.pi)
     if kind == DefectKind.MISPLACED:
         slid = placed.side_px * rng.uniform(0.42, 0.52) * spot.size
         turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.0)
         wrong = replace(
-            placed, x=placed.x + slid * np.cos(way), y=placed.y + slid * np.sin(way), angle=placed.angle + turn
+            placed,
+            x=placed.x + slid * np.cos(direction),
+            y=placed.y + slid * np.sin(direction),
+            angle=placed.angle + turn,
         )
         for step in np.linspace(0, 1, 6):
             track = replace(
@@ -254,7 +257,7 @@ def disturb(kind: str, bare: np.ndarray, placed: Placed, spot: Spot, rng: np.ran
         placed.put(bare, placed.component.bed)
         if spot.size < 1:
             y, x = np.indices(mask.shape, np.float32)
-            along = ((x - placed.x) * np.cos(way) + (y - placed.y) * np.sin(way)) / (0.5 * placed.side_px)
+            along = ((x - placed.x) * np.cos(direction) + (y - placed.y) * np.sin(direction)) / (0.5 * placed.side_px)
             mask &= along < 2 * spot.size - 1
             bare[~mask] = whole[~mask]
     bare[:] = cv2.addWeighted(bare, spot.contrast, whole, 1 - spot.contrast, 0)

@@ -1,4 +1,4 @@
-"""Small drawing tools that products and defects share: clouds, photographs, sprites and how they land on a picture."""
+"""Drawing tools that products and defects share: clouds, photographs, sprites, and sprites on a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from flawline.errors import FlawlineError
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are outside."""
+"""Left, top, right, bottom in pixels; right and bottom are not included."""
 
 
 def photograph(name: str) -> np.ndarray:
@@ -31,7 +31,7 @@ def photograph(name: str) -> np.ndarray:
 
 
 def cloud(shape: tuple[int, int], cell_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Return smooth random float32 (H, W) of about unit spread whose blobs are `cell_px` wide."""
+    """Return smooth random float32 (H, W) of about unit spread, with blobs of `cell_px` pixels."""
     height, width = shape
     cell_px = max(cell_px, 1.0)
     grid = rng.random((int(height / cell_px) + 3, int(width / cell_px) + 3), dtype=np.float32) * 2 - 1
@@ -62,16 +62,16 @@ def sprite(rgb: np.ndarray, alpha: np.ndarray, side_px: float) -> np.ndarray:
 
 
 def clip_box(left: float, top: float, right: float, bottom: float, shape: tuple[int, ...]) -> Box | None:
-    """Return the whole pixels of a rectangle that lie inside a picture, or none."""
+    """Return the whole pixels of a rectangle that are inside a picture, or None."""
     x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
     x1, y1 = min(shape[1], int(np.ceil(right)) + 1), min(shape[0], int(np.ceil(bottom)) + 1)
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def stamp(picture: np.ndarray, drawing: np.ndarray, matrix: np.ndarray) -> tuple[Box, np.ndarray] | None:
-    """Lay a premultiplied RGBA sprite on `picture` (in place); `matrix` (2, 3) takes sprite pixels to picture pixels.
+    """Draw a premultiplied RGBA sprite on `picture` in place; `matrix` (2, 3) maps sprite pixels to picture pixels.
 
-    Returns where it landed: the box and its opacity (uint8) there, or none when it lies outside.
+    Returns the box of the sprite and its opacity (uint8) there, or None when it is outside of the picture.
     """
     height, width = drawing.shape[:2]
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64) @ matrix.T

@@ -1,8 +1,8 @@
 """The simulated line: a pure function from (settings, camera, index) to a picture and its ground truth.
 
-Nothing is remembered from part to part: each part has its own counter-based random streams (Philox), keyed by the seed
-and the camera, counted by the index. So any process can ask for any part, in any order, and sees the same. Truth is the
-same everywhere; pixels are the same for the same build of OpenCV and may differ by a level elsewhere.
+No state goes from part to part: a part has counter-based random streams (Philox), with the seed and the camera as key
+and the index as counter. So any process can render any part, in any order, with the same result. The truth is the same
+on every machine; pixels are the same with the same build of OpenCV, and can differ by one level with another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from producers.simulation.settings import LineSettings
 
 @dataclass(frozen=True)
 class Truth:
-    """What a part is: its product, and its defect or none."""
+    """Holds the product of a part, and its defect or None."""
 
     product: str
     defect: str | None
@@ -31,7 +31,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A picture, uint8 (H, W, 3) RGB, with its truth; `mask`, bool (H, W), is where the defect is."""
+    """Holds a picture, uint8 (H, W, 3) RGB, and its truth; `mask`, bool (H, W), is the area of the defect."""
 
     image: np.ndarray
     product: str
@@ -40,7 +40,7 @@ class Part:
 
 
 class _Stream(IntEnum):
-    """Independent random streams of one part, so that a defect changes nothing else about its part."""
+    """Names the independent random streams of a part, so that a defect changes nothing else of its part."""
 
     TRUTH = 0
     LOOK = 1
@@ -49,7 +49,7 @@ class _Stream(IntEnum):
 
 @dataclass(frozen=True)
 class _Look:
-    """The natural variation of one part."""
+    """Holds the natural variation of a part."""
 
     shift: tuple[float, float]
     turn: float
@@ -69,7 +69,7 @@ class SimulatedLine:
         self.settings = settings
 
     def truth(self, camera: str | int, index: int) -> Truth:
-        """Return what part `index` (from 0) of a camera is, without rendering it."""
+        """Return the truth of part `index` (from 0) of a camera, without rendering the part."""
         return self._truth(_key(self.settings.seed, f"camera/{camera}"), index)
 
     def render(self, camera: str | int, index: int) -> Part:
@@ -78,12 +78,12 @@ class SimulatedLine:
         return self._render(key, index, self._truth(key, index))
 
     def flawless(self, camera: str | int, index: int) -> Part:
-        """Render the same part as `render` does, as it was before its defect."""
+        """Render the same part as `render` does, but without its defect."""
         key = _key(self.settings.seed, f"camera/{camera}")
         return self._render(key, index, replace(self._truth(key, index), defect=None))
 
     def part(self, truth: Truth, index: int, stream: str = "parts") -> Part:
-        """Render a part whose product and defect are given; `stream` names an independent series of parts."""
+        """Render a part with the product and the defect of `truth`; `stream` names an independent series of parts."""
         return self._render(_key(self.settings.seed, f"parts/{stream}"), index, truth)
 
     def good_parts(self, count: int, start: int = 0, seed: int | None = None) -> Iterator[Part]:
@@ -119,18 +119,18 @@ class SimulatedLine:
     def _spoil(
         self, kind: str, picture: np.ndarray, drawn: Product, components: list[Placed], rng: np.random.Generator
     ) -> np.ndarray:
-        """Put the components and the defect on the picture, in place; return the mask."""
+        """Draw the components and the defect on the picture, in place; return the mask."""
         chosen = components[int(rng.integers(len(components)))] if kind in ASSEMBLY else None
         for placed in components:
             if placed is not chosen:
                 placed.put(picture, placed.component.drawing)
         inner, outer = drawn.surface
-        away = np.sqrt(rng.uniform(inner**2, outer**2))
-        way = rng.uniform(0, 2 * np.pi)
+        distance = np.sqrt(rng.uniform(inner**2, outer**2))
+        direction = rng.uniform(0, 2 * np.pi)
         height, width = picture.shape[:2]
         spot = Spot(
-            x=(width - 1) / 2 + away * np.cos(way) * drawn.unit_px,
-            y=(height - 1) / 2 + away * np.sin(way) * drawn.unit_px,
+            x=(width - 1) / 2 + distance * np.cos(direction) * drawn.unit_px,
+            y=(height - 1) / 2 + distance * np.sin(direction) * drawn.unit_px,
             unit_px=drawn.unit_px,
             size=self.settings.size,
             contrast=self.settings.contrast,
@@ -141,12 +141,12 @@ class SimulatedLine:
 
 
 def _key(seed: int, name: str) -> int:
-    """Return the 128-bit Philox key of a series; a hash of its own, for Python's `hash` differs between processes."""
+    """Return the 128-bit Philox key of a series; Python's `hash` would differ between processes."""
     return (seed << 64) | int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def _random(key: int, index: int, stream: _Stream) -> np.random.Generator:
-    """Return the generator of one stream of one part; the low word of the counter is left to Philox itself."""
+    """Return the generator of one stream of one part; Philox itself uses the low word of the counter."""
     return np.random.Generator(np.random.Philox(key=key, counter=[0, index, stream, 0]))
 
 
@@ -185,7 +185,7 @@ def _lay(drawn: Product, look: _Look, height: int, width: int) -> np.ndarray:
 
 
 def _placed(drawn: Product, look: _Look, index: int, shape: tuple[int, ...]) -> Placed:
-    """Return where a component lies in the picture."""
+    """Return a component with its pose in the picture."""
     component = drawn.components[index]
     x, y = _pose(look) @ (component.x, component.y) + np.asarray(look.shift)
     return Placed(
@@ -198,19 +198,19 @@ def _placed(drawn: Product, look: _Look, index: int, shape: tuple[int, ...]) -> 
 
 
 _NOISE_SPARE = 61
-"""Rows and columns of noise beyond the picture; every part sees the noise of the sensor from another offset."""
+"""Rows and columns of noise more than the picture has: every part takes the noise of the sensor at another offset."""
 
 
 @lru_cache(maxsize=4)
 def _noise(height: int, width: int) -> np.ndarray:
-    """Return unit normal noise, float32 (H + spare, W + spare, 3); drawn once, for it is slow."""
+    """Return unit normal noise, float32 (H + spare, W + spare, 3); drawn once, since that is slow."""
     rng = np.random.Generator(np.random.Philox(key=0))
     return rng.standard_normal((height + _NOISE_SPARE, width + _NOISE_SPARE, 3), dtype=np.float32)
 
 
 @lru_cache(maxsize=4)
 def _ramps(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns' and rows' place in the picture, -1..1, as float32 (1, W, 1) and (H, 1, 1)."""
+    """Return the position of the columns and of the rows in the picture, -1..1, as float32 (1, W, 1) and (H, 1, 1)."""
     return (
         np.linspace(-1, 1, width, dtype=np.float32)[None, :, None],
         np.linspace(-1, 1, height, dtype=np.float32)[:, None, None],

@@ -1,4 +1,4 @@
-"""The products of the simulated line: a sheet (how the bare part looks) and the components fixed to it.
+"""The products of the simulated line: a sheet (the picture of the bare part) and the components on it.
 
 Lengths are in units: one unit is the shorter side of the picture, the origin is its centre. Products are drawn once per
 picture size; a part is then one warp of the sheet plus its few components.
@@ -23,9 +23,9 @@ Rgb = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """Something fixed to the product that can be missing or misplaced.
+    """Holds a component of a product, which can be missing or misplaced.
 
-    `bed` is what it leaves behind when it is taken off, `smear` when it slides.
+    `bed` shows when the component is missing, `smear` when it has moved.
     """
 
     drawing: np.ndarray
@@ -38,11 +38,11 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A product at one picture size.
+    """Holds a product at one picture size.
 
-    `sheet` is uint8 RGB at `unit_px` pixels per unit; `drift` is how far it slides beneath the components (a texture
-    has no fixed origin, a part does); `shift`, `turn` (radians) and `zoom` bound the pose. Defects lie between the
-    radii `surface` around the centre.
+    `sheet` is uint8 RGB at `unit_px` pixels per unit; `drift` is how far it can move below the components (a texture
+    has no fixed origin); `shift`, `turn` (radians) and `zoom` are the limits of the pose. Defects are between the radii
+    `surface` around the centre.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The size of the sheet to draw: pixels, pixels per unit, and how far it reaches beyond the picture."""
+    """Holds the size of the sheet to draw, in pixels, and the pixels per unit."""
 
     height: int
     width: int
@@ -121,14 +121,14 @@ def _coffee(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def _belt(canvas: Canvas, colour: Rgb, rng: np.random.Generator) -> np.ndarray:
-    """A conveyor belt: dull, with a faint diagonal rib."""
+    """Draw a dull conveyor belt with a faint diagonal rib."""
     x, y, _, _ = canvas.polar()
     rib = 0.04 * np.sin((x + y) * 2 * np.pi * 22)
     return _shaded(colour, 1 + rib + 0.05 * cloud(x.shape, 0.02 * canvas.unit_px, rng))
 
 
 def _disc(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """A turned metal flange: fine tool marks, grooves, a bore, and the fan-shaped gleam of turned metal."""
+    """Draw a turned metal flange: fine tool marks, grooves, a bore, and the fan-shaped reflection of turned metal."""
     x, _, radius, angle = canvas.polar()
     gleam = 0.16 * np.cos(2 * angle - 0.7) + 0.06 * np.cos(4 * angle + 0.4)
     marks = 0.05 * np.sin(radius * 2 * np.pi * 46) + 0.03 * np.sin(radius * 2 * np.pi * 31 + 1)
@@ -145,7 +145,7 @@ def _disc(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def _board(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """A printed circuit board: copper traces beneath green mask, vias, gold pads, white print."""
+    """Draw a printed circuit board: copper traces below green mask, vias, gold pads, white print."""
     x, _, _, _ = canvas.polar()
     board = _shaded((22, 104, 62), 1 + 0.05 * cloud(x.shape, 0.15 * canvas.unit_px, rng)).astype(np.uint8)
     pitch = 0.045
@@ -154,9 +154,9 @@ def _board(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
         px, py = rng.uniform(-reach_x, reach_x), rng.uniform(-reach_y, reach_y)
         route = [(round(px / pitch) * pitch, round(py / pitch) * pitch)]
         for _ in range(3):
-            way = rng.integers(0, 8) * np.pi / 4
+            direction = rng.integers(0, 8) * np.pi / 4
             reach = pitch * rng.integers(2, 6)
-            route.append((route[-1][0] + reach * np.cos(way), route[-1][1] + reach * np.sin(way)))
+            route.append((route[-1][0] + reach * np.cos(direction), route[-1][1] + reach * np.sin(direction)))
         points = np.array([canvas.point(*p) for p in route], np.int32)
         cv2.polylines(board, [points], False, (52, 146, 88), canvas.px(0.011), cv2.LINE_AA)
         for end in (points[0], points[-1]):
@@ -181,7 +181,7 @@ def _board(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def _label(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """A printed label on a carton: header band, lines of text, a bar code."""
+    """Draw a printed label on a carton: header band, lines of text, a bar code."""
     x, y, _, _ = canvas.polar()
     carton = _shaded(
         (176, 134, 88), 1 + 0.05 * np.sin(y * 2 * np.pi * 40) + 0.04 * cloud(x.shape, 0.03 * canvas.unit_px, rng)
@@ -207,9 +207,9 @@ def _label(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fabric(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """A 2/2 twill of light and dark teal threads, each a small cylinder lit from above.
+    """Draw a 2/2 twill of light and dark teal threads, which are small cylinders in light from above.
 
-    The weave is soft on purpose: in hard light its threads would drown what lies on them.
+    The contrast of the weave is low on purpose: with more of it, its threads would hide defects.
     """
     x, y, _, _ = canvas.polar()
     pitch = 0.026
@@ -225,7 +225,7 @@ def _fabric(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How one product is drawn, how freely it lies, and what is fixed to it: (component, x, y, angle)."""
+    """Holds how a product is drawn, the limits of its pose, and its components: (component, x, y, angle)."""
 
     sheet: Callable[[Canvas, np.random.Generator], np.ndarray]
     components: tuple[tuple[str, float, float, float], ...]
@@ -254,16 +254,16 @@ _RECIPES: dict[str, _Recipe] = {
 }
 
 _MARGIN = 0.12
-"""Units of sheet around the picture, for shift, turn and zoom of the part; mirrored beyond that."""
+"""Units of sheet around the picture, for shift, turn and zoom of the part; outside of it the sheet is mirrored."""
 
 
 @lru_cache(maxsize=64)
 def product(name: str, height: int, width: int) -> Product:
-    """Draw a product for one picture size (pixels); drawn once per process, the same in every process."""
+    """Return a product for a picture size in pixels, drawn once in a process and the same in every process."""
     recipe = _RECIPES[name]
     unit_px = min(height, width)
-    beyond = 2 * round((_MARGIN + recipe.drift) * unit_px)
-    canvas = Canvas(height + beyond, width + beyond, unit_px)
+    border_px = 2 * round((_MARGIN + recipe.drift) * unit_px)
+    canvas = Canvas(height + border_px, width + border_px, unit_px)
     drawn = recipe.sheet(canvas, np.random.Generator(np.random.Philox(key=crc32(name.encode()))))
     return Product(
         name=name,

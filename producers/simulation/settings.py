@@ -1,4 +1,4 @@
-"""What a simulated line runs: products, defects, their visibility and the size of the pictures."""
+"""The settings of a simulated line: products, defects, their visibility and the size of the pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class LineSettings:
-    """Everything that decides what a simulated line shows.
+    """Holds everything that decides the pictures of a simulated line.
 
     `size` scales a defect's lengths (1: about 0.3 to 5 % of the picture), `contrast` is its opacity (1: full), and
     `variation` scales the natural spread of pose, light, blur and noise of every part.
@@ -80,4 +80,4 @@ class LineSettings:
                         f"simulated line: unknown name {name!r} in {field}: choose from {', '.join(known)}"
                     )
             if len(set(names)) < len(names):
-                raise UsageError(f"simulated line: {field} names one kind twice: {', '.join(names)}: name each once")
+                raise UsageError(f"simulated line: {field} names one kind twice: {', '.join(names)}: name it once")

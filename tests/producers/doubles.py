@@ -1,4 +1,4 @@
-"""Stand-ins that the producers' tests share."""
+"""Doubles that the tests of producers share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from producers.camera import CameraError, Capture
 
 
 class FakeClock:
-    """A clock that moves when it is told to."""
+    """Is a clock that moves only by `advance`."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -25,17 +25,17 @@ class FakeClock:
 
 
 def picture(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
-    """Uint8 (H, W, 3) noise."""
+    """Return noise, uint8 (H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def capture(seed: int = 0, **fields: object) -> Capture:
-    """A capture of noise, stamped now."""
+    """Return a capture of noise with the present time."""
     return Capture(captured_at=time.time_ns(), pixels=picture(seed), **fields)
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "condition") -> None:
-    """Wait until `condition` holds; fails after a generous limit."""
+    """Wait until `condition` is true; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true in {timeout_s} s"
@@ -43,7 +43,7 @@ def until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = 
 
 
 class ScriptedCamera:
-    """Gives `count` captures, then does what `then` says: end, go away, or hang until `release` is set."""
+    """Delivers `count` captures, then ends, goes away, or hangs until `release` is set, as `then` says."""
 
     def __init__(self, name: str, count: int, then: str, release: threading.Event | None = None) -> None:
         self.name = name

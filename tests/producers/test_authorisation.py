@@ -1,4 +1,4 @@
-"""Missing write permission on a real Apache Kafka; skipped where KAFKA_HOME is not set."""
+"""Missing rights on a real Apache Kafka; skipped where KAFKA_HOME is not set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.system
 
 
 class GuardedKafka(ApacheKafka):
-    """Apache Kafka with an authoriser that allows what no rule forbids."""
+    """Runs Apache Kafka with an authoriser that allows what no rule forbids."""
 
     def _write(self, properties: Path) -> None:
         super()._write(properties)
@@ -45,7 +45,7 @@ def guarded_kafka(tmp_path: Path) -> Iterator[GuardedKafka]:
     kafka.stop()
 
 
-def test_permission_that_is_taken_and_given_back_costs_the_frames_between(
+def test_write_permission_that_is_denied_for_a_while_costs_the_frames_of_that_time(
     guarded_kafka: GuardedKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(

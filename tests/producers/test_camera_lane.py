@@ -1,4 +1,4 @@
-"""One camera's way to the broker, against a client whose answers the tests choose."""
+"""The lane of a camera, with a client whose answers the tests choose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.producers.doubles import capture, until
 
 
 class AnsweringClient:
-    """A Kafka client: keeps what it is given until `answer` says what becomes of it, or answers `at_once`."""
+    """Is a Kafka client: holds frames until `answer`, or answers with the result of `at_once`."""
 
     def __init__(self) -> None:
         self.sent: list[Frame] = []
@@ -34,7 +34,7 @@ class AnsweringClient:
         self.at_once: Callable[[Frame], BaseException | None] | None = None
         self.most_held_bytes = 0
         self.renewals = 0
-        self.is_news = True
+        self.is_first_report = True
         self.lock = threading.Lock()
 
     def send(self, frame: Frame) -> tuple[Future, AnsweringClient]:
@@ -43,14 +43,14 @@ class AnsweringClient:
         with self.lock:
             if self.at_once is None:
                 self.held.append((frame, future))
-                self.most_held_bytes = max(self.most_held_bytes, sum(one.size_bytes for one, _ in self.held))
+                self.most_held_bytes = max(self.most_held_bytes, sum(waiting.size_bytes for waiting, _ in self.held))
                 return future, self
         self._settle(frame, future, self.at_once(frame))
         return future, self
 
     def renew(self, _: Any) -> bool:
         self.renewals += 1
-        return self.is_news
+        return self.is_first_report
 
     def answer(self, *, error: BaseException | None = None, index: int = 0) -> int:
         frame, future = self.held.pop(index)
@@ -58,7 +58,7 @@ class AnsweringClient:
         return frame.sequence
 
     def answer_all(self) -> None:
-        """Acknowledge what is held, in order, and from then on everything at once."""
+        """Acknowledge the held frames in order, and every later frame at once."""
         while True:
             with self.lock:
                 if not self.held:
@@ -75,7 +75,7 @@ class AnsweringClient:
 
 
 class SlowSpool(Spool):
-    """A spool on a disk that hangs from `hang` until `go_on`: the operations that `hang` names wait as long."""
+    """Is a spool on a disk that hangs: the operations that `hang` names wait until `go_on`."""
 
     def __init__(self, folder: Path, quota: Quota) -> None:
         super().__init__(folder, quota)
@@ -109,7 +109,7 @@ class SlowSpool(Spool):
 
 
 class Rig:
-    """A lane over an answering client."""
+    """Holds a lane and its answering client."""
 
     def __init__(
         self, folder: Path, camera: CameraBase, limit_bytes: int = 1 << 20, spool: type[Spool] = Spool, **options: Any
@@ -129,18 +129,18 @@ class Rig:
             self.lane.publish(capture(index))
 
     def dropped(self) -> dict[int, DropReason]:
-        """Every drop that the ledger would be told."""
-        found = {}
+        """Return every dropped sequence and its reason, from the ledger entries."""
+        reasons = {}
         for _, entry in self.lane.ledger_entries():
-            for one in entry.dropped:
-                found |= dict.fromkeys(range(one.first, one.last + 1), one.reason)
-        return found
+            for span in entry.dropped:
+                reasons |= dict.fromkeys(range(span.first, span.last + 1), span.reason)
+        return reasons
 
     def wait_idle(self) -> None:
         until(lambda: self.lane.idle, what="lane idle")
 
     def close(self) -> int:
-        """Stop as the publisher does; once."""
+        """Stop as the publisher does, at the first call only; return the number of frames on disk."""
         if self.closed:
             return 0
         self.closed = True
@@ -164,17 +164,17 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for line in made:
+        line.close()
 
 
 FRAME_BYTES = 48 * 64 * 3  # raw, so every frame has the same size
 
 
-def test_frames_over_the_byte_bound_go_to_disk_and_come_back_in_order(rig: Callable[..., Rig]) -> None:
+def test_frames_over_the_byte_limit_go_to_disk_and_are_delivered_in_order(rig: Callable[..., Rig]) -> None:
     line = rig()
-    line.capture(300)  # 2.6 MiB against a bound of 1 MiB
-    until(lambda: sum(one.size_bytes for one, _ in line.client.held) > (1 << 20) - FRAME_BYTES)
+    line.capture(300)  # 2.6 MiB with a limit of 1 MiB
+    until(lambda: sum(frame.size_bytes for frame, _ in line.client.held) > (1 << 20) - FRAME_BYTES)
     assert line.budget.held_bytes <= 1 << 20
     line.client.answer_all()
     line.wait_idle()
@@ -189,7 +189,7 @@ def test_new_frames_go_behind_a_backlog_until_it_is_delivered(rig: Callable[...,
     until(lambda: len(line.client.held) > 100)
     for _ in range(20):
         line.client.answer()
-    line.capture(50)  # there is room in memory again, but older ones wait on disk
+    line.capture(50)  # there is room in memory again, but older frames wait on disk
     line.client.answer_all()
     line.wait_idle()
     line.capture(5)
@@ -197,22 +197,24 @@ def test_new_frames_go_behind_a_backlog_until_it_is_delivered(rig: Callable[...,
     assert line.client.delivered == list(range(205))
 
 
-def test_drop_policy_counts_what_has_no_room(rig: Callable[..., Rig]) -> None:
+def test_drop_policy_drops_and_counts_frames_without_room(rig: Callable[..., Rig]) -> None:
     line = rig("drop")
     line.capture(120)
-    kept = (1 << 20) // FRAME_BYTES
+    in_memory = (1 << 20) // FRAME_BYTES
     line.client.answer_all()
     line.wait_idle()
-    assert line.client.delivered == list(range(kept))
-    assert line.dropped() == dict.fromkeys(range(kept, 120), DropReason.IN_FLIGHT_FULL)
+    assert line.client.delivered == list(range(in_memory))
+    assert line.dropped() == dict.fromkeys(range(in_memory, 120), DropReason.IN_FLIGHT_FULL)
 
 
-def test_wait_policy_holds_the_source_back_and_writes_nothing_to_disk(rig: Callable[..., Rig], tmp_path: Path) -> None:
+def test_wait_policy_blocks_the_source_at_the_byte_limit_and_writes_nothing_to_disk(
+    rig: Callable[..., Rig], tmp_path: Path
+) -> None:
     line = rig("wait")
     source = threading.Thread(target=line.capture, args=(150,))
     source.start()
-    kept = (1 << 20) // FRAME_BYTES
-    until(lambda: len(line.client.held) == kept)
+    in_memory = (1 << 20) // FRAME_BYTES
+    until(lambda: len(line.client.held) == in_memory)
     assert source.is_alive()
     assert list(tmp_path.rglob("*.seg")) == []
     line.client.answer_all()
@@ -221,7 +223,7 @@ def test_wait_policy_holds_the_source_back_and_writes_nothing_to_disk(rig: Calla
     assert line.client.delivered == list(range(150))
 
 
-def test_frame_is_on_disk_before_its_capture_counts_when_that_is_asked_for(
+def test_frame_is_on_disk_before_its_capture_counts_with_durability_disk(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps: list[str] = []
@@ -245,15 +247,16 @@ def _noting(steps: list[str], name: str, method: Callable[..., Any]) -> Callable
     return noted
 
 
-def test_full_spool_drops_the_newest_and_says_so(rig: Callable[..., Rig]) -> None:
+def test_full_spool_drops_the_newest_frames_as_spool_full(rig: Callable[..., Rig]) -> None:
     line = rig(spool_limit_bytes=20 * FRAME_BYTES)
     line.capture(200)
     dropped = line.dropped()
-    kept = 200 - len(dropped)
-    assert dropped == dict.fromkeys(range(kept, 200), DropReason.SPOOL_FULL) and 100 < kept < 200
+    first_dropped = 200 - len(dropped)
+    assert dropped == dict.fromkeys(range(first_dropped, 200), DropReason.SPOOL_FULL)
+    assert 100 < first_dropped < 200
     line.client.answer_all()
     line.wait_idle()
-    assert line.client.delivered == list(range(kept))
+    assert line.client.delivered == list(range(first_dropped))
 
 
 def test_refused_write_permission_drops_with_its_reason_and_is_logged_once(
@@ -289,7 +292,7 @@ def test_refusal_at_cluster_level_asks_for_a_new_client(rig: Callable[..., Rig])
         (errors.UnknownError("again and again"), DropReason.BROKER_REFUSED),
     ],
 )
-def test_frame_that_the_broker_refuses_is_dropped_and_the_next_goes_on(
+def test_frame_that_the_broker_refuses_is_dropped_and_the_next_is_delivered(
     rig: Callable[..., Rig], error: BaseException, reason: DropReason
 ) -> None:
     line = rig()
@@ -306,7 +309,7 @@ def test_frames_that_fail_only_with_the_error_of_another_are_sent_again(rig: Cal
     until(lambda: len(line.client.held) == 3)
     error = errors.MessageSizeTooLargeError("too large")
     line.client.answer(error=error)
-    line.client.is_news = False  # the client broke with the first one, and fails all it holds
+    line.client.is_first_report = False  # the client broke with the first frame, and fails all frames that it holds
     line.client.answer(error=error)
     line.client.answer(error=error)
     line.client.answer_all()
@@ -324,7 +327,7 @@ def test_refusal_of_another_topic_costs_no_frame(rig: Callable[..., Rig]) -> Non
     assert (sorted(line.client.delivered), line.dropped()) == ([0, 1], {})
 
 
-def test_broker_that_is_away_never_costs_a_frame_however_often_it_fails(rig: Callable[..., Rig]) -> None:
+def test_broker_that_is_away_costs_no_frame_after_any_number_of_failures(rig: Callable[..., Rig]) -> None:
     line = rig()
     failures = iter([errors.KafkaTimeoutError("away")] * 20)
     line.client.at_once = lambda _: next(failures, None)
@@ -382,7 +385,7 @@ def test_damaged_spool_record_is_dropped_with_its_reason(rig: Callable[..., Rig]
     first.close()
     (segment,) = tmp_path.rglob("*.seg")
     data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 1  # within the payload of the middle one
+    data[len(data) // 2] ^= 1  # within the payload of the middle record
     segment.write_bytes(data)
     second = Rig(tmp_path, CameraBase(name="cam", codec="raw"))
     second.client.answer_all()
@@ -477,7 +480,7 @@ def test_stop_while_a_frame_is_being_written_keeps_every_frame_in_order(tmp_path
     second.close()
 
 
-FATES = {
+ANSWERS = {
     "ok": None,
     "away": errors.KafkaTimeoutError("away"),
     "lost": errors.UnknownProducerIdError("lost"),
@@ -488,17 +491,17 @@ FATES = {
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    fates=st.lists(st.sampled_from(sorted(FATES)), max_size=60),
+    answers=st.lists(st.sampled_from(sorted(ANSWERS)), max_size=60),
     captures=st.integers(1, 160),
     durability=st.sampled_from(["memory", "disk"]),
 )
-def test_every_capture_ends_once_whatever_the_broker_answers(
-    tmp_path_factory: pytest.TempPathFactory, fates: list[str], captures: int, durability: str
+def test_every_capture_is_delivered_or_dropped_once_after_any_answers_of_the_broker(
+    tmp_path_factory: pytest.TempPathFactory, answers: list[str], captures: int, durability: str
 ) -> None:
     camera = CameraBase(name="cam", codec="raw", when_full="spool")
     line = Rig(tmp_path_factory.mktemp("lane"), camera, durability=durability)
-    answers = iter(fates)
-    line.client.at_once = lambda _: FATES[next(answers, "ok")]
+    names = iter(answers)
+    line.client.at_once = lambda _: ANSWERS[next(names, "ok")]
     line.capture(captures)
     line.wait_idle()
     line.lane.finish()

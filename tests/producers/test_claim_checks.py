@@ -47,9 +47,9 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> ObjectStore:
-    found = object_store(settings)
-    assert found is not None
-    return found
+    store = object_store(settings)
+    assert store is not None
+    return store
 
 
 def frame(settings: Settings, seed: int = 0) -> Frame:

@@ -96,7 +96,7 @@ def test_error_of_a_topic_with_a_prefix_is_told_from_one_of_another_line() -> No
         (Failure(counts=False), True, 2, Retry(2)),
     ],
 )
-def test_a_failed_delivery_is_decided_by_kind_blame_and_refusals(
+def test_failed_delivery_is_decided_by_kind_blame_and_refusals(
     failure: Failure, is_first_report: bool, refusals: int, decision: Retry | Drop
 ) -> None:
     assert decide(failure, is_first_report=is_first_report, refusals=refusals) == decision

@@ -23,12 +23,12 @@ from tests.producers.doubles import FakeClock, until
 from tests.support.ports import reserved_port
 
 SERVER = Path(__file__).parents[1] / "support" / "rtsp_server.py"
-SYSTEM_PYTHON = "/usr/bin/python3"  # the one that Debian's gi belongs to
+SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's Python, which has gi
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """Ten frames; frame n is grey of level 20 n."""
+    """Return a video of ten frames, where frame n is grey of level 20 n."""
     path = tmp_path / "line.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for level in range(10):
@@ -48,18 +48,18 @@ def played(camera: VideoReplay, count: int | None = None) -> list[Capture]:
 
 def test_video_gives_every_frame_in_order_and_ends(video: Path) -> None:
     shown = played(VideoReplay(VideoCamera(kind="video", name="cam", path=video)))
-    assert [one.replay_key for one in shown] == [str(n) for n in range(10)]
-    levels = [float(one.pixels.mean()) for one in shown]
+    assert [capture.replay_key for capture in shown] == [str(n) for n in range(10)]
+    levels = [float(capture.pixels.mean()) for capture in shown]
     assert levels == pytest.approx([20 * n for n in range(10)], abs=4)
     assert shown[0].pixels.shape == (48, 64, 3)
 
 
 def test_video_in_a_loop_starts_again(video: Path) -> None:
     shown = played(VideoReplay(VideoCamera(kind="video", name="cam", path=video, loop=True)), 23)
-    assert [one.replay_key for one in shown] == [str(n % 10) for n in range(23)]
+    assert [capture.replay_key for capture in shown] == [str(n % 10) for n in range(23)]
 
 
-def test_missing_video_and_a_file_that_is_none_are_one_line(tmp_path: Path) -> None:
+def test_missing_video_and_a_file_that_is_no_video_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing\.mp4 does not exist: correct the path of camera cam"):
         VideoReplay(VideoCamera(kind="video", name="cam", path=tmp_path / "nothing.mp4"))
     (tmp_path / "text.mp4").write_text("this is no video")
@@ -87,7 +87,7 @@ def test_usb_camera_reads_a_device_path_and_goes_away_at_its_end(video: Path) ->
 
 
 class StandInDevice:
-    """Behaves as cv2.VideoCapture: `period` seconds between frames, of which it has `count`."""
+    """Behaves as cv2.VideoCapture with `count` frames, `period` seconds apart."""
 
     def __init__(self, clock: FakeClock, period_s: float, count: int) -> None:
         self.clock, self.period_s, self.left = clock, period_s, count
@@ -165,7 +165,7 @@ def test_rtsp_camera_with_credentials_gives_moving_pictures(serve: Serve) -> Non
     frames = camera.frames()
     shown = [next(frames) for _ in range(10)]
     camera.close()
-    assert {one.pixels.shape for one in shown} == {(240, 320, 3)}
+    assert {capture.pixels.shape for capture in shown} == {(240, 320, 3)}
     assert not np.array_equal(shown[0].pixels, shown[-1].pixels)
     assert all(a.captured_at < b.captured_at for a, b in itertools.pairwise(shown))
 
@@ -180,7 +180,7 @@ def test_refused_rtsp_camera_is_named_without_its_credentials(serve: Serve, capf
 
 
 @pytest.mark.system
-def test_rtsp_server_that_dies_and_comes_back_is_found_again(
+def test_rtsp_camera_delivers_again_after_its_server_died_and_came_back(
     serve: Serve, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -214,7 +214,7 @@ def test_rtsp_server_that_dies_and_comes_back_is_found_again(
 
 
 @pytest.mark.system
-def test_camera_that_never_answers_has_its_time_limit(tmp_path: Path) -> None:
+def test_rtsp_camera_that_never_answers_fails_after_its_time_limit(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as mute:  # accepts, and says nothing
@@ -232,7 +232,9 @@ def test_settings_never_show_the_url_of_an_rtsp_camera() -> None:
     assert "s3cret" not in f"{settings!r} {settings.model_dump_json()}"
 
 
-def test_cameras_of_two_transports_never_open_with_each_others_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_camera_opens_with_its_transport_while_a_camera_of_another_transport_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first_opens, go_on = threading.Event(), threading.Event()
     seen: dict[str, str] = {}
 

@@ -29,7 +29,7 @@ def write_image(path: Path, seed: int = 0) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two products in the MVTec layout."""
+    """Return a folder of two products in the MVTec layout."""
     seed = 0
     for product in ("cable", "screw"):
         for kind in ("train/good", "test/good", "test/scratch"):
@@ -43,7 +43,7 @@ def keys(path: Path, **options: object) -> list[str]:
     return [item.as_posix() for item in playlist(folder_camera(path, **options))]
 
 
-def test_dataset_replays_the_test_images_of_all_products_mixed_the_same_each_time(dataset: Path) -> None:
+def test_dataset_replays_the_test_images_of_all_products_in_the_same_shuffled_order_each_time(dataset: Path) -> None:
     shown = keys(dataset)
     expected = {f"{p}/test/{k}/{n:03d}.png" for p in ("cable", "screw") for k in ("good", "scratch") for n in range(4)}
     assert set(shown) == expected and len(shown) == len(expected)
@@ -56,7 +56,7 @@ def test_one_product_of_a_dataset_replays_its_test_images(dataset: Path) -> None
     assert {key.split("/")[0] for key in keys(dataset / "cable")} == {"test"}
 
 
-def test_shards_are_disjoint_and_complete_whatever_their_seeds(dataset: Path) -> None:
+def test_shards_are_disjoint_and_complete_with_any_seeds(dataset: Path) -> None:
     shards = [keys(dataset, shard=shard, shards=3, shuffle_seed=shard) for shard in range(3)]
     assert sorted(functools.reduce(operator.iadd, shards, [])) == sorted(keys(dataset))
 
@@ -72,7 +72,7 @@ def test_jpeg_and_png_bytes_are_forwarded_untouched(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         write_image(tmp_path / name)
     camera = folder_camera(tmp_path)
-    frames = [to_frame(one, camera, 1, n) for n, one in enumerate(FolderReplay(camera).frames())]
+    frames = [to_frame(capture, camera, 1, n) for n, capture in enumerate(FolderReplay(camera).frames())]
     assert [frame.data for frame in frames] == [(tmp_path / name).read_bytes() for name in ("a.jpg", "b.png")]
     assert [(frame.codec, frame.height, frame.width) for frame in frames] == [
         (Codec.JPEG, 48, 64),
@@ -84,11 +84,11 @@ def test_other_kinds_of_files_arrive_with_the_pixels_that_an_offline_reader_sees
     cv2.imwrite(str(tmp_path / "a.bmp"), picture(3))
     cv2.imwrite(str(tmp_path / "b.tiff"), (picture(4)[:, :, 0].astype(np.uint16) << 8))
     camera = folder_camera(tmp_path)
-    for one in FolderReplay(camera).frames():
-        frame = to_frame(one, camera, 1, 0)
+    for capture in FolderReplay(camera).frames():
+        frame = to_frame(capture, camera, 1, 0)
         assert frame.codec is Codec.PNG  # lossless, although the camera's codec is jpeg
         np.testing.assert_array_equal(
-            imaging.decode(frame.data, frame.codec), imaging.read_image(tmp_path / one.replay_key)
+            imaging.decode(frame.data, frame.codec), imaging.read_image(tmp_path / capture.replay_key)
         )
 
 
@@ -112,7 +112,7 @@ def test_loop_starts_again_and_a_vanished_file_is_a_capture_without_bytes(tmp_pa
         (lambda path: path / "file.png", "is no folder"),
     ],
 )
-def test_folder_without_images_is_one_line_that_names_it(tmp_path: Path, make: object, message: str) -> None:
+def test_folder_without_images_is_refused_in_one_line_that_names_it(tmp_path: Path, make: object, message: str) -> None:
     path = make(tmp_path)
     if path.name == "file.png":
         write_image(path)

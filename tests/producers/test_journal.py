@@ -37,7 +37,7 @@ def the_entry(journal: Journal, *, closed: bool = False, at: int = 1) -> LedgerE
 
 
 def confirm(journal: Journal, *, closed: bool = False, at: int = 1) -> LedgerEntry:
-    """Publish what is due and have it confirmed."""
+    """Publish the due entries and confirm them."""
     ((account, entry),) = due(journal, closed=closed, at=at)
     account.confirmed()
     return entry
@@ -99,7 +99,7 @@ def test_unchanged_account_is_not_published_again(tmp_path: Path) -> None:
     assert not journal.owes(lambda _: True)
 
 
-def test_open_account_is_heard_of_again_before_the_ledger_takes_it_for_dead(tmp_path: Path) -> None:
+def test_open_account_is_published_again_before_the_ledger_counts_it_as_dead(tmp_path: Path) -> None:
     journal = journal_in(tmp_path)
     captured(journal, 1)
     confirm(journal, at=0)
@@ -121,7 +121,7 @@ def test_completed_journal_leaves_no_file_and_an_open_one_stays(tmp_path: Path) 
     assert not has_open_accounts(tmp_path / "unused")
 
 
-def test_frames_that_wait_on_disk_stand_in_for_a_missing_account(tmp_path: Path) -> None:
+def test_missing_account_is_made_from_the_frames_on_disk(tmp_path: Path) -> None:
     journal = journal_in(tmp_path, epoch=2, waiting={EPOCH: 6})
     assert journal.epoch == EPOCH + 1
     assert the_entry(journal, closed=True).captured == 7
@@ -141,7 +141,7 @@ def test_drops_of_a_long_outage_take_one_row_and_no_memory(tmp_path: Path) -> No
     assert the_entry(journal).dropped == (DroppedRange(0, 19_999, FULL),)
 
 
-def test_text_journals_of_before_are_taken_over_once(tmp_path: Path) -> None:
+def test_journals_in_the_old_text_format_are_taken_over_once(tmp_path: Path) -> None:
     text = tmp_path / "5.journal"
     text.write_bytes(
         b"%020d\n" % 9 + b'{"first": 1, "last": 1, "reason": "encoding-failed"}\n{"confirmed": 1}\n'
@@ -155,7 +155,7 @@ def test_text_journals_of_before_are_taken_over_once(tmp_path: Path) -> None:
     assert (entry.epoch, entry.captured, entry.dropped) == (EPOCH, 9, (DroppedRange(2, 3, FULL),))
 
 
-def test_a_disk_that_fails_costs_no_capture_and_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_disk_that_fails_costs_no_capture_and_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = journal_in(tmp_path)
     captured(journal, 3)
     journal.drop(EPOCH, 1, FULL)
@@ -167,7 +167,7 @@ def test_a_disk_that_fails_costs_no_capture_and_is_said_once(tmp_path: Path, cap
     assert caplog.text.count("cannot be kept") == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_no_capture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_that_cannot_be_written_costs_no_capture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FILE_NAME).mkdir()  # no file can be opened there, not even by root
     journal = Journal(tmp_path, "cam", EPOCH, {})
     captured(journal, 2)
@@ -184,7 +184,7 @@ ACTIONS = st.lists(
 
 @settings(max_examples=60)
 @given(ACTIONS, st.randoms(use_true_random=False))
-def test_whatever_happens_the_topic_ends_with_every_capture_and_every_drop(
+def test_topic_has_every_capture_and_every_drop_after_any_order_of_events(
     tmp_path_factory: Any, actions: list[str], random: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("journal")
@@ -224,11 +224,11 @@ def test_whatever_happens_the_topic_ends_with_every_capture_and_every_drop(
             account.confirmed()
     journal.close()
     assert not any(folder.iterdir()), "nothing is left to say"
-    told: dict[int, dict[int, DropReason]] = {}
+    published: dict[int, dict[int, DropReason]] = {}
     for entry in topic:
         for item in entry.dropped:
-            told.setdefault(entry.epoch, {}).update(dict.fromkeys(range(item.first, item.last + 1), item.reason))
-    assert told == {epoch: of_epoch for epoch, of_epoch in drops.items() if of_epoch}
+            published.setdefault(entry.epoch, {}).update(dict.fromkeys(range(item.first, item.last + 1), item.reason))
+    assert published == {epoch: of_epoch for epoch, of_epoch in drops.items() if of_epoch}
     last = {entry.epoch: (entry.captured, entry.closed) for entry in topic}
     assert last == {epoch: (count, True) for epoch, count in counts.items()}
 
@@ -240,7 +240,7 @@ def test_merging_keeps_every_sequence_and_its_reason(drops: dict[int, DropReason
     assert all(a.last < b.first for a, b in itertools.pairwise(ranges))
 
 
-def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
+def test_journal_file_is_in_wal_mode(tmp_path: Path) -> None:
     journal = journal_in(tmp_path)
     captured(journal, 1)
     with sqlite3.connect(tmp_path / FILE_NAME) as file:

@@ -1,4 +1,4 @@
-"""A camera's partition is its own: what comes, goes or changes its place in the configuration moves nobody else."""
+"""A camera keeps its partition: no other camera that comes, goes or changes its place in the configuration moves it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ names = st.text("abcdef", min_size=1, max_size=3)
 
 @pytest.fixture(params=["embedded_broker", "apache_kafka"])
 def either_broker(request: pytest.FixtureRequest) -> RunningBroker:
-    """The embedded broker, then Apache Kafka where KAFKA_HOME is set."""
+    """Return the embedded broker, then Apache Kafka where KAFKA_HOME is set."""
     return request.getfixturevalue(request.param)
 
 
@@ -58,11 +58,11 @@ def publish(settings: Settings, *names: str, count: int = 3) -> None:
 
 
 def where(settings: Settings) -> dict[str, set[int]]:
-    """Return the partitions in which each camera's frames lie."""
-    found = defaultdict(set)
+    """Return the partitions that hold frames of each camera."""
+    by_camera = defaultdict(set)
     for record in topics.records(settings, "frames"):
-        found[messages.decode(Frame, record.value).camera].add(record.partition)
-    return dict(found)
+        by_camera[messages.decode(Frame, record.value).camera].add(record.partition)
+    return dict(by_camera)
 
 
 # The policy
@@ -73,7 +73,7 @@ def where(settings: Settings) -> dict[str, set[int]]:
     st.dictionaries(names, st.integers(0, 9), max_size=12),
     st.integers(1, 10),
 )
-def test_known_cameras_stay_and_new_ones_go_where_the_fewest_are(
+def test_known_cameras_stay_and_new_cameras_go_to_the_emptiest_partition(
     configured: list[tuple[str, int | None]], known: dict[str, int], count: int
 ) -> None:
     wanted = [CameraBase(name=name, partition=partition) for name, partition in configured]
@@ -101,18 +101,18 @@ def test_first_cameras_get_their_places_in_the_list(configured: list[str], count
     assert not load or max(load.values()) - min(load[i] for i in range(min(count, len(configured)))) <= 1
 
 
-def test_a_camera_of_another_machine_counts_as_load() -> None:
+def test_camera_of_another_machine_counts_as_load() -> None:
     assert assign(cameras("new"), {"elsewhere": 0, "there": 1}, 3)["new"] == 2
 
 
-def test_a_partition_that_is_no_longer_there_is_given_anew() -> None:
+def test_camera_whose_partition_does_not_exist_gets_another_one() -> None:
     assert assign(cameras("a", "b"), {"a": 7, "b": 1}, 4) == {"b": 1, "a": 0}
 
 
 # On a broker
 
 
-def test_inserting_removing_and_renaming_cameras_moves_nobody_else(
+def test_inserting_removing_and_renaming_cameras_moves_no_other_camera(
     either_broker: RunningBroker, tmp_path: Path
 ) -> None:
     prefix = unique("p") + "."
@@ -132,17 +132,17 @@ def test_inserting_removing_and_renaming_cameras_moves_nobody_else(
 
 def test_two_producers_of_one_line_agree(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
     prefix = unique("p") + "."
-    one = line(embedded_broker.bootstrap, tmp_path / "one", prefix, "a", "b")
+    first = line(embedded_broker.bootstrap, tmp_path / "one", prefix, "a", "b")
     other = line(embedded_broker.bootstrap, tmp_path / "other", prefix, "x", "y")
-    publish(one, "a")
+    publish(first, "a")
     publish(other, "x", "y")
-    publish(one, "b")
-    found = where(one)
-    assert found == {"a": {0}, "b": {1}, "x": {2}, "y": {3}}
-    assert partitions.read(one) == partitions.read(other) == {name: min(place) for name, place in found.items()}
+    publish(first, "b")
+    places = where(first)
+    assert places == {"a": {0}, "b": {1}, "x": {2}, "y": {3}}
+    assert partitions.read(first) == partitions.read(other) == {name: min(place) for name, place in places.items()}
 
 
-def test_setting_of_a_camera_wins_and_the_move_is_said_once(
+def test_partition_in_the_settings_moves_a_camera_and_the_move_is_logged_once(
     embedded_broker: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prefix = unique("p") + "."
@@ -178,7 +178,9 @@ def test_frames_that_wait_on_disk_go_to_the_partition_of_their_camera(
     assert len(topics.ids(settings, "b")) == 6
 
 
-def test_an_unreadable_entry_names_camera_and_topic(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+def test_unreadable_entry_is_an_error_that_names_camera_and_topic(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, unique("p") + ".", "a")
     kafka_clients.ensure_topics(settings)
     producer = kafka_clients.producer(settings)

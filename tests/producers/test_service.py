@@ -1,4 +1,4 @@
-"""The producer as a whole, against a real broker that is killed, absent, or fine."""
+"""The whole producer, with a real broker that is killed, absent, or well."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of 30 JPEG files and one that is none."""
+    """Return a folder of 30 JPEG files and one file that is no image."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(30):
@@ -49,7 +49,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def line(bootstrap: str, tmp_path: Path, *cameras: dict[str, Any], **options: Any) -> Settings:
-    """Settings of a line of its own on a broker."""
+    """Return the settings of a new line on a broker."""
     return Settings(
         data_dir=tmp_path / "data",
         kafka={"bootstrap_servers": bootstrap, "topic_prefix": unique("t") + "."},
@@ -65,7 +65,7 @@ def folder(name: str, path: Path, **options: Any) -> dict[str, Any]:
 
 
 class Producer:
-    """`service.run` in a thread."""
+    """Runs `service.run` in a thread."""
 
     def __init__(self, settings: Settings, cameras: Any = None) -> None:
         self.stop = threading.Event()
@@ -102,13 +102,13 @@ def produce() -> Iterator[Callable[..., Producer]]:
         return made[-1]
 
     yield start
-    for one in made:
-        one.stop.set()
-        one._thread.join(30)
+    for producer in made:
+        producer.stop.set()
+        producer._thread.join(30)
 
 
 def captures_in(journal: Path) -> int:
-    """Captures of all epochs in a journal; 0 while there is none."""
+    """Return the number of captures of all epochs in a journal, 0 without a journal."""
     if not journal.is_file():
         return 0
     with contextlib.closing(sqlite3.connect(journal)) as file:
@@ -119,7 +119,7 @@ def captures_in(journal: Path) -> int:
 
 
 def spooled(settings: Settings) -> int:
-    """Bytes in all spool segments; one that is delivered and removed meanwhile has none."""
+    """Return the bytes in all spool segments, without those that are removed meanwhile."""
     total = 0
     for path in (settings.data_dir / "spool").rglob("*.seg"):
         with contextlib.suppress(FileNotFoundError):
@@ -127,19 +127,19 @@ def spooled(settings: Settings) -> int:
     return total
 
 
-# -- a broker that is fine ---------------------------------------------------------------------------------------------
+# -- a broker that is well ---------------------------------------------------------------------------------------------
 
 
-def test_folders_are_published_and_accounted_for_and_the_run_ends(
+def test_folders_are_published_and_in_the_ledger_and_the_run_ends(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
 ) -> None:
     settings = line(
         embedded_broker.bootstrap, tmp_path, folder("cam-1", images, view="top"), folder("cam-2", images, partition=5)
     )
     assert service.run(settings, threading.Event()) == 62
-    found = topics.records(settings, "frames")
-    assert len(found) == 60
-    for record in found:
+    records = topics.records(settings, "frames")
+    assert len(records) == 60
+    for record in records:
         frame = messages.decode(messages.Frame, record.value)
         assert record.key == frame.camera.encode()
         assert record.partition == {"cam-1": 0, "cam-2": 5}[frame.camera]
@@ -168,16 +168,16 @@ def test_simulated_and_video_cameras_reach_the_topic_as_decodable_frames(
     )  # fmt: skip
     assert service.run(settings, threading.Event()) == 11
     shapes = {"sim": (96, 80, 3), "film": (48, 64, 3)}
-    found = topics.frames(settings)
-    assert len(found) == 11
-    for frame in found:
+    frames = topics.frames(settings)
+    assert len(frames) == 11
+    for frame in frames:
         shape = (frame.height, frame.width, frame.channels)
         assert shape == shapes[frame.camera]
         assert imaging.decode(frame.data, frame.codec, shape=shape).shape == shape
     assert all(closed and not dropped for _, dropped, closed in topics.accounts(settings).values())
 
 
-def test_some_cameras_or_ones_of_ones_own_can_be_run(
+def test_run_takes_names_of_configured_cameras_or_camera_objects(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, folder("cam-1", images), folder("cam-2", images))
@@ -206,9 +206,9 @@ def test_large_frames_go_by_claim_check(embedded_broker: EmbeddedBroker, tmp_pat
     )  # fmt: skip
     service.run(settings, threading.Event())
     objects = object_store(settings)
-    found = topics.frames(settings)
-    assert len(found) == 30
-    for frame in found:
+    frames = topics.frames(settings)
+    assert len(frames) == 30
+    for frame in frames:
         assert frame.data == b"" and frame.object_key is not None
         assert objects.get(frame.object_key, frame.size_bytes) == (images / f"{frame.sequence:03d}.jpg").read_bytes()
 
@@ -224,7 +224,7 @@ def test_frames_over_the_limit_are_dropped_as_oversize(
     assert dropped == {0: DropReason.OVERSIZE, 30: DropReason.ENCODING_FAILED}
 
 
-def test_topic_whose_own_limit_is_lower_costs_the_frame_and_not_the_line(
+def test_topic_with_a_lower_size_limit_costs_the_large_frame_only(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images))
@@ -382,7 +382,7 @@ def test_missing_folder_is_refused_before_anything_is_published(
     assert not settings.data_dir.exists()
 
 
-def test_camera_that_never_answers_holds_up_neither_the_others_nor_the_stop(
+def test_camera_that_never_answers_delays_no_other_camera_and_no_stop(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path, produce: Callable[..., Producer]
 ) -> None:
     with socket.socket() as mute:
@@ -432,7 +432,7 @@ def test_metrics_are_served_while_it_runs(
     running.join()
 
 
-def test_topic_with_too_few_partitions_is_refused_with_the_mend(
+def test_topic_with_too_few_partitions_is_refused_with_the_remedy(
     embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
 ) -> None:
     settings = line(embedded_broker.bootstrap, tmp_path, folder("cam", images, partition=6))
@@ -453,7 +453,7 @@ def test_unknown_camera_and_no_camera_are_refused(tmp_path: Path, images: Path) 
 
 
 class UnauthorisedClient:
-    """A Kafka client whose user may not write to the topic frames."""
+    """Is a Kafka client whose user may not write to the topic frames."""
 
     def __init__(self, client: Any) -> None:
         self._client = client

@@ -14,7 +14,7 @@ from flawline.settings.tree import Settings
 from producers.service import make_camera
 
 
-def test_sources_without_a_rate_wait_and_all_others_spool_unless_told() -> None:
+def test_sources_without_a_rate_wait_and_all_others_spool_by_default() -> None:
     folder = {"kind": "folder", "name": "cam", "path": "x"}
     assert FolderCamera(**folder).full_policy is WhenFull.WAIT
     assert FolderCamera(**folder, rate_hz=5).full_policy is WhenFull.SPOOL
@@ -42,12 +42,12 @@ def test_backoff_that_shrinks_is_refused() -> None:
         ProducerSettings(reconnect_backoff_s=(5, 1))
 
 
-def test_unknown_product_of_a_simulated_camera_is_one_line() -> None:
+def test_unknown_product_of_a_simulated_camera_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="'unobtainium'"):
         make_camera(SimulatedCamera(kind="simulated", name="cam", products=["unobtainium"]))
 
 
-def test_cameras_of_each_kind_are_told_apart() -> None:
+def test_camera_kind_decides_the_settings_class() -> None:
     settings = Settings(
         cameras=[
             {"kind": "simulated", "name": "a", "frames": 3},

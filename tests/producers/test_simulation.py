@@ -1,4 +1,4 @@
-"""The simulated line: what it shows is a pure function of its settings, and its truth is true."""
+"""The simulated line: its pictures are a pure function of its settings, and agree with its truth."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def every_kind() -> list[tuple[str, str]]:
 
 
 def digest(line: SimulatedLine) -> str:
-    """A hash of pictures, masks and truth of some parts of two cameras and of the good series."""
+    """Return a hash of pictures, masks and truth of some parts of two cameras and of the good series."""
     total = hashlib.sha256()
     parts = [line.render(camera, index) for camera in ("a", "b") for index in (0, 3, 2**40)]
     for part in [*parts, *line.good_parts(3)]:
@@ -80,7 +80,7 @@ def test_seeds_and_cameras_show_different_parts() -> None:
         assert not np.array_equal(first, another.image)
 
 
-def test_good_parts_are_good_cover_every_product_and_are_no_part_of_a_camera() -> None:
+def test_good_parts_have_no_defect_cover_every_product_and_are_not_those_of_a_camera() -> None:
     line = SimulatedLine(LineSettings(seed=3, defect_rate=1.0, height=64, width=64))
     good = list(line.good_parts(2 * len(PRODUCTS)))
     assert [part.product for part in good] == 2 * list(PRODUCTS)
@@ -161,7 +161,7 @@ def test_flawless_twin_differs_by_the_defect_alone(defect: str) -> None:
 
 
 @pytest.mark.parametrize(("product", "defect"), every_kind())
-def test_more_contrast_is_more_visible_and_moves_no_mask(product: str, defect: str) -> None:
+def test_more_contrast_makes_a_defect_more_visible_with_the_same_mask(product: str, defect: str) -> None:
     changes, masks = [], []
     for contrast in (0.1, 0.4, 0.7, 1.0):
         line = SimulatedLine(replace(QUIET, contrast=contrast))
@@ -174,7 +174,7 @@ def test_more_contrast_is_more_visible_and_moves_no_mask(product: str, defect: s
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_more_size_is_more_area(defect: str) -> None:
+def test_larger_size_gives_a_defect_more_area(defect: str) -> None:
     areas = []
     for size in (0.25, 0.5, 0.9, 1.3):
         line = SimulatedLine(replace(QUIET, size=size))
@@ -216,7 +216,7 @@ def test_products_look_different_and_parts_of_one_product_alike() -> None:
         ({"defects": ("hole", "hole")}, "twice"),
     ],
 )
-def test_wrong_setting_is_one_line_that_names_it(wrong: dict, named: str) -> None:
+def test_wrong_setting_is_refused_in_one_line_that_names_it(wrong: dict, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         LineSettings(**wrong)
     assert named in str(caught.value)
@@ -260,12 +260,12 @@ def test_camera_shows_its_parts_in_order_stamped_before_rendering_and_ends() -> 
         assert np.array_equal(capture.pixels, line.render("cam", index).image)
 
 
-def test_capture_tells_nothing_of_the_truth() -> None:
+def test_capture_holds_nothing_of_the_truth() -> None:
     source = SimulatedLineCamera(camera(defect_rate=1.0, products=["disc"], defects=["hole"]))
     source.open()
     capture = next(source.frames())
-    told = [capture.part, capture.view, capture.lot, capture.trigger, capture.data, capture.codec]
-    assert told == [None] * len(told)
+    fields = [capture.part, capture.view, capture.lot, capture.trigger, capture.data, capture.codec]
+    assert fields == [None] * len(fields)
     assert capture.replay_key == "0"
 
 

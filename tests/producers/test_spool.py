@@ -1,4 +1,4 @@
-"""The disk spool: order, no loss, restarts, torn tails, damage, caps."""
+"""The disk spool: order, no loss, restarts, incomplete ends, damage, limits."""
 
 import errno
 import itertools
@@ -21,21 +21,21 @@ def record(sequence: int, size: int = 50, epoch: int = 7) -> Record:
 
 
 def drained(spool: Spool) -> list[int]:
-    """Sequences of all that is left, in order, without the damaged."""
+    """Read and confirm all records that are left; return their sequences, without damaged records."""
     result = []
     while True:
         try:
-            one = spool.next()
+            record = spool.next()
         except DamagedRecord as error:
             spool.confirm(error.epoch, error.sequence)
             continue
-        if one is None:
+        if record is None:
             return result
-        spool.confirm(one.epoch, one.sequence)
-        result.append(one.sequence)
+        spool.confirm(record.epoch, record.sequence)
+        result.append(record.sequence)
 
 
-def test_records_come_back_in_order_and_the_disk_is_given_back(tmp_path: Path) -> None:
+def test_records_are_read_in_order_and_their_disk_space_is_freed(tmp_path: Path) -> None:
     quota = Quota(PLENTY)
     spool = Spool(tmp_path, quota, segment_bytes=200)
     for sequence in range(20):
@@ -47,7 +47,7 @@ def test_records_come_back_in_order_and_the_disk_is_given_back(tmp_path: Path) -
     assert (spool.frames, spool.size_bytes, quota.take(PLENTY)) == (0, 0, True)
 
 
-def test_restart_goes_on_behind_the_contiguously_confirmed_records(tmp_path: Path) -> None:
+def test_restart_continues_after_the_contiguously_confirmed_records(tmp_path: Path) -> None:
     spool = Spool(tmp_path, Quota(PLENTY), segment_bytes=200)
     for sequence in range(10):
         spool.append(record(sequence))
@@ -61,7 +61,7 @@ def test_restart_goes_on_behind_the_contiguously_confirmed_records(tmp_path: Pat
     assert drained(again) == [3, 4, 5, 6, 7, 8, 9]
 
 
-def test_rewind_gives_the_unconfirmed_again_and_not_the_confirmed(tmp_path: Path) -> None:
+def test_rewind_returns_the_unconfirmed_records_again_and_no_confirmed_one(tmp_path: Path) -> None:
     spool = Spool(tmp_path, Quota(PLENTY), segment_bytes=120)
     for sequence in range(8):
         spool.append(record(sequence))
@@ -186,7 +186,7 @@ def test_torn_tail_loses_only_what_was_not_wholly_written(
     intact = next(
         (at for at, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
     )
-    # What lies wholly before the first altered byte must be there, in order, and then the new one.
+    # The records before the first altered byte must be there, in order, and then the new record.
     ends = list(itertools.accumulate(HEADER_BYTES + size for size in sizes))
     start = ends[-1] - len(before)  # of the last segment, when all were one file
     whole = sum(end <= start + intact for end in ends)
@@ -209,7 +209,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.folder = Path(self.temporary.name)
         self.spool = Spool(self.folder, Quota(PLENTY), segment_bytes=150)
         self.appended = 0
-        self.read: list[int] = []  # given and not confirmed
+        self.read: list[int] = []  # read and not confirmed
         self.waiting: list[int] = []  # everything that is not confirmed
         self.confirmed: set[int] = set()
 
@@ -221,11 +221,11 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def read_next(self) -> None:
-        one = self.spool.next()
+        record = self.spool.next()
         left = [sequence for sequence in self.waiting if sequence not in self.read]
-        assert (one.sequence if one else None) == (left[0] if left else None)
-        if one:
-            self.read.append(one.sequence)
+        assert (record.sequence if record else None) == (left[0] if left else None)
+        if record:
+            self.read.append(record.sequence)
 
     @precondition(lambda self: self.read)
     @rule(data=st.data())

@@ -1,4 +1,4 @@
-"""Keeping a camera delivering: stalls, cables that are pulled, cameras that hang."""
+"""The supervision of a camera: stalls, pulled cables, cameras that hang."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from tests.producers.doubles import FakeClock, ScriptedCamera, until
 
 
 class Rig:
-    """A runner over scripted cameras, each attempt taking the next script; the last one repeats."""
+    """Holds a runner of scripted cameras: each attempt takes the next script, and the last script repeats."""
 
     def __init__(self, *scripts: tuple[int, str], settings: CameraBase | None = None) -> None:
         self.clock = FakeClock()
@@ -60,8 +60,8 @@ def rig() -> Callable[..., Rig]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for line in made:
+        line.close()
 
 
 def test_stalled_camera_is_noticed_in_twice_its_period_and_a_second_and_opened_again(
@@ -133,7 +133,7 @@ def test_device_that_hangs_at_every_attempt_takes_no_more_than_three_threads(rig
     line.tick_until(lambda: len(line.cameras) > 3)
 
 
-def test_finite_source_ends_and_a_failing_one_says_why(rig: Callable[..., Rig]) -> None:
+def test_finite_source_ends_and_a_failing_source_reports_its_error(rig: Callable[..., Rig]) -> None:
     replay = CameraBase(name="cam")
     line = rig((3, "end"), settings=replay)
     line.tick_until(lambda: line.runner.over)
@@ -151,7 +151,7 @@ def test_finite_source_ends_and_a_failing_one_says_why(rig: Callable[..., Rig]) 
     assert broken.state is CameraState.FAILED and "x.mp4" in str(broken.error)
 
 
-def test_late_replay_is_reported_and_waited_for_not_started_anew(
+def test_late_replay_is_reported_and_is_not_started_again(
     rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -171,7 +171,7 @@ def test_late_replay_is_reported_and_waited_for_not_started_anew(
     assert len(line.taken) == 3
 
 
-def test_driver_that_raises_anything_is_a_camera_that_went_away(rig: Callable[..., Rig]) -> None:
+def test_camera_whose_driver_raises_any_error_counts_as_away(rig: Callable[..., Rig]) -> None:
     line = rig((0, "hang"))
 
     class Broken(ScriptedCamera):

@@ -1,4 +1,4 @@
-"""`flawline up` keeps its roles alive, each for itself, stops them all, and leaves none behind."""
+"""`flawline up` keeps every role alive, stops all of them, and leaves no process."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_role_whose_port_is_taken_runs_as_soon_as_the_port_is_free(
     assert metric("failing_seconds", child.role.name) == 0
 
 
-def test_cameras_that_have_an_end_may_end() -> None:
+def test_role_that_may_end_is_not_started_again_after_its_end() -> None:
     child = a_child("--version", may_end=True)
     tend_until(child, lambda: child.has_ended)
     child.tend()
@@ -94,7 +94,7 @@ def test_cameras_that_have_an_end_may_end() -> None:
 
 
 class DeadProcess:
-    """A process that has died before anybody looks."""
+    """Is a process that has ended already."""
 
     pid = 1
 
@@ -105,7 +105,7 @@ class DeadProcess:
         return -signal.SIGKILL
 
 
-def test_pauses_grow_and_the_log_has_a_line_now_and_then(
+def test_pauses_grow_and_the_log_has_a_line_at_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now, starts = [0.0], []
@@ -125,7 +125,7 @@ def test_pauses_grow_and_the_log_has_a_line_now_and_then(
     assert 11 <= len(errors(caplog)) <= 13, "the first failure, then one line every five minutes"
 
 
-def test_machine_without_room_for_a_process_is_a_failure_of_the_role(
+def test_role_fails_on_a_machine_without_room_for_a_process(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -139,7 +139,7 @@ def test_machine_without_room_for_a_process_is_a_failure_of_the_role(
 
 @contextmanager
 def running(settings: Settings) -> Iterator[threading.Event]:
-    """`up` in a thread; what it raised is raised here."""
+    """Run `up` in a thread; raise here what it raised there."""
     stop, raised = threading.Event(), []
 
     def run() -> None:
@@ -183,7 +183,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_killed_roles_and_broker_come_back_and_a_stop_leaves_nothing(
+def test_killed_roles_and_broker_are_started_again_and_a_stop_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = reserved_port()
@@ -265,7 +265,7 @@ def captured(port: int) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("flawline_published_frames_t"))
 
 
-def test_a_line_without_store_and_model_goes_on_capturing_until_it_is_stopped(
+def test_line_without_store_and_model_captures_until_it_is_stopped(
     tmp_path: Path, embedded_broker: EmbeddedBroker, refusing_port: int
 ) -> None:
     ports = {name: reserved_port() for name in ("producers_port", "up_port")}

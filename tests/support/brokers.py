@@ -24,7 +24,7 @@ _KAFKA_START_TIMEOUT_S = 60.0
 
 
 class RunningBroker(Protocol):
-    """What a test needs of a broker, whichever it is."""
+    """Is what a test needs of a broker, embedded or Apache Kafka."""
 
     @property
     def bootstrap(self) -> str: ...
@@ -50,7 +50,7 @@ def unique(name: str) -> str:
 
 
 class ApacheKafka:
-    """One KRaft node of Apache Kafka from KAFKA_HOME, on a port of its own, with timings fit for tests."""
+    """Runs one KRaft node of Apache Kafka from KAFKA_HOME, on a port of its own, with timings fit for tests."""
 
     def __init__(self, home: Path, data_dir: Path, advertised_port: int | None = None) -> None:
         self._classpath = f"{home}/libs/*"
@@ -65,7 +65,7 @@ class ApacheKafka:
 
     @property
     def port(self) -> int:
-        """The port that the node itself listens on."""
+        """Return the port that the node itself listens on."""
         return self._port
 
     @property
@@ -79,7 +79,7 @@ class ApacheKafka:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> ApacheKafka:
-        """Format on first use, start, and return once clients can connect."""
+        """Format the data folder at the first start, start the node, and return when clients can connect."""
         properties = self._data_dir / "server.properties"
         if not properties.exists():
             self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -162,14 +162,14 @@ class ApacheKafka:
 
 @pytest.fixture(scope="session")
 def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    """One embedded broker for the whole session: use unique names, and leave it running."""
+    """Run one embedded broker for the whole session; a test uses unique names and does not stop it."""
     with EmbeddedBroker(tmp_path_factory.mktemp("broker"), options=("--housekeeping-interval", "0.5")) as broker:
         yield broker
 
 
 @pytest.fixture
 def fresh_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    """An embedded broker of the test's own, to kill and restart at will."""
+    """Run an embedded broker for one test, which may kill and restart it."""
     options = ("--housekeeping-interval", "0.5")
     with EmbeddedBroker(tmp_path / "broker", port=reserved_port(), options=options) as broker:
         yield broker
@@ -177,7 +177,7 @@ def fresh_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One Apache Kafka node for the whole session; skips where KAFKA_HOME is not set."""
+    """Run one Apache Kafka node for the whole session; skip where KAFKA_HOME is not set."""
     home = kafka_home()
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")

@@ -1,4 +1,4 @@
-"""A line of a test's own on the shared broker."""
+"""A line for one test on the shared broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.talking_line import TalkingLine
 
 @pytest.fixture
 def line_settings(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Settings:
-    """Settings of a line whose topics no other test uses; the topics do not exist yet."""
+    """Return the settings of a line whose topics no other test uses and that do not exist yet."""
     nothing = tmp_path / "nothing.toml"
     nothing.touch()  # so that no file of the working directory is read
     return load_settings(
@@ -33,7 +33,7 @@ def line_settings(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def line(line_settings: Settings) -> Iterator[TalkingLine]:
-    """A line with topics, in which the test speaks for cameras and workers."""
+    """Return a line with its topics, where the test writes the records of cameras and workers."""
     kafka_clients.ensure_topics(line_settings)
     talking = TalkingLine(line_settings)
     yield talking
@@ -42,7 +42,7 @@ def line(line_settings: Settings) -> Iterator[TalkingLine]:
 
 @pytest.fixture
 def settings_file(tmp_path: Path) -> Callable[[Settings], Path]:
-    """Writes settings as a file for a command in a child process."""
+    """Return a function that writes settings to a file for a command in a child process."""
 
     def write(settings: Settings) -> Path:
         import tomli_w

@@ -26,20 +26,20 @@ _START_TIMEOUT_S = 60.0
 
 
 def binaries() -> Path | None:
-    """The folder of initdb and postgres, the newest version's; None where PostgreSQL is not installed."""
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
+    """Return the folder of initdb and postgres of the newest version, None where PostgreSQL is not installed."""
+    if initdb := shutil.which("initdb"):
+        return Path(initdb).resolve().parent
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     return versions[-1].parent if versions else None
 
 
 class PostgresServer:
-    """One server on 127.0.0.1 without passwords, with timings fit for tests: it may lose data in a power cut."""
+    """Runs a server on 127.0.0.1 without passwords, with settings fit for tests: a power cut may lose data."""
 
     def __init__(self, binaries: Path) -> None:
         self.port = reserved_port()
         self._binaries = binaries
-        # Not below pytest's folders: only root may enter those, and the server runs as somebody else.
+        # Not below pytest's folders: only root may enter those, and the server runs as another user.
         self._folder = Path(tempfile.mkdtemp(prefix="flawline-postgres-"))
         self._as_user = {"user": _USER} if os.geteuid() == 0 else {}
         if self._as_user:
@@ -47,7 +47,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> PostgresServer:
-        """Make the cluster where there is none, start it, and return once it takes connections."""
+        """Create the cluster where there is none, start the server, and return when it accepts connections."""
         data = self._folder / "data"
         if not data.exists():
             self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
@@ -81,7 +81,7 @@ class PostgresServer:
             raise RuntimeError(f"{name}: {result.stdout}{result.stderr}")
 
     def new_database(self, name: str = "line") -> str:
-        """SQLAlchemy URL of a fresh, empty database."""
+        """Create an empty database; return its SQLAlchemy URL."""
         database = unique(name)
         with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
@@ -91,7 +91,7 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def shut_down(self) -> None:
-        """End it at once and keep its data: `start` goes on with them."""
+        """End the server at once and keep its data, which the next `start` uses."""
         if self._process is not None:
             self.thaw()
             self._process.send_signal(signal.SIGINT)  # a fast shutdown: clients are sent away
@@ -140,10 +140,10 @@ def own_postgres() -> Iterator[PostgresServer]:
 @contextlib.contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL that runs; skips where it is not installed."""
-    found = binaries()
-    if found is None:
+    folder = binaries()
+    if folder is None:
         pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    server = PostgresServer(found)
+    server = PostgresServer(folder)
     try:
         yield server.start()
     finally:

@@ -20,7 +20,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 class PrometheusServer:
-    """Scrapes `targets` ({job: [host:port]}) every second until `stop`, and evaluates the rules of files `rules`."""
+    """Scrapes `targets` ({job: [host:port]}) every second until `stop`, and evaluates the rule files `rules`."""
 
     def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], rules: Sequence[Path] = ()) -> None:
         if BINARY is None:
@@ -62,7 +62,7 @@ class PrometheusServer:
         raise RuntimeError(f"prometheus is not ready after {timeout_s} s")
 
     def get(self, path: str, **parameters: str | float) -> Any:
-        """The `data` of an answer of the HTTP API; AssertionError with Prometheus's own words when it refuses."""
+        """Return the `data` of an answer of the HTTP API. Raises AssertionError with Prometheus's refusal."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
@@ -71,7 +71,7 @@ class PrometheusServer:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
     def range(self, expr: str, start: float, end: float, step_s: float = 1) -> list[dict[str, Any]]:
-        """The series of a range query, as Grafana asks for panels and annotations."""
+        """Return the series of a range query, as Grafana asks for panels and annotations."""
         return self.get("query_range", query=expr, start=start, end=end, step=step_s)["result"]
 
     def stop(self) -> None:

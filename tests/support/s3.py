@@ -19,9 +19,9 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key-of-a-test", "AWS_SECRET_ACCESS_KEY": "s
 
 
 class S3Server:
-    """One server with the bucket `plant`. What it holds, it holds in memory: through a `stop`, not through a `kill`.
+    """Runs a server with the bucket `plant` and its objects in memory: they survive a `stop`, but not a `kill`.
 
-    With `checks_credentials` it knows nobody, and so refuses everybody.
+    With `checks_credentials` it knows no user, so it refuses every request.
     """
 
     def __init__(self, log: Path, *, checks_credentials: bool = False) -> None:
@@ -44,7 +44,7 @@ class S3Server:
         return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}", "AWS_DEFAULT_REGION": REGION}
 
     def start(self) -> None:
-        """Listen; return once requests are answered."""
+        """Listen, and return when requests are answered."""
         self._order("start")
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class S3Server:
         self._order("stop")
 
     def kill(self) -> None:
-        """End the process, whatever is under way."""
+        """End the process at once."""
         self._process.kill()
         self._process.wait()
 
@@ -103,7 +103,7 @@ class S3Server:
 
 @pytest.fixture
 def s3_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A server of the test's own; this process's environment names it and its credentials."""
+    """Run a server for one test; the environment of this process names it and its credentials."""
     server = S3Server(tmp_path / "s3.log")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Says on the topics of a line what its producers and workers would say."""
+"""Writes the records that producers and workers would write to the topics of a line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIRM_S = 20
 
 
 class TalkingLine:
-    """Every method returns when the broker has confirmed what was said."""
+    """Writes records; every method returns when the broker has confirmed them."""
 
     def __init__(self, settings: Settings, camera: str = "cam", epoch: int = 1_000) -> None:
         self.settings = settings
@@ -40,7 +40,7 @@ class TalkingLine:
         self._writer.close()
 
     def say(self, topic: str, message: Message, *, partition: int = 0, headers: Any = None) -> Any:
-        """One message on a topic; the record's metadata."""
+        """Write a message to a topic; return the record's metadata."""
         return self._writer.send(
             self.settings.topic(topic),
             key=getattr(message, "camera", self.camera).encode(),
@@ -90,7 +90,7 @@ class TalkingLine:
             self.say("verdicts", verdict, partition=1)
 
     def dead(self, record: Any, sequence: int | None, reason: DeadLetterReason, headers: Any = None) -> Any:
-        """A dead letter of a record of `frames` (its metadata), naming its frame when `sequence` does."""
+        """Write a dead letter of a record of `frames` (its metadata), with its frame id when there is a `sequence`."""
         identity = None if sequence is None else messages.frame_id(self.camera, self.epoch, sequence)
         original = headers or [("schema", b"frame/1"), *([("frame-id", identity.encode())] if identity else [])]
         letter = DeadLetter(
@@ -108,7 +108,7 @@ class TalkingLine:
         return self.say("dead-letters", letter)
 
     def committed(self, offset: int) -> None:
-        """The workers have finished everything before `offset` of the camera's partition."""
+        """Commit as the workers do when they have finished everything before `offset` of the camera's partition."""
         client = kafka_clients.consumer(self.settings, group=WORKERS_GROUP)
         try:
             partition = TopicPartition(self.settings.topic("frames"), 1)
@@ -118,16 +118,16 @@ class TalkingLine:
             client.close()
 
     def frames(self) -> list[Any]:
-        """Every record in `frames`."""
+        """Return every record in `frames`."""
         client = kafka_clients.consumer(self.settings)
         try:
             partition = TopicPartition(self.settings.topic("frames"), 1)
             client.assign([partition])
             end = client.end_offsets([partition])[partition]
             client.seek_to_beginning(partition)
-            found: list[Any] = []
+            records: list[Any] = []
             while client.position(partition) < end:
-                found += client.poll(timeout_ms=500).get(partition, [])
-            return found
+                records += client.poll(timeout_ms=500).get(partition, [])
+            return records
         finally:
             client.close()

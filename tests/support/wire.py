@@ -1,4 +1,4 @@
-"""The Kafka protocol byte by byte, for what no client would send."""
+"""The Kafka protocol byte by byte, for requests that no client sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 
 
 class Wire:
-    """One connection that sends frames and reads answers."""
+    """Holds a connection that sends frames and reads answers."""
 
     def __init__(self, bootstrap: str, timeout_s: float = 10.0, receive_buffer_bytes: int | None = None) -> None:
         host, _, port = bootstrap.rpartition(":")

@@ -1,4 +1,4 @@
-"""A console over a store that discovery has filled."""
+"""A console with a store that discovery has filled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW_NS = factories.START_NS + 90 * 1_000_000_000
 
 @pytest.fixture
 def settings(tmp_path: Path, refusing_port: int) -> Settings:
-    """A line whose broker is away."""
+    """Return the settings of a line whose broker is away."""
     nothing = tmp_path / "nothing.toml"
     nothing.touch()  # so that no file of the working directory is read
     return load_settings(
@@ -37,7 +37,7 @@ def settings(tmp_path: Path, refusing_port: int) -> Settings:
 
 
 def filled(url: str) -> Store:
-    """Two classes of 28 frames each, and verdicts of two cameras within two minutes."""
+    """Return a store with two classes of 28 frames each, and verdicts of two cameras within two minutes."""
     opened = Store(url, utc_ns=lambda: NOW_NS)
     stream = Stream(opened, DiscoverySettings(window_regions=200, class_limit=10), factories.directions(5), spread=0.4)
     for _ in range(2):
@@ -64,7 +64,7 @@ def watch(settings: Settings) -> Iterator[LedgerWatch]:
 
 
 def browser(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
-    """A browser; what the console does wrong is a response of its own, not an exception here."""
+    """Return a browser, which gets an error of the console as a response and not as an exception."""
     stores = StoreWatch(lambda: store)
     stores.poll()
     app = create(settings, stores, watch)
@@ -77,7 +77,7 @@ def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
 
 
 def token(client: TestClient, class_id: str) -> str:
-    """The token in the forms of a class's page."""
+    """Return the token in the forms of a class's page."""
     match = re.search(r'name="token" value="([^"]+)"', client.get(f"/classes/{class_id}").text)
     assert match is not None
     return match[1]

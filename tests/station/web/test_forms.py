@@ -1,4 +1,4 @@
-"""What people say through the forms reaches the classes, and what others send does not."""
+"""Decisions of people in the forms change the classes, and requests of other sites do not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.station.web.conftest import ADDRESS, token
 
 @pytest.fixture
 def ids(store: Store) -> list[str]:
-    return [one["id"] for one in class_commands.list_classes(store)]
+    return [row["id"] for row in class_commands.list_classes(store)]
 
 
 def send(client: TestClient, class_id: str, action: str, **fields: str) -> Any:
@@ -33,7 +33,7 @@ def test_named_class_is_named_for_the_command_too(client: TestClient, store: Sto
     assert "<h1>long scratch</h1>" in client.get(f"/classes/{ids[0]}").text
 
 
-def test_who_is_remembered(client: TestClient, ids: list[str]) -> None:
+def test_name_of_the_person_is_in_the_next_form(client: TestClient, ids: list[str]) -> None:
     answer = send(client, ids[0], "name", value="dent", who="Åsa; Lund")
     assert "SameSite=strict" in answer.headers["set-cookie"] and "HttpOnly" in answer.headers["set-cookie"]
     assert 'value="Åsa; Lund"' in client.get(f"/classes/{ids[1]}").text
@@ -63,13 +63,13 @@ def test_every_action_does_what_its_command_does(client: TestClient, store: Stor
         ("merge", {"value": "D-9999"}, "no class"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_changes_nothing(
+def test_impossible_action_is_one_line_and_changes_nothing(
     client: TestClient, store: Store, ids: list[str], action: str, fields: dict[str, str], words: str
 ) -> None:
-    before = [class_commands.show(store, one) for one in ids]
+    before = [class_commands.show(store, class_id) for class_id in ids]
     answer = send(client, ids[0], action, **fields)
     assert answer.status_code == 400 and answer.text.count('role="alert"') == 1 and words in answer.text
-    assert [class_commands.show(store, one) for one in ids] == before
+    assert [class_commands.show(store, class_id) for class_id in ids] == before
 
 
 def test_names_are_escaped_everywhere(client: TestClient, ids: list[str]) -> None:
@@ -110,7 +110,7 @@ def test_form_without_the_token_is_refused(
     assert answer.status_code == 403 and class_commands.show(store, ids[0])["name"] is None
 
 
-def test_what_is_no_small_form_is_refused(client: TestClient, ids: list[str]) -> None:
+def test_body_that_is_no_small_form_is_refused(client: TestClient, ids: list[str]) -> None:
     path = f"/classes/{ids[0]}/name"
     assert client.post(path, json={"value": "x"}).status_code == 415
     assert client.post(path, data={"value": "x" * forms.LIMIT_BYTES}).status_code == 413
@@ -123,7 +123,7 @@ def test_unknown_class_and_action_are_404(client: TestClient, ids: list[str]) ->
     assert client.post(f"/classes/{ids[0]}/delete", data=form).status_code == 404
 
 
-def test_every_response_says_what_a_page_may_load(client: TestClient) -> None:
+def test_every_response_has_a_content_security_policy(client: TestClient) -> None:
     for path in ("/", "/nothing", "/static/style.css", "/api/classes"):
         policy = client.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
@@ -134,7 +134,7 @@ def test_foreign_host_name_is_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "own"),
+    ("host", "is_ours"),
     [
         ("127.0.0.1:8400", True),
         ("localhost", True),
@@ -147,5 +147,5 @@ def test_foreign_host_name_is_refused(client: TestClient) -> None:
         ("", False),
     ],
 )
-def test_own_hosts_are_addresses_and_configured_names(host: str, own: bool) -> None:
-    assert is_own_host(host, {"station-3"}) is own
+def test_hosts_of_the_console_are_addresses_and_configured_names(host: str, is_ours: bool) -> None:
+    assert is_own_host(host, {"station-3"}) is is_ours

@@ -1,4 +1,4 @@
-"""Each page shows what the store holds."""
+"""Each page shows the content of the store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.postgres import PostgresServer
 FRAME = "cam-1:1:55"
 
 
-def test_line_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
+def test_line_page_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
     text = client.get("/").text
     titles = re.findall(r"<title>(\d\d:\d\d [a-z]+: \d+)</title>", text)
     assert sorted(titles) == ["22:14 accept: 75", "22:14 reject: 5", "22:15 accept: 20"]
@@ -35,7 +35,7 @@ def test_line_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
 
 
 @pytest.mark.system
-def test_line_serves_while_the_broker_is_away(client: TestClient, watch: LedgerWatch) -> None:
+def test_line_page_is_served_while_the_broker_is_away(client: TestClient, watch: LedgerWatch) -> None:
     assert client.get("/api/ledger").status_code == 503
     assert client.get("/api/ledger").json() == {"read_at": None, "error": "not read yet", "ledger": None}
     assert watch.poll().problem is not None
@@ -51,7 +51,7 @@ def test_classes_are_listed_with_crops_and_as_the_command_lists_them(client: Tes
     assert len(known) == 2
     assert client.get("/api/classes").json() == {"classes": known}
     text = client.get("/classes").text
-    assert all(one["id"] in text for one in known) and text.count("28 members in 28 frames") == 2
+    assert all(row["id"] in text for row in known) and text.count("28 members in 28 frames") == 2
     crops = re.findall(r'src="(/regions/\d+/crop\.jpg)"', text)
     assert len(crops) == 16
     image = client.get(crops[0])
@@ -60,22 +60,22 @@ def test_classes_are_listed_with_crops_and_as_the_command_lists_them(client: Tes
 
 
 def test_hidden_classes_are_shown_when_asked_for(client: TestClient, store: Store) -> None:
-    first, second = (one["id"] for one in class_commands.list_classes(store))
+    first, second = (row["id"] for row in class_commands.list_classes(store))
     class_commands.merge(store, first, second, who="ana")
-    assert [one["id"] for one in client.get("/api/classes").json()["classes"]] == [second]
-    assert {one["id"] for one in client.get("/api/classes?all=true").json()["classes"]} == {first, second}
+    assert [row["id"] for row in client.get("/api/classes").json()["classes"]] == [second]
+    assert {row["id"] for row in client.get("/api/classes?all=true").json()["classes"]} == {first, second}
     assert first in client.get("/classes?all=1").text
     gone = client.get(f"/classes/{first}").text
     assert f'merged into <a href="/classes/{second}">' in gone and "<form" not in gone
 
 
-def test_class_shows_its_members_and_events(client: TestClient, store: Store) -> None:
-    one = class_commands.list_classes(store)[0]
-    text = client.get(f"/classes/{one['id']}").text
+def test_class_page_shows_its_members_and_events(client: TestClient, store: Store) -> None:
+    row = class_commands.list_classes(store)[0]
+    text = client.get(f"/classes/{row['id']}").text
     assert len(set(re.findall(r'href="/defects/([^"]+)"', text))) == 28
     assert "<td>born</td>" in text and "<td>named</td>" not in text
-    class_commands.name(store, one["id"], "dent", who="ana")
-    text = client.get(f"/classes/{one['id']}").text
+    class_commands.name(store, row["id"], "dent", who="ana")
+    text = client.get(f"/classes/{row['id']}").text
     assert "<td>named</td>" in text and "<td>ana</td>" in text
 
 
@@ -89,7 +89,7 @@ def test_defects_are_paged_from_the_latest_on(client: TestClient) -> None:
     assert ">Older<" not in second
 
 
-def test_defect_shows_scores_regions_and_its_heat_map(client: TestClient) -> None:
+def test_defect_page_shows_scores_regions_and_the_heat_map(client: TestClient) -> None:
     text = client.get(f"/defects/{FRAME}").text
     assert FRAME in text and "3.000" in text and "0.001" in text and "8 × 8" in text
     image = client.get(f"/defects/{FRAME}/heatmap.png")
@@ -136,13 +136,13 @@ def test_chart_stacks_the_hour_and_leaves_the_rest_out() -> None:
         ("/regions/0/crop.jpg", 400),
     ],
 )
-def test_what_is_not_there_is_one_line(client: TestClient, path: str, status: int) -> None:
+def test_missing_page_is_one_line(client: TestClient, path: str, status: int) -> None:
     answer = client.get(path)
     assert answer.status_code == status
     assert answer.text.count('<p class="notice">') == 1 and "Traceback" not in answer.text
 
 
-def test_store_that_goes_away_is_one_line_of_503(client: TestClient, store: Store) -> None:
+def test_store_that_goes_away_is_a_503_of_one_line(client: TestClient, store: Store) -> None:
     with store.transaction() as connection:
         connection.exec_driver_sql("DROP TABLE verdict_minutes")
     answer = client.get("/")
@@ -153,10 +153,10 @@ def test_store_that_goes_away_is_one_line_of_503(client: TestClient, store: Stor
 def test_pages_are_the_same_on_postgresql(
     client: TestClient, settings: Settings, watch: LedgerWatch, postgres_server: PostgresServer
 ) -> None:
-    one = client.get("/api/classes").json()["classes"][0]["id"]
+    class_id = client.get("/api/classes").json()["classes"][0]["id"]
     with closing(filled(postgres_server.new_database())) as other:
         there = browser(settings, other, watch)
         for path in ("/", "/classes", "/api/classes", "/defects", "/defects?before=9", f"/defects/{FRAME}", "/healthz"):
             assert there.get(path).text == client.get(path).text, path
-        page = there.get(f"/classes/{one}?before=40")
+        page = there.get(f"/classes/{class_id}?before=40")
         assert page.status_code == 200 and page.text.count('href="/defects/') > 1

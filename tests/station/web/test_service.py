@@ -1,4 +1,4 @@
-"""The role itself: a real broker's ledger, a clean stop, a port in use."""
+"""The role `console`: the ledger of a real broker, a clean stop, a port in use."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def ledger_when(port: int, wanted: Any) -> dict[str, Any]:
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/ledger", timeout=10) as answer:
-                found: dict[str, Any] = json.load(answer)
-                if wanted(found["ledger"]):
-                    return found
+                page: dict[str, Any] = json.load(answer)
+                if wanted(page["ledger"]):
+                    return page
         except OSError:  # not yet listening, or 503 while the ledger is being read
             pass
         time.sleep(0.1)
@@ -63,8 +63,8 @@ def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
     try:
         line.scored(0, 1)
         line.captured(2)
-        found = ledger_when(port, lambda ledger: ledger["captured"] == 2)
-        assert found["error"] is None and found["ledger"]["cameras"]["cam"]["scored"] == 2
+        page = ledger_when(port, lambda ledger: ledger["captured"] == 2)
+        assert page["error"] is None and page["ledger"]["cameras"]["cam"]["scored"] == 2
         line.captured(4, closed=True)
         assert ledger_when(port, lambda ledger: ledger["gaps"] == 2)["ledger"]["balanced"]
         process.send_signal(number)
