@@ -118,28 +118,28 @@ class PostgresServer:
                 process.send_signal(number)
 
     def stop(self) -> None:
-        """End it at once and remove its folder."""
+        """End the server at once and remove its folder."""
         self.shut_down()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole session; skips where it is not installed."""
+    """Run one PostgreSQL for the whole session; skip where it is not installed."""
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL of the test's own, to stop and to start again."""
+    """Run a PostgreSQL for one test, which may stop it and start it again."""
     with running_postgres() as server:
         yield server
 
 
 @contextlib.contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL that runs; skips where it is not installed."""
+    """Run a PostgreSQL; skip where it is not installed."""
     folder = binaries()
     if folder is None:
         pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
