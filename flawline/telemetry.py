@@ -134,7 +134,18 @@ OF_DISCOVERY: tuple[Collector, ...] = (
 # Ledger
 LEDGER = _gauge("ledger_frames", "Accounting of captures by outcome.", "camera", "outcome", "reason")
 LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly one outcome.")
-OF_THE_LEDGER: tuple[Collector, ...] = (LEDGER, LEDGER_BALANCED)
+STORED_OBJECTS = _gauge("stored_objects", "Objects in the object store after the last collection.")
+STORED_OBJECT_BYTES = _gauge("stored_object_bytes", "Bytes of the objects in the object store.")
+COLLECTED_OBJECTS = _counter("collected_objects", "Objects removed because no record refers to them any more.")
+COLLECTED_OBJECT_BYTES = _counter("collected_object_bytes", "Bytes of the objects that were removed.")
+OF_THE_LEDGER: tuple[Collector, ...] = (
+    STORED_OBJECTS,
+    STORED_OBJECT_BYTES,
+    COLLECTED_OBJECTS,
+    COLLECTED_OBJECT_BYTES,
+    LEDGER,
+    LEDGER_BALANCED,
+)
 
 # `flawline up`
 ROLE_UP = _gauge("role_up", "1 while the process of a role runs.", "role")

@@ -129,6 +129,19 @@ class FrameSettings(_Section):
         None, description="Object store as an fsspec URL (file:///..., s3://...), which is the same for all roles."
     )
 
+    objects_min_age_s: float = Field(
+        3600.0,
+        ge=1800.0,
+        description="Age in seconds below which no object is removed, so that the record that refers to it has time to "
+        "arrive.",
+    )
+    objects_collect_s: float = Field(
+        600.0,
+        ge=0.0,
+        description="Pause in seconds between two removals of objects that no record refers to, by the role ledger, "
+        "where 0 turns them off.",
+    )
+
     @field_validator("objects_url")
     @classmethod
     def _objects_have_a_url(cls, text: str | None) -> str | None:

@@ -120,14 +120,18 @@ def _with_reasons(counts: Mapping[str, int]) -> str:
 
 
 def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -> None:
-    """Count every `interval_s` and serve the result as metrics, until `stop`; wait for a broker that is away."""
+    """Count every `interval_s`, serve the result as metrics and collect unused objects, until `stop`.
+
+    A broker that is away is waited for.
+    """
     from flawline import telemetry
-    from ledger import reader
+    from ledger import object_collection, reader
 
     metrics = settings.metrics
     with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
         ledger: LedgerReader | None = None
         was_fine = True
+        object_collection.start(settings, stop)
         try:
             while not stop.is_set():
                 try:

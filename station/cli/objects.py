@@ -44,3 +44,23 @@ def create(config: Config = None) -> None:
     terminal.out().print(
         f"object store {store.root} of line {marker.line} has the id {marker.id}", highlight=False, soft_wrap=True
     )
+
+
+@app.command("collect")
+@debuggable
+def collect(config: Config = None) -> None:
+    """Remove the objects that no frame and no dead letter refers to, once; the role ledger does it regularly."""
+    import threading
+    from contextlib import closing
+
+    from ledger.object_collection import Collector
+    from station import terminal
+
+    settings = settings_of(config)
+    with closing(Collector(settings, store_of(settings), threading.Event())) as collector:
+        done = collector.collect()
+    terminal.out().print(
+        f"{done.removed} unused objects ({done.removed_bytes / 1e6:.1f} MB) are removed, {done.objects} "
+        f"({done.stored_bytes / 1e6:.1f} MB) remain",
+        highlight=False,
+    )
