@@ -93,6 +93,7 @@ class DropReason(StrEnum):
     NOT_AUTHORISED = "not-authorised"
     BROKER_REFUSED = "broker-refused"
     IN_FLIGHT_FULL = "in-flight-full"
+    OVERLOAD = "overload"
     STOPPED = "stopped"
     EXPIRED = "expired"
 

@@ -52,6 +52,8 @@ PRODUCER_IN_FLIGHT_BYTES = _gauge("producer_in_flight_bytes", "Unacknowledged by
 SPOOL_BYTES = _gauge("spool_bytes", "Bytes that wait on disk for the broker.", "camera")
 SPOOL_FRAMES = _gauge("spool_frames", "Frames that wait on disk for the broker.", "camera")
 SPOOL_OLDEST_AGE = _gauge("spool_oldest_age_seconds", "Age of the oldest frame on disk.", "camera")
+CAMERA_LAG = _gauge("camera_lag_seconds", "Age of a camera's oldest published frame without a verdict.", "camera")
+KEPT_SHARE = _gauge("kept_share", "Share of the captures that is published; below 1 while the workers lag.", "camera")
 OF_PRODUCERS: tuple[Collector, ...] = (
     CAPTURED,
     PUBLISHED,
@@ -64,6 +66,8 @@ OF_PRODUCERS: tuple[Collector, ...] = (
     SPOOL_BYTES,
     SPOOL_FRAMES,
     SPOOL_OLDEST_AGE,
+    CAMERA_LAG,
+    KEPT_SHARE,
     OBJECT_STORE_AWAY,
 )
 

@@ -30,6 +30,7 @@ from producers.camera import Capture
 from producers.delivery import Drop, classify, decide
 from producers.framing import to_frame
 from producers.journal import EpochAccount, Journal
+from producers.overload import PublishedFrames
 from producers.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class CameraLane:
         self._backlog = Backlog(camera.name, spool, budget, settings, self._drop, clock, self._changed)
         self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
         self.epoch = self._journal.epoch
+        self.published = PublishedFrames()
+        self._every = 1
         self._capturing = threading.Lock()
         self._is_capturing = False
         self._refusals: Counter[tuple[int, int]] = Counter()
@@ -100,6 +103,10 @@ class CameraLane:
         name = self.camera.name
         sequence = self._journal.next_sequence if self._is_durable else self._journal.capture()
         telemetry.CAPTURED.labels(name).inc()
+        # A source that waits is held back by its own policy, and may not lose frames.
+        if sequence % self._every and self.camera.full_policy is not WhenFull.WAIT:
+            self._drop(self.epoch, sequence, DropReason.OVERLOAD)
+            return messages.frame_id(name, self.epoch, sequence)
         try:
             frame = to_frame(capture, self.camera, self.epoch, sequence)
         except Exception as error:  # an encoder can raise anything: count a drop and continue
@@ -115,6 +122,10 @@ class CameraLane:
                 self._offer(Entry(frame))
                 self._journal.count(sequence)
         return messages.frame_id(name, self.epoch, sequence)
+
+    def thin(self, every: int) -> None:
+        """Publish every n-th capture from now on, and drop the others for overload; 1 publishes all."""
+        self._every = every
 
     def finish(self) -> None:
         """Refuse all later captures."""
@@ -204,8 +215,10 @@ class CameraLane:
 
     # -- answers (the client's thread) ---------------------------------------------------------------------------
 
-    def _delivered(self, entry: Entry, _: object = None) -> None:
+    def _delivered(self, entry: Entry, metadata: Any = None) -> None:
         name = self.camera.name
+        if metadata is not None:
+            self.published.add(metadata.offset, entry.frame.captured_at)
         with self._changed:
             if not self._backlog.answered(entry):
                 return

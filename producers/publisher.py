@@ -20,7 +20,7 @@ from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Frame, LedgerEntry
 from flawline.object_store import StoreAway, object_store
-from flawline.settings.producers import CameraBase
+from flawline.settings.producers import CameraBase, Overload
 from flawline.settings.tree import Settings
 from producers.broker_connection import Link, connect, restore_topics
 from producers.camera import Capture
@@ -28,6 +28,7 @@ from producers.camera_lane import CameraLane
 from producers.claim_checks import ClaimChecks
 from producers.delivery import NotConnected
 from producers.journal import EpochAccount, has_open_accounts
+from producers.overload import OverloadWatch
 from producers.partitions import Partitions
 from producers.spool import Quota, Spool
 
@@ -96,6 +97,8 @@ class Publisher:
             is_away=lambda: any(lane.is_away for lane in self.lanes.values()),
         )
 
+        self._overload = OverloadWatch(settings, self.lanes, self._partitions.__getitem__)
+
     def _lane(self, camera: CameraBase, epoch: int) -> CameraLane:
         spool = Spool(self._folder / camera.name, self._quota)
         return CameraLane(
@@ -131,6 +134,8 @@ class Publisher:
             lane.observe()
             lane.start()
         self._bookkeeper.start()
+        if self._settings.producer.overload is Overload.THIN:
+            self._overload.start()
 
     def check(self) -> None:
         """Raise UsageError when the configuration makes a connection impossible."""
@@ -166,6 +171,7 @@ class Publisher:
         if left:
             log.warning("%d frames wait in %s: the next start delivers them", left, self._folder)
         self._closing.set()
+        self._overload.close()
         if self._bookkeeper.is_alive():
             self._bookkeeper.join(1.0)
         self._publish_last_entries()

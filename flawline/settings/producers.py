@@ -55,6 +55,13 @@ class CameraBase(BaseModel):
     view: Annotated[str, AfterValidator(_sendable)] | None = Field(
         None, description="Side of the part that the camera sees, which is copied into each frame."
     )
+    priority: int = Field(
+        0,
+        ge=0,
+        le=9,
+        description="Rank of the camera when `producer.overload` is thin: each step doubles the lag from which it is "
+        "thinned out.",
+    )
     inspect: list[Polygon] = Field(
         [],
         description="Polygons of points [x, y], in fractions of width and height, inside which frames are inspected; "
@@ -160,6 +167,13 @@ class RtspCamera(DeviceCamera):
     transport: Literal["tcp", "udp"] = Field("tcp", description="Transport protocol of the stream.")
 
 
+class Overload(StrEnum):
+    """What happens to captures while the workers are too slow."""
+
+    KEEP = "keep"
+    THIN = "thin"
+
+
 class Durability(StrEnum):
     """Where a frame is before its capture counts."""
 
@@ -201,6 +215,17 @@ class ProducerSettings(BaseModel):
         3.0,
         gt=0,
         description="Wait for an acknowledgement after which the broker counts as away and new frames are spooled.",
+    )
+    overload: Overload = Field(
+        Overload.KEEP,
+        description="What happens while the workers are too slow: keep publishes everything, so at last the broker "
+        "deletes frames unread; thin keeps every n-th capture and counts the others as dropped for overload.",
+    )
+    overload_after_s: float = Field(
+        30.0,
+        gt=0,
+        description="Age of a camera's oldest frame without a verdict, in seconds, from which `overload` acts; it must "
+        "be well below the retention of the topic frames.",
     )
     drain_timeout_s: float = Field(
         10.0, ge=0, description="Longest wait for acknowledgements at a stop; the other frames go to the spool."

@@ -1,0 +1,139 @@
+"""What producers do when the workers are too slow: keep everything, or thin the captures out by a policy.
+
+Without a policy an overload ends at the retention of the topic `frames`: the broker deletes the oldest frames unread.
+With one, each camera keeps every n-th capture while its frames wait too long, and the others are counted as dropped
+with the reason `overload`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kafka.errors import KafkaError
+
+from flawline import kafka_clients, telemetry, topics
+from flawline.clock import NS, UtcNs, utc_ns
+from flawline.errors import FlawlineError, one_line
+from flawline.settings.tree import Settings
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 2.0
+"""Pause between two looks at the workers' committed offsets. A judgement, not measured."""
+
+SPARSEST = 32
+"""At least every so many captures are kept, so that a camera never goes dark. A judgement, not measured."""
+
+SAMPLE_NS = 500_000_000
+SAMPLES = 20_000
+"""Published frames whose capture time is remembered: one each half a second, for three hours."""
+
+
+def keep_every(lag_s: float, after_s: float, priority: int) -> int:
+    """Return n: every n-th capture is kept while the oldest frame without a verdict is `lag_s` old.
+
+    It is 1 up to `after_s` times 2^priority, then 2, and it doubles with each doubling of the lag, up to SPARSEST. So
+    the lag settles where the workers keep up, and a camera of higher priority is thinned later and less.
+    """
+    bound_s = after_s * 2.0**priority
+    if lag_s <= bound_s:
+        return 1
+    return int(min(SPARSEST, 2 ** math.ceil(math.log2(lag_s / bound_s))))
+
+
+class PublishedFrames:
+    """The capture times of frames in the log, by offset, as the acknowledgements tell them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._offsets: list[int] = []
+        self._captured_at: list[int] = []
+        self._lock = threading.Lock()
+
+    def add(self, offset: int, captured_at: int) -> None:
+        """Remember an acknowledged frame, unless one of nearly the same time is remembered."""
+        with self._lock:
+            if self._offsets and offset <= self._offsets[-1]:
+                self._offsets, self._captured_at = [], []  # the log was replaced by a new one
+            if self._captured_at and captured_at - self._captured_at[-1] < SAMPLE_NS:
+                return
+            self._offsets.append(offset)
+            self._captured_at.append(captured_at)
+            if len(self._offsets) > SAMPLES:
+                self._offsets, self._captured_at = self._offsets[1::2], self._captured_at[1::2]
+
+    def age_s(self, committed: int, now_ns: int) -> float:
+        """Return the age of the oldest frame at or behind the offset `committed`; 0 when none is known there."""
+        with self._lock:
+            index = bisect.bisect_left(self._offsets, committed)
+            if index == len(self._offsets):
+                return 0.0
+            return max(0.0, (now_ns - self._captured_at[index]) * NS)
+
+
+def committed_offsets(settings: Settings) -> dict[int, int]:
+    """Return the workers' committed offset of each partition of `frames`. Raises FlawlineError or KafkaError."""
+    group, frames = f"{settings.kafka.topic_prefix}{topics.WORKERS_GROUP}", settings.topic(topics.FRAMES.name)
+    client = kafka_clients.admin(settings)
+    try:
+        offsets = client.list_group_offsets({group: None})[group]
+    finally:
+        client.close()
+    return {place.partition: at.offset for place, at in offsets.items() if place.topic == frames}
+
+
+class OverloadWatch:
+    """Compares what cameras published with what the workers have finished, and thins the cameras out."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lanes: Mapping[str, Any],
+        partition_of: Callable[[str], int],
+        committed: Callable[[Settings], Mapping[int, int]] = committed_offsets,
+        now_ns: UtcNs = utc_ns,
+    ) -> None:
+        self._settings = settings
+        self._lanes = lanes
+        self._partition_of = partition_of
+        self._committed = committed
+        self._now_ns = now_ns
+        self._every: dict[str, int] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="overload", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that watches."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; a question to the broker that is open ends by itself."""
+        self._closed.set()
+
+    def look(self) -> None:
+        """Compare once. While the broker does not say how far the workers are, every capture is kept."""
+        try:
+            committed = self._committed(self._settings)
+        except (FlawlineError, KafkaError) as error:
+            log.debug("the workers' offsets are not known: %s", one_line(error))
+            committed = {}
+        now_ns = self._now_ns()
+        for name, lane in self._lanes.items():
+            offset = committed.get(self._partition_of(name)) if committed else None
+            lag_s = lane.published.age_s(offset, now_ns) if offset is not None else 0.0
+            telemetry.CAMERA_LAG.labels(name).set(lag_s)
+            every = keep_every(lag_s, self._settings.producer.overload_after_s, lane.camera.priority)
+            if every != self._every.get(name, 1):
+                text = "every capture is kept again" if every == 1 else f"1 of {every} captures is kept"
+                log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
+            self._every[name] = every
+            telemetry.KEPT_SHARE.labels(name).set(1 / every)
+            lane.thin(every)
+
+    def _run(self) -> None:
+        while not self._closed.wait(INTERVAL_S):
+            self.look()

@@ -1,0 +1,139 @@
+"""Captures are thinned out by a policy while the workers are too slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka.errors import KafkaTimeoutError
+from kafka.structs import OffsetAndMetadata, TopicPartition
+
+from embedded_broker import EmbeddedBroker
+from flawline import kafka_clients
+from flawline.messages import DropReason
+from flawline.settings.producers import CameraBase
+from flawline.settings.tree import Settings
+from producers import overload
+from producers.overload import SAMPLES, SPARSEST, OverloadWatch, PublishedFrames, keep_every
+from producers.publisher import Publisher
+from tests.producers import topics
+from tests.producers.doubles import capture, until
+
+SECOND = 1_000_000_000
+
+
+@given(st.floats(0, 1e6), st.floats(0.1, 1e3), st.integers(0, 9))
+def test_nothing_is_thinned_up_to_the_bound_and_more_with_each_doubling_beyond(
+    lag_s: float, after_s: float, priority: int
+) -> None:
+    every = keep_every(lag_s, after_s, priority)
+    assert 1 <= every <= SPARSEST
+    assert (every == 1) == (lag_s <= after_s * 2**priority)
+    assert every <= keep_every(2 * lag_s, after_s, priority) <= 2 * every
+    assert keep_every(lag_s, after_s, min(9, priority + 1)) <= every, "a higher rank is thinned no more"
+
+
+def test_an_overload_of_three_times_settles_at_a_lag_of_some_times_the_bound() -> None:
+    waiting = lag_s = 0.0
+    worst_s = 0.0
+    for _ in range(3600):  # seconds; the workers do 10 frames a second, the camera 30
+        waiting = max(0.0, waiting + 30 / keep_every(lag_s, 30, 0) - 10)
+        lag_s = waiting / 10
+        worst_s = max(worst_s, lag_s)
+    assert 30 <= worst_s <= 90
+    assert 30 <= lag_s <= 90
+
+
+def test_the_age_is_that_of_the_first_frame_behind_the_committed_offset() -> None:
+    frames = PublishedFrames()
+    for offset in range(100):
+        frames.add(offset, offset * SECOND)
+    assert frames.age_s(0, 100 * SECOND) == 100
+    assert frames.age_s(60, 100 * SECOND) == 40
+    assert frames.age_s(100, 200 * SECOND) == 0, "all are done"
+
+
+def test_frames_of_one_moment_share_a_sample_and_the_oldest_samples_get_sparse() -> None:
+    frames = PublishedFrames()
+    for offset in range(4 * SAMPLES):
+        frames.add(offset, offset * SECOND // 4)
+    assert len(frames._offsets) <= SAMPLES
+    assert frames.age_s(0, SAMPLES * SECOND) > 0.9 * SAMPLES
+
+
+def test_a_log_that_begins_again_makes_what_was_known_void() -> None:
+    frames = PublishedFrames()
+    frames.add(500, 1 * SECOND)
+    frames.add(0, 100 * SECOND)
+    assert frames.age_s(0, 101 * SECOND) == 1
+
+
+def test_while_the_broker_does_not_say_how_far_the_workers_are_every_capture_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers: list[Callable[[], dict[int, int]]] = [lambda: {0: 1}, _away, lambda: {0: 2}]
+    thinned: list[int] = []
+    lane = SimpleNamespace(published=PublishedFrames(), camera=CameraBase(name="cam"), thin=thinned.append)
+    for offset in range(3):
+        lane.published.add(offset, offset * SECOND)
+    watch = OverloadWatch(
+        Settings(producer={"overload": "thin", "overload_after_s": 50}),
+        {"cam": lane},
+        lambda _: 0,
+        committed=lambda _: answers.pop(0)(),
+        now_ns=lambda: 101 * SECOND,
+    )
+    for _ in range(3):
+        watch.look()
+    assert thinned == [2, 1, 2]
+    assert "its frames wait 100 s for the workers: 1 of 2 captures is kept" in caplog.text
+    assert "every capture is kept again" in caplog.text
+
+
+def _away() -> dict[int, int]:
+    raise KafkaTimeoutError("away")
+
+
+def test_a_camera_whose_workers_stand_still_is_thinned_and_the_ledger_names_the_reason(
+    embedded_broker: EmbeddedBroker, line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overload, "INTERVAL_S", 0.05)
+    camera = CameraBase(name="cam", rate_hz=100)
+    producer = {"overload": "thin", "overload_after_s": 0.5, "spool_dir": tmp_path, "ledger_interval_s": 0.1}
+    settings = line_settings.model_copy(
+        update={"producer": line_settings.producer.model_validate(producer), "cameras": []}
+    )
+    kafka_clients.ensure_topics(settings)
+    _commit(settings, dict.fromkeys(range(3), 0))
+    publisher = Publisher(settings, [camera])
+    publisher.start()
+    for _ in range(10):
+        publisher.publish("cam", capture())
+    until(lambda: publisher.lanes["cam"]._every > 1, what="thinning")
+    for _ in range(64):
+        publisher.publish("cam", capture())
+    until(lambda: publisher.idle, what="idle")
+    _commit(settings, dict.fromkeys(range(3), 1000))
+    until(lambda: publisher.lanes["cam"]._every == 1, what="the end of the overload")
+    publisher.publish("cam", capture())
+    publisher.close(10)
+    (captured, dropped, closed) = next(iter(topics.accounts(settings).values()))
+    assert (captured, closed) == (75, True)
+    assert set(dropped.values()) == {DropReason.OVERLOAD}
+    assert len(dropped) >= 32, "at least every second one of 64"
+    assert len(topics.ids(settings, "cam")) == captured - len(dropped)
+
+
+def _commit(settings: Settings, offsets: dict[int, int]) -> None:
+    """Say how far the workers are, as they do."""
+    consumer = kafka_clients.consumer(settings, group="workers")
+    topic = settings.topic("frames")
+    consumer.assign([TopicPartition(topic, partition) for partition in offsets])
+    consumer.commit(
+        {TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+    )
+    consumer.close(autocommit=False)
