@@ -32,7 +32,7 @@ from flawline.clock import Monotonic
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import ProducerSettings
 from producers.rate_limit import RateLimit
-from producers.spool import DamagedRecord, Record, Spool, SpoolFull
+from producers.spool import DamagedRecord, DiskFailed, Record, Spool, SpoolFull
 
 log = logging.getLogger(__name__)
 
@@ -192,20 +192,41 @@ class Backlog:
         """Write the frames of `leave_memory` to the spool; give up those without room with the reason `no_room`."""
         with self._disk:
             *earlier, new = self._writing
+            in_memory = False
             for entry in earlier:
-                self._append(entry, no_room)
                 self._budget.release(entry.size_bytes)
-            self._append(new, no_room)  # the budget never counted it
+                in_memory = self._append_or_keep(entry, no_room, in_memory)
+            self._append_or_keep(new, no_room, in_memory)  # the budget never counted it
             with self._changed:
                 self._writing = []
                 self._on_disk = _OnDisk.of(self._spool)
 
     def _append(self, entry: Entry, no_room: DropReason) -> None:
+        """Write a frame to the spool, or give it up with the reason `no_room`."""
         try:
             self._spool.append(entry.record)
         except SpoolFull as error:
             log.debug("camera %s: %s", self._camera, error)
             self._give_up(*entry.key, no_room)
+
+    def _append_or_keep(self, entry: Entry, no_room: DropReason, in_memory: bool) -> bool:
+        """Write a frame to the spool, keep it in memory when the disk fails, or give it up with the reason `no_room`.
+
+        `in_memory` says that the frame before it is kept in memory, behind which it must stay; return the same of it.
+        """
+        if not in_memory:
+            try:
+                self._spool.append(entry.record)
+                return False
+            except SpoolFull as error:
+                log.debug("camera %s: %s", self._camera, error)
+                in_memory = isinstance(error, DiskFailed)
+        with self._changed:
+            # In this order only, the frames on disk come before those in memory.
+            if in_memory and (self._mode is _Mode.SPOOL or not self._spool.frames) and self.keep(entry):
+                return True
+        self._give_up(*entry.key, no_room)
+        return in_memory
 
     # -- out -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from flawline.clock import Monotonic, monotonic
 from flawline.errors import one_line
 from flawline.messages import DroppedRange, DropReason, LedgerEntry
 
@@ -31,6 +32,9 @@ FILE_NAME = "journal.db"
 
 HEARTBEAT_NS = 20 * 1_000_000_000
 """The ledger takes an open epoch without news for a minute for dead, and its waiting frames for lost."""
+
+DISK_RETRY_S = 2.0
+"""Pause between attempts to write the file again after the disk failed. A judgement, not measured."""
 
 RANGES_PER_ENTRY = 10_000
 """An entry stays far below its topic's size limit; the ranges that are left go with the next."""
@@ -47,13 +51,15 @@ CREATE TABLE IF NOT EXISTS dropped (
 class _Database:
     """The SQLite file of one camera. Not thread-safe: the journal's lock guards it.
 
-    When the disk fails, the file is given up for a database in memory, once and with one line in the log: that costs
-    the account's survival of a kill, and never a capture.
+    While the disk fails, a database in memory takes the place of the file, with one line in the log: that costs the
+    account's survival of a kill, and never a capture. Every DISK_RETRY_S the file is tried again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Monotonic = monotonic) -> None:
         self.path = path
+        self._clock = clock
         self._in_memory = False
+        self._retry_at_s = 0.0
         try:
             self._connection = _opened(path)
         except sqlite3.Error as error:
@@ -68,6 +74,8 @@ class _Database:
         """Yield a function that adds a statement to one transaction, which is executed at the end."""
         statements: list[tuple[str, tuple]] = []
         yield lambda statement, *values: statements.append((statement, values))
+        if self._in_memory and self._clock() >= self._retry_at_s:
+            self._return_to_disk()
         try:
             self._execute(statements)
         except sqlite3.Error as error:
@@ -91,11 +99,11 @@ class _Database:
 
     def _give_up_disk(self, error: sqlite3.Error, epochs: dict[int, int], dropped: list[tuple]) -> sqlite3.Connection:
         log.error(
-            "journal %s cannot be kept (%s): after a kill the ledger will not know the last captures: free space, or "
-            "mend the disk, and start again",
+            "journal %s cannot be kept (%s): after a kill the ledger would not know the last captures: free space, or "
+            "mend the disk",
             self.path, one_line(error),
         )  # fmt: skip
-        self._in_memory = True
+        self._in_memory, self._retry_at_s = True, self._clock() + DISK_RETRY_S
         with contextlib.suppress(AttributeError, sqlite3.Error):
             self._connection.close()
         connection = _opened(None)
@@ -103,6 +111,27 @@ class _Database:
             connection.executemany("INSERT INTO epochs VALUES (?, ?)", epochs.items())
             connection.executemany("INSERT INTO dropped VALUES (?, ?, ?, ?)", dropped)
         return connection
+
+    def _return_to_disk(self) -> None:
+        """Write what memory holds to the file, and go on with the file, if the disk works again."""
+        self._retry_at_s = self._clock() + DISK_RETRY_S
+        epochs, dropped = self._content()
+        try:
+            disk = _opened(self.path)
+        except sqlite3.Error:
+            return
+        try:
+            with disk:
+                disk.execute("BEGIN IMMEDIATE")
+                # What the file holds beside it is published once more, which changes nothing.
+                disk.executemany("INSERT OR REPLACE INTO epochs VALUES (?, ?)", epochs.items())
+                disk.executemany("INSERT OR REPLACE INTO dropped VALUES (?, ?, ?, ?)", dropped)
+        except sqlite3.Error:
+            disk.close()
+            return
+        self._connection.close()
+        self._connection, self._in_memory = disk, False
+        log.warning("journal %s is kept on disk again", self.path)
 
     def close(self) -> None:
         """Close the file, and remove it when it holds no epoch any more."""

@@ -105,6 +105,10 @@ class SpoolFull(FlawlineError):
     """The byte limit, or the disk, has no room for a record."""
 
 
+class DiskFailed(SpoolFull):
+    """The disk refused a record."""
+
+
 class DamagedRecord(FlawlineError):
     """The payload of a record is damaged; its identity is known."""
 
@@ -248,7 +252,7 @@ class Spool:
         except OSError as error:
             self._quota.give_back(record.size_bytes)
             self._cut_last()
-            raise SpoolFull(f"spool {self.folder} cannot be written: {error.strerror}") from error
+            raise DiskFailed(f"spool {self.folder} cannot be written: {error.strerror}") from error
         self._segments[-1].size_bytes += record.size_bytes
         self._count(record.epoch, record.sequence)
 

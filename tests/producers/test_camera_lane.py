@@ -20,7 +20,7 @@ from producers import backlog
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
 from producers.journal import Journal
-from producers.spool import Quota, Record, Spool
+from producers.spool import DiskFailed, Quota, Record, Spool
 from tests.producers.doubles import capture, until
 
 
@@ -237,6 +237,28 @@ def test_frame_is_on_disk_before_its_capture_counts_with_durability_disk(
     assert line.client.delivered == [0, 1]
     assert line.lane.owes_entries
     assert "frames go to disk" not in caplog.text, "the broker is not away"
+
+
+@pytest.mark.parametrize("failures", [{2, 3}, {0, 1, 2, 3, 4, 5}, {4}])
+def test_disk_that_fails_for_a_while_costs_no_frame_while_memory_has_room(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, failures: set[int]
+) -> None:
+    line = rig(durability="disk")
+    append = Spool.append
+
+    def failing(spool: Spool, record: Record, **options: Any) -> None:
+        if record.sequence in failures:
+            failures.discard(record.sequence)  # so that a second attempt succeeds
+            raise DiskFailed("no space left")
+        append(spool, record, **options)
+
+    monkeypatch.setattr(Spool, "append", failing)
+    line.capture(6)
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == [0, 1, 2, 3, 4, 5]
+    assert line.dropped() == {}
+    assert line.budget.held_bytes == 0
 
 
 def _noting(steps: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:

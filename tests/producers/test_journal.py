@@ -167,6 +167,22 @@ def test_disk_that_fails_costs_no_capture_and_is_logged_once(tmp_path: Path, cap
     assert caplog.text.count("cannot be kept") == 1
 
 
+def test_account_is_on_disk_again_once_the_disk_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = journal_in(tmp_path)
+    captured(journal, 3)
+    journal.drop(EPOCH, 1, FULL)
+    journal._database._connection.execute("PRAGMA query_only = 1")
+    captured(journal, 2)
+    journal.drop(EPOCH, 4, BAD)
+    journal._database._retry_at_s = 0.0
+    captured(journal, 1)
+    assert "is kept on disk again" in caplog.text
+    again = journal_in(tmp_path, epoch=EPOCH + 1)  # after a kill
+    entry = the_entry(again, closed=True)
+    assert (entry.epoch, entry.captured) == (EPOCH, 6)
+    assert entry.dropped == (DroppedRange(1, 1, FULL), DroppedRange(4, 4, BAD))
+
+
 def test_folder_that_cannot_be_written_costs_no_capture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FILE_NAME).mkdir()  # no file can be opened there, not even by root
     journal = Journal(tmp_path, "cam", EPOCH, {})
