@@ -16,13 +16,13 @@ class NotConnected(errors.KafkaError):
 
 @dataclass(frozen=True)
 class Failure:
-    """The kind of an error of delivery.
+    """Holds the kind of an error of delivery.
 
-    `drop` is the reason to give the frame up, None to try again. `breaks` says that the client is of no more use: for
-    kafka-python 3.0 every error that is not retriable is fatal to an idempotent client, which then fails all it holds
-    with that same error. So only the first frame that fails with it is to blame, unless the error is `shared`: it
-    holds for every frame of the topic. `counts` says that the broker answered: a frame that it refuses again and again
-    without a known reason is given up at last. A broker that is away never costs a frame.
+    `drop` is the reason to give the frame up, None to try again. `breaks` says that the client cannot be used any more:
+    for kafka-python 3.0 every error that is not retriable is fatal to an idempotent client, which then fails all its
+    frames with that error. So only the first frame that fails with it is to blame, unless the error is `shared`: then
+    it concerns every frame of the topic. `counts` says that the broker answered: a frame that it refuses
+    `REFUSAL_LIMIT` times without a known reason is given up. A broker that is away never costs a frame.
     """
 
     drop: DropReason | None = None
@@ -33,20 +33,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Retry:
-    """The frame is sent again; `refusals` is how often the broker has refused it by now."""
+    """Sends the frame again; `refusals` is how often the broker has refused it so far."""
 
     refusals: int
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The frame is given up."""
+    """Gives the frame up."""
 
     reason: DropReason
 
 
 REFUSAL_LIMIT = 5
-"""A frame that the broker answers with an unexplained error so often is dropped, for it blocks the ones behind it."""
+"""A frame that the broker answers so often with an unexplained error is dropped, since it blocks the frames behind it.
+A judgement, not measured."""
 
 _OVERSIZE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 _NOT_AUTHORISED = (

@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS dropped (
 
 
 class _Database:
-    """The SQLite file of one camera. Not thread-safe: the journal's lock guards it.
+    """Holds the SQLite file of one camera. Not thread-safe: the journal's lock guards it.
 
     While the disk fails, a database in memory takes the place of the file, with one line in the log: that costs the
     account's survival of a kill, and never a capture. Every DISK_RETRY_S the file is tried again.
@@ -156,7 +156,7 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 
 
 class EpochAccount:
-    """The account of one epoch of a camera. Its journal's lock makes it thread-safe."""
+    """Holds the account of one epoch of a camera. Its journal's lock makes it thread-safe."""
 
     def __init__(self, database: _Database, lock: threading.RLock, camera: str, epoch: int, captured: int) -> None:
         self.camera = camera
@@ -251,7 +251,7 @@ class EpochAccount:
 
 
 class Journal:
-    """The accounts of one camera: of the present epoch, and of those that earlier processes left open. Thread-safe.
+    """Holds the accounts of a camera: of the present epoch, and of those that earlier processes left open. Thread-safe.
 
     `last_sequences` are the highest sequences by epoch that wait on disk: they complete an account that lacks them.
     """

@@ -32,8 +32,8 @@ def assign(cameras: Sequence[CameraBase], known: Mapping[str, int], count: int) 
 
     A camera keeps its partition of `known`, unless its own setting `partition` names another. A new camera goes to the
     partition with the fewest cameras, the lowest of several; cameras that are not configured here count too, since
-    another machine of the line may run them. Of an empty map the first cameras get 0, 1, 2, ..., their places in the
-    list, which is what a line of before had. A setting above `count` is taken modulo `count`.
+    another machine of the line may run them. With an empty map the cameras get 0, 1, 2, ..., their places in the
+    list. A setting above `count` is taken modulo `count`.
     """
     result = {camera: partition for camera, partition in known.items() if partition < count}
     for camera in cameras:
@@ -62,7 +62,7 @@ def read(settings: Settings) -> dict[str, int]:
 
 
 class Partitions:
-    """The partitions of a process's cameras, as the broker keeps them. Thread-safe.
+    """Holds the partitions of a process's cameras, as the broker keeps them. Thread-safe.
 
     A camera is run by one producer, so two producers never give the same camera a partition; two that give different
     cameras partitions in the same moment may choose the same one, which is only a less even load.

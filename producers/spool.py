@@ -148,7 +148,7 @@ class _Segment:
 
 
 class Spool:
-    """The spool of one camera. Not thread-safe: its backlog calls it under one lock.
+    """Holds the spool of one camera. Not thread-safe: its backlog calls it under one lock.
 
     `append` adds a record and `next` returns the records in order. `confirm` marks a record as delivered, in any order.
     After `rewind`, `next` returns the undelivered records again.
