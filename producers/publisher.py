@@ -246,8 +246,13 @@ class Publisher:
                 self._entry_answers.get_nowait()()
 
     def _publish_entry(self, client: Any, account: EpochAccount, entry: LedgerEntry) -> None:
+        # An account waits for its journal's disk, and the client's thread brings the answers for the frames of all
+        # cameras too: so the bookkeeper's thread records the answers.
+        def confirmed(_: object) -> None:
+            self._entry_answers.put(account.confirmed)
+
         def failed(error: BaseException) -> None:
-            account.failed()
+            self._entry_answers.put(account.failed)
             away = isinstance(error, RetriableError)
             # A broken client fails its entries and its frames; the first report of the two replaces the client.
             if away or self._link.renew(client):
@@ -264,10 +269,8 @@ class Publisher:
         except Exception as error:  # the client can raise anything; the next entry repeats the account
             failed(error)
             return
-        # An account waits for its journal's disk, and the client's thread brings the answers for the frames of all
-        # cameras too: so the bookkeeper's thread records the answers.
-        future.add_callback(lambda _: self._entry_answers.put(account.confirmed))
-        future.add_errback(lambda error: self._entry_answers.put(lambda: failed(error)))
+        future.add_callback(confirmed)
+        future.add_errback(failed)
 
 
 def _left_something(folder: Path) -> bool:
