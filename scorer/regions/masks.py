@@ -1,4 +1,4 @@
-"""Where an image is to be inspected: polygons or a mask file, and what that means for the scorer's maps."""
+"""The part of an image that is inspected: from polygons or a mask file to the scorer's maps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from scorer.maps import LayerUnit, Map
 Mask = NDArray[np.bool_]
 Polygon = Sequence[tuple[float, float]]
 
+# What float32 means of a cell's pixels may lack of 1 by rounding; less than one pixel of a cell of 10,000.
+_SHARE_ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class RegionOfInterest:
-    """What of a camera's frames is inspected: inside `inspect` (everything, when that is empty), outside `ignore`.
+    """The part of a camera's frames that is inspected: inside `inspect` (everywhere if empty), outside `ignore`.
 
-    Polygons are points (x, y) in fractions of the frame's width and height, so that they hold at every resolution;
-    `mask` (h, w), when there is one, has the frames' size and is True where they are inspected.
+    Polygons are points (x, y) in fractions of the frame's width and height, so they fit every resolution. `mask`
+    (height, width), if any, has the size of the frames and is True where they are inspected. `name` begins the error
+    messages.
     """
 
     inspect: tuple[Polygon, ...] = ()
@@ -32,29 +36,30 @@ class RegionOfInterest:
     name: str = ""
 
     def of(self, height: int, width: int) -> Mask:
-        """The mask (height, width) of a frame, True where it is inspected.
+        """Return the mask (height, width) of a frame, True where it is inspected.
 
         Raises FlawlineError for a mask file of another size, and when nothing is left to inspect.
         """
-        kept = np.full((height, width), not self.inspect)
-        for polygon in self.inspect:
-            kept |= _filled(polygon, height, width)
-        for polygon in self.ignore:
-            kept &= ~_filled(polygon, height, width)
+        inspected = _filled(self.inspect, height, width) if self.inspect else np.ones((height, width), dtype=bool)
+        inspected &= ~_filled(self.ignore, height, width)
         if self.mask is not None:
-            if self.mask.shape != kept.shape:
-                high, wide = self.mask.shape
+            if self.mask.shape != inspected.shape:
+                mask_height, mask_width = self.mask.shape
                 raise FlawlineError(
-                    f"{self.name}: mask of {wide}x{high} px does not fit frames of {width}x{height} px: draw it anew"
+                    f"{self.name}: mask of {mask_width}x{mask_height} px does not fit frames of {width}x{height} px: "
+                    "draw it anew"
                 )
-            kept &= self.mask
-        if not kept.any():
+            inspected &= self.mask
+        if not inspected.any():
             raise FlawlineError(f"{self.name}: nothing of a {width}x{height} px frame is left to inspect: ignore less")
-        return kept
+        return inspected
 
 
 def read_mask(path: Path) -> Mask:
-    """A mask file (any image: what is brighter than middle grey is inspected). Raises FlawlineError."""
+    """Return the mask of a file: of any image, True where it is brighter than middle grey.
+
+    Raises FlawlineError when the file cannot be read as an image, or is black everywhere.
+    """
     try:
         mask = imaging.decode_mask(path.read_bytes())
     except OSError as error:
@@ -66,44 +71,44 @@ def read_mask(path: Path) -> Mask:
     return mask
 
 
-def _filled(polygon: Polygon, height: int, width: int) -> Mask:
-    """The pixels whose centres lie inside a polygon (even-odd rule), row by row; its outline belongs to nobody."""
-    ends = np.asarray(polygon, dtype=np.float64) * (width, height)
-    starts = np.roll(ends, 1, axis=0)
-    centres = np.arange(width) + 0.5
-    filled = np.zeros((height, width), dtype=bool)
-    for row in range(height):
-        y = row + 0.5
-        crossed = (starts[:, 1] <= y) != (ends[:, 1] <= y)
-        (x0, y0), (x1, y1) = starts[crossed].T, ends[crossed].T
-        crossings = np.sort(x0 + (y - y0) / (y1 - y0) * (x1 - x0))
-        filled[row] = np.searchsorted(crossings, centres) % 2 == 1
-    return filled
+def _filled(polygons: Sequence[Polygon], height: int, width: int) -> Mask:
+    """Return the mask (height, width) of the pixels whose centres are inside any of the polygons.
+
+    Where a polygon crosses itself, the even-odd rule tells what is inside. Corners are rounded to half pixels, so a
+    pixel may be wrong when its centre is less than two thirds of a pixel from the outline.
+    """
+    # OpenCV fills the outline too. On a grid of half pixels the centres of pixels have odd places and their borders
+    # have even ones, so an outline along borders of pixels adds nothing to either side.
+    half_pixels = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
+    for polygon in polygons:
+        corners = np.rint(np.asarray(polygon, dtype=np.float64) * (2 * width, 2 * height)).astype(np.int32)
+        cv2.fillPoly(half_pixels, [corners], 1)
+    return half_pixels[1::2, 1::2].astype(bool)
 
 
 def on_grid(mask: Mask, side: int) -> Mask:
-    """The cells (side, side) of a map that hold no pixel to ignore.
+    """Return the cells (side, side) of a map that hold no ignored pixel.
 
-    A cell that the border runs through is ignored: what lies beyond it would show in the whole cell. When no cell is
-    whole, those that are inspected most stay.
+    A cell on the border is ignored, because what is beyond the border shows in the whole cell. When every cell holds
+    ignored pixels, those with the largest inspected share remain.
     """
     share = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-    whole = np.asarray(share > 1 - 1e-4, dtype=bool)
+    whole = np.asarray(share > 1 - _SHARE_ROUNDING, dtype=bool)
     return whole if whole.any() else np.asarray(share >= share.max(), dtype=bool)
 
 
 def without_ignored(distances: Sequence[Map], units: Sequence[LayerUnit], mask: Mask) -> list[Map]:
-    """Distance maps (h, w) of all layers with what is usual for the group wherever a layer sees ignored pixels.
+    """Return the distance maps (h, w) of all layers with the group's median wherever a layer sees ignored pixels.
 
-    Layer by layer: beside an ignored place the fine layers still see what the coarse ones have to pass over.
+    Each layer has its own grid: near the border fine layers still see places that coarse layers have to ignore.
     """
     return [
-        np.where(on_grid(mask, each.shape[0]), each, np.float32(unit.median)).astype(np.float32)
-        for each, unit in zip(distances, units, strict=True)
+        np.where(on_grid(mask, layer.shape[0]), layer, np.float32(unit.median)).astype(np.float32)
+        for layer, unit in zip(distances, units, strict=True)
     ]
 
 
 def cooled(ratios: Map, mask: Mask) -> Map:
-    """The combined map (h, w) with its coolest inspected value wherever it is ignored: no score, no region there."""
-    kept = on_grid(mask, ratios.shape[0])
-    return np.where(kept, ratios, ratios[kept].min()).astype(np.float32)
+    """Return the combined map (h, w) with its lowest inspected value wherever it is ignored: no score, no region."""
+    inspected = on_grid(mask, ratios.shape[0])
+    return np.where(inspected, ratios, ratios[inspected].min()).astype(np.float32)

@@ -30,6 +30,64 @@ def test_polygons_are_fractions_of_any_frame_and_ignore_wins() -> None:
         assert not mask[height // 2, -1]
 
 
+def filled_by_crossings(polygon: list[tuple[float, float]], height: int, width: int) -> np.ndarray:
+    """Return the pixels (height, width) whose centres are inside a polygon, from the crossings of each row."""
+    ends = np.asarray(polygon) * (width, height)
+    starts = np.roll(ends, 1, axis=0)
+    filled = np.zeros((height, width), dtype=bool)
+    for row in range(height):
+        y = row + 0.5
+        crossed = (starts[:, 1] <= y) != (ends[:, 1] <= y)
+        (x0, y0), (x1, y1) = starts[crossed].T, ends[crossed].T
+        crossings = np.sort(x0 + (y - y0) / (y1 - y0) * (x1 - x0))
+        filled[row] = np.searchsorted(crossings, np.arange(width) + 0.5) % 2 == 1
+    return filled
+
+
+def distances_to_outline(polygon: list[tuple[float, float]], height: int, width: int) -> np.ndarray:
+    """Return the distance (height, width) in pixels of each pixel's centre to the outline of a polygon."""
+    ends = np.asarray(polygon) * (width, height)
+    starts = np.roll(ends, 1, axis=0)
+    edges = ends - starts
+    y, x = np.mgrid[:height, :width] + 0.5
+    centres = np.stack([x, y], axis=-1)[:, :, None]
+    along = ((centres - starts) * edges).sum(axis=-1) / np.maximum((edges**2).sum(axis=-1), 1e-12)
+    nearest = starts + np.clip(along, 0, 1)[..., None] * edges
+    return np.linalg.norm(centres - nearest, axis=-1).min(axis=-1)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=9),
+    st.integers(5, 90),
+    st.integers(5, 90),
+)
+def test_a_polygon_holds_the_pixels_whose_centres_are_inside_but_for_its_border(
+    polygon: list[tuple[float, float]], height: int, width: int
+) -> None:
+    """Corners are rounded to half pixels, and a drawn line is off by up to half of one: by 0.61 px in all."""
+    try:
+        mask = RegionOfInterest(inspect=(polygon,)).of(height, width)
+    except FlawlineError:  # the polygon is so thin that no pixel is inside
+        mask = np.zeros((height, width), dtype=bool)
+    differs = mask != filled_by_crossings(polygon, height, width)
+    assert not differs.any() or distances_to_outline(polygon, height, width)[differs].max() < 2 / 3
+
+
+def test_a_polygon_along_the_borders_of_pixels_is_exact() -> None:
+    polygon = ((0.2, 0.3), (0.7, 0.3), (0.7, 0.8), (0.2, 0.8))
+    expected = np.zeros((10, 20), dtype=bool)
+    expected[3:8, 4:14] = True
+    np.testing.assert_array_equal(RegionOfInterest(inspect=(polygon,)).of(10, 20), expected)
+    np.testing.assert_array_equal(RegionOfInterest(ignore=(polygon,)).of(10, 20), ~expected)
+
+
+def test_a_polygon_that_crosses_itself_has_a_hole() -> None:
+    star = [(0.5 + 0.5 * np.sin(a), 0.5 - 0.5 * np.cos(a)) for a in np.arange(5) * 4 * np.pi / 5]
+    mask = RegionOfInterest(inspect=(star,)).of(100, 100)
+    assert not mask[50, 50]
+    assert mask[15, 50]
+
+
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 40))
 def test_grid_keeps_no_cell_with_an_ignored_pixel_unless_none_is_whole(height: int, width: int, side: int) -> None:
     mask = np.random.default_rng(height * 61 + width).random((height, width)) > 0.02
