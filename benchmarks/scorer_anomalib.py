@@ -25,7 +25,7 @@ from flawline.messages import Codec
 from flawline.settings.scorer import ScorerSettings
 from scorer.cache import cache_dir, cpu_count
 from scorer.coreset import greedy_k_centre
-from scorer.evaluate.accuracy import image_metrics
+from scorer.evaluate.accuracy import image_accuracy
 from scorer.features import weights as weight_files
 from scorer.features.graph import resized
 from scorer.fit import fit_detector
@@ -101,10 +101,10 @@ def compare(
 def ranking(products: Sequence[str], is_defect: Sequence[bool], scores: Sequence[float]) -> dict[str, float]:
     """Pooled and macro image AUROC, and that of the worst product; those that have a meaning."""
     named, wrong, values = np.asarray(products), np.asarray(is_defect), np.asarray(scores, dtype=np.float64)
-    each = [image_metrics(wrong[named == k], values[named == k])["image_auroc"] for k in np.unique(named)]
+    each = [image_accuracy(wrong[named == k], values[named == k])["image_auroc"] for k in np.unique(named)]
     known = [value for value in each if value is not None]
     found = {
-        "pooled": image_metrics(wrong, values)["image_auroc"],
+        "pooled": image_accuracy(wrong, values)["image_auroc"],
         "macro": float(np.mean(known)) if known else None,
         "worst_product": min(known, default=None),
     }

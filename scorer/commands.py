@@ -83,8 +83,8 @@ def fit(
     fitted.save(Path(out))
     result = _about(fitted, Path(out)) | {"skipped_images": skipped}
     if tests:
-        metrics, _ = _evaluate(fitted, tests, progress_bar)
-        result = metrics | result | {"skipped_images": skipped + metrics["skipped_images"]}
+        accuracy, _ = _evaluate(fitted, tests, progress_bar)
+        result = accuracy | result | {"skipped_images": skipped + accuracy["skipped_images"]}
     return result
 
 
@@ -109,10 +109,10 @@ def evaluate(
     if scores is not None and not (scores.absolute().parent.is_dir() and os.access(scores.absolute().parent, os.W_OK)):
         raise UsageError(f"--scores {scores}: cannot be written: name a file in a writable folder that exists")
     loaded = load_detector(model, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights)
-    metrics, rows = _evaluate(loaded, samples, progress_bar)
+    report, rows = _evaluate(loaded, samples, progress_bar)
     if scores is not None:
         evaluation.write_scores(rows, Path(scores))
-    return metrics | _about(loaded, Path(model))
+    return report | _about(loaded, Path(model))
 
 
 def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullcontext) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def _evaluate(
         log.warning("skipped: %s", error)
 
     with progress_bar() as progress:
-        metrics, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable, _delivery(loaded))
-    return metrics | _mistakes(rows) | {"skipped_images": skipped}, rows
+        report, rows = evaluation.evaluate(loaded, samples, progress, on_unreadable, _delivery(loaded))
+    return report | _mistakes(rows) | {"skipped_images": skipped}, rows
 
 
 def _mistakes(rows: Sequence[evaluation.Row]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""How good a detector is on a data set: ranking, localisation, alarm rates, speed."""
+"""The evaluation of a detector on a data set: image and pixel accuracy, alarm rates, speed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer.detector import Detector, Scores
-from scorer.evaluate.accuracy import PixelHistogram, image_metrics
-from scorer.features.dataset import Delivery, LazyImages, Sample, read_mask
+from scorer.evaluate.accuracy import PixelHistogram, image_accuracy
+from scorer.features.dataset import GOOD, Delivery, LazyImages, Sample, read_mask
 from scorer.features.graph import Image
 from scorer.features.store import Progress
 from scorer.maps import enlarged
 
-# Pixel metrics are computed on maps and masks of this side.
+# Side in pixels of the maps and masks that pixel accuracy is computed on: the input size of the fast profile.
 _SIDE = 256
+# Images in memory at once. A judgement: a hundred megabytes for images of a megapixel.
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test image and its scores; `decision` as the line would take it."""
+    """A test image and its scores; `decision` is what the line would decide."""
 
     path: str
     product: str
@@ -48,11 +49,12 @@ def evaluate(
     on_unreadable: Callable[[Sample, FlawlineError], None] | None = None,
     delivery: Delivery | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Metrics of the detector on test samples, named as `evaluate --json` prints them, and the scores of each image.
+    """Return the report on test samples, with the keys that `evaluate --json` prints, and the row of each image.
 
-    `pooled` takes all images of all products as one list, `macro` is the mean over products. Fractions, None where a
-    figure has no meaning. `images_per_second` is of scoring alone, reading excluded.
-    `delivery`: the codec that the images come through.
+    `pooled` takes all images of all products as one list, `macro` is the mean over products. Figures are fractions,
+    None where a figure has no meaning. `images_per_second` is of scoring alone, without reading. `delivery` is the
+    codec that the images pass through. A sample that cannot be read is handed to `on_unreadable(sample, error)` and
+    left out; without `on_unreadable` it ends the evaluation. Raises FlawlineError when no sample can be read.
     """
     readable: list[Sample] = []
     rows: list[Row] = []
@@ -64,10 +66,10 @@ def evaluate(
         began = time.perf_counter()
         scores = detector.score([image for _, image in batch])
         seconds += time.perf_counter() - began
-        for (sample, _), each in zip(batch, scores, strict=True):
+        for (sample, _), scores_of_image in zip(batch, scores, strict=True):
             readable.append(sample)
-            heatmaps.append(each.heatmap)
-            rows.append(row(sample, each))
+            heatmaps.append(scores_of_image.heatmap)
+            rows.append(row(sample, scores_of_image))
         if progress:
             progress("scoring", min(start + _BATCH, len(samples)), len(samples))
     if not rows:
@@ -77,7 +79,7 @@ def evaluate(
 
 
 def row(sample: Sample, scores: Scores) -> Row:
-    """What is kept of one test image and its scores."""
+    """Return the row of a test image and its scores."""
     return Row(
         path=str(sample.path),
         product=sample.product,
@@ -96,6 +98,7 @@ def _read(
     indices: range,
     on_unreadable: Callable[[Sample, FlawlineError], None] | None,
 ) -> list[tuple[Sample, Image]]:
+    """Return the readable ones of some samples by number, with their images."""
     batch = []
     for i in indices:
         try:
@@ -110,8 +113,8 @@ def _read(
 def pixel_histograms(
     samples: Sequence[Sample], heatmaps: Sequence[NDArray[np.float32]], progress: Progress | None = None
 ) -> dict[str, PixelHistogram]:
-    """Pixel scores of each product against the masks; images without ground truth are left out."""
-    low, high = min(float(each.min()) for each in heatmaps), max(float(each.max()) for each in heatmaps)
+    """Return the histogram of each product's pixel scores; images without ground truth are left out."""
+    low, high = min(float(heat.min()) for heat in heatmaps), max(float(heat.max()) for heat in heatmaps)
     histograms: dict[str, PixelHistogram] = {}
     for done, (sample, heatmap) in enumerate(zip(samples, heatmaps, strict=True), start=1):
         mask = read_mask(sample, (_SIDE, _SIDE))
@@ -124,25 +127,28 @@ def pixel_histograms(
 
 
 def summarise(rows: Sequence[Row], histograms: dict[str, PixelHistogram], alarm_rate: float) -> dict[str, Any]:
-    """The report of scored images: `pooled`, `macro`, `per_product`, `alarm_rate`, `recall_at_alarm_rate`."""
+    """Return the report of scored images: `pooled`, `macro`, `per_product`, `alarm_rate`, `recall_at_alarm_rate`.
+
+    `alarm_rate` is the detector's target; `histograms` has one entry for each product.
+    """
     products = sorted({row.product for row in rows})
     per_product = {
         product: _quality([row for row in rows if row.product == product], histograms[product]) for product in products
     }
-    whole = PixelHistogram.empty(0, 1)
-    for each in histograms.values():
-        whole += each
-    pooled = _quality(rows, whole)
-    ranking = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
-    alarms = [each["alarm_rate"] for each in per_product.values() if each["alarm_rate"] is not None]
+    all_pixels = PixelHistogram.empty(0, 1)
+    for histogram in histograms.values():
+        all_pixels += histogram
+    pooled = _quality(rows, all_pixels)
+    accuracy = ("image_auroc", "image_ap", "pixel_auroc", "aupro")
+    alarm_rates = [quality["alarm_rate"] for quality in per_product.values() if quality["alarm_rate"] is not None]
     return {
-        "pooled": {key: pooled[key] for key in ranking},
-        "macro": {key: _mean([each[key] for each in per_product.values()]) for key in ranking},
+        "pooled": {key: pooled[key] for key in accuracy},
+        "macro": {key: _mean([quality[key] for quality in per_product.values()]) for key in accuracy},
         "per_product": per_product,
         "alarm_rate": {
             "target": alarm_rate,
             "mean": pooled["alarm_rate"],
-            "worst_product": max(alarms) if alarms else None,
+            "worst_product": max(alarm_rates) if alarm_rates else None,
         },
         "recall_at_alarm_rate": pooled["recall_at_alarm_rate"],
         "images": len(rows),
@@ -150,13 +156,13 @@ def summarise(rows: Sequence[Row], histograms: dict[str, PixelHistogram], alarm_
 
 
 def _quality(rows: Sequence[Row], histogram: PixelHistogram) -> dict[str, Any]:
-    is_defect = np.asarray([row.label != "good" for row in rows])
-    alarmed = np.asarray([row.decision != Decision.ACCEPT for row in rows])
+    is_defect = np.asarray([row.label != GOOD for row in rows])
+    is_alarmed = np.asarray([row.decision != Decision.ACCEPT for row in rows])
     return {
-        **image_metrics(is_defect, np.asarray([row.aligned for row in rows])),
-        **histogram.metrics(),
-        "alarm_rate": float(alarmed[~is_defect].mean()) if not is_defect.all() else None,
-        "recall_at_alarm_rate": float(alarmed[is_defect].mean()) if is_defect.any() else None,
+        **image_accuracy(is_defect, np.asarray([row.aligned for row in rows])),
+        **histogram.accuracy(),
+        "alarm_rate": float(is_alarmed[~is_defect].mean()) if not is_defect.all() else None,
+        "recall_at_alarm_rate": float(is_alarmed[is_defect].mean()) if is_defect.any() else None,
     }
 
 
@@ -166,7 +172,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def write_scores(rows: Sequence[Row], file: Path) -> None:
-    """Write one record per image to `file`: JSON when it ends in .json, CSV otherwise; whole or not at all."""
+    """Write the rows to `file`, whole or not at all: as JSON when its name ends in .json, else as CSV.
+
+    Raises FlawlineError when the file cannot be written.
+    """
     partial = file.with_name(f".{file.name}.partial")
     records = [asdict(row) for row in rows]
     try:

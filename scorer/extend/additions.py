@@ -1,4 +1,4 @@
-"""Images that are to be added to a model, as the model sees them: whole or as tiles, and what of them is new to it."""
+"""Images that are to be added to a model, as the model sees them: whole or as tiles, and their patches that are new."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from scorer.features.graph import Image, Maps
 from scorer.features.store import OnUnreadable, Progress, in_order
 from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset
+from scorer.vectors import Vectors
 
 
 @dataclass(frozen=True)
-class Novel:
-    """Patches of an image, or tile, that a bank does not cover: which they are, and their unit vectors (m, c)."""
+class NovelPatches:
+    """The patches of a part that its group's bank does not cover: their numbers (m,) and unit vectors (m, c)."""
 
     patches: NDArray[np.intp]
     vectors: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the model says of one image, and of its t tiles: of one that is not tiled, t is 1.
+class Candidate:
+    """An image that is to be added, and what the model says of its t parts: its tiles, or the image as a whole (t = 1).
 
-    `number` is the image's among all that were given; `names` and `groups` (t,), `embeddings` (t, d); `novel[t][l]`.
+    `number` is the image's among all images; `names` and `groups` (t,), `embeddings` (t, d); `novel[t][l]` for each
+    part and layer, empty for an image of an unknown product.
     """
 
     number: int
@@ -40,21 +42,25 @@ class Shown:
     names: list[str]
     groups: NDArray[np.int64]
     embeddings: NDArray[np.float32]
-    novel: list[list[Novel]]
+    novel: list[list[NovelPatches]]
+
+    def novel_by_group(self) -> Iterator[tuple[int, list[NovelPatches]]]:
+        """Yield the group of each part and its novel patches of each layer."""
+        return zip(self.groups.tolist(), self.novel, strict=True)
 
 
 def parts_of(detector: CoresetDetector, image: Image, name: str) -> tuple[list[Image], list[str]]:
-    """The tiles of an image and their names or, for a model of whole images, the image itself."""
+    """Return the tiles of an image and their names or, for a model of whole images, the image and its name."""
     if not isinstance(detector, TiledCoreset):
         return [image], [name]
-    cut = detector.boxes(image)
-    return [np.ascontiguousarray(box.of(image)) for box in cut], [box.name(name) for box in cut]
+    boxes = detector.boxes(image)
+    return [np.ascontiguousarray(box.of(image)) for box in boxes], [box.name(name) for box in boxes]
 
 
-def for_each(
+def map_in_order(
     work: Callable[[int], Any], count: int, threads: int, stage: str = "", progress: Progress | None = None
 ) -> Iterator[Any]:
-    """Results of work(0) .. work(count - 1) in order, on so many threads, with progress."""
+    """Yield work(0) .. work(count - 1) in order, computed on `threads` threads; report progress of `stage`."""
     with ThreadPoolExecutor(threads) as pool:
         for done, result in enumerate(in_order(work, count, pool), 1):
             yield result
@@ -62,16 +68,19 @@ def for_each(
                 progress(stage, done, count)
 
 
-def look_at(
+def examine(
     detector: CoresetDetector,
     images: Sequence[Image],
     names: Sequence[str],
     progress: Progress | None,
     on_unreadable: OnUnreadable | None,
-) -> list[Shown]:
-    """What the model says of each image that can be read; see `extend.extend` for the others."""
+) -> list[Candidate]:
+    """Return what the model says of each readable image; `on_unreadable` gets the others, see `extend_model`.
 
-    def look(number: int) -> Shown | FlawlineError:
+    Raises FlawlineError when no image can be read.
+    """
+
+    def candidate(number: int) -> Candidate | FlawlineError:
         try:
             parts, part_names = parts_of(detector, images[number], names[number])
         except FlawlineError as error:
@@ -79,52 +88,62 @@ def look_at(
                 raise
             return error
         features = [detector.features(part) for part in parts]
-        scores = [detector.score_features(each) for each in features]
-        groups = np.asarray([each.group for each in scores], dtype=np.int64)
+        scores = [detector.score_features(maps) for maps in features]
+        groups = np.asarray([score.group for score in scores], dtype=np.int64)
         decision = detector.decided(scores) if isinstance(detector, TiledCoreset) else scores[0].decision
-        unknown = decision is Decision.UNKNOWN_PRODUCT
-        novel = [] if unknown else _novel(detector, features, groups)
-        return Shown(number, decision, part_names, groups, detector.embeddings(features), novel)
+        is_unknown = decision is Decision.UNKNOWN_PRODUCT
+        novel = [] if is_unknown else _novel(detector, features, groups)
+        return Candidate(number, decision, part_names, groups, detector.embeddings(features), novel)
 
-    shown: list[Shown] = []
-    for number, each in enumerate(for_each(look, len(images), detector.threads, "looking", progress)):
-        if isinstance(each, Shown):
-            shown.append(each)
+    candidates: list[Candidate] = []
+    results = map_in_order(candidate, len(images), detector.threads, "looking", progress)
+    for number, result in enumerate(results):
+        if isinstance(result, Candidate):
+            candidates.append(result)
         elif on_unreadable is not None:
-            on_unreadable(number, each)
-    if not shown:
+            on_unreadable(number, result)
+    if not candidates:
         raise FlawlineError("none of the images can be read: give images that can")
-    return shown
+    return candidates
 
 
-def _novel(detector: CoresetDetector, features: Sequence[Maps], groups: NDArray[np.int64]) -> list[list[Novel]]:
-    """For each tile of one image, per layer, the patches that the banks do not cover, being farther than usual.
+def _novel(detector: CoresetDetector, features: Sequence[Maps], groups: NDArray[np.int64]) -> list[list[NovelPatches]]:
+    """Return for each part of one image, and each layer, the patches that are farther than usual from the banks.
 
-    Of all tiles in a group together no more are taken than a fit takes of a whole image.
+    All parts of a group together give at most as many patches as a fit takes of a whole image.
     """
+    novel: list[list[NovelPatches]] = [[] for _ in features]
+    for layer in range(len(detector.model.layers)):
+        vectors = [_in_half_precision(maps[layer]) for maps in features]
+        for group in np.unique(groups).tolist():
+            parts = np.flatnonzero(groups == group).tolist()
+            far = [np.flatnonzero(_is_far(vectors[part], detector, group, layer)) for part in parts]
+            pool = np.concatenate([vectors[part][patches] for part, patches in zip(parts, far, strict=True)])
+            limit = max(1, round(_rows_per_image(detector, group, layer)))
+            chosen = greedy_k_centre(pool, limit) if len(pool) else np.empty(0, dtype=np.intp)
+            start = 0
+            for part, patches in zip(parts, far, strict=True):
+                places = chosen[(chosen >= start) & (chosen < start + len(patches))] - start
+                start += len(patches)
+                novel[part].append(NovelPatches(patches[places], vectors[part][patches[places]].astype(np.float16)))
+    return novel
+
+
+def _rows_per_image(detector: CoresetDetector, group: int, layer: int) -> float:
+    """Return the rows that a fit takes of one image; of one in tiles, at least what the bank holds of each image."""
     model = detector.model
-    result: list[list[Novel]] = [[] for _ in features]
-    for i, layer in enumerate(model.layers):
-        vectors = [_kept(each[i]) for each in features]
-        for k in np.unique(groups):
-            own = np.flatnonzero(groups == k)
-            most = layer.rows_per_image
-            if model.tiles is not None:  # as many as the bank holds of each whole image that it was fitted on
-                most = max(most, len(model.banks[k][i]) / len(np.unique(model.tiles.sources[model.groups == k])))
-            far = [np.flatnonzero(_is_far(vectors[j], detector, int(k), i)) for j in own]
-            pool = np.concatenate([vectors[j][each] for j, each in zip(own, far, strict=True)])
-            chosen = greedy_k_centre(pool, max(1, round(most))) if len(pool) else np.empty(0, dtype=np.intp)
-            ends = np.cumsum([len(each) for each in far])
-            for j, each, end in zip(own, far, ends, strict=True):
-                picked = chosen[(chosen >= end - len(each)) & (chosen < end)] - (end - len(each))
-                result[j].append(Novel(each[picked], vectors[j][each[picked]].astype(np.float16)))
-    return result
+    rows = model.layers[layer].rows_per_image
+    if model.tiles is None:
+        return rows
+    images_in_group = len(np.unique(model.tiles.sources[model.groups == group]))
+    return max(rows, len(model.banks[group][layer]) / images_in_group)
 
 
-def _is_far(vectors: NDArray[np.float32], detector: CoresetDetector, group: int, layer: int) -> NDArray[np.bool_]:
-    """Which patches (m,) of an image are farther from a bank than usual; of a tile, than one good patch in a hundred.
+def _is_far(vectors: Vectors, detector: CoresetDetector, group: int, layer: int) -> NDArray[np.bool_]:
+    """Return which patches (m,) are farther from a bank than usual; of a tile, than one good patch in a hundred.
 
-    Most tiles of an image that was alarmed are like those that the bank is made of; what it takes goes to the others.
+    Most tiles of an image that was alarmed are like those in the bank. So for tiles the bound is higher, and the rows
+    go to the few tiles that are not.
     """
     model, bank = detector.model, detector.banks(group)[layer]
     usual = model.units[group][layer]
@@ -135,6 +154,6 @@ def _is_far(vectors: NDArray[np.float32], detector: CoresetDetector, group: int,
     return np.asarray(distances > usual.median * np.exp(usual.width))
 
 
-def _kept(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit patch vectors (h * w, c) as the artefact will keep them, in half precision."""
+def _in_half_precision(features: NDArray[np.float32]) -> Vectors:
+    """Return the unit patch vectors (h * w, c) of a map, rounded as the artefact will store them."""
     return unit_rows(features.reshape(-1, features.shape[-1])).astype(np.float16).astype(np.float32)

@@ -1,15 +1,17 @@
 """More good parts for a fitted model, without fitting it again: confirmed false alarms, or a new product.
 
-Known products: patches that their group's banks do not cover are added to the banks, and the images to the good ones
-that others are aligned with, each scored against banks that hold nothing of it. Those that were accepted anyway join
-the calibration; false alarms do not, since they were chosen for their scores: a cut-off above all of them would let
-defects pass. New products: their images are fitted on their own and joined. Banks
-only grow, so distances of good parts can only shrink; what could go wrong is that defects are missed. So both are
-audited, on what is frozen in the model: cross-fitted scores of its first good images, and pictures of them with defects
-pasted in.
+Known products: the patches of an image that its group's banks do not cover join the banks. The image joins the good
+ones that others are aligned with, scored against banks that hold nothing of it. Images that were accepted anyway join
+the calibration too. False alarms do not: they were chosen for their high scores, and a cut-off above all of them would
+let defects pass.
 
-A tiled model takes images whole: all tiles of one are confirmed, accepted, or of a new product together. Images are
-read when they are asked for, three times in all, and what is kept of each is small.
+New products: their images are fitted alone, and the two models are joined.
+
+Banks only grow, so distances of good parts can only shrink; the danger is that defects are missed. Both are audited on
+what is frozen in the model: cross-fitted scores of its first good images, and pictures of them with defects pasted in.
+
+A tiled model takes images whole: all tiles of one image are false alarms, calibration, or a new product together. An
+image is read three times in all, each time it is asked for, and what is stored of it is small.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from scorer import calibration
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence, gather
-from scorer.extend.additions import Shown, for_each, look_at, parts_of
+from scorer.extend.additions import Candidate, examine, map_in_order, parts_of
 from scorer.extend.audit import Audit, audit
 from scorer.features.dataset import Chosen
 from scorer.features.graph import Image
@@ -40,14 +42,23 @@ from scorer.fit_model import fit_model
 from scorer.gallery import Gallery, first_copies, group_gates
 from scorer.model import Model, Tiles, cut_offs
 from scorer.tiles import TiledImages
+from scorer.vectors import Vectors
 
-# A bank that has grown to this many times what a fit allows is to be selected anew.
+# A bank that has grown to this many times what a fit allows has to be selected anew. A judgement, not measured.
 _MOST_GROWTH = 2.0
+# The images of known products are scored against banks that hold the others only, in this many parts. A judgement, as
+# in a fit.
+_FOLDS = 5
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Extended:
-    """The extended detector, not saved yet, and what is to be reported of it."""
+    """The extended detector, which is not saved yet, and the figures of its report.
+
+    Of the added images `known` are of known products and `new` of new ones, in `new_groups` groups; `copies` were in
+    the model already. `accepted_before` and `accepted_after` count the added images that the model accepts.
+    """
 
     detector: CoresetDetector
     known: int
@@ -70,44 +81,42 @@ def extend_model(
     progress: Progress | None = None,
     on_unreadable: OnUnreadable | None = None,
 ) -> Extended:
-    """The detector with `images` (uint8 RGB, any size, all good) added to what is normal; it itself stays as it is.
+    """Return the detector with good `images` (uint8 RGB, any size) added; `detector` itself does not change.
 
-    An image that raises FlawlineError when it is read is handed to `on_unreadable(index, error)` and left out, or,
-    without that, ends the work. Raises FlawlineError when the audit's alarm rate would rise, or its share of found
-    defects fall, by more than `bound`; when there are too few images of a new product; and for a model without
-    evidence.
+    An image that raises FlawlineError when it is read is handed to `on_unreadable(number, error)` and left out; without
+    `on_unreadable` it ends the work. Raises FlawlineError when the audit's alarm rate would rise, or its share of found
+    defects fall, by more than `bound`; when there are too few images of a new product; when a bank has outgrown what a
+    fit allows; and for a model without evidence.
     """
     evidence = detector.evidence
     if evidence is None or not evidence.pictures:
         raise FlawlineError(f"model {detector.version}: holds nothing to audit an extension on: fit it again")
     if not len(images):
         raise FlawlineError("no images to add: give good parts")
-    seen = look_at(detector, images, names, progress, on_unreadable)
-    shown = _without_copies(detector.model, seen)
-    if not shown:
-        raise FlawlineError(f"{names[0]}: is in the model already, as are all that were given: give other good parts")
-    known = [each for each in shown if each.decision is not Decision.UNKNOWN_PRODUCT]
-    new = [each for each in shown if each.decision is Decision.UNKNOWN_PRODUCT]
-    if 0 < len(new) < settings.minimum_images:
-        named = ", ".join(names[each.number] for each in new[:5]) + (", ..." if len(new) > 5 else "")
-        raise FlawlineError(
-            f"{len(new)} images are of no known product, and at least {settings.minimum_images} of a new one are "
-            f"needed: give more of them, or leave them out: {named}"
-        )
+
+    # Step 1: what the model says of the images, and which of them are of known products.
+    examined = examine(detector, images, names, progress, on_unreadable)
+    candidates = _without_copies(detector.model, examined)
+    if not candidates:
+        raise FlawlineError(f"{names[0]}: is in the model already, as are all other images: give other good parts")
+    known = [candidate for candidate in candidates if candidate.decision is not Decision.UNKNOWN_PRODUCT]
+    new = [candidate for candidate in candidates if candidate.decision is Decision.UNKNOWN_PRODUCT]
+    _refuse_too_few(new, names, settings.minimum_images)
+
+    # Step 2: the model with these images.
     model = detector.model
     evidence = dataclasses.replace(evidence, names=_padded(evidence.names, model))
     if known:
         model, evidence = _with_known(detector, model, evidence, images, known, progress)
     if new:
-        part = Chosen(images, [each.number for each in new])
-        model, evidence = _with_new(detector, model, evidence, part, [each.names for each in new], settings, progress)
-    counted = [np.isfinite(detector.model.standardised)]
-    counted += [np.full(len(each.groups), each.decision is Decision.ACCEPT) for each in known]
-    counted += [np.ones(len(each.groups), dtype=bool) for each in new]
-    model = recalibrated(model, np.concatenate(counted))
+        model, evidence = _with_new(detector, model, evidence, images, new, settings, progress)
+    model = recalibrated(model, _is_calibration(detector.model, known, new))
+
+    # Step 3: the audit of the new model beside that of the old one.
     first = int(detector.report.get("frozen_images", len(detector.model.groups)))
     result = detector.replaced(model, evidence, _without_golden(detector.report) | {"frozen_images": first})
     before, after = audit(detector, evidence, first), audit(result, evidence, first)
+    # The first audit of a model is the baseline of all its extensions, so that small losses do not add up unnoticed.
     baseline = Audit(**detector.report["audit"]) if "audit" in detector.report else before
     result.report["audit"] = dataclasses.asdict(baseline)
     _refuse_worse(baseline, after, bound)
@@ -116,24 +125,33 @@ def extend_model(
         known=len(known),
         new=len(new),
         new_groups=len(model.banks) - len(detector.model.banks),
-        copies=len(seen) - len(shown),
-        accepted_before=sum(each.decision is Decision.ACCEPT for each in shown),
-        accepted_after=_accepted(result, images, [each.number for each in shown], progress),
+        copies=len(examined) - len(candidates),
+        accepted_before=sum(candidate.decision is Decision.ACCEPT for candidate in candidates),
+        accepted_after=_accepted(result, images, [candidate.number for candidate in candidates], progress),
         before=before,
         after=after,
     )
 
 
-def _without_copies(model: Model, shown: Sequence[Shown]) -> list[Shown]:
-    """The images that are neither in the model yet nor given twice: a copy would find itself in the banks."""
-    have = {each.tobytes() for each in model.embeddings}
-    kept = []
-    for image in shown:
-        own = {each.tobytes() for each in image.embeddings}
-        if own - have:
-            kept.append(image)
-            have |= own
-    return kept
+def _without_copies(model: Model, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that are not in the model yet, each once: a copy would find itself in the banks."""
+    known = {embedding.tobytes() for embedding in model.embeddings}
+    remaining = []
+    for candidate in candidates:
+        embeddings = {embedding.tobytes() for embedding in candidate.embeddings}
+        if embeddings - known:
+            remaining.append(candidate)
+            known |= embeddings
+    return remaining
+
+
+def _refuse_too_few(new: Sequence[Candidate], names: Sequence[str], minimum: int) -> None:
+    if 0 < len(new) < minimum:
+        listed = ", ".join(names[candidate.number] for candidate in new[:_NAMES_SHOWN])
+        raise FlawlineError(
+            f"{len(new)} images are of no known product, and at least {minimum} of a new one are needed: "
+            f"give more of them, or leave them out: {listed}{', ...' if len(new) > _NAMES_SHOWN else ''}"
+        )
 
 
 def _refuse_worse(baseline: Audit, after: Audit, bound: float) -> None:
@@ -149,6 +167,17 @@ def _refuse_worse(baseline: Audit, after: Audit, bound: float) -> None:
         )
 
 
+def _is_calibration(model: Model, known: Sequence[Candidate], new: Sequence[Candidate]) -> NDArray[np.bool_]:
+    """Return which good images (n,) of the extended model are a sample of good parts to come.
+
+    Images of known products are when the old model accepted them; those of new products all are.
+    """
+    flags = [np.isfinite(model.standardised)]
+    flags += [np.full(len(candidate.groups), candidate.decision is Decision.ACCEPT) for candidate in known]
+    flags += [np.ones(len(candidate.groups), dtype=bool) for candidate in new]
+    return np.concatenate(flags)
+
+
 def _accepted(
     detector: CoresetDetector, images: Sequence[Image], numbers: Sequence[int], progress: Progress | None
 ) -> int:
@@ -161,28 +190,29 @@ def _accepted(
 
 
 def _without_golden(report: dict[str, Any]) -> dict[str, Any]:
-    """The report for a model whose scores are other ones."""
+    """Return the report without the golden scores, which the changed model no longer has."""
     return {key: value for key, value in report.items() if key != "golden"}
 
 
 def _padded(names: Sequence[str], model: Model) -> list[str]:
-    """A name for every good image of the model, so that further ones have their number."""
+    """Return a name for every good image of the model, so that the names of further ones are in their places."""
     return [names[i] if i < len(names) else f"good image {i}" for i in range(len(model.groups))]
 
 
-def recalibrated(model: Model, counted: NDArray[np.bool_]) -> Model:
-    """The model with gates, spreads, standardised scores and cut-offs that follow from its good images' log scores.
+def recalibrated(model: Model, is_calibration: NDArray[np.bool_]) -> Model:
+    """Return the model with gates, widths, standardised scores and cut-offs from its good images' log scores.
 
-    Spreads and cut-offs are those of the `counted` (n,) images; the others' standardised scores are NaN.
+    Widths and cut-offs are those of the images (n,) where `is_calibration`; the standardised scores of the others are
+    NaN.
     """
     gallery = Gallery(model.embeddings, model.groups)
     # Tiles that are alike are no copies, as in a fit.
     copies = first_copies(model.embeddings) if model.tiles is None else None
     look_alikes, within = gallery.neighbours_of_members(model.look_alikes, copies)
     aligned = model.log_scores - model.levels(model.groups, look_alikes)
-    widths = calibration.group_widths(aligned[counted], model.groups[counted])
-    standardised = np.where(counted, aligned / widths[model.groups], np.nan)
-    review, reject = cut_offs(np.sort(standardised[counted]), model.review.rate, model.reject.rate)
+    widths = calibration.group_widths(aligned[is_calibration], model.groups[is_calibration])
+    standardised = np.where(is_calibration, aligned / widths[model.groups], np.nan)
+    review, reject = cut_offs(np.sort(standardised[is_calibration]), model.review.rate, model.reject.rate)
     return dataclasses.replace(
         model,
         gates=group_gates(gallery, within),
@@ -201,70 +231,95 @@ def _with_known(
     model: Model,
     evidence: Evidence,
     images: Sequence[Image],
-    shown: Sequence[Shown],
+    candidates: Sequence[Candidate],
     progress: Progress | None,
 ) -> tuple[Model, Evidence]:
-    """The model and its evidence with images of groups it has; gates and cut-offs are still the old ones."""
-    scored: list[list[float]] = [[]] * len(shown)
-    folds = min(5, len(shown))
-    for fold in range(folds):
-        others = detector.replaced(_grown(model, [each for i, each in enumerate(shown) if i % folds != fold]), None, {})
-        own = range(fold, len(shown), folds)
-        work = partial(_log_scores, others, images, [shown[i].number for i in own])
-        for i, found in zip(own, for_each(work, len(own), detector.threads), strict=True):
-            scored[i] = found
-            if progress:
-                progress("scoring", sum(map(bool, scored)), len(shown))
-    sources = [[[rows] for rows in each] for each in evidence.sources]
-    tile = len(model.groups)
-    for each in shown:
-        for group, novel in zip(each.groups.tolist(), each.novel, strict=True):
-            for layer, rows in enumerate(novel):
-                numbered = np.stack([np.full(len(rows.patches), tile), rows.patches], axis=1).astype(np.int32)
-                sources[group][layer].append(numbered)
-            tile += 1
-    grown = dataclasses.replace(
-        _grown(model, shown),
-        embeddings=np.concatenate([model.embeddings, *(each.embeddings for each in shown)]),
-        groups=np.concatenate([model.groups, *(each.groups for each in shown)]),
-        log_scores=np.concatenate([model.log_scores, *scored]),
-        tiles=_tiles_and(model, [len(each.groups) for each in shown]),
+    """Return the model and its evidence with images of its groups; gates and cut-offs are still the old ones."""
+    log_scores = _cross_fitted(detector, model, images, candidates, progress)
+    extended = dataclasses.replace(
+        _grown(model, candidates),
+        embeddings=np.concatenate([model.embeddings, *(candidate.embeddings for candidate in candidates)]),
+        groups=np.concatenate([model.groups, *(candidate.groups for candidate in candidates)]),
+        log_scores=np.concatenate([model.log_scores, *log_scores]),
+        tiles=_tiles_and(model, [len(candidate.groups) for candidate in candidates]),
     )
-    names = [*evidence.names, *(name for each in shown for name in each.names)]
-    joined = [[np.concatenate(rows) for rows in each] for each in sources]
-    return grown, dataclasses.replace(evidence, sources=joined, names=names)
+    names = [*evidence.names, *(name for candidate in candidates for name in candidate.names)]
+    sources = _grown_sources(evidence, candidates, len(model.groups))
+    return extended, dataclasses.replace(evidence, sources=sources, names=names)
+
+
+def _cross_fitted(
+    detector: CoresetDetector,
+    model: Model,
+    images: Sequence[Image],
+    candidates: Sequence[Candidate],
+    progress: Progress | None,
+) -> list[list[float]]:
+    """Return the log scores of each candidate's parts, against banks with the patches of other candidates only."""
+    log_scores: list[list[float]] = [[]] * len(candidates)
+    folds = min(_FOLDS, len(candidates))
+    for fold in range(folds):
+        others = [candidate for i, candidate in enumerate(candidates) if i % folds != fold]
+        scorer = detector.replaced(_grown(model, others), None, {})
+        members = range(fold, len(candidates), folds)
+        work = partial(_log_scores, scorer, images, [candidates[i].number for i in members])
+        for i, scores in zip(members, map_in_order(work, len(members), detector.threads), strict=True):
+            log_scores[i] = scores
+            if progress:
+                progress("scoring", sum(map(bool, log_scores)), len(candidates))
+    return log_scores
 
 
 def _log_scores(detector: CoresetDetector, images: Sequence[Image], numbers: Sequence[int], i: int) -> list[float]:
-    """The log scores of the tiles of an image, the i-th of these numbers."""
+    """Return the log scores of the parts of image `numbers[i]`."""
     parts, _ = parts_of(detector, images[numbers[i]], "")
     return [float(np.log(detector.score_features(detector.features(part)).raw)) for part in parts]
 
 
 def _tiles_and(model: Model, counts: Sequence[int]) -> Tiles | None:
-    """The model's tiles with those of further images that have so many each."""
+    """Return the model's tiles with those of further images, which have `counts` tiles each; None without tiles."""
     if model.tiles is None:
         return None
     numbers = model.tiles.sources.max() + 1 + np.repeat(np.arange(len(counts)), counts)
     return dataclasses.replace(model.tiles, sources=np.concatenate([model.tiles.sources, numbers]))
 
 
-def _grown(model: Model, shown: Sequence[Shown]) -> Model:
-    """The model with the novel patches of some images in its banks."""
-    added: list[list[list[NDArray[np.float32]]]] = [[[rows] for rows in each] for each in model.banks]
-    for each in shown:
-        for group, novel in zip(each.groups.tolist(), each.novel, strict=True):
-            for layer, found in enumerate(novel):
-                added[group][layer].append(found.vectors.astype(np.float32))
-    banks = [[np.concatenate(rows) if len(rows) > 1 else rows[0] for rows in each] for each in added]
-    for k, each_bank in enumerate(banks):
-        for settings, rows in zip(model.layers, each_bank, strict=True):
-            if len(rows) > _MOST_GROWTH * settings.rows:
+def _grown(model: Model, candidates: Sequence[Candidate]) -> Model:
+    """Return the model with the novel patches of the candidates in its banks.
+
+    Raises FlawlineError when a bank has grown beyond `_MOST_GROWTH`.
+    """
+    pieces: list[list[list[Vectors]]] = [[[bank] for bank in layers] for layers in model.banks]
+    for candidate in candidates:
+        for group, novel in candidate.novel_by_group():
+            for layer, patches in enumerate(novel):
+                pieces[group][layer].append(patches.vectors.astype(np.float32))
+    banks = [[np.concatenate(bank) if len(bank) > 1 else bank[0] for bank in layers] for layers in pieces]
+    for group, layers in enumerate(banks):
+        for settings, bank in zip(model.layers, layers, strict=True):
+            limit = _MOST_GROWTH * settings.rows
+            if len(bank) > limit:
                 raise FlawlineError(
-                    f"group {k} has outgrown its bank ({len(rows)} rows of at most "
-                    f"{_MOST_GROWTH * settings.rows:.0f}): fit again with all images"
+                    f"group {group} has outgrown its bank ({len(bank)} rows of at most {limit:.0f}): "
+                    "fit again with all images"
                 )
     return dataclasses.replace(model, banks=banks)
+
+
+def _grown_sources(evidence: Evidence, candidates: Sequence[Candidate], first: int) -> list[list[NDArray[np.int32]]]:
+    """Return the sources of bank rows, see `Evidence`, with those of the rows that `_grown` adds.
+
+    `first` is the number of the first candidate's first part among the good images.
+    """
+    pieces = [[[rows] for rows in layers] for layers in evidence.sources]
+    number = first
+    for candidate in candidates:
+        for group, novel in candidate.novel_by_group():
+            for layer, patches in enumerate(novel):
+                image = np.full(len(patches.patches), number)
+                pieces[group][layer].append(np.stack([image, patches.patches], axis=1).astype(np.int32))
+            number += 1
+    return [[np.concatenate(rows) for rows in layers] for layers in pieces]
 
 
 # New products
@@ -275,37 +330,48 @@ def _with_new(
     model: Model,
     evidence: Evidence,
     images: Sequence[Image],
-    names: Sequence[Sequence[str]],
+    candidates: Sequence[Candidate],
     settings: ScorerSettings,
     progress: Progress | None,
 ) -> tuple[Model, Evidence]:
-    """The model joined with one that is fitted on images of new products, whose groups come after its own."""
-    tiled = None if model.tiles is None else TiledImages(images, model.tiles.side_px, model.tiles.overlap_px)
-    parts: Sequence[Image] = images if tiled is None else tiled
+    """Return the model and its evidence with new products, fitted alone: their groups come after those of the model."""
+    whole_images = Chosen(images, [candidate.number for candidate in candidates])
+    tiled = None if model.tiles is None else TiledImages(whole_images, model.tiles.side_px, model.tiles.overlap_px)
+    parts: Sequence[Image] = whole_images if tiled is None else tiled
     folder = WorkFolder(cache_dir() / "fits", None)
     try:
         store, _ = extract(parts, detector.backbone, folder, progress)
-        part = fit_model(store, settings, detector.threads, progress, sources=None if tiled is None else tiled.sources)
-        found = gather(store, part.banks, part.groups, parts)
+        sources = None if tiled is None else tiled.sources
+        new_model = fit_model(store, settings, detector.threads, progress, sources=sources)
+        new_evidence = gather(store, new_model.banks, new_model.groups, parts)
     finally:
         folder.close()
-    first, before = len(model.groups), len(model.banks)
-    joined: dict[str, list[object]] = {
-        field.name: [*getattr(model, field.name), *getattr(part, field.name)]
+    new_names = [name for candidate in candidates for name in candidate.names]
+    joined = _joined(model, new_model, _tiles_and(model, [len(candidate.groups) for candidate in candidates]))
+    return joined, _joined_evidence(evidence, new_evidence, new_names, len(model.groups))
+
+
+def _joined(model: Model, new: Model, tiles: Tiles | None) -> Model:
+    """Return the groups and good images of two models in one, with the cut-offs and settings of the first."""
+    by_group: dict[str, list[object]] = {
+        field.name: [*getattr(model, field.name), *getattr(new, field.name)]
         for field in dataclasses.fields(Model)
         if isinstance(getattr(model, field.name), list) and field.name != "means"
     }
-    whole = dataclasses.replace(
+    return dataclasses.replace(
         model,
-        **joined,  # type: ignore[arg-type]  # what a model keeps in lists it keeps by group, its means aside
-        means=[np.concatenate(each) for each in zip(model.means, part.means, strict=True)],
-        embeddings=np.concatenate([model.embeddings, part.embeddings]),
-        groups=np.concatenate([model.groups, part.groups + before]),
-        log_scores=np.concatenate([model.log_scores, part.log_scores]),
-        tiles=_tiles_and(model, [len(each) for each in names]),
+        **by_group,  # type: ignore[arg-type]  # every list of a model, except its means, has one entry for each group
+        means=[np.concatenate(means) for means in zip(model.means, new.means, strict=True)],
+        embeddings=np.concatenate([model.embeddings, new.embeddings]),
+        groups=np.concatenate([model.groups, new.groups + len(model.banks)]),
+        log_scores=np.concatenate([model.log_scores, new.log_scores]),
+        tiles=tiles,
     )
+
+
+def _joined_evidence(evidence: Evidence, new: Evidence, new_names: Sequence[str], first: int) -> Evidence:
+    """Return the evidence of two models in one; the good images of the second have the numbers from `first` on."""
     offset = np.asarray([first, 0])
-    moved = [[np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in each] for each in found.sources]
-    pictures = evidence.pictures | {first + i: data for i, data in found.pictures.items()}
-    every_name = [*evidence.names, *(name for each in names for name in each)]
-    return whole, Evidence([*evidence.sources, *moved], every_name, pictures)
+    sources = [[np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in layers] for layers in new.sources]
+    pictures = {first + number: picture for number, picture in new.pictures.items()}
+    return Evidence([*evidence.sources, *sources], [*evidence.names, *new_names], evidence.pictures | pictures)

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, and the commands from folder to report."""
+"""Accuracy figures against their definitions, and the commands from folder to report."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_pixel_figures_equal_their_definitions() -> None:
     histogram = PixelHistogram.empty(float(maps.min()), float(maps.max()))
     for each, mask in zip(maps, masks, strict=True):
         histogram.add(each, mask)
-    found = histogram.metrics()
+    found = histogram.accuracy()
     assert found["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-3)
     cuts = np.quantile(maps[~masks], np.linspace(1, 0.7, 400))
     regions = [maps[i][labels == k] for i, (labels, n) in enumerate(map(ndimage.label, masks)) for k in range(1, n + 1)]
@@ -220,10 +220,10 @@ def test_perfect_map_gives_one_and_figures_without_meaning_are_none() -> None:
     histogram = PixelHistogram.empty(0, 1)
     mask = np.zeros((8, 8), dtype=bool)
     histogram.add(mask.astype(np.float32), mask)
-    assert histogram.metrics() == {"pixel_auroc": None, "aupro": None}
+    assert histogram.accuracy() == {"pixel_auroc": None, "aupro": None}
     mask[2:4, 2:4] = True
     histogram.add(mask.astype(np.float32), mask)
-    assert histogram.metrics() == {"pixel_auroc": pytest.approx(1, abs=1e-6), "aupro": pytest.approx(1, abs=1e-6)}
+    assert histogram.accuracy() == {"pixel_auroc": pytest.approx(1, abs=1e-6), "aupro": pytest.approx(1, abs=1e-6)}
 
 
 def row(product: str, label: str, aligned: float, decision: str = "accept") -> Row:

@@ -111,7 +111,7 @@ def test_images_that_the_model_has_are_not_added_again(fitted: CoresetDetector, 
     result = extend_model(fitted, [old, new, new], ["old", "new", "again"], settings)
     assert (result.known, result.copies) == (1, 2)
     assert len(result.detector.model.groups) == len(fitted.model.groups) + 1
-    with pytest.raises(FlawlineError, match="old: is in the model already, as are all that were given"):
+    with pytest.raises(FlawlineError, match="old: is in the model already, as are all other images"):
         extend_model(fitted, [old, old], ["old", "old"], settings)
 
 
