@@ -374,13 +374,13 @@ class Backlog:
     def put_away(self, no_room: DropReason, *, has_spool: bool) -> int:
         """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
         with self._disk:
-            self._record_settled()
             with self._changed:
                 left = [*self._in_flight.values(), *self._returned, *self._pending]
                 self._in_flight, self._returned, self._held = {}, [], None
                 self._pending.clear()
                 fresh = sorted((entry for entry in left if not entry.spooled), key=lambda entry: entry.key)
                 self._writing += fresh  # so that they count as waiting until they are on disk
+            self._record_settled()  # no frame is in flight any more, so no later answer can settle one
             self._spool.rewind()
             if has_spool and self._mode is _Mode.SPOOL:
                 for entry in fresh:

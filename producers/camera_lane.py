@@ -202,16 +202,17 @@ class CameraLane:
 
     def _take(self) -> Entry | None:
         """Wait for the next frame to send; return None after `stop`."""
-        while True:
+        while not self._stopped:
             self._backlog.work_on_disk()
             with self._changed:
-                if self._stopped:
-                    return None
+                if self._stopped:  # meanwhile
+                    break
                 entry, wait_s = self._backlog.next()
                 if entry is not None:
                     return entry
                 if wait_s != 0:
                     self._changed.wait(wait_s)
+        return None
 
     # -- answers (the client's thread) ---------------------------------------------------------------------------
 

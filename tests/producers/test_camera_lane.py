@@ -502,6 +502,34 @@ def test_stop_while_a_frame_is_being_written_keeps_every_frame_in_order(tmp_path
     second.close()
 
 
+def test_answer_while_frames_are_put_away_ends_its_capture_once(tmp_path: Path) -> None:
+    first = Rig(tmp_path, CameraBase(name="cam", codec="raw", when_full="spool"), spool=SlowSpool)
+    assert isinstance(first.spool, SlowSpool)
+    in_memory = (1 << 20) // FRAME_BYTES
+    first.capture(in_memory + 4)
+    until(lambda: len(first.client.held) == in_memory)
+    for _ in range(in_memory):
+        first.client.answer()
+    until(lambda: len(first.client.held) == 4, what="frames that were read from disk")
+    first.lane.stop(5)
+    first.client.answer()
+    first.spool.hang("confirm")
+    putting_away = threading.Thread(target=first.lane.put_away)
+    putting_away.start()
+    assert first.spool.waits.wait(20)
+    first.client.answer(error=errors.InvalidRecordError("no"))
+    first.spool.go_on()
+    putting_away.join(20)
+    dropped = first.dropped()
+    first.lane.close()
+    second = Rig(tmp_path, CameraBase(name="cam", codec="raw"))
+    second.client.answer_all()
+    second.wait_idle()
+    ended = [*first.client.delivered, *dropped, *second.client.delivered]
+    assert sorted(ended) == list(range(in_memory + 4))
+    second.close()
+
+
 ANSWERS = {
     "ok": None,
     "away": errors.KafkaTimeoutError("away"),
