@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,46 +14,83 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from flawline.errors import FlawlineError
-from flawline.messages import MAX_SIDE_PX, Codec
+from flawline.image_structure import (
+    JPEG_SIGNATURE,
+    PNG_SIGNATURE,
+    ImageError,
+    Plan,
+    Probe,
+    jpeg_plan,
+    jpeg_probe,
+    png_plan,
+    png_probe,
+)
+from flawline.messages import Codec
 
 PIXEL_LIMIT = 200_000_000
 """Larger images are refused before memory is taken for them; the largest line-scan sensors stay below."""
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # we report a damaged file ourselves
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
+STRIP_PX = 1 << 20
+"""Pixels that are converted at a time, so that what lies between input and result takes a few megabytes."""
 
-class ImageError(FlawlineError):
-    """The bytes are no image, or one outside the limits."""
 
-
-@dataclass(frozen=True)
-class Probe:
-    """The header of an encoded image."""
-
-    codec: Codec
-    height: int
-    width: int
-    channels: int
+class ImageTooLarge(ImageError):
+    """The image is sound, but decoding it takes more memory than the caller allows."""
 
 
 def probe(data: bytes) -> Probe:
     """Read size and codec from the header; no pixel is decoded. Raises ImageError unless it is a JPEG or PNG."""
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except (ValueError, KeyError) as error:  # KeyError: a header that ends before it names its colour space
-            raise ImageError(f"JPEG of {len(data)} bytes has a damaged header: {error}") from error
-        return Probe(Codec.JPEG, height, width, {"Gray": 1, "GRAY": 1, "CMYK": 4, "YCCK": 4}.get(space, 3))
-    if data[:8] == PNG_SIGNATURE and len(data) >= 33 and data[12:16] == b"IHDR":
-        width, height, _, colour = struct.unpack(">IIBB", data[16:26])
-        if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
-            raise ImageError(f"PNG header announces {height}x{width} px: sides of 1 to {MAX_SIDE_PX} are read")
-        return Probe(Codec.PNG, height, width, {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}.get(colour, 3))
+    return (jpeg_probe if _codec(data) is Codec.JPEG else png_probe)(data)
+
+
+def _codec(data: bytes) -> Codec:
+    if data[:2] == JPEG_SIGNATURE:
+        return Codec.JPEG
+    if data[:8] == PNG_SIGNATURE:
+        return Codec.PNG
     raise ImageError(f"{len(data)} bytes that are neither JPEG nor PNG (they start with {data[:8].hex() or 'nothing'})")
+
+
+def plan(
+    data: bytes,
+    codec: Codec | None,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+    memory_limit_bytes: int | None = None,
+) -> Plan:
+    """Return what decoding an image takes. It is checked from end to end, and no pixel is decoded.
+
+    `codec` and `shape` (height, width, channels) are what the message announces. `raw` needs them; otherwise the image
+    is compared with what is given. Raises ImageTooLarge for more than `memory_limit_bytes`, and ImageError.
+    """
+    if codec is Codec.RAW:
+        if shape is None or int(np.prod(shape, dtype=object)) != len(data) or shape[2] not in (1, 3, 4):
+            raise ImageError(f"raw frame of {len(data)} bytes does not fit its announced shape {shape}")
+        result = Plan(Probe(codec, *shape), 3 * shape[0] * shape[1], data)
+    else:
+        held = _codec(data)
+        if codec not in (None, held):
+            raise ImageError(f"frame announces {codec} and holds {held}")
+        planned = jpeg_plan(data) if held is Codec.JPEG else None
+        header = planned.header if planned else png_probe(data)
+        if shape is not None and (header.height, header.width) != tuple(shape[:2]):
+            raise ImageError(
+                f"frame announces {shape[0]}x{shape[1]} px and its image has {header.height}x{header.width}"
+            )
+        _check_pixels(header.height, header.width, pixel_limit)
+        result = planned or png_plan(data)
+    if memory_limit_bytes is not None and result.memory_bytes > memory_limit_bytes:
+        header = result.header
+        raise ImageTooLarge(
+            f"{header.codec} of {header.height}x{header.width}x{header.channels} takes {result.memory_bytes} bytes to "
+            f"decode, over the limit of {memory_limit_bytes}"
+        )
+    return result
 
 
 def decode(
@@ -63,22 +100,19 @@ def decode(
     shape: tuple[int, int, int] | None = None,
     pixel_limit: int = PIXEL_LIMIT,
 ) -> np.ndarray:
-    """Return the pixels of an encoded frame as uint8 (H, W, 3) RGB.
+    """Return the pixels of an encoded frame as uint8 (H, W, 3) RGB; `shape` and the errors are those of `plan`."""
+    return pixels(plan(data, codec, shape=shape, pixel_limit=pixel_limit))
 
-    `shape` (height, width, channels) is what the message announces. `raw` needs it; for the other codecs it is checked
-    before memory is taken. 16-bit images are scaled to 8 bits, transparent pixels are blended with black, and grey
-    becomes three equal channels. Raises ImageError.
+
+def pixels(planned: Plan) -> np.ndarray:
+    """Return the pixels of a planned image as uint8 (H, W, 3) RGB.
+
+    16-bit images are scaled to 8 bits, transparent pixels are blended with black, and grey becomes three equal
+    channels. Raises ImageError.
     """
-    if codec is Codec.RAW:
-        if shape is None or int(np.prod(shape, dtype=object)) != len(data) or shape[2] not in (1, 3, 4):
-            raise ImageError(f"raw frame of {len(data)} bytes does not fit its announced shape {shape}")
-        return to_rgb(np.frombuffer(data, np.uint8).reshape(shape))
-    header = probe(data)
-    if header.codec is not codec:
-        raise ImageError(f"frame announces {codec} and holds {header.codec}")
-    if shape is not None and (header.height, header.width) != tuple(shape[:2]):
-        raise ImageError(f"frame announces {shape[0]}x{shape[1]} px and its image has {header.height}x{header.width}")
-    _check_pixels(header.height, header.width, pixel_limit)
+    header, data = planned.header, planned.data
+    if header.codec is Codec.RAW:
+        return to_rgb(np.frombuffer(data, np.uint8).reshape(header.height, header.width, header.channels))
     if header.codec is Codec.JPEG and header.channels != 4:
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
@@ -93,11 +127,7 @@ def _check_pixels(height: int, width: int, pixel_limit: int) -> None:
 
 
 def _check_header(data: bytes) -> None:
-    """Raise ImageError when the header of an image of any kind cannot be read or announces too many pixels."""
-    if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
-        header = probe(data)
-        _check_pixels(header.height, header.width, PIXEL_LIMIT)
-        return
+    """Raise ImageError when the header of another image file cannot be read or announces too many pixels."""
     try:
         width, height = _size(io.BytesIO(data))
     except UnidentifiedImageError as error:
@@ -139,8 +169,11 @@ def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
 
     `bgr` gives the order of its colour channels. Raises ImageError.
     """
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+    if image.dtype == np.uint16 and image.ndim in (2, 3):
+        scaled = np.empty(image.shape, np.uint8)
+        for strip in _strips(image):
+            scaled[strip] = image[strip] >> 8
+        image = scaled
     elif image.dtype == bool:
         image = image.astype(np.uint8) * 255
     elif np.issubdtype(image.dtype, np.floating):
@@ -152,11 +185,20 @@ def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
     if image.ndim != 3 or 0 in image.shape or image.shape[2] not in (1, 2, 3, 4):
         raise ImageError(f"image of shape {image.shape} is not (height, width, 1 to 4 channels)")
     if image.shape[2] in (2, 4):
-        alpha = image[:, :, -1:].astype(np.uint16)
-        image = ((image[:, :, :-1] * alpha + 127) // 255).astype(np.uint8)
+        blended = np.empty((*image.shape[:2], image.shape[2] - 1), np.uint8)
+        for strip in _strips(image):
+            alpha = image[strip][:, :, -1:].astype(np.uint16)
+            blended[strip] = (image[strip][:, :, :-1] * alpha + 127) // 255
+        image = blended
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def _strips(image: np.ndarray) -> Iterator[slice]:
+    """Yield the rows of an image in strips of about STRIP_PX pixels."""
+    rows = max(1, STRIP_PX // max(1, image.shape[1]))
+    return (slice(start, start + rows) for start in range(0, image.shape[0], rows))
 
 
 def encode(pixels: np.ndarray, codec: Codec, *, quality: int = 90) -> bytes:
@@ -177,9 +219,18 @@ def encode_mask(mask: np.ndarray) -> bytes:
     return cv2.imencode(".png", np.asarray(mask, bool).astype(np.uint8) * 255)[1].tobytes()
 
 
-def decode_mask(data: bytes) -> np.ndarray:
-    """Return an encoded mask as boolean (H, W): pixels above middle grey are inside. Raises ImageError."""
-    _check_header(data)
+def decode_mask(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+    """Return a mask that is a PNG as boolean (H, W): pixels above middle grey are inside. Raises ImageError."""
+    return _bits(plan(data, Codec.PNG, pixel_limit=pixel_limit).data)
+
+
+def decode_mask_file(data: bytes) -> np.ndarray:
+    """Return a mask in the bytes of a file of any kind as boolean (H, W), as `decode_mask` does. Raises ImageError."""
+    planned = _plan_of_file(data)
+    return _bits(data if planned is None else planned.data)
+
+
+def _bits(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
@@ -187,6 +238,14 @@ def decode_mask(data: bytes) -> np.ndarray:
     if image is None:
         raise ImageError(f"mask of {len(data)} bytes is damaged")
     return image > 127
+
+
+def _plan_of_file(data: bytes) -> Plan | None:
+    """Return what decoding a JPEG or PNG takes, None for another kind of file, whose header is checked."""
+    if data[:2] == JPEG_SIGNATURE or data[:8] == PNG_SIGNATURE:
+        return plan(data, _codec(data))
+    _check_header(data)
+    return None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -199,9 +258,7 @@ def read_image(path: Path) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        if data[:2] == b"\xff\xd8" or data[:8] == PNG_SIGNATURE:
-            return decode(data, probe(data).codec)
-        _check_header(data)
-        return _decode_generic(data, f"file of {len(data)} bytes")
+        planned = _plan_of_file(data)
+        return _decode_generic(data, f"file of {len(data)} bytes") if planned is None else pixels(planned)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error

@@ -23,8 +23,10 @@ from flawline import messages, telemetry
 from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import one_line
+from flawline.imaging import ImageTooLarge
 from flawline.messages import DropReason, Frame, LedgerEntry
 from flawline.settings.producers import CameraBase, Durability, ProducerSettings, WhenFull
+from flawline.settings.tree import FrameSettings
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
 from producers.delivery import Drop, classify, decide
@@ -50,7 +52,7 @@ class CameraLane:
         spool: Spool,
         budget: ByteBudget,
         settings: ProducerSettings,
-        limit_bytes: int,
+        limits: FrameSettings,
         topic: str,
         send: Callable[[Frame], tuple[Any, Any]],
         renew: Callable[[Any], bool],
@@ -61,7 +63,7 @@ class CameraLane:
         self._settings = settings
         self._is_durable = settings.durability is Durability.DISK
         self._disk_bytes = settings.in_flight_limit_bytes  # of a source that waits or drops
-        self._limit_bytes = limit_bytes
+        self._limits = limits
         self._topic = topic
         self._send = send
         self._renew = renew
@@ -108,15 +110,18 @@ class CameraLane:
             self._drop(self.epoch, sequence, DropReason.OVERLOAD)
             return messages.frame_id(name, self.epoch, sequence)
         try:
-            frame = to_frame(capture, self.camera, self.epoch, sequence)
+            frame = to_frame(capture, self.camera, self.epoch, sequence, self._limits.decoded_limit_bytes)
+        except ImageTooLarge as error:
+            log.warning("camera %s: capture %d is dropped: %s: raise frames.decoded_limit_bytes", name, sequence, error)
+            self._drop(self.epoch, sequence, DropReason.OVERSIZE)
         except Exception as error:  # an encoder can raise anything: count a drop and continue
             source = f" ({capture.replay_key})" if capture.replay_key else ""
             log.warning("camera %s: capture %d%s is dropped: %s", name, sequence, source, error)
             self._drop(self.epoch, sequence, DropReason.ENCODING_FAILED)
         else:
-            if frame.size_bytes > self._limit_bytes:
+            if frame.size_bytes > self._limits.limit_bytes:
                 log.warning("camera %s: capture %d of %d bytes is dropped: frames.limit_bytes is %d, raise it",
-                            name, sequence, frame.size_bytes, self._limit_bytes)  # fmt: skip
+                            name, sequence, frame.size_bytes, self._limits.limit_bytes)  # fmt: skip
                 self._drop(self.epoch, sequence, DropReason.OVERSIZE)
             else:
                 self._offer(Entry(frame))

@@ -102,7 +102,7 @@ class Publisher:
     def _lane(self, camera: CameraBase, epoch: int) -> CameraLane:
         spool = Spool(self._folder / camera.name, self._quota)
         return CameraLane(
-            camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames.limit_bytes,
+            camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames,
             self._settings.topic(topics.FRAMES.name), self._send, self._renew, self._clock, self._now_ns,
         )  # fmt: skip
 

@@ -39,7 +39,7 @@ from workers.intake import AWAY_LOG_S, Intake
 from workers.lane import Job, Lane, Outcome
 from workers.model_slot import ModelSlot
 from workers.model_store import COPIES, ModelStore
-from workers.reading import Reader, Rejected
+from workers.reading import Picture, Reader, Rejected
 from workers.refusals import Refusals
 from workers.sending import OutcomeSender
 from workers.suspects import ATTEMPT_LIMIT
@@ -108,8 +108,7 @@ class _Scored:
 @dataclass(frozen=True, eq=False)
 class _Opened:
     job: Job
-    frame: Frame
-    pixels: np.ndarray
+    picture: Picture
     mask: np.ndarray | None
     decode_s: float
 
@@ -149,11 +148,8 @@ class Inspector:
         self._sender: OutcomeSender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
-        self._reader = Reader(
-            settings.frames.limit_bytes,
-            object_store(settings),
-            self._stop,
-        )
+        self._decoded = ByteBudget(self._worker.in_flight_limit_bytes)
+        self._reader = Reader(settings.frames, object_store(settings), self._decoded, self._stop)
 
     # Called by the supervisor, from other threads than run's
 
@@ -182,7 +178,9 @@ class Inspector:
 
     def metrics(self) -> str:
         """Return this actor's metrics as Prometheus text."""
-        telemetry.WORKER_IN_FLIGHT_BYTES.set(self._gate.held_bytes + self._unacknowledged.held_bytes)
+        telemetry.WORKER_IN_FLIGHT_BYTES.set(
+            self._gate.held_bytes + self._unacknowledged.held_bytes + self._decoded.held_bytes
+        )
         telemetry.UNACKNOWLEDGED_SECONDS.set(self._sender.unacknowledged_for_s if self._sender else 0.0)
         telemetry.PAUSED_SECONDS.set(self._intake.paused_for_s if self._intake else 0.0)
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
@@ -370,7 +368,7 @@ class Inspector:
             return
         started = clock.monotonic()
         try:
-            frame, pixels = self._reader.read(job.record.value)
+            picture = self._reader.read(job.record.value)
         except Rejected as rejected:
             self._reject(job, rejected.reason, str(rejected), rejected.frame)
             return
@@ -379,11 +377,11 @@ class Inspector:
             job.lane.abandon(job)
             return
         try:
-            mask = self._masks.mask(frame.camera, *pixels.shape[:2])
+            mask = self._masks.mask(picture.frame.camera, *picture.pixels.shape[:2])
         except FlawlineError as error:
-            self._reject(job, DeadLetterReason.SCORING_FAILED, str(error), frame)
+            self._reject(job, DeadLetterReason.SCORING_FAILED, str(error), picture.frame)
             return
-        if not self._batcher.put(_Opened(job, frame, pixels, mask, clock.monotonic() - started), pixels.nbytes):
+        if not self._batcher.put(_Opened(job, picture, mask, clock.monotonic() - started), picture.pixels.nbytes):
             job.lane.abandon(job)
 
     def _score_all(self) -> None:
@@ -413,14 +411,14 @@ class Inspector:
         self._scoring_since[thread] = started
         try:
             results = scoring.score_each(
-                detector, [opened.pixels for opened in batch], [opened.mask for opened in batch]
+                detector, [opened.picture.pixels for opened in batch], [opened.mask for opened in batch]
             )
         finally:
             del self._scoring_since[thread]
         score_s = clock.monotonic() - started
         for opened, result in zip(batch, results, strict=True):
             scored = _Scored(opened, result, detector, _timings(opened, started_ns, score_s))
-            if not self._to_judge.put(scored, opened.pixels.nbytes):
+            if not self._to_judge.put(scored, opened.picture.pixels.nbytes):
                 opened.job.lane.abandon(opened.job)
 
     def _judge_all(self) -> None:
@@ -431,6 +429,7 @@ class Inspector:
                     self._reject_scored(scored.opened, scored.scores)
                 else:
                     self._judge(scored.detector, scored.opened, scored.scores, scored.timings)
+                scored.opened.picture.let_go()  # what waits for its description has a bound of its own
 
     def _judge(self, detector: Detector, opened: _Opened, scores: Scores, timings: Timings) -> None:
         """Let a scored frame's verdict leave, and its description follow when it was not accepted.
@@ -439,7 +438,7 @@ class Inspector:
         2. Send it.
         3. Queue the description; the frame is finished when its defect has left too.
         """
-        job, frame = opened.job, opened.frame
+        job, frame = opened.job, opened.picture.frame
         # 1.
         try:
             located = verdicts.locate(frame, scores, detector)
@@ -457,7 +456,7 @@ class Inspector:
         if located is not None:
             refused = self._refusals.of(job.record.partition, job.offset).topics
             reason = Undescribed.REFUSED if self._settings.topic(topics.DEFECTS.name) in refused else None
-            self._describer.add(Judged(job, frame, opened.pixels, scores, located, detector), reason)
+            self._describer.add(Judged(job, frame, opened.picture.pixels, scores, located, detector), reason)
 
     def _defect(self, judged: Judged, regions: list[DefectRegion]) -> Outcome:
         defect = verdicts.defect(judged.frame, judged.scores, regions, judged.detector)
@@ -468,7 +467,7 @@ class Inspector:
         return self._gate.held_bytes == 0
 
     def _reject_scored(self, opened: _Opened, error: Exception) -> None:
-        self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.frame)
+        self._reject(opened.job, DeadLetterReason.SCORING_FAILED, one_line(error, with_type=True), opened.picture.frame)
 
     def _reject(self, job: Job, reason: DeadLetterReason, error: str, frame: Frame | None) -> None:
         log.warning("partition %d offset %d: %s: %s", job.record.partition, job.offset, reason, error)

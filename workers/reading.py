@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from flawline import imaging, messages, telemetry
 from flawline.backoff import Backoff
+from flawline.byte_budget import ByteBudget
 from flawline.messages import DeadLetterReason, Frame, SchemaError
 from flawline.object_store import MissingObjectError, ObjectStore, StoreAway
+from flawline.settings.tree import FrameSettings
 from flawline.topics import ENVELOPE_BYTES
 
 log = logging.getLogger(__name__)
 
 STORE_RETRY_S = (0.2, 10.0)
 """First and longest wait in seconds before an object store that is away is asked again. A judgement, not measured."""
+
+MEMORY_RETRY_S = 0.005
+"""How often a frame that waits for memory looks for it: a tenth of the time that scoring takes."""
 
 
 class Rejected(Exception):
@@ -28,18 +36,31 @@ class Rejected(Exception):
         self.frame = frame
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A frame and its pixels, uint8 (H, W, 3) RGB. `let_go` counts their memory as free before they are."""
+
+    frame: Frame
+    pixels: np.ndarray
+    let_go: Callable[[], object]
+
+
 class Reader:
     """Opens records within the line's limits. Checks come before memory is taken for what they check."""
 
-    def __init__(self, limit_bytes: int, objects: ObjectStore | None, stop: threading.Event) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(
+        self, limits: FrameSettings, objects: ObjectStore | None, memory: ByteBudget, stop: threading.Event
+    ) -> None:
+        """Open records within `limits`. `memory` is what decoded frames may take together."""
+        self._limits = limits
         self._objects = objects
+        self._memory = memory
         self._stop = stop
 
-    def read(self, value: bytes | None) -> tuple[Frame, np.ndarray]:
-        """Return the frame in a record's value and its pixels as uint8 (H, W, 3) RGB.
+    def read(self, value: bytes | None) -> Picture:
+        """Return the frame in a record's value with its pixels, once there is memory for them.
 
-        Raises Rejected, and InterruptedError when the worker stops while the object store is away.
+        Raises Rejected, and InterruptedError when the worker stops while it waits for memory or for the object store.
         """
         frame = self._frame(value)
         try:
@@ -47,7 +68,9 @@ class Reader:
             if (checksum := messages.checksum(data)) != frame.checksum:
                 text = f"checksum {checksum:08x} of {len(data)} bytes is not the announced {frame.checksum:08x}"
                 raise Rejected(DeadLetterReason.CHECKSUM, text)
-            return frame, imaging.decode(data, frame.codec, shape=(frame.height, frame.width, frame.channels))
+            return self._picture(frame, data)
+        except imaging.ImageTooLarge as error:
+            raise Rejected(DeadLetterReason.OVERSIZE, f"{error}: raise frames.decoded_limit_bytes", frame) from error
         except imaging.ImageError as error:
             raise Rejected(DeadLetterReason.UNDECODABLE, str(error), frame) from error
         except MissingObjectError as error:
@@ -56,10 +79,28 @@ class Reader:
             rejected.frame = frame
             raise
 
+    def _picture(self, frame: Frame, data: bytes) -> Picture:
+        plan = imaging.plan(
+            data,
+            frame.codec,
+            shape=(frame.height, frame.width, frame.channels),
+            memory_limit_bytes=self._limits.decoded_limit_bytes,
+        )
+        while not self._memory.acquire(plan.memory_bytes):
+            if self._stop.wait(MEMORY_RETRY_S):
+                raise InterruptedError(f"stopped while {frame.frame_id} waited for memory to be decoded in")
+        try:
+            pixels = imaging.pixels(plan)
+        except BaseException:
+            self._memory.release(plan.memory_bytes)
+            raise
+        # A frame may be given up at any place on its way. Its memory is free when nobody holds its pixels any more.
+        return Picture(frame, pixels, weakref.finalize(pixels, self._memory.release, plan.memory_bytes))
+
     def _frame(self, value: bytes | None) -> Frame:
         if value is None:
             raise Rejected(DeadLetterReason.UNDECODABLE, "record without a value")
-        if len(value) > self._limit_bytes + ENVELOPE_BYTES:
+        if len(value) > self._limits.limit_bytes + ENVELOPE_BYTES:
             raise Rejected(DeadLetterReason.OVERSIZE, self._too_large(len(value)))
         try:
             return messages.decode(Frame, value)
@@ -67,7 +108,7 @@ class Reader:
             raise Rejected(error.reason, str(error)) from error
 
     def _data(self, frame: Frame) -> bytes:
-        if frame.size_bytes > self._limit_bytes:
+        if frame.size_bytes > self._limits.limit_bytes:
             raise Rejected(DeadLetterReason.OVERSIZE, self._too_large(frame.size_bytes))
         if frame.height * frame.width > imaging.PIXEL_LIMIT:
             raise Rejected(
@@ -99,4 +140,4 @@ class Reader:
                 return data
 
     def _too_large(self, size_bytes: int) -> str:
-        return f"frame of {size_bytes} bytes is over frames.limit_bytes = {self._limit_bytes}"
+        return f"frame of {size_bytes} bytes is over frames.limit_bytes = {self._limits.limit_bytes}"

@@ -40,7 +40,7 @@ def decode(crop: bytes, mask: bytes) -> Crop:
     if not crop or not mask:
         raise FlawlineError("the crop is not kept any more")
     pixels = imaging.decode(crop, Codec.JPEG, pixel_limit=_CROP_LIMIT_PX)
-    inside = np.asarray(imaging.decode_mask(mask)).astype(bool)
+    inside = np.asarray(imaging.decode_mask(mask, pixel_limit=_CROP_LIMIT_PX)).astype(bool)
     if inside.shape != pixels.shape[:2]:
         raise FlawlineError(f"mask of {list(inside.shape)} does not fit a crop of {list(pixels.shape[:2])}")
     return Crop(pixels, inside)

@@ -119,6 +119,12 @@ class FrameSettings(_Section):
     limit_bytes: int = Field(
         16 << 20, ge=1 << 10, description="Largest frame; a larger one is dropped with the reason oversize."
     )
+    decoded_limit_bytes: int = Field(
+        256 << 20,
+        ge=1 << 10,
+        description="Largest memory that decoding one frame may take, as its header tells; a frame that takes more is "
+        "dropped, or a dead letter, with the reason oversize.",
+    )
     inline_limit_bytes: int = Field(
         1 << 20,
         ge=0,

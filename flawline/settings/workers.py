@@ -68,7 +68,10 @@ class WorkerSettings(BaseModel):
         32 << 20, ge=1 << 20, description="Memory of one actor for rejects that wait for their description."
     )
     in_flight_limit_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Memory of one actor for frames in work; at the limit its partitions pause."
+        64 << 20,
+        ge=1 << 20,
+        description="Memory of one actor for fetched frames, beyond which its partitions pause, and as much again "
+        "for decoded ones.",
     )
     decode_threads: int = Field(
         1, ge=1, le=64, description="Number of threads of one actor that decode images; each one uses up to one CPU."

@@ -61,7 +61,7 @@ def read_mask(path: Path) -> Mask:
     Raises FlawlineError when the file cannot be read as an image, or is black everywhere.
     """
     try:
-        mask = imaging.decode_mask(path.read_bytes())
+        mask = imaging.decode_mask_file(path.read_bytes())
     except OSError as error:
         raise FlawlineError(f"{path}: mask cannot be read: {error.strerror}") from error
     except imaging.ImageError as error:

@@ -10,11 +10,12 @@ from typing import Any
 import msgpack
 import pytest
 
-from flawline import messages
+from flawline import imaging, messages
 from flawline.messages import DeadLetter, DeadLetterReason, Frame, Verdict
 from tests.support.brokers import RunningBroker
+from tests.support.hostile_images import WORST
 from tests.workers.conftest import either_broker
-from tests.workers.line import Feeder, committed, feeding, frame, inspecting, line_settings, read, wait_until
+from tests.workers.line import EPOCH, Feeder, committed, feeding, frame, inspecting, line_settings, read, wait_until
 
 __all__ = ["either_broker"]
 
@@ -75,6 +76,35 @@ def test_text_and_numbers_beyond_their_limits_are_dead_letters_and_the_cameras_g
     assert [letter.reason for letter in letters] == [reason for reason, _, _ in REFUSED.values()]
     for letter, (_, words, _) in zip(letters, REFUSED.values(), strict=True):
         assert words in letter.error
+
+
+@pytest.mark.parametrize("image", WORST)
+def test_an_image_that_costs_too_much_is_a_dead_letter_and_the_cameras_go_on(
+    either_broker: RunningBroker, tmp_path: Path, image: str
+) -> None:
+    data = WORST[image]()
+    header = imaging.probe(data)
+    hostile = frame(
+        "cam-0",
+        1,
+        data=data,
+        codec=header.codec,
+        height=header.height,
+        width=header.width,
+        size_bytes=len(data),
+        checksum=messages.checksum(data),
+    )
+    settings = line_settings(either_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder, inspecting(settings) as inspector:
+        feeder.send(frame("cam-0", 0), hostile, frame("cam-0", 2), frame("cam-1", 0))
+        feeder.flush()
+        verdicts = read(settings, "verdicts", Verdict, 3)
+        (letter,) = read(settings, "dead-letters", DeadLetter, 1)
+        wait_until(lambda: [committed(settings, i) for i in (0, 1)] == [3, 1])
+        wait_until(lambda: inspector._decoded.held_bytes == 0)
+    assert {verdict.frame_id for verdict in verdicts} == {f"cam-0:{EPOCH}:0", f"cam-0:{EPOCH}:2", f"cam-1:{EPOCH}:0"}
+    assert letter.frame_id == hostile.frame_id
+    assert letter.reason in (DeadLetterReason.OVERSIZE, DeadLetterReason.UNDECODABLE)
 
 
 def test_a_record_with_a_key_and_headers_of_any_size_is_a_letter_too(

@@ -16,6 +16,7 @@ from kafka.future import Future
 from flawline.byte_budget import ByteBudget
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
+from flawline.settings.tree import FrameSettings
 from producers import backlog
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
@@ -119,7 +120,8 @@ class Rig:
         self.budget = ByteBudget(producer.in_flight_limit_bytes)
         self.spool = spool(folder / camera.name, Quota(producer.spool_limit_bytes))
         self.lane = CameraLane(
-            camera, 1, self.spool, self.budget, producer, limit_bytes, "frames", self.client.send, self.client.renew,
+            camera, 1, self.spool, self.budget, producer, FrameSettings(limit_bytes=limit_bytes), "frames",
+            self.client.send, self.client.renew,
         )  # fmt: skip
         self.lane.start()
         self.closed = False

@@ -30,6 +30,7 @@ from flawline.byte_budget import ByteBudget
 from flawline.checked_producer import ImplausibleAcknowledgement
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
 from flawline.object_store import ObjectStore, StoreAway
+from flawline.settings.tree import FrameSettings
 from flawline.settings.workers import WorkerSettings
 from scorer.regions import regions
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame, wait_until
@@ -378,7 +379,8 @@ def test_a_model_that_returns_too_few_scores_is_not_believed() -> None:
 
 
 def reader(tmp_path: Any = None, limit_bytes: int = 1 << 20) -> Reader:
-    return Reader(limit_bytes, store_in(tmp_path) if tmp_path else None, threading.Event())
+    store = store_in(tmp_path) if tmp_path else None
+    return Reader(FrameSettings(limit_bytes=limit_bytes), store, ByteBudget(1 << 20), threading.Event())
 
 
 def store_in(folder: Any) -> ObjectStore:
@@ -395,8 +397,9 @@ def rejection(opener: Reader, value: bytes | None) -> Rejected:
 
 def test_a_good_frame_is_read_with_its_pixels() -> None:
     sent = frame("cam-0", 7, level=99)
-    received, pixels = reader().read(messages.encode(sent))
-    assert received == sent
+    picture = reader().read(messages.encode(sent))
+    pixels = picture.pixels
+    assert picture.frame == sent
     assert pixels.shape == (SIDE, SIDE, 3)
     assert int(pixels[5, 5, 0]) == 99
 
@@ -405,7 +408,8 @@ def test_a_claim_check_frame_is_fetched_and_a_missing_object_is_named(tmp_path: 
     inline = frame("cam-0", 7)
     key = store_in(tmp_path).put(inline.data)
     claim = replace(inline, data=b"", object_key=key)
-    assert (reader(tmp_path).read(messages.encode(claim))[1] == reader().read(messages.encode(inline))[1]).all()
+    fetched, sent = reader(tmp_path).read(messages.encode(claim)), reader().read(messages.encode(inline))
+    assert (fetched.pixels == sent.pixels).all()
     gone = rejection(reader(tmp_path), messages.encode(replace(claim, object_key="0" * 64)))
     assert gone.reason is DeadLetterReason.MISSING_OBJECT
     unset = rejection(reader(), messages.encode(claim))
@@ -429,12 +433,44 @@ def test_a_store_that_is_away_costs_time_and_no_frame(tmp_path: Any, monkeypatch
 
     store = FlakyStore()
     claim = replace(inline, data=b"", object_key="0" * 64)
-    assert Reader(1 << 20, store, threading.Event()).read(messages.encode(claim))[0] == claim
+    memory = ByteBudget(1 << 20)
+    assert Reader(FrameSettings(), store, memory, threading.Event()).read(messages.encode(claim)).frame == claim
     assert store.calls == 4
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(InterruptedError):
-        Reader(1 << 20, FlakyStore(), stopped).read(messages.encode(claim))
+        Reader(FrameSettings(), FlakyStore(), memory, stopped).read(messages.encode(claim))
+
+
+def test_a_frame_is_decoded_when_there_is_memory_for_it_and_gives_it_back_whatever_becomes_of_it() -> None:
+    memory = ByteBudget(10_000)  # a frame takes 6,144
+    opener = Reader(FrameSettings(), None, memory, stop := threading.Event())
+    first = opener.read(messages.encode(frame("cam-0", 1)))
+    assert memory.held_bytes == 6 * SIDE * SIDE
+    waiting = threading.Thread(target=lambda: opener.read(messages.encode(frame("cam-0", 2))), daemon=True)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive(), "the second frame waits for the memory of the first"
+    first.let_go()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert memory.held_bytes == 0, "a frame that nobody holds any more takes no memory"
+    rejection(opener, messages.encode(_with_data(frame("cam-0", 3), frame("cam-0", 3).data[:-20])))
+    assert memory.held_bytes == 0
+    held = opener.read(messages.encode(frame("cam-0", 4)))
+    stop.set()
+    with pytest.raises(InterruptedError, match="cam-0:"):
+        opener.read(messages.encode(frame("cam-0", 5)))
+    del held
+    assert memory.held_bytes == 0
+
+
+def test_a_frame_that_takes_too_much_memory_is_oversize_and_names_the_setting() -> None:
+    opener = Reader(FrameSettings(decoded_limit_bytes=6_000), None, ByteBudget(1 << 20), threading.Event())
+    refused = rejection(opener, messages.encode(frame("cam-0", 1)))
+    assert refused.reason is DeadLetterReason.OVERSIZE
+    assert "png of 32x32x3 takes 6144 bytes to decode, over the limit of 6000" in str(refused)
+    assert "frames.decoded_limit_bytes" in str(refused)
 
 
 def test_every_unreadable_record_has_its_reason() -> None:
