@@ -265,17 +265,23 @@ def captured(port: int) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("flawline_published_frames_t"))
 
 
-def test_line_without_store_and_model_captures_until_it_is_stopped(
-    tmp_path: Path, embedded_broker: EmbeddedBroker, refusing_port: int
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """Hold a port on which a server listens, so that no role can."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_line_without_store_and_workers_captures_until_it_is_stopped(
+    tmp_path: Path, embedded_broker: EmbeddedBroker, refusing_port: int, taken_port: int
 ) -> None:
     ports = {name: reserved_port() for name in ("producers_port", "up_port")}
     content = {
         "data_dir": str(tmp_path / "data"),
         "kafka": {"bootstrap_servers": embedded_broker.bootstrap, "topic_prefix": unique("up") + "-"},
         "cameras": [{"name": "cam", "kind": "simulated", "rate_hz": 5.0, "height": 64, "width": 64}],
-        "worker": {"model": str(tmp_path / "no-model")},
         "store": {"url": f"postgresql://line:secret@127.0.0.1:{refusing_port}/line"},
-        "metrics": {"workers_port": 0, "discovery_port": 0, "ledger_port": 0} | ports,
+        "metrics": {"workers_port": taken_port, "discovery_port": 0, "ledger_port": 0} | ports,
         "console": {"port": reserved_port()},
     }
     file = tmp_path / "line.toml"
