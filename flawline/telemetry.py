@@ -75,6 +75,7 @@ OF_PRODUCERS: tuple[Collector, ...] = (
 VERDICTS = _counter("verdicts", "Verdicts acknowledged by the broker.", "camera", "decision")
 DEAD_LETTERS = _counter("dead_letters", "Dead letters acknowledged by the broker.", "camera", "reason")
 UNDESCRIBED_DEFECTS = _counter("undescribed_defects", "Defects that left without their regions.", "camera", "reason")
+EXPIRED_FRAMES = _counter("expired_frames", "Frames that were deleted before a worker read them.", "partition")
 STAGE_LATENCY = _histogram("stage_latency_seconds", "Time of a frame in one stage of a worker.", "stage")
 VERDICT_LATENCY = _histogram("verdict_latency_seconds", "Capture to acknowledged verdict.", "camera")
 LAG_RECORDS = _gauge("lag_records", "Frames in the log that have no verdict yet.", "partition")
@@ -96,6 +97,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     VERDICTS,
     DEAD_LETTERS,
     UNDESCRIBED_DEFECTS,
+    EXPIRED_FRAMES,
     STAGE_LATENCY,
     VERDICT_LATENCY,
     LAG_RECORDS,
@@ -138,6 +140,9 @@ OF_DISCOVERY: tuple[Collector, ...] = (
 # Ledger
 LEDGER = _gauge("ledger_frames", "Accounting of captures by outcome.", "camera", "outcome", "reason")
 LEDGER_BALANCED = _gauge("ledger_balanced", "1 when every capture has exactly one outcome.")
+UNREAD_EXPIRE_SECONDS = _gauge(
+    "unread_frames_expire_seconds", "Time until a frame that no worker has read is deleted from its topic.", "partition"
+)
 STORED_OBJECTS = _gauge("stored_objects", "Objects in the object store after the last collection.")
 STORED_OBJECT_BYTES = _gauge("stored_object_bytes", "Bytes of the objects in the object store.")
 COLLECTED_OBJECTS = _counter("collected_objects", "Objects removed because no record refers to them any more.")
@@ -149,6 +154,7 @@ OF_THE_LEDGER: tuple[Collector, ...] = (
     COLLECTED_OBJECT_BYTES,
     LEDGER,
     LEDGER_BALANCED,
+    UNREAD_EXPIRE_SECONDS,
 )
 
 # `flawline up`

@@ -44,7 +44,7 @@ from flawline.messages import (
     type_name,
 )
 from flawline.settings.tree import Settings
-from ledger import snapshot
+from ledger import retention, snapshot
 from ledger.accounting import Account, Identity, Ledger, Report, VerdictContent
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,21 @@ class LedgerReader:
             return False
         log.debug("snapshot of the ledger: %d bytes", size_bytes)
         return True
+
+    def unread_expire_in_s(self) -> dict[int, float]:
+        """Return by partition of `frames` the seconds until retention deletes a frame that no worker has read.
+
+        Raises FlawlineError when the broker is away.
+        """
+        try:
+            places = self._partitions(self._frames, [self._settings.topic(topics.FRAMES.name)])
+            now_ms = self._clock() // 1_000_000
+            return retention.unread_expire_in_s(self._frames, self._admin, places, self._committed(), now_ms)
+        except KafkaError as error:
+            raise FlawlineError(
+                f"ledger: nobody knows how long unread frames are kept ({one_line(error, with_type=True)}): "
+                "check the broker, and grant DESCRIBE_CONFIGS on the topic frames"
+            ) from error
 
     def replays_in_log(self) -> set[bytes]:
         """Return the headers `replayed-from` of the replayed frames that wait in the log."""
@@ -419,6 +434,12 @@ def export(report: Report) -> None:
     for camera, account in report.cameras.items():
         for outcome, reason, count in _series(account):
             telemetry.LEDGER.labels(camera, outcome, reason).set(count)
+
+
+def export_unread(expire_in_s: Mapping[int, float]) -> None:
+    """Set the Prometheus metric of the seconds, by partition, until an unread frame is deleted."""
+    for partition, seconds in expire_in_s.items():
+        telemetry.UNREAD_EXPIRE_SECONDS.labels(partition).set(seconds)
 
 
 def _series(account: Account) -> Iterator[tuple[str, str, int]]:

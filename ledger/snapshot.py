@@ -171,7 +171,7 @@ def newest(settings: Settings, consumer: KafkaConsumer) -> LedgerSnapshot | None
     end = consumer.end_offsets([place])[place]
     if consumer.beginning_offsets([place])[place] >= end:
         return None
-    record = _records_at(consumer, {place: end - 1}).get(place)
+    record = records_at(consumer, {place: end - 1}).get(place)
     if record is None:
         raise UnusableSnapshotError(f"{place.topic} gives no record at offset {end - 1}")
     try:
@@ -202,7 +202,7 @@ def require_fit(snapshot: LedgerSnapshot, consumer: KafkaConsumer) -> None:
             )
     # A topic that was made again has other records at the same offsets.
     kept = {place: item.last_offset for place, item in positions.items() if item.last_offset >= first_offsets[place]}
-    records = _records_at(consumer, kept)
+    records = records_at(consumer, kept)
     for place, offset in kept.items():
         item, record = positions[place], records.get(place)
         if record is None or last_read(record, item.offset) != item:
@@ -219,7 +219,7 @@ def _place(settings: Settings) -> TopicPartition:
     return TopicPartition(settings.topic(topics.LEDGER_SNAPSHOTS.name), 0)
 
 
-def _records_at(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
+def records_at(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
     """Return the records at `offsets`; one that does not come within TIMEOUT_S, or is not there, is left out."""
     if not offsets:
         return {}

@@ -7,6 +7,7 @@ producer's own thread counts acknowledgements.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -29,7 +30,7 @@ from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
 from flawline.object_store import object_store
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
-from workers import metrics, scoring, verdicts
+from workers import expiry, metrics, scoring, verdicts
 from workers.active_model import ACTIVE, ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
@@ -280,6 +281,7 @@ class Inspector:
             self._gate,
             deliver=self._to_decode.put,
             send=sender.send,
+            report_expired=functools.partial(expiry.publish, self._settings),
             commit_interval_s=self._worker.commit_interval_s,
             revoke_timeout_s=self._worker.revoke_timeout_s,
         )

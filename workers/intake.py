@@ -23,6 +23,9 @@ from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 from flawline import clock, telemetry
 from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError, one_line
+from flawline.messages import ExpiredFrames
+from workers import expiry
+from workers.expiry import ReadFrames, last_frames_of, with_last_frames
 from workers.lane import Job, Lane, Outcome
 from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, lives, suspicion, this_process
 
@@ -61,6 +64,7 @@ class Intake:
         *,
         deliver: Callable[[Job], None],
         send: Callable[[Job, Outcome], None],
+        report_expired: Callable[[list[ExpiredFrames]], bool],
         commit_interval_s: float,
         revoke_timeout_s: float,
         now: clock.Monotonic = clock.monotonic,
@@ -72,12 +76,14 @@ class Intake:
         self._gate = gate
         self._deliver = deliver
         self._send = send
+        self._report_expired = report_expired
         self._commit_interval_s = commit_interval_s
         self._revoke_timeout_s = revoke_timeout_s
         self._now = now
         self._now_ns = now_ns
         self._lanes: dict[TopicPartition, Lane] = {}
         self._committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._read: dict[TopicPartition, ReadFrames] = {}
         self._suspicions: dict[TopicPartition, Suspicion] = {}
         self._suspects: deque[tuple[Lane, Any]] = deque()
         self._waiting: deque[tuple[Lane, Any]] = deque()
@@ -195,12 +201,14 @@ class Intake:
                 log.error("partition %d goes on at offset %d after %d: the broker lost its log, and frames with it",
                           partition.partition, records[0].offset, lane.last_offset)  # fmt: skip
                 lane = self._start_over(lane)
-            if partition not in self._committed and not self._open(lane, records[0].offset):
+            is_open = partition in self._committed
+            if not (self._report_missed(partition, records) if is_open else self._open(lane, records)):
                 if partition in self._consumer.assignment():
                     self._consumer.seek(partition, records[0].offset)
                 continue
             suspected = self._suspicions.get(partition)
             for record in records:
+                self._read[partition].register(record.offset, record.headers)
                 if suspected and record.offset < suspected.until:
                     self._suspects.append((lane, record))
                 elif self._one_at_a_time:
@@ -228,9 +236,9 @@ class Intake:
         self._lanes[lane.partition] = new = self._new_lane(lane.partition)
         return new
 
-    def _open(self, lane: Lane, first_offset: int) -> bool:
+    def _open(self, lane: Lane, records: list[Any]) -> bool:
         """Read the last owner's note and write this one's before the first frame begins; return False if that fails."""
-        partition = lane.partition
+        partition, first_offset = lane.partition, records[0].offset
         try:
             last = self._consumer.committed(partition, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
             note = Note.of(last.metadata if last else "")
@@ -247,7 +255,11 @@ class Intake:
                         suspected.until - 1,
                     )
             offset = last.offset if last else first_offset
-            self._write({partition: OffsetAndMetadata(offset, self._note(lane, offset), -1)})
+            next_offset = min(last.offset, first_offset) if last else 0
+            self._read[partition] = ReadFrames(next_offset, last_frames_of(last.metadata if last else None))
+            if not self._report_missed(partition, records):
+                return False
+            self._write({partition: OffsetAndMetadata(offset, self._beside(lane, offset), -1)})
         except FencedInstanceIdError:
             raise
         except KafkaError as error:
@@ -256,10 +268,36 @@ class Intake:
             return False
         return True
 
+    def _report_missed(self, partition: TopicPartition, records: list[Any]) -> bool:
+        """Report frames that were deleted before these records; return False when they must be reported later."""
+        read, first, stop = self._read[partition], self._read[partition].next_offset, records[0].offset
+        if stop > first:
+            try:
+                log_start = self._consumer.beginning_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)[partition]
+            except KafkaError as error:
+                log.debug("partition %d goes on later: %s", partition.partition, error)
+                return False
+            # Offsets are also passed over where the log holds a transaction's marker.
+            if log_start > first and read.missed != (first, stop):
+                log.error("%s", expiry.describe(partition.partition, first, stop))
+                telemetry.EXPIRED_FRAMES.labels(partition.partition).inc(stop - first)
+                read.jump(first, stop)
+        cameras = [name[0] for record in records if (name := expiry.identity_of(record.headers))]
+        reports = read.reports(partition.partition, cameras, self._now_ns())
+        if reports and not self._report_expired(reports):
+            return False
+        read.reported(reports)
+        return True
+
     def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         if offsets:
             self._consumer.commit(offsets, timeout_ms=REQUEST_TIMEOUT_MS)
             self._committed.update(offsets)
+
+    def _beside(self, lane: Lane, offset: int, leaving: bool = False) -> str:
+        """Return what stands beside the committed `offset` of a lane: its note, and each camera's last frame."""
+        last = self._read[lane.partition].finish_before(offset)
+        return with_last_frames(self._note(lane, offset, leaving), last)
 
     def _note(self, lane: Lane, offset: int, leaving: bool = False) -> str:
         """Return what is in work of a lane, for the partition's next owner, who goes on at `offset`."""
@@ -325,7 +363,7 @@ class Intake:
         attempt = suspected.attempts_before(record.offset) + 1
         if attempt <= ATTEMPT_LIMIT:  # otherwise it is not worked on, but becomes a dead letter
             self._suspicions[lane.partition] = Suspicion(suspected.until, record.offset, attempt)
-            trial = OffsetAndMetadata(record.offset, self._note(lane, record.offset), -1)
+            trial = OffsetAndMetadata(record.offset, self._beside(lane, record.offset), -1)
             try:
                 self._write(self._committable(self._lanes.values(), leaving=True) | {lane.partition: trial})
             except FencedInstanceIdError:
@@ -361,7 +399,7 @@ class Intake:
                 continue
             finished = lane.committable
             offset = last.offset if finished is None else finished
-            new = OffsetAndMetadata(offset, self._note(lane, offset, leaving), -1)
+            new = OffsetAndMetadata(offset, self._beside(lane, offset, leaving), -1)
             if new != last:
                 offsets[lane.partition] = new
         return offsets
@@ -462,6 +500,7 @@ class Intake:
 
     def _forget(self, partition: TopicPartition) -> None:
         self._committed.pop(partition, None)
+        self._read.pop(partition, None)
         self._suspicions.pop(partition, None)
 
 

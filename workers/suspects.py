@@ -26,6 +26,8 @@ from typing import Any, Self
 
 import psutil
 
+from workers.expiry import LAST_FRAMES
+
 ATTEMPT_LIMIT = 3
 """Attempts until a frame is a dead letter. A judgement, not measured: one death may be the machine's, two bad luck."""
 
@@ -76,6 +78,7 @@ class Note:
         try:
             values: Any = json.loads(text or "{}")
             known = {field.name for field in fields(cls)}
+            values.pop(LAST_FRAMES, None)
             if values.keys() - known:
                 return cls()
             return cls(owner=str(values.pop("owner", "")), **{name: int(value) for name, value in values.items()})

@@ -40,6 +40,7 @@ from tests.workers.line import (
     write_model,
 )
 from workers.active_model import ModelRef
+from workers.expiry import last_frames_of
 from workers.inspector import Inspector, member_name
 from workers.lane import RECORD_BYTES
 from workers.suspects import Note, this_process
@@ -208,7 +209,9 @@ def test_a_commit_names_what_is_in_work_and_an_orderly_stop_leaves_no_suspects(
         feeder.flush()
         wait_until(lambda: committed(settings, 0) == 20)
         assert Note.of(last_commit(settings, 0).metadata) == Note(begun=19, owner=this_process())
-    assert (last_commit(settings, 0).offset, last_commit(settings, 0).metadata) == (20, "")
+    left = last_commit(settings, 0)
+    assert (left.offset, Note.of(left.metadata)) == (20, Note())
+    assert last_frames_of(left.metadata) == {"cam-0": (frame("cam-0", 19).epoch, 19)}
     assert last_commit(settings, 1) is None
 
 

@@ -1,0 +1,74 @@
+"""How long it takes until retention deletes a frame that no worker has read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from flawline.topics import UNBOUNDED
+from ledger import snapshot
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long and how large the broker keeps a partition; UNBOUNDED stands for no limit."""
+
+    limit_ms: int
+    limit_bytes: int
+
+
+def expires_in_s(now_ms: int, oldest_ms: int, oldest_bytes: int, unread: int, retention: Retention) -> float:
+    """Return the seconds until the oldest of `unread` frames is deleted; infinity when nothing limits it.
+
+    `oldest_ms` (UTC) and `oldest_bytes` are time and size of this frame. The others count as large as it, and as coming
+    on at the rate they came at since then. The broker deletes whole segments, so by size it may be an eighth of the
+    limit later.
+    """
+    age_s = max(0.001, (now_ms - oldest_ms) / 1000)
+    by_time = math.inf if retention.limit_ms == UNBOUNDED else retention.limit_ms / 1000 - age_s
+    room_bytes = math.inf if retention.limit_bytes == UNBOUNDED else retention.limit_bytes - unread * oldest_bytes
+    by_size = room_bytes / (unread / age_s * max(1, oldest_bytes))
+    return max(0.0, min(by_time, by_size))
+
+
+def unread_expire_in_s(
+    consumer: KafkaConsumer,
+    admin: KafkaAdminClient,
+    places: list[TopicPartition],
+    committed: Mapping[TopicPartition, int],
+    now_ms: int,
+) -> dict[int, float]:
+    """Return by partition the seconds until an unread frame of the topic is deleted.
+
+    It is 0 where one is gone already, and infinity where every frame is read. `places` are all partitions of one topic,
+    `committed` the workers' offsets. Raises KafkaError.
+    """
+    if not places:
+        return {}
+    first_offsets, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+    retention = _retention(admin, places[0].topic)
+    result = {place.partition: math.inf for place in places}
+    gone = [place for place in places if committed.get(place, 0) < first_offsets[place]]
+    oldest = {place: committed.get(place, 0) for place in places if place not in gone}
+    unread = {place: offset for place, offset in oldest.items() if offset < ends[place]}
+    for place, record in snapshot.records_at(consumer, unread).items():
+        size_bytes = len(record.value or b"")
+        result[place.partition] = expires_in_s(
+            now_ms, record.timestamp, size_bytes, ends[place] - unread[place], retention
+        )
+    return result | {place.partition: 0.0 for place in gone}
+
+
+def _retention(admin: KafkaAdminClient, topic: str) -> Retention:
+    wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {"retention.ms": None, "retention.bytes": None})
+    configs = admin.describe_configs([wanted], config_filter="all")["topic"][topic]
+    return Retention(_number(configs["retention.ms"]), _number(configs["retention.bytes"]))
+
+
+def _number(config: Any) -> int:
+    return int(config["value"] if isinstance(config, dict) else config)
