@@ -4,7 +4,8 @@
 
 A plan is a list of outages, one after the other, each of so many seconds: `stop` (SIGTERM), `kill` (SIGKILL), `hold`
 (the network drops every packet), `topic` (the topics `frames` and `verdicts` are deleted and made again; the seconds
-are between the two), `disk` (the broker is killed and comes back with an empty disk).
+are between the two), `disk` (the broker is killed and comes back with an empty disk), `node` (one of three nodes is
+killed; with `--broker cluster`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from benchmarks.kafka_cluster import KafkaCluster
 from benchmarks.report import Goal, emit
 from benchmarks.running_line import RunningLine
 from flawline import kafka_clients
@@ -44,6 +46,12 @@ def disturb(line: RunningLine, kind: str, away_s: float) -> float:
         finally:
             admin.close()
         kafka_clients.ensure_topics(line.settings)
+    elif kind == "node":
+        if not isinstance(line.broker, KafkaCluster):
+            raise SystemExit("node: only a cluster has several: add --broker cluster")
+        line.broker.kill(nodes=1)
+        time.sleep(away_s)
+        line.start_broker()
     else:
         line.end_broker(kill=kind != "stop")
         if kind == "disk":
@@ -107,7 +115,7 @@ def wait_for(line: RunningLine, back_at: float, captured_after_ns: int) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--broker", choices=["apache", "embedded"], default="embedded")
+    parser.add_argument("--broker", choices=["apache", "cluster", "embedded"], default="embedded")
     parser.add_argument("--plan", nargs="+", default=list(PLAN))
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--rate-hz", type=float, default=5.0)

@@ -18,6 +18,7 @@ import tomli_w
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
+from benchmarks.kafka_cluster import NODES, KafkaCluster
 from benchmarks.tcp_proxy import TcpProxy
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, messages
@@ -37,7 +38,7 @@ FIT_PARTS: Final = 112
 STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
 
-Broker = EmbeddedBroker | ApacheKafka
+Broker = EmbeddedBroker | ApacheKafka | KafkaCluster
 
 
 def make_broker(kind: str, folder: Path, proxy: TcpProxy) -> Broker:
@@ -47,6 +48,8 @@ def make_broker(kind: str, folder: Path, proxy: TcpProxy) -> Broker:
         return EmbeddedBroker(folder / "broker", options=options)
     if (home := kafka_home()) is None:
         raise SystemExit("set KAFKA_HOME to a folder of Apache Kafka 4, and install java")
+    if kind == "cluster":  # its nodes find each other by their own ports, so it has no proxy
+        return KafkaCluster(home, folder / "broker")
     return ApacheKafka(home, folder / "broker", advertised_port=proxy.port)
 
 
@@ -108,8 +111,9 @@ class RunningLine:
     def start_broker(self) -> None:
         """Start the broker, with the data it has."""
         self.broker.start()
-        self.proxy.target_port = self.broker.port
-        self.proxy.accept()
+        if not isinstance(self.broker, KafkaCluster):
+            self.proxy.target_port = self.broker.port
+            self.proxy.accept()
 
     def end_broker(self, *, kill: bool) -> None:
         """End the broker, in order or as a crash does."""
@@ -123,7 +127,7 @@ class RunningLine:
 
     def empty_disk(self) -> None:
         """Remove all data of the broker, which must not run."""
-        if isinstance(self.broker, ApacheKafka):
+        if not isinstance(self.broker, EmbeddedBroker):
             self.broker = make_broker(self._kind, self.folder / f"again-{time.monotonic_ns()}", self.proxy)
         else:
             shutil.rmtree(self.broker.data_dir)
@@ -258,10 +262,15 @@ class RunningLine:
         fit_detector(images, ScorerSettings(), lambda *_: None).save(self.folder / "model")
 
     def _write_settings(self) -> Settings:
+        kafka: dict[str, Any] = {"bootstrap_servers": self.broker.bootstrap, "camera_partitions": 4 * self._actors}
+        if isinstance(self.broker, KafkaCluster):
+            kafka |= {"replication_factor": NODES, "min_insync_replicas": 2}
+        elif isinstance(self.broker, EmbeddedBroker):
+            kafka["bootstrap_servers"] = f"127.0.0.1:{self.proxy.port}"
         content: dict[str, Any] = {
             "line": "faults",
             "data_dir": str(self.folder / "data"),
-            "kafka": {"bootstrap_servers": f"127.0.0.1:{self.proxy.port}", "camera_partitions": 4 * self._actors},
+            "kafka": kafka,
             "metrics": dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0),
             "console": {"port": 0},
             "worker": {"actors": self._actors, "num_cpus": 0.5, "model": str(self.folder / "model")},
