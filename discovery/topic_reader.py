@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndMetadata
 from discovery.store.store import Position
 from flawline import clock, kafka_clients
 from flawline.errors import FlawlineError
+from flawline.outage import Outage
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class TopicReader:
         self._settings, self._names, self._positions, self._monotonic = settings, sorted(names), positions, monotonic
         self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
         self._refreshed_at = -float("inf")
+        self._outage = Outage(POLL_MS / 1000, POLL_MS / 1000, clock=monotonic)
         self._consumer = kafka_clients.consumer(settings, group=group)
         try:
             self._assign()
@@ -56,7 +58,8 @@ class TopicReader:
             if self._consumer.assignment():
                 return self._consumer.poll(timeout_ms=POLL_MS, max_records=BATCH_RECORDS)
         except KafkaError as error:
-            log.warning("broker %s does not answer (%s): trying again", self._settings.bootstrap_servers, error)
+            if self._outage.failed().is_reported:
+                log.warning("broker %s does not answer (%s): trying again", self._settings.bootstrap_servers, error)
         time.sleep(POLL_MS / 1000)  # no topics yet, or no broker
         return {}
 
@@ -71,8 +74,10 @@ class TopicReader:
         try:
             self._consumer.commit(self._uncommitted)
             self._uncommitted = {}
+            self._outage.ended()
         except KafkaError as error:
-            log.warning("the broker did not take offsets (%s): nothing is lost, the store has them", error)
+            if self._outage.failed().is_reported:
+                log.warning("the broker did not take offsets (%s): nothing is lost, the store has them", error)
 
     def ends(self) -> dict[TopicPartition, int]:
         """The offset behind the last record of every partition. Raises FlawlineError."""

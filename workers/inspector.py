@@ -22,12 +22,12 @@ import numpy as np
 from kafka import KafkaConsumer
 
 from flawline import clock, kafka_clients, telemetry, topics
-from flawline.backoff import Backoff
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
 from flawline.object_store import object_store
+from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from workers import expiry, metrics, scoring, verdicts
@@ -36,13 +36,13 @@ from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
 from workers.describing import Describer, Judged, Undescribed
-from workers.intake import AWAY_LOG_S, Intake
+from workers.intake import Intake
 from workers.lane import Job, Lane, Outcome
 from workers.model_slot import ModelSlot
 from workers.model_store import COPIES, ModelStore
 from workers.reading import Picture, Reader, Rejected
 from workers.refusals import Refusals
-from workers.sending import OutcomeSender
+from workers.sending import FIRST_RETRY_S, LONGEST_RETRY_S, OutcomeSender
 from workers.suspects import ATTEMPT_LIMIT
 
 if TYPE_CHECKING:
@@ -241,17 +241,17 @@ class Inspector:
 
         An actor that starts in an outage waits here: to die of it would use up its restarts. Raises UsageError.
         """
-        backoff, next_log = Backoff(0.5, 5.0), clock.monotonic()
+        outage = Outage(FIRST_RETRY_S, LONGEST_RETRY_S)
         while not self._stop.is_set():
             try:
                 return make()
             except UsageError:
                 raise
             except FlawlineError as error:
-                if clock.monotonic() >= next_log:
-                    next_log = clock.monotonic() + AWAY_LOG_S
+                failure = outage.failed()
+                if failure.is_reported:
                     log.warning("%s waits for the broker: %s", self._member, error)
-                self._stop.wait(backoff.next_s())
+                self._stop.wait(failure.pause_s)
         return None
 
     def _new_sender(self) -> OutcomeSender:

@@ -24,6 +24,7 @@ from flawline import clock, telemetry
 from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import ExpiredFrames
+from flawline.outage import Outage
 from workers import expiry
 from workers.expiry import ReadFrames, last_frames_of, with_last_frames
 from workers.lane import Job, Lane, Outcome
@@ -39,9 +40,6 @@ POLL_RECORDS = 16
 
 AWAY_POLL_S = 0.2
 """Pause after a poll that fails because the broker is away."""
-
-AWAY_LOG_S = 60.0
-"""Pause between two lines of the log about a broker that is away."""
 
 DRAIN_TICK_S = 0.01
 TRIAL_POLL_S = 0.005
@@ -98,7 +96,7 @@ class Intake:
         self._abort = threading.Event()
         self.last_poll = now()
         self._paused_since: float | None = None
-        self._away_log_due = now()
+        self._outage = Outage(AWAY_POLL_S, AWAY_POLL_S, clock=now)
         consumer.subscribe([topic], listener=_Listener(self))
 
     # Called from other threads
@@ -155,16 +153,17 @@ class Intake:
     def _turn(self) -> None:
         self._follow_topic()
         self._reread_lost()
-        self._hand_on(self._poll(self._to_pause()))
+        if records := self._poll(self._to_pause()):
+            self._outage.ended()  # an empty answer says nothing: the client gives it while it connects
+        self._hand_on(records)
         self._try_suspects()
         self._commit()
         self._report_lag()
 
     def _wait_for_broker(self, error: KafkaError, stop: threading.Event) -> None:
         # In an outage `poll` raises what the client's own attempts end with; the next call goes on with them.
-        self.last_poll = now = self._now()
-        if now >= self._away_log_due:
-            self._away_log_due = now + AWAY_LOG_S
+        self.last_poll = self._now()
+        if self._outage.failed().is_reported:
             log.warning("frames wait for the broker: %s", one_line(error))
         stop.wait(AWAY_POLL_S)
 

@@ -16,11 +16,11 @@ from kafka.errors import (
 )
 
 from flawline import clock, kafka_clients, telemetry
-from flawline.backoff import Backoff
 from flawline.byte_budget import ByteBudget
 from flawline.checked_producer import CLIENT_STATE_LOST
 from flawline.clock import NS
 from flawline.errors import FlawlineError, one_line
+from flawline.outage import Outage
 from workers.lane import Job, Lane, Outcome
 
 log = logging.getLogger(__name__)
@@ -166,13 +166,15 @@ class OutcomeSender:
 
     def _connect(self, old: Any) -> None:
         kafka_clients.close_producer(old)
-        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        outage = Outage(FIRST_RETRY_S, LONGEST_RETRY_S)
         while not self._closed.is_set():
             try:
                 client = self._make()
             except FlawlineError as error:
-                log.warning("%s; outcomes wait", error)
-                self._closed.wait(backoff.next_s())
+                failure = outage.failed()
+                if failure.is_reported:
+                    log.warning("%s; outcomes wait", error)
+                self._closed.wait(failure.pause_s)
                 continue
             self._install(client)
             return

@@ -125,12 +125,13 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
     A broker that is away is waited for.
     """
     from flawline import telemetry
+    from flawline.outage import Outage
     from ledger import object_collection, reader
 
     metrics = settings.metrics
     with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
         ledger: LedgerReader | None = None
-        was_fine = True
+        was_fine, outage = True, Outage(interval_s, interval_s)
         object_collection.start(settings, stop)
         try:
             while not stop.is_set():
@@ -144,8 +145,10 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
                     was_fine = is_fine
                     ledger.keep_snapshot()
                     reader.export_unread(ledger.unread_expire_in_s())
+                    outage.ended()
                 except FlawlineError as error:
-                    log.warning("%s; trying again", error)
+                    if outage.failed().is_reported:
+                        log.warning("%s; trying again", error)
                 stop.wait(interval_s)
         finally:
             if ledger is not None:
