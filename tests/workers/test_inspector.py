@@ -377,7 +377,7 @@ def test_a_verdict_that_the_broker_refuses_becomes_a_dead_letter_and_the_camera_
     settings = line_settings(embedded_broker.bootstrap, tmp_path)
     long = {"part": "x" * 200, "lot": "x" * 200}
     with feeding(settings) as feeder:
-        _limit(settings, "verdicts", 540)
+        _limit(settings, "verdicts", 700)
         with inspecting(settings):
             for s in range(30):
                 feeder.send(frame("cam-0", s, **(long if s in (7, 8) else {})))
