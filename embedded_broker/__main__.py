@@ -14,6 +14,7 @@ from embedded_broker.broker import BrokerOptions
 from embedded_broker.server import serve
 from embedded_broker.store import FsyncPolicy
 from flawline.errors import FlawlineError
+from flawline.private_files import keep_files_private
 from flawline.stopping import follow_parent
 
 
@@ -102,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{READY_PREFIX}{host}:{port}", flush=True)
 
     follow_parent()
+    keep_files_private()
     try:
         asyncio.run(serve(options, listening))
     except FlawlineError as error:

@@ -173,7 +173,7 @@ class Spool:
         self._segments: list[_Segment] = []
         self._writer: FileIO | None = None
         self._reader: FileIO | None = None
-        self._head_file = os.open(folder / "head", os.O_RDWR | os.O_CREAT, 0o644)
+        self._head_file = os.open(folder / "head", os.O_RDWR | os.O_CREAT, 0o640)
         self._head = self._load_head()
         self._unconfirmed: dict[tuple[int, int], tuple[int, int]] = {}  # key of a read record -> position after it
         self._confirmed: set[tuple[int, int]] = set()  # delivered, but an earlier record is not

@@ -101,7 +101,7 @@ def save(
                 "names": evidence.names
             }  # no part of the version, since the model does not depend on names
         version = _write(partial, model, graphs, runtime, precision, report)
-        partial.chmod(0o755)
+        partial.chmod(0o750)
         _put_in_place(partial, path)
     except OSError as error:
         raise FlawlineError(
@@ -190,7 +190,8 @@ def _write(
     whole["checksum"] = _digest(whole)
     (folder / _MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner only, and workers may run as another user
+        # It holds images. safetensors writes for the owner only, and workers may run as another user of the group.
+        file.chmod(0o640)
     return version
 
 

@@ -112,7 +112,7 @@ def write_json(file: Path, report: Any) -> None:
     """Write a report as JSON to a file, whole or not at all. Raises OSError."""
     with tempfile.NamedTemporaryFile("w", dir=file.absolute().parent, delete=False, encoding="utf-8") as part:
         part.write(_json(report) + "\n")
-    Path(part.name).chmod(0o644)
+    Path(part.name).chmod(0o640)
     Path(part.name).replace(file)
 
 

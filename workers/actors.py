@@ -8,6 +8,7 @@ from typing import Any
 from flawline import clock
 from flawline.errors import FlawlineError, one_line
 from flawline.logs import configure_logging
+from flawline.private_files import keep_files_private
 from flawline.settings.tree import Settings
 from workers.active_model import ModelRef
 from workers.inspector import Health, Inspector, Load, member_name
@@ -22,6 +23,7 @@ class InspectorActor(Inspector):
     """The class that Ray starts."""
 
     def __init__(self, settings: Settings, slot: int, member: str, model: ModelRef, load: Load) -> None:
+        keep_files_private()  # a cluster that others started has an umask of its own
         configure_logging(settings, f"actor-{slot}")
         super().__init__(settings, member, model, load)
 

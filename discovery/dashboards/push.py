@@ -140,6 +140,7 @@ def write_provisioning(folder: Path) -> list[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_text(content, path.suffix), encoding="utf-8")
+            path.chmod(0o644)  # Grafana runs as another user, and there is no image in it
         except OSError as error:
             raise FlawlineError(f"{path} cannot be written: {error.strerror}") from error
         written.append(path)

@@ -14,6 +14,7 @@ import typer
 
 from flawline import __version__
 from flawline.errors import FlawlineError
+from flawline.private_files import keep_files_private
 from flawline.redaction import redact_output
 from station.cli import classes, dashboards, objects, topics
 from station.cli.broker import broker
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     from flawline.stopping import follow_parent
 
     redact_output()
+    keep_files_private()
     signal.signal(signal.SIGTERM, _on_sigterm)
     follow_parent()
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))

@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.running import DEADLINE_S, finish, start_demo, verdict_rows, verdicts_so_far
 from tests.support.brokers import ApacheKafka
+from tests.support.modes import open_to_others
 
 FRAMES = 320
 
@@ -58,6 +59,13 @@ def test_demo_reports_a_balanced_ledger_and_good_figures(undisturbed: dict[str, 
     assert undisturbed["alarm_rate"]["measured"] <= 0.05
     assert undisturbed["classes"]["found"] >= 2
     assert undisturbed["peak_rss_bytes"] < 6 << 30
+
+
+@pytest.mark.timeout(320)
+def test_what_a_demo_writes_is_hidden_from_other_users(undisturbed: dict[str, Any]) -> None:
+    folder = Path(undisturbed["artefacts"]["verdicts"]).parent
+    assert (folder / "line.toml").is_file()
+    assert open_to_others(folder) == []
     assert len(verdicts(undisturbed)) == FRAMES
     for artefact in ("page", "model", "verdicts", "config"):
         assert Path(undisturbed["artefacts"][artefact]).exists()

@@ -24,6 +24,7 @@ from scorer.gallery import Gallery
 from scorer.load import load_detector
 from scorer.search.bank import Bank
 from tests.scorer.conftest import SIDE, draw, good_images
+from tests.support.modes import open_to_others
 
 pytestmark = pytest.mark.system
 
@@ -161,6 +162,11 @@ def test_saving_replaces_a_model_but_nothing_else(fitted: CoresetDetector, model
     with pytest.raises(FlawlineError, match="is no model"):
         loaded.save(tmp_path / "photos")
     assert (tmp_path / "photos" / "holiday.jpg").exists()
+
+
+def test_saved_model_shows_its_images_to_its_group_only(model_path: Path) -> None:
+    assert model_path.stat().st_mode & 0o777 == 0o750
+    assert open_to_others(model_path) == []
 
 
 def test_calibration_in_another_precision_is_refused(model_path: Path) -> None:
