@@ -54,6 +54,9 @@ REGION_LIMIT = 256
 CameraName = Annotated[str, Pattern(CAMERA_NAME, "camera name: 1 to 64 of A-Z a-z 0-9 . _ -, not beginning with a dot")]
 ObjectKey = Annotated[str, Pattern(re.compile("[0-9a-f]{64}"), "object key: the SHA-256 of its content")]
 Uri = Annotated[str, Text(2_048)]
+
+MODEL_HISTORY_LIMIT = 20
+"""Models that a rollback can reach. A judgement, not measured."""
 Sequence = Annotated[int, Within(0, LAST_SEQUENCE)]
 
 MAX_SIDE_PX = 65_535
@@ -258,6 +261,14 @@ class Timings(Limited):
 
 
 @dataclass(frozen=True)
+class RunningModel(Limited):
+    """A model version in use, and since when."""
+
+    version: str
+    since: TimeNs
+
+
+@dataclass(frozen=True)
 class DroppedRange(Limited):
     """Sequences `first` to `last`, both included, that were dropped for one reason."""
 
@@ -410,6 +421,56 @@ class ModelPointer(Limited):
 
 
 @dataclass(frozen=True)
+class ModelHistory(Limited):
+    """The models that played a role before the one that does, the last one first."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    role: str
+    models: Annotated[tuple[ModelPointer, ...], Items(MODEL_HISTORY_LIMIT)]
+
+
+@dataclass(frozen=True)
+class ModelReport(Limited):
+    """What one actor runs, as its supervisor last heard: the actor's name in the consumer group, host and process.
+
+    A model is `None` while none is in use. The problem says why a wanted model is not in use.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    member: str
+    host: str
+    pid: Count
+    at: TimeNs
+    active: RunningModel | None
+    shadow: RunningModel | None
+    problem: Prose | None = None
+
+
+@dataclass(frozen=True)
+class ShadowVerdict(_OfCapture):
+    """What the shadow model would have decided about a frame, beside what the active one has decided.
+
+    `partition` and `offset` are the frame's place in the topic `frames`.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    scored_at: TimeNs
+    partition: Count
+    offset: Count
+    model_version: str
+    score: float
+    p_value: float
+    decision: Decision
+    active_version: str
+    active_score: float
+    active_decision: Decision
+    part: str | None = None
+
+
+@dataclass(frozen=True)
 class CameraPartition(Limited):
     """The partition of a camera in the per-camera topics, which it keeps for good."""
 
@@ -492,24 +553,15 @@ Message = (
     | ClassEvent
     | DeadLetter
     | ModelPointer
+    | ModelHistory
+    | ModelReport
+    | ShadowVerdict
     | LedgerEntry
     | ExpiredFrames
     | LedgerSnapshot
     | CameraPartition
 )
-M = TypeVar(
-    "M",
-    Frame,
-    Verdict,
-    Defect,
-    ClassEvent,
-    DeadLetter,
-    ModelPointer,
-    LedgerEntry,
-    ExpiredFrames,
-    LedgerSnapshot,
-    CameraPartition,
-)
+M = TypeVar("M", bound=Message)
 
 
 # Encoding

@@ -115,14 +115,37 @@ DEAD_LETTERS = Topic(
 
 MODELS = Topic(
     "models",
-    key="role",
+    key="role, or role-history",
     per_camera=False,
     retention_ms=UNBOUNDED,
     retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
-    writers="publish",
-    readers="workers",
+    writers="publish, promote, rollback",
+    readers="workers, models",
     compacted=True,
+)
+
+MODEL_REPORTS = Topic(
+    "model-reports",
+    key="actor",
+    per_camera=False,
+    retention_ms=UNBOUNDED,
+    retention_bytes=UNBOUNDED,
+    max_message_bytes=1 << 20,
+    writers="workers",
+    readers="models",
+    compacted=True,
+)
+
+SHADOW_VERDICTS = Topic(
+    "shadow-verdicts",
+    key="camera id",
+    per_camera=False,
+    retention_ms=7 * DAY_MS,
+    retention_bytes=1 << 30,
+    max_message_bytes=1 << 20,
+    writers="workers",
+    readers="models",
 )
 
 LEDGER = Topic(
@@ -159,7 +182,19 @@ PARTITIONS = Topic(
     compacted=True,
 )
 
-ALL = (FRAMES, VERDICTS, DEFECTS, CLASSES, DEAD_LETTERS, MODELS, LEDGER, LEDGER_SNAPSHOTS, PARTITIONS)
+ALL = (
+    FRAMES,
+    VERDICTS,
+    DEFECTS,
+    CLASSES,
+    DEAD_LETTERS,
+    MODELS,
+    MODEL_REPORTS,
+    SHADOW_VERDICTS,
+    LEDGER,
+    LEDGER_SNAPSHOTS,
+    PARTITIONS,
+)
 
 
 def named(prefix: str = "") -> Iterator[tuple[str, Topic]]:

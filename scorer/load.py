@@ -19,13 +19,14 @@ def load_detector(
     device: str = "auto",
     threads: int | None = None,
     weights: Path | None = None,
+    always_check: bool = False,
 ) -> CoresetDetector:
     """Return the detector saved in folder `path`, verified and ready to score.
 
     `runtime`, `precision` and `device` say what the backbone runs on, `threads` how many images are scored at once;
     `weights` is a weights file, which PyTorch alone needs. In f32 all runtimes give nearly the same scores: that is
     checked on pictures in the model when it was calibrated on another runtime or kind of processor. The thresholds of a
-    model fitted in bf16 hold in bf16 only.
+    model fitted in bf16 hold in bf16 only. `always_check` checks the pictures, if there are any, in any case.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
@@ -45,7 +46,10 @@ def load_detector(
     loaded = detector_class(stored.model)(
         stored.model, stored.graphs, features, stored.report, stored.version, stored.evidence
     )
-    if golden.must_check(stored.report.get("golden"), features.runtime, stored.runtime):
+    has_pictures = stored.report.get("golden") is not None and loaded.evidence is not None
+    if golden.must_check(stored.report.get("golden"), features.runtime, stored.runtime) or (
+        always_check and has_pictures
+    ):
         try:
             golden.check(
                 stored.report.get("golden"), loaded.evidence, loaded.raw_scores, features.runtime, stored.runtime

@@ -48,6 +48,7 @@ class Actor:
         self.slot = slot
         self.health: Health | None = None
         self.is_ready = False
+        self.has_shadow = False
         self._first_model = model
         self._worker = worker
         self._now = now
@@ -62,6 +63,11 @@ class Actor:
     def change_model(self, model: ModelRef) -> None:
         """Make the actor load another model in the background."""
         self._handle.change_model.remote(model)
+
+    def change_shadow(self, model: ModelRef | None) -> None:
+        """Make the actor score frames with another shadow model, or with none."""
+        self.has_shadow = model is not None
+        self._handle.change_shadow.remote(model)
 
     def stop(self) -> None:
         """Ask the actor to finish."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -133,12 +133,23 @@ class CpuShare:
         self.working_since = None
 
 
-class DescriptionQueue:
-    """What waits for its description: bounded in bytes, in order of arrival. `put` never waits, `take` does."""
+class HasSize(Protocol):
+    """What knows the memory that it holds."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory in bytes."""
+
+
+T = TypeVar("T", bound=HasSize)
+
+
+class ByteQueue(Generic[T]):
+    """What waits for the second stage: bounded in bytes, in order of arrival. `put` never waits, `take` does."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._items: deque[tuple[Judged, int]] = deque()
+        self._items: deque[tuple[T, int]] = deque()
         self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -146,7 +157,7 @@ class DescriptionQueue:
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: Judged) -> bool:
+    def put(self, item: T) -> bool:
         """Add an item; return False when there is no room. A single one over the bound passes alone."""
         size_bytes = item.size_bytes
         with self._changed:
@@ -157,7 +168,7 @@ class DescriptionQueue:
             self._changed.notify()
             return True
 
-    def take(self) -> Judged | None:
+    def take(self) -> T | None:
         """Return the next item as soon as there is one; None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._items)
@@ -191,7 +202,7 @@ class Describer:
         self._defect_of = defect_of
         self._is_idle = is_idle
         self._rate = CameraRate(settings.describe_frames_per_s, now)
-        self._queue = DescriptionQueue(settings.describe_queue_bytes)
+        self._queue = ByteQueue[Judged](settings.describe_queue_bytes)
         self._share = CpuShare(settings.describe_cpu_share, self._is_free, time.sleep, now)
         self._now = now
         self._lane: Lane | None = None

@@ -25,13 +25,13 @@ from flawline import clock, kafka_clients, telemetry, topics
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, UsageError, one_line
-from flawline.messages import DeadLetterReason, DefectRegion, Frame, Timings
+from flawline.messages import DeadLetterReason, DefectRegion, Frame, RunningModel, Timings
 from flawline.object_store import object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from workers import expiry, metrics, scoring, verdicts
-from workers.active_model import ACTIVE, ModelRef
+from workers.active_model import ACTIVE, SHADOW, ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
@@ -43,6 +43,7 @@ from workers.model_store import COPIES, ModelStore
 from workers.reading import Picture, Reader, Rejected
 from workers.refusals import Refusals
 from workers.sending import FIRST_RETRY_S, LONGEST_RETRY_S, OutcomeSender
+from workers.shadow import ShadowScorer, ShadowSender
 from workers.suspects import ATTEMPT_LIMIT
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def member_name(settings: Settings, slot: int) -> str:
 class Health:
     """The state of an inspector as it reports it; ages in seconds."""
 
+    host: str
     pid: int
     partitions: list[int]
     model: ModelRef | None
-    model_version: str | None
+    active: RunningModel | None
+    shadow: RunningModel | None
     model_problem: str | None
+    shadow_problem: str | None
     last_poll_age_s: float
     scoring_for_s: float
     describing_for_s: float
@@ -121,9 +125,11 @@ class Inspector:
         self._settings = settings
         self._worker = settings.worker
         self._member = member
-        self._model = ModelSlot(
-            ACTIVE, model, lambda path: load(path, settings.worker), ModelStore(settings.data_dir / COPIES, ACTIVE)
-        )
+
+        def load_here(path: Path) -> Detector:
+            return load(path, settings.worker)
+
+        self._model = ModelSlot(ACTIVE, model, load_here, ModelStore(settings.data_dir / COPIES, ACTIVE))
         self._masks = CameraMasks(settings.cameras)
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -145,6 +151,11 @@ class Inspector:
             self._worker.in_flight_limit_bytes,
         )
         self._describer = Describer(self._worker, self._defect, self._is_idle)
+        self._shadow = ShadowScorer(
+            self._worker.shadow_share,
+            ModelSlot(SHADOW, None, load_here, ModelStore(settings.data_dir / COPIES, SHADOW)),
+            ShadowSender(settings).send,
+        )
         self._refusals = Refusals()
         self._sender: OutcomeSender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
@@ -167,11 +178,14 @@ class Inspector:
         running, intake, since = self._model.running, self._intake, list(self._scoring_since.values())
         now = clock.monotonic()
         return Health(
+            host=socket.gethostname(),
             pid=os.getpid(),
             partitions=intake.partitions if intake else [],
             model=running.model if running else None,
-            model_version=running.detector.version if running else None,
+            active=self._model.in_use,
+            shadow=self._shadow.slot.in_use,
             model_problem=self._model.problem,
+            shadow_problem=self._shadow.slot.problem,
             last_poll_age_s=now - intake.last_poll if intake else 0.0,
             scoring_for_s=now - min(since) if since else 0.0,
             describing_for_s=self._describer.working_for_s,
@@ -193,6 +207,10 @@ class Inspector:
         """Load another model in the background; it takes over between two batches, if it can be loaded."""
         self._model.change(model)
 
+    def change_shadow(self, model: ModelRef | None) -> None:
+        """Score frames with another shadow model beside the active one, which decides; None ends that."""
+        self._shadow.change(model)
+
     # The life of an actor
 
     def run(self) -> None:
@@ -206,9 +224,11 @@ class Inspector:
                 if self._stop.is_set():
                     return
             self._model.current()
+            self._shadow.start()  # after the active model, whose load it would slow
             self._work()
         finally:
             self._model.close()
+            self._shadow.close()
 
     def _work(self) -> None:
         if self._stop.is_set():
@@ -437,7 +457,7 @@ class Inspector:
         """Let a scored frame's verdict leave, and its description follow when it was not accepted.
 
         1. Make the verdict. A frame that it fails for, though the model is well, is a dead letter.
-        2. Send it.
+        2. Send it, and let the shadow model have the frame.
         3. Queue the description; the frame is finished when its defect has left too.
         """
         job, frame = opened.job, opened.picture.frame
@@ -454,6 +474,10 @@ class Inspector:
         for stage, seconds in vars(timings).items():
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
         job.lane.complete(job, outcome)
+        if job.attempt == 1:  # a suspect of an earlier death is spared what may have been its reason
+            self._shadow.add(
+                frame, job.record.partition, job.offset, opened.picture.pixels, opened.mask, detector.version, scores
+            )
         # 3.
         if located is not None:
             refused = self._refusals.of(job.record.partition, job.offset).topics

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flawline import clock, telemetry
 from flawline.backoff import Backoff
 from flawline.errors import FlawlineError, one_line
+from flawline.messages import RunningModel
 from flawline.redaction import redact
 from workers import scoring
 from workers.active_model import ACTIVE, ModelRef
@@ -29,7 +30,7 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to score; `since` is when it was ready, in nanoseconds UTC."""
+    """A model that is ready to score; `since` is when it came into use, in nanoseconds UTC."""
 
     model: ModelRef
     detector: Detector
@@ -62,7 +63,7 @@ class ModelSlot:
         self._pauses = pauses or Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._now = now
         self._now_ns = now_ns
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # of a lock that its holder may take again
         self._next: Loaded | None = None
         self._retry_at = 0.0
         self._refused: ModelRef | None = None
@@ -86,7 +87,7 @@ class ModelSlot:
             return self._changed.wait_for(lambda: self._newest is not None, timeout_s)
 
     def change(self, model: ModelRef | None) -> None:
-        """Want a model, which is loaded in the background; None wants none, and the next batch has none.
+        """Want a model, which is loaded in the background; None wants none, and there is none from now on.
 
         A model that is wanted already and cannot be used is tried again at once: it may have been published again.
         """
@@ -98,16 +99,23 @@ class ModelSlot:
             self._pauses.reset()
             if model is None or (self.running and self.running.model == model):
                 self._set_problem(None)
+            if model is None and self.running:
+                self._take_over(None)
             self._changed.notify_all()
 
     def current(self) -> Detector | None:
         """Return the model to score the next batch with, None when there is none."""
         with self._changed:
             following, self._next = self._next, None
-            gone = self._wanted is None and self._role != ACTIVE
-            if following or gone:
-                self._take_over(None if gone else following)
-        return self.running.detector if self.running else None
+            if following:
+                self._take_over(replace(following, since=self._now_ns()))
+            return self.running.detector if self.running else None
+
+    @property
+    def in_use(self) -> RunningModel | None:
+        """The version in use, and since when."""
+        running = self.running
+        return RunningModel(running.detector.version, running.since) if running else None
 
     @property
     def waits(self) -> bool:
@@ -139,6 +147,8 @@ class ModelSlot:
             with self._changed:
                 if self._wanted == model:  # another one may be wanted meanwhile
                     self._next = loaded
+                    if self._role != ACTIVE:  # what decides nothing need not wait for the end of a batch
+                        self.current()
                     self._set_problem(None)
                     self._pauses.reset()
                     self._changed.notify_all()

@@ -15,15 +15,18 @@ from kafka.structs import TopicPartition
 
 from flawline import clock, kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.field_limits import PROSE
+from flawline.messages import ModelReport
 from flawline.ray_session import stop_ray
 from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
-from workers.active_model import ACTIVE, ModelRef, ModelWatch
+from workers.active_model import ACTIVE, SHADOW, ModelRef, ModelWatch
 from workers.actors import Actor
 from workers.camera_masks import CameraMasks
 from workers.cluster import check_room, start_ray
 from workers.inspector import Health, Load, load_detector, member_name
 from workers.metrics import ActorCollector
+from workers.model_reports import ModelReporter
 from workers.model_store import COPIES, ModelStore
 from workers.suspects import Note
 
@@ -33,6 +36,12 @@ log = logging.getLogger(__name__)
 
 Reached = tuple[tuple[int, int, int | None, int], ...]
 """For each partition its committed offset, the suspect in work and its attempt."""
+
+SHADOW_DEATHS_LIMIT = 2
+"""Processes with a shadow model that may die until it is set aside: it must never take the line with it.
+
+A judgement, not measured: a single death may have another reason.
+"""
 
 WATCH_S = 0.25
 METRICS_TIMEOUT_S = 2.0
@@ -56,6 +65,9 @@ class Supervisor:
         self._reached: dict[int, Reached] = {}
         self._model: ModelRef | None = None
         self._proven: ModelRef | None = None
+        self._shadow: ModelRef | None = None
+        self._shadow_deaths = 0
+        self._reporter = ModelReporter(settings, self._reports)
         self._model_known = threading.Event()
         self._models: ModelWatch | None = None
         self._stopping = threading.Event()
@@ -78,6 +90,7 @@ class Supervisor:
         if not self._await_model(stop):
             return False
         check_room(self._settings, self._worker.actors)
+        self._reporter.start()
         with self._lock:
             for slot in range(self._worker.actors):
                 self._place(slot)
@@ -95,6 +108,7 @@ class Supervisor:
         with self._lock:
             actors, self._actors = list(self._actors.values()), {}
         self._retire(actors)
+        self._reporter.stop()
         telemetry.ACTORS.set(0)
 
     def check(self) -> None:
@@ -191,13 +205,39 @@ class Supervisor:
 
     def _on_model(self, role: str, model: ModelRef | None) -> None:
         with self._lock:
-            if role != ACTIVE or model is None or self._worker.model:
-                return
-            log.info("active model: %s", model)
-            self._model = model
-            self._model_known.set()
-            for actor in self._actors.values():
-                actor.change_model(model)
+            if role == SHADOW:
+                self._change_shadow(None if model == self._model else model)
+            elif model is not None and not self._worker.model:
+                log.info("active model: %s", model)
+                self._model = model
+                self._model_known.set()
+                for actor in self._actors.values():
+                    actor.change_model(model)
+                if model == self._shadow:  # it has been promoted
+                    self._change_shadow(None)
+
+    def _change_shadow(self, model: ModelRef | None) -> None:
+        if model != self._shadow:
+            log.info("shadow model: %s", model or "none")
+        self._shadow, self._shadow_deaths = model, 0
+        for actor in self._actors.values():
+            actor.change_shadow(model)
+
+    def _reports(self) -> list[ModelReport]:
+        """Return what each actor runs, as it said last."""
+        now_ns = clock.utc_ns()
+        return [
+            ModelReport(
+                member=member_name(self._settings, slot),
+                host=health.host,
+                pid=health.pid,
+                at=now_ns,
+                active=health.active,
+                shadow=health.shadow,
+                problem=PROSE.fitted(problem) if (problem := health.model_problem or health.shadow_problem) else None,
+            )
+            for slot, health in self.health().items()
+        ]
 
     def _place(self, slot: int) -> None:
         """Start a slot's actor with the model that worked last, since a new one may be broken; change it afterwards."""
@@ -206,6 +246,8 @@ class Supervisor:
         self._actors[slot] = Actor(self._settings, slot, first, self._load, self._now)
         if first != self._model:
             self._actors[slot].change_model(self._model)
+        if self._shadow and self._shadow_deaths < SHADOW_DEATHS_LIMIT:
+            self._actors[slot].change_shadow(self._shadow)
 
     def _await_ready(self, stop: threading.Event) -> bool:
         while not (stop.is_set() or self._stopping.is_set()):
@@ -306,6 +348,14 @@ class Supervisor:
         log.error("actor %d ended and is started again: %s", actor.slot, why)
         telemetry.ACTOR_RESTARTS.inc()
         actor.kill()
+        if reason is None and actor.has_shadow:
+            self._shadow_deaths += 1
+            if self._shadow_deaths == SHADOW_DEATHS_LIMIT:
+                log.error(
+                    "shadow model %s is set aside: %d processes died that had it; publish it again to go on with it",
+                    self._shadow,
+                    SHADOW_DEATHS_LIMIT,
+                )
         self._place(actor.slot)
 
     # End

@@ -58,6 +58,13 @@ class WorkerSettings(BaseModel):
         description="Share of one CPU that describes rejects while other frames wait for scores; a larger share delays "
         "these frames.",
     )
+    shadow_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of one CPU of each actor that scores frames with the shadow model; frames beyond it are not "
+        "scored, and 0 scores none.",
+    )
     describe_frames_per_s: float = Field(
         10.0,
         gt=0,

@@ -120,14 +120,14 @@ def weights(settings: Settings) -> list[Finding]:
 def model(settings: Settings) -> list[Finding]:
     """Check that the artefact which the workers will use verifies."""
     from scorer import artefact
-    from workers.publish_model import active_model
+    from workers.publish_model import announced
 
     address = settings.worker.model
     if address is None:
         if not _reachable(settings):
             text = "worker.model is not set and there is no broker to ask for the active one"
             return [Finding("model", Status.WARN, text, "fit one, then `flawline publish MODEL`")]
-        pointer = active_model(settings)
+        pointer = announced(settings).active
         if pointer is None:
             return [
                 Finding(

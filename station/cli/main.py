@@ -27,15 +27,18 @@ from station.cli.explain import explain
 from station.cli.extend import extend
 from station.cli.fit import fit
 from station.cli.ledger import ledger
+from station.cli.models import models
 from station.cli.options import DEBUG_VARIABLE, Debug, debuggable
 from station.cli.produce import produce
+from station.cli.promote import promote
 from station.cli.publish import publish
 from station.cli.replay import replay
+from station.cli.rollback import rollback
 from station.cli.up import up
 from station.cli.work import work
 
 ROLES = (up, broker, produce, work, discover, console)
-MODELS = (fit, evaluate, extend, explain, publish)
+MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
 REPORTS = (demo, ledger, replay, doctor)
 
 app = typer.Typer(

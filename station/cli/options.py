@@ -49,6 +49,7 @@ JsonFile = Annotated[
     Path | None,
     typer.Option("--json-file", metavar="FILE", help="Write the result as JSON to FILE.", callback=_writable),
 ]
+ModelRole = Annotated[str, typer.Option("--role", help="active or shadow.")]
 Debug = Annotated[
     bool,
     typer.Option("--debug", help=f"Show tracebacks; also {DEBUG_VARIABLE}=1.", is_eager=True, callback=_set_debug),
@@ -92,6 +93,15 @@ def time_ns(text: str, option: str, now_ns: int) -> int:
     if at_ns > now_ns:
         raise UsageError(f"{option} {text}: this time is in the future: give one that has passed")
     return at_ns
+
+
+def role_of(name: str) -> str:
+    """Return the model role of `--role`. Raises UsageError for another word."""
+    from workers.active_model import ROLES
+
+    if name not in ROLES:
+        raise UsageError(f"--role {name}: choose from {', '.join(ROLES)}")
+    return name
 
 
 def settings_of(config: Path | None, role: str = "") -> Settings:

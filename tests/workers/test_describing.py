@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workers.test_policies import ManualClock
-from workers.describing import BURST_S, CameraRate, CpuShare, DescriptionQueue, Judged
+from workers.describing import BURST_S, ByteQueue, CameraRate, CpuShare, Judged
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=80), st.floats(0.1, 20))
@@ -81,7 +81,7 @@ def judged(size_bytes: int) -> Any:
 
 
 def test_a_queue_takes_what_fits_its_bytes_and_a_larger_frame_alone() -> None:
-    queue = DescriptionQueue(100)
+    queue = ByteQueue(100)
     large, small, late = judged(150), judged(40), judged(70)
     assert queue.put(large)
     assert not queue.put(small)

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, messages
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import Codec, Decision, Defect, ModelPointer, Verdict
+from flawline.messages import Codec, Decision, Defect, ModelPointer, ShadowVerdict, Verdict
 from flawline.settings.scorer import ScorerSettings
 from flawline.settings.tree import Settings
 from producers.simulation import PRODUCTS, LineSettings, SimulatedLine
@@ -25,18 +27,23 @@ from scorer.fit import fit_detector
 from tests.support.brokers import RunningBroker
 from tests.support.ports import reserved_port
 from tests.workers.line import (
+    EPOCH,
     committed,
     feeding,
     frame,
     line_settings,
+    load_any,
     load_plain,
     read,
     wait_until,
     write_model,
 )
 from tests.workers.ray_session import supervising
+from workers import model_reports, shadow_report
+from workers import publish_model as publishing
 from workers import supervisor as supervisors
 from workers.inspector import load_detector
+from workers.publish_model import promote, rollback
 from workers.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -227,6 +234,78 @@ def test_a_role_starts_with_its_last_good_model_when_no_model_is_announced_any_m
         feeder.send(frame("cam-0", 1))
         (verdict,) = read(emptied, "verdicts", Verdict, 1)
     assert verdict.model_version == "plain-1"
+
+
+def test_a_shadow_model_scores_beside_the_active_one_is_compared_and_promoted_in_one_step(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path, shadow_share=1.0))
+    with feeding(settings) as feeder, supervising_plain(settings, tmp_path) as supervisor:
+        feeder.send(frame("cam-0", 0))
+        read(settings, "verdicts", Verdict, 1)
+        publish(settings, tmp_path / "strict", "shadow", "strict-1")
+        wait_until(lambda: supervisor.health()[0].shadow)
+        feeder.send(*(frame("cam-0", i, level=100 if i % 2 else 20) for i in range(1, 9)))
+        shadows = read(settings, "shadow-verdicts", ShadowVerdict, 8)
+        verdicts = read(settings, "verdicts", Verdict, 9)
+        assert {verdict.model_version for verdict in verdicts} == {"plain-1"}, "the shadow decides nothing"
+        assert {shadow.model_version for shadow in shadows} == {"strict-1"}
+        wait_until(
+            lambda: [report.shadow for report in model_reports.read(settings)] == [supervisor.health()[0].shadow]
+        )
+        comparison = shadow_report.compare(shadow_report.read(settings))
+        assert (comparison.frames, comparison.agreement) == (8, 0.5)
+        assert comparison.flip_counts == {"accept -> reject": 4}
+        assert shadow_report.write_pictures(settings, comparison.flips, tmp_path / "flips") == (4, 0)
+        pictures = sorted((tmp_path / "flips" / "accept-to-reject").iterdir())
+        assert [picture.name for picture in pictures] == [f"cam-0_{EPOCH}_{i}.png" for i in (1, 3, 5, 7)]
+        assert int(imaging.decode(pictures[0].read_bytes(), Codec.PNG)[5, 5, 0]) == 100
+        promote(settings)
+        sequence = 9
+        while read(settings, "verdicts", Verdict, sequence)[-1].model_version != "strict-1":
+            feeder.send(frame("cam-0", sequence))
+            sequence += 1
+            assert sequence < 200
+        wait_until(lambda: supervisor.health()[0].shadow is None)
+        assert len(read(settings, "shadow-verdicts", ShadowVerdict, 8)) >= 8
+        rollback(settings)
+        while read(settings, "verdicts", Verdict, sequence)[-1].model_version != "plain-1":
+            feeder.send(frame("cam-0", sequence))
+            sequence += 1
+            assert sequence < 400
+    assert model_reports.read(settings) == [], "what runs no more is shown no more"
+
+
+def test_a_shadow_model_that_kills_its_process_is_set_aside_and_costs_no_frame(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path, shadow_share=1.0, restart_limit=4))
+    with feeding(settings) as feeder, supervising_plain(settings, tmp_path) as supervisor:
+        publish(settings, tmp_path / "deadly", "shadow", "deadly-1")
+        sequence = 0
+        for deaths in range(supervisors.SHADOW_DEATHS_LIMIT):
+            wait_until(lambda: any(health.shadow for health in supervisor.health().values()))
+            feeder.send(frame("cam-0", sequence))
+            sequence += 1
+            wait_until(lambda: supervisor._shadow_deaths > deaths)  # noqa: B023
+        feeder.send(*(frame("cam-0", i) for i in range(sequence, sequence + 5)))
+        verdicts = read(settings, "verdicts", Verdict, sequence + 5)
+        assert all(health.shadow is None for health in supervisor.health().values())
+    assert {verdict.model_version for verdict in verdicts} == {"plain-1"}
+
+
+def publish(settings: Settings, folder: Path, role: str, version: str) -> None:
+    """Publish a plain model through the code that the command uses."""
+    write_model(folder, version)
+    publishing.publish_model(settings, folder, role, verify=lambda path, worker: load_any(path, worker).version)
+
+
+@contextmanager
+def supervising_plain(settings: Settings, tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor whose active model is plain-1, and which can load strict and deadly ones."""
+    publish(settings, tmp_path / "1", "active", "plain-1")
+    with supervising(settings, load_any) as supervisor:
+        yield supervisor
 
 
 def problems(supervisor: Supervisor) -> list[str]:
