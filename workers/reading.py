@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flawline import imaging, messages, telemetry
-from flawline.backoff import Backoff
 from flawline.byte_budget import ByteBudget
 from flawline.messages import DeadLetterReason, Frame, SchemaError
 from flawline.object_store import MissingObjectError, ObjectStore, StoreAway
+from flawline.outage import Outage
 from flawline.settings.tree import FrameSettings
 from flawline.topics import ENVELOPE_BYTES
 
@@ -56,6 +56,8 @@ class Reader:
         self._objects = objects
         self._memory = memory
         self._stop = stop
+        self._outage = Outage(*STORE_RETRY_S)
+        self._outage_lock = threading.Lock()
 
     def read(self, value: bytes | None) -> Picture:
         """Return the frame in a record's value with its pixels, once there is memory for them.
@@ -125,19 +127,32 @@ class Reader:
         return self._fetch(self._objects, frame.object_key, frame.size_bytes)
 
     def _fetch(self, objects: ObjectStore, key: str, size_bytes: int) -> bytes:
-        backoff = Backoff(*STORE_RETRY_S)
         while True:
             try:
                 data = objects.get(key, size_bytes)
             except StoreAway as error:
-                telemetry.OBJECT_STORE_AWAY.set(1)
-                wait_s = backoff.next_s()
-                log.warning("%s; frame waits for object %s, next attempt in %.1f s", error, key[:8], wait_s)
-                if self._stop.wait(wait_s):
+                if self._stop.wait(self._away(error)):
                     raise InterruptedError(f"stopped while object {key} could not be read: {error}") from error
             else:
-                telemetry.OBJECT_STORE_AWAY.set(0)
+                self._answers()
                 return data
+
+    def _away(self, error: StoreAway) -> float:
+        """Note that the object store is away; return for how many seconds to leave it alone."""
+        telemetry.OBJECT_STORE_AWAY.set(1)
+        with self._outage_lock:
+            failure = self._outage.failed()
+        if failure.is_reported:
+            log.warning("%s; large frames wait for it", error)
+        return failure.pause_s
+
+    def _answers(self) -> None:
+        """Note that the object store is there."""
+        telemetry.OBJECT_STORE_AWAY.set(0)
+        with self._outage_lock:
+            if self._outage.is_on:
+                log.info("the object store answers again after %.0f s", self._outage.age_s())
+                self._outage.ended()
 
     def _too_large(self, size_bytes: int) -> str:
         return f"frame of {size_bytes} bytes is over frames.limit_bytes = {self._limits.limit_bytes}"

@@ -417,7 +417,9 @@ def test_a_claim_check_frame_is_fetched_and_a_missing_object_is_named(tmp_path: 
     assert "frames.objects_url is not set" in str(unset)
 
 
-def test_a_store_that_is_away_costs_time_and_no_frame(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_costs_time_and_no_frame(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("workers.reading.STORE_RETRY_S", (0.001, 0.001))
     inline = frame("cam-0", 7)
 
@@ -436,6 +438,9 @@ def test_a_store_that_is_away_costs_time_and_no_frame(tmp_path: Any, monkeypatch
     memory = ByteBudget(1 << 20)
     assert Reader(FrameSettings(), store, memory, threading.Event()).read(messages.encode(claim)).frame == claim
     assert store.calls == 4
+    assert [line.getMessage() for line in caplog.records if line.levelname == "WARNING"] == [
+        "store is restarting; large frames wait for it"
+    ], "one line for an outage, not one for each attempt"
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(InterruptedError):
