@@ -65,6 +65,11 @@ class _Database:
         except sqlite3.Error as error:
             self._connection = self._give_up_disk(error, {}, [])
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether what is written survives a kill."""
+        return not self._in_memory
+
     def read(self, query: str, *values: object) -> list[tuple]:
         """Return the rows of a query."""
         return self._connection.execute(query, values).fetchall()
@@ -248,6 +253,26 @@ class EpochAccount:
         """Record that the entry in flight is not in the topic; the next entry has its content."""
         with self._lock:
             self._entry, self._taken = None, []
+            self._merge_newest()
+
+    def _merge_newest(self) -> None:
+        """Make one range of the two newest when they touch, and let the newest grow again.
+
+        Otherwise each entry that fails in an outage would leave a range behind.
+        """
+        rows = self._database.read(
+            "SELECT first, last, reason FROM dropped WHERE epoch = ? ORDER BY first DESC LIMIT 2", self.epoch
+        )
+        if not rows:
+            return
+        ranges = merged(DroppedRange(first, last, DropReason(reason)) for first, last, reason in rows)
+        self._last = ranges[-1]
+        if len(ranges) < len(rows):
+            with self._database.writing() as write:
+                write("DELETE FROM dropped WHERE epoch = ? AND first = ?", self.epoch, rows[0][0])
+                write(
+                    "UPDATE dropped SET last = ? WHERE epoch = ? AND first = ?", self._last.last, self.epoch, rows[1][0]
+                )
 
 
 class Journal:
@@ -276,18 +301,30 @@ class Journal:
         return EpochAccount(self._database, self._lock, self._camera, epoch, captured)
 
     def _take_over_text_files(self, folder: Path) -> None:
-        """Move the accounts of `<epoch>.journal` files, the old format, into the database."""
+        """Move the accounts of `<epoch>.journal` files, the old format, into the database.
+
+        A file stays while its account is in memory only, or when it cannot be removed: taking it over again changes
+        nothing.
+        """
         for path in sorted(folder.glob("*.journal")):
             if path.stem.isdigit():
                 epoch = int(path.stem)
-                captured, dropped = read_text_journal(path)
+                try:
+                    captured, dropped = read_text_journal(path)
+                except OSError as error:
+                    log.error("journal %s cannot be read (%s): the ledger misses its captures", path, one_line(error))
+                    continue
                 with self._database.writing() as write:
                     if captured:
                         write("INSERT OR IGNORE INTO epochs VALUES (?, ?)", epoch, captured)
                     for item in merged(dropped):
                         row = (epoch, item.first, item.last, str(item.reason))
                         write("INSERT OR IGNORE INTO dropped VALUES (?, ?, ?, ?)", *row)
-                path.unlink(missing_ok=True)
+                if self._database.is_on_disk:
+                    try:
+                        path.unlink(missing_ok=True)
+                    except OSError as error:
+                        log.warning("journal %s is in %s and cannot be removed (%s)", path, FILE_NAME, one_line(error))
 
     @property
     def next_sequence(self) -> int:

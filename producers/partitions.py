@@ -114,7 +114,13 @@ class Partitions:
                 "grant READ and WRITE on it to the producers' user"
             ) from error
         for camera, partition in changed.items():
-            if camera in known:
+            if known.get(camera, 0) >= self._settings.kafka.camera_partitions:
+                log.warning(
+                    "camera %s moves from partition %d to %d because kafka.camera_partitions is %d: if the topic still "
+                    "has partition %d, its frames that wait there may be scored beside newer ones",
+                    camera, known[camera], partition, self._settings.kafka.camera_partitions, known[camera],
+                )  # fmt: skip
+            elif camera in known:
                 log.warning(
                     "camera %s moves from partition %d to %d as its setting says: its frames that wait in %d may be "
                     "scored beside newer ones",

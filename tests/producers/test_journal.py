@@ -141,6 +141,59 @@ def test_drops_of_a_long_outage_take_one_row_and_no_memory(tmp_path: Path) -> No
     assert the_entry(journal).dropped == (DroppedRange(0, 19_999, FULL),)
 
 
+def test_journals_of_ten_cameras_without_a_broker_for_eight_hours_stay_small(tmp_path: Path) -> None:
+    """One capture stands for three hundred; an entry is tried, and fails, every minute."""
+    for camera in range(10):
+        folder = tmp_path / str(camera)
+        journal = journal_in(folder)
+        sequence = 0
+        for _ in range(8 * 60):
+            for _ in range(6):
+                journal.capture()
+                journal.drop(EPOCH, sequence, FULL)
+                sequence += 1
+            ((account, _),) = journal.due(sequence * 10**12, lambda epoch: False)
+            journal.drop(EPOCH, sequence, FULL)  # while the entry is in flight
+            journal.capture()
+            sequence += 1
+            account.failed()
+        with sqlite3.connect(folder / FILE_NAME) as file:
+            assert file.execute("SELECT first, last FROM dropped").fetchall() == [(0, sequence - 1)]
+            assert file.execute("PRAGMA page_count").fetchone()[0] * 4096 < 50_000
+        assert the_entry(journal).dropped == (DroppedRange(0, sequence - 1, FULL),)
+        journal.close()
+
+
+def test_old_journal_stays_while_the_disk_fails(tmp_path: Path) -> None:
+    text = tmp_path / "5.journal"
+    text.write_bytes(b"%020d\n" % 9)
+    (tmp_path / FILE_NAME).mkdir()
+    journal = Journal(tmp_path, "cam", 6, {})
+    assert the_entry(journal, closed=True).captured == 9 and text.exists()
+    journal.close()
+    (tmp_path / FILE_NAME).rmdir()
+    assert the_entry(Journal(tmp_path, "cam", 7, {}), closed=True).captured == 9 and not text.exists()
+
+
+@pytest.mark.parametrize("failing", ["read_bytes", "unlink"])
+def test_old_journal_that_cannot_be_read_or_removed_costs_no_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    (tmp_path / "5.journal").write_bytes(b"%020d\n" % 9)
+    real = getattr(Path, failing)
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".journal":
+            raise OSError(5, "Input/output error")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, failing, fail)
+    journal = Journal(tmp_path, "cam", EPOCH, {})
+    captured(journal, 2)
+    assert journal.epoch >= EPOCH and "5.journal" in caplog.text
+    journal.close()
+
+
 def test_journals_in_the_old_text_format_are_taken_over_once(tmp_path: Path) -> None:
     text = tmp_path / "5.journal"
     text.write_bytes(

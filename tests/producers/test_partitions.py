@@ -158,6 +158,21 @@ def test_partition_in_the_settings_moves_a_camera_and_the_move_is_logged_once(
     assert partitions.read(settings) == {"a": 3, "b": 1}
 
 
+def test_camera_of_a_partition_that_is_not_counted_any_more_moves_and_the_reason_is_logged(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path, unique("p") + ".", "a", "b")
+    settings.cameras[0].partition = 3
+    publish(settings, "a")
+    fewer = settings.model_copy(deep=True)
+    fewer.cameras[0].partition = None
+    fewer.kafka.camera_partitions = 2
+    with caplog.at_level(logging.WARNING):
+        publish(fewer, "a")
+    assert "camera a moves from partition 3 to 1 because kafka.camera_partitions is 2" in caplog.text
+    assert "as its setting says" not in caplog.text
+
+
 def test_frames_that_wait_on_disk_go_to_the_partition_of_their_camera(
     fresh_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
