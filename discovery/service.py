@@ -40,7 +40,6 @@ from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
 
-GROUP = "discovery"
 LOCK_RETRY_S = 1.0
 HOUSEKEEPING_S = 2.0
 PRUNING_S = 600.0
@@ -215,7 +214,9 @@ class DiscoveryService:
         self._stack.push(lock)
         if self.settings.discovery.embedding == "crop":
             self._rounds.backbone()  # what is wrong with it is said before anything is taken in
-        self._reader = TopicReader(self.settings, GROUP, self._names, self.store.positions, self._monotonic)
+        self._reader = TopicReader(
+            self.settings, topics.DISCOVERY_GROUP, self._names, self.store.positions, self._monotonic
+        )
         self._stack.callback(self._reader.close)
         self._read_registry()
         with self.store.reading() as connection:

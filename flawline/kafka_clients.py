@@ -13,7 +13,13 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, RetriableError, TopicAlreadyExistsError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaError,
+    RetriableError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+)
 from kafka.net.compat import KafkaNetClient
 from kafka.record import util as record_util
 from kafka.structs import TopicPartition
@@ -111,6 +117,16 @@ def _away(settings: Settings, error: KafkaError) -> str:
     except OSError as away:
         return f"it is away ({one_line(away)}): start it with `flawline broker`, or correct kafka.bootstrap_servers"
     return f"{one_line(error)}: see the broker's log, or correct kafka.bootstrap_servers and its security settings"
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Return whether an error, or what it comes from, is the broker's refusal of this client: waiting is no remedy."""
+    if error is None:
+        return False
+    # The error of a producer id is a bare KafkaError with the name of the reason.
+    named = isinstance(error, KafkaError) and "AuthorizationFailedError" in str(error)
+    kinds = (kafka_refusal.Refusal, AuthorizationError, SaslAuthenticationFailedError)
+    return named or isinstance(error, kinds) or is_refusal(error.__cause__)
 
 
 def _made(kind: type, options: dict[str, Any]) -> Any:
@@ -274,7 +290,8 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list
                 "configs": configs,
             }
     client = admin(settings)
-    created = []
+    created: list[str] = []
+    missing: dict[str, dict[str, Any]] = {}
     try:
         existing = set(client.list_topics())
         missing = {name: spec for name, spec in wanted.items() if name not in existing}
@@ -285,10 +302,15 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list
                 created.append(name)
             except TopicAlreadyExistsError:  # another role was faster
                 log.debug("topic %s was created by another role", name)
+    except AuthorizationError as error:
+        raise FlawlineError(
+            f"topics {', '.join(missing)} on {settings.bootstrap_servers} do not exist, or this user may not see them: "
+            "grant DESCRIBE on them, and run `flawline topics create` as a user who may CREATE them"
+        ) from error
     except KafkaError as error:
         raise FlawlineError(
-            f"topics cannot be created on {settings.bootstrap_servers} ({error}): grant CREATE on them, "
-            "or create them by hand as `flawline doctor` lists them"
+            f"topics cannot be created on {settings.bootstrap_servers} ({one_line(error)}): see the broker's log, or "
+            "create them by hand as `flawline doctor` lists them"
         ) from error
     finally:
         client.close()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 WORKERS_GROUP = "workers"
 """Consumer group of the workers; its committed offsets are the frames that are finished."""
 
+DISCOVERY_GROUP = "discovery"
+"""Consumer group of discovery, for the broker's tools: its store knows how far it has read."""
+
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 

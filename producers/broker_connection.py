@@ -11,7 +11,7 @@ from kafka.errors import KafkaError
 
 from flawline import kafka_clients, topics
 from flawline.backoff import Backoff
-from flawline.errors import FlawlineError, UsageError
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
 
@@ -45,7 +45,7 @@ def connect(settings: Settings, partitions: Partitions) -> Any:
         partitions.update(client)
     except KafkaError as error:
         kafka_clients.close_producer(client)
-        raise FlawlineError(f"broker {settings.bootstrap_servers}: {type(error).__name__}: {error}") from error
+        raise FlawlineError(f"broker {settings.bootstrap_servers}: {one_line(error, with_type=True)}") from error
     except BaseException:
         kafka_clients.close_producer(client)
         raise
@@ -74,6 +74,7 @@ class Link:
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._failure: UsageError | None = None
+        self._refusal: FlawlineError | None = None
         self._tried = self._connected = False
         self._thread = threading.Thread(target=self._run, name="broker-link", daemon=True)
 
@@ -90,6 +91,11 @@ class Link:
     def failure(self) -> UsageError | None:
         """Return the error of a configuration that can never connect, or None."""
         return self._failure
+
+    @property
+    def refusal(self) -> FlawlineError | None:
+        """Return why the broker refuses this client now, None when it does not, or when it is away."""
+        return self._refusal
 
     def wait(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` for the end of the first attempt; return whether there is a client."""
@@ -152,6 +158,7 @@ class Link:
                 return
             except FlawlineError as error:
                 delay_s = self._backoff.next_s()
+                self._refusal = error if kafka_clients.is_refusal(error) else None
                 log.warning("%s; captures wait, next attempt in %.1f s", error, delay_s)
                 with self._changed:
                     self._tried = True
@@ -159,6 +166,7 @@ class Link:
                 self._closed.wait(delay_s)
                 continue
             self._backoff.reset()
+            self._refusal = None
             self._connected = True
             with self._changed:
                 if not self._closed.is_set():

@@ -280,6 +280,11 @@ class CameraLane:
             return self._backlog.is_empty
 
     @property
+    def is_unauthorised(self) -> bool:
+        """Return whether the broker lets this producer write no frames."""
+        return self._is_unauthorised
+
+    @property
     def owes_entries(self) -> bool:
         """Return whether the topic `ledger` lacks entries for what this lane knows."""
         return self._journal.owes(self._has_ended)

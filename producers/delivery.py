@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kafka import errors
 
 from flawline.checked_producer import CLIENT_STATE_LOST
+from flawline.kafka_clients import is_refusal
 from flawline.messages import DropReason
 
 
@@ -50,11 +51,6 @@ REFUSAL_LIMIT = 5
 A judgement, not measured."""
 
 _OVERSIZE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-_NOT_AUTHORISED = (
-    errors.TopicAuthorizationFailedError,
-    errors.ClusterAuthorizationFailedError,
-    errors.SaslAuthenticationFailedError,
-)
 _REFUSED = (
     errors.InvalidTopicError,
     errors.InvalidRecordError,
@@ -72,7 +68,7 @@ def classify(error: BaseException, topic: str) -> Failure:
         return Failure(DropReason.OVERSIZE)
     if isinstance(error, errors.TopicAuthorizationFailedError) and error.args and topic not in str(error.args[0]):
         return Failure(counts=False)  # of another topic that the client writes
-    if isinstance(error, _NOT_AUTHORISED):
+    if is_refusal(error):
         return Failure(DropReason.NOT_AUTHORISED, shared=True)
     if isinstance(error, CLIENT_STATE_LOST):
         return Failure(counts=False)

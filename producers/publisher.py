@@ -152,6 +152,16 @@ class Publisher:
             lane.finish()
 
     @property
+    def refusal(self) -> str | None:
+        """Return why the broker refuses this producer now, with the remedy, None when it does not."""
+        if self._link.refusal is not None:
+            return str(self._link.refusal)
+        if any(lane.is_unauthorised for lane in self.lanes.values()):
+            name = self._settings.topic(topics.FRAMES.name)
+            return f"this producer may not write to the topic {name}, captures were dropped: grant WRITE to its user"
+        return None
+
+    @property
     def idle(self) -> bool:
         """Return whether every capture is delivered or dropped."""
         return all(lane.idle for lane in self.lanes.values())

@@ -9,7 +9,7 @@ from functools import partial
 
 from flawline import telemetry
 from flawline.backoff import Backoff
-from flawline.errors import UsageError
+from flawline.errors import FlawlineError, UsageError
 from flawline.settings.producers import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
 from flawline.settings.tree import Settings
 from producers.camera import Camera, Capture
@@ -54,7 +54,7 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
     seconds; undelivered frames then wait in the spool for the next start.
 
     Raises UsageError, before the first capture, when the source of a camera does not exist; FlawlineError when a source
-    fails later.
+    fails later, and at the end when the broker refuses this producer: its frames are in the spool then, or dropped.
     """
     chosen = _choose(settings, cameras)
     ready = [(config, make()) for config, make in chosen]  # raises UsageError for a source that can never work
@@ -75,7 +75,9 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
             stop_readers.set()
             for runner in runners:
                 runner.close(timeout_s=READER_STOP_S / len(runners))
-            publisher.close(drain_s)
+            left = publisher.close(drain_s)
+        if publisher.refusal is not None:
+            raise FlawlineError(f"{publisher.refusal} ({left} frames wait in the spool for the next start)")
         return sum(counts.values())
     finally:
         endpoint.close()

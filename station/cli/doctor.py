@@ -94,13 +94,18 @@ def _without_none(value: Any) -> Any:
 
 def _guarded(check: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:
     """Return the findings of a check. A check that raises an error has failed, and the others go on."""
-    from flawline.errors import FlawlineError
+    from kafka.errors import AuthorizationError
+
+    from flawline.errors import FlawlineError, one_line
     from station.cli.doctor_checks import Finding, Status
 
     started = time.monotonic()
     try:
         return check(settings)
-    except FlawlineError as error:
+    except (FlawlineError, AuthorizationError) as error:
+        if isinstance(error, AuthorizationError) or isinstance(error.__cause__, AuthorizationError):
+            text = f"not checked: this user may not ({one_line(error)})"
+            return [Finding(check.__name__.replace("_", " "), Status.WARN, text, "run it as a user who may")]
         return [Finding(check.__name__.replace("_", " "), Status.FAIL, str(error))]
     except Exception as error:
         text = f"the check itself failed after {time.monotonic() - started:.1f} s: {type(error).__name__}: {error}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kafka import TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
+from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError, TopicAuthorizationFailedError
 
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
@@ -270,9 +271,39 @@ def camera_partitions(settings: Settings) -> list[Finding]:
     return findings
 
 
+def rights(settings: Settings) -> list[Finding]:
+    """Check for each role that the broker allows what it does; the broker tells, so nothing is tried or changed."""
+    from flawline.rights import ROLES
+
+    if not _reachable(settings):
+        return []
+    client = kafka_clients.admin(settings)
+    try:
+        prefix = settings.kafka.topic_prefix
+        allowed = _allowed_on_topics(client, [name for name, _ in topics.named(prefix)])
+        allowed |= _allowed_on_groups(client, [prefix + topics.WORKERS_GROUP, prefix + topics.DISCOVERY_GROUP])
+    finally:
+        client.close()
+    lacking = {
+        name: [right for right in role.rights(prefix) if right.operation.upper() not in allowed[right.kind, right.name]]
+        for name, role in ROLES.items()
+    }
+    able = [name for name, missing in lacking.items() if not missing]
+    findings = [Finding("rights", Status.OK, f"this user may {', '.join(able)}")] if able else []
+    # A user of one role lacks the rights of the others, as it should.
+    status = Status.WARN if able else Status.FAIL
+    for name, missing in lacking.items():
+        if missing:
+            text = f"this user may not {name}: it lacks {', '.join(map(str, missing))}"
+            remedy = f"if it should, grant what `flawline topics acls --role {name}` prints"
+            findings.append(Finding("rights", status, text, remedy))
+    return findings
+
+
 ALL = (
     checksum_library,
     broker_answers,
+    rights,
     topic_limits,
     camera_partitions,
     cameras,
@@ -294,6 +325,37 @@ def _reachable(settings: Settings) -> bool:
     except OSError:
         return False
     return True
+
+
+EVERYTHING = frozenset(operation.name.replace("_", "") for operation in ACLOperation)
+"""What a broker allows that does not tell: the embedded one has no authoriser."""
+
+
+def _allowed_on_topics(client: Any, names: list[str]) -> dict[tuple[str, str], frozenset[str]]:
+    """Return the operations that are allowed on each topic, in capitals; all on one that is missing."""
+    return {
+        ("topic", topic["name"]): frozenset()
+        if topic["error_code"] == TopicAuthorizationFailedError.errno
+        else _operations(topic)
+        for topic in client.describe_topics(names)
+    }
+
+
+def _allowed_on_groups(client: Any, names: list[str]) -> dict[tuple[str, str], frozenset[str]]:
+    allowed: dict[tuple[str, str], frozenset[str]] = {}
+    for name in names:
+        try:
+            allowed["group", name] = _operations(client.describe_groups([name])[name])
+        except GroupAuthorizationFailedError:
+            allowed["group", name] = frozenset()
+        except CoordinatorNotAvailableError:  # no group has ever been on this broker
+            allowed["group", name] = EVERYTHING
+    return allowed
+
+
+def _operations(described: dict[str, Any]) -> frozenset[str]:
+    told = described.get("authorized_operations")
+    return frozenset(name.replace("_", "") for name in told) if told else EVERYTHING
 
 
 def _limits_of_settings(settings: Settings) -> list[Finding]:

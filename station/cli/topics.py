@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from flawline.errors import UsageError
 from station.cli.options import Config, debuggable, settings_of
 
 app = typer.Typer(help="The line's Kafka topics.", no_args_is_help=True)
@@ -20,3 +23,26 @@ def create(config: Config = None) -> None:
     kafka_clients.ensure_topics(settings)
     for name, topic in topics.named(settings.kafka.topic_prefix):
         terminal.out().print(f"{name}: written by {topic.writers}, read by {topic.readers}", highlight=False)
+
+
+@app.command("acls")
+@debuggable
+def acls(
+    role: Annotated[list[str] | None, typer.Option(help="Only this role; may be repeated.")] = None,
+    principal: Annotated[
+        str, typer.Option(help="Who gets the rights; {role} stands for the role's name.")
+    ] = "User:flawline-{role}",
+    config: Config = None,
+) -> None:
+    """Print what kafka-acls.sh must be given, so that each role may do its work and nothing else."""
+    from flawline.rights import ROLES, grants
+    from station import terminal
+
+    settings = settings_of(config)
+    for name in role or ROLES:
+        if name not in ROLES:
+            raise UsageError(f"--role {name}: choose from {', '.join(ROLES)}")
+        terminal.out().print(f"# {name}", highlight=False)
+        for line in grants(ROLES[name].rights(settings.kafka.topic_prefix), principal.replace("{role}", name)):
+            terminal.out().print(f"kafka-acls.sh --bootstrap-server {settings.bootstrap_servers} {line}",
+                                 highlight=False)  # fmt: skip

@@ -17,13 +17,13 @@ from kafka import TopicPartition
 from sqlalchemy import func, select
 
 from discovery import service
-from discovery.service import GROUP, DiscoveryService
+from discovery.service import DiscoveryService
 from discovery.store import class_commands, schema
 from discovery.store import store as stores
 from discovery.store.database import DatabaseAway, LockLost
 from discovery.store.store import Batch, Store
 from embedded_broker import EmbeddedBroker
-from flawline import kafka_clients, telemetry
+from flawline import kafka_clients, telemetry, topics
 from flawline.settings.tree import Settings
 from tests.discovery import line
 from tests.discovery.factories import defect, directions, verdict
@@ -120,7 +120,7 @@ def test_store_that_is_away_at_the_start_and_goes_away_later_costs_time_and_one_
 
 def committed(settings: Settings) -> int:
     """Records that discovery has committed to the broker."""
-    client = kafka_clients.consumer(settings, group=GROUP)
+    client = kafka_clients.consumer(settings, group=topics.DISCOVERY_GROUP)
     try:
         places = [TopicPartition(settings.topic(name), n) for name in ("verdicts", "defects") for n in (0, 1)]
         return sum(client.committed(place) or 0 for place in places)

@@ -1,0 +1,85 @@
+"""What each role must be allowed to do on the broker: an authoriser's rules, and what `flawline doctor` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flawline import topics
+from flawline.topics import Topic
+
+
+class Operation(StrEnum):
+    """An operation of Kafka's ACLs; the values are the names that `kafka-acls.sh` takes."""
+
+    READ = "Read"
+    WRITE = "Write"
+    DESCRIBE = "Describe"
+    DESCRIBE_CONFIGS = "DescribeConfigs"
+
+
+@dataclass(frozen=True)
+class Right:
+    """An operation on a topic or a group, which is named as on the broker."""
+
+    operation: Operation
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.operation.upper()} on {self.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Role:
+    """The topics and groups of a command. Every role sees all topics of the line: one that it misses would be made."""
+
+    reads: tuple[Topic, ...] = ()
+    writes: tuple[Topic, ...] = ()
+    member_of: str | None = None
+    looks_at: str | None = None
+
+    def rights(self, prefix: str) -> list[Right]:
+        """Return the rights that the role needs on a line whose topics have a prefix."""
+        needed = [Right(Operation.READ, "topic", prefix + topic.name) for topic in self.reads]
+        needed += [Right(Operation.WRITE, "topic", prefix + topic.name) for topic in self.writes]
+        for operation in (Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS):
+            needed += [Right(operation, "topic", name) for name, _ in topics.named(prefix)]
+        if self.member_of:
+            needed.append(Right(Operation.READ, "group", prefix + self.member_of))
+        if self.looks_at:
+            needed.append(Right(Operation.DESCRIBE, "group", prefix + self.looks_at))
+        return needed
+
+
+_ACCOUNTS = (topics.LEDGER, topics.FRAMES, topics.VERDICTS, topics.DEAD_LETTERS)
+
+ROLES = {
+    "produce": Role(reads=(topics.PARTITIONS,), writes=(topics.FRAMES, topics.LEDGER, topics.PARTITIONS)),
+    "work": Role(
+        reads=(topics.FRAMES, topics.MODELS),
+        writes=(topics.VERDICTS, topics.DEFECTS, topics.DEAD_LETTERS),
+        member_of=topics.WORKERS_GROUP,
+    ),
+    "discover": Role(
+        reads=(topics.VERDICTS, topics.DEFECTS), writes=(topics.CLASSES,), member_of=topics.DISCOVERY_GROUP
+    ),
+    "ledger": Role(reads=_ACCOUNTS, looks_at=topics.WORKERS_GROUP),
+    "console": Role(reads=_ACCOUNTS, looks_at=topics.WORKERS_GROUP),
+    "replay": Role(reads=_ACCOUNTS, writes=(topics.FRAMES,), looks_at=topics.WORKERS_GROUP),
+    "publish": Role(reads=(topics.MODELS,), writes=(topics.MODELS,)),
+}
+"""The role of each command that talks to the broker."""
+
+
+def grants(rights: Iterable[Right], principal: str) -> list[str]:
+    """Return arguments of `kafka-acls.sh` that give `principal` these rights: a line for each operation and kind."""
+    names: dict[tuple[Operation, str], list[str]] = {}
+    for right in rights:
+        names.setdefault((right.operation, right.kind), []).append(right.name)
+    return [
+        f"--add --allow-principal {principal} --operation {operation} "
+        + " ".join(f"--{kind} {name}" for name in resources)
+        for (operation, kind), resources in names.items()
+    ]

@@ -1,0 +1,282 @@
+"""The rights of each role, on a real Apache Kafka with an authoriser: enough for its work, and not for other work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.errors import AuthorizationError, KafkaError
+from kafka.structs import OffsetAndMetadata, TopicPartition
+
+from discovery.topic_reader import TopicReader
+from flawline import kafka_clients, topics
+from flawline.errors import FlawlineError
+from flawline.rights import ROLES, Operation, Right, grants
+from flawline.settings.tree import Settings
+from ledger import reader
+from producers import service
+from station.cli import doctor_checks, main
+from station.cli.doctor_checks import Status
+from tests.support.brokers import SecuredKafka, unique
+
+REFUSED_S = 15.0
+"""How long a producer that is refused runs; one that is not ends by itself after a second or two."""
+
+Login = Callable[..., Settings]
+
+
+@pytest.fixture
+def prefix() -> str:
+    return unique("r") + "-"
+
+
+@pytest.fixture
+def root(secured_kafka: SecuredKafka, prefix: str, tmp_path: Path) -> Settings:
+    """Settings of who may do anything, on a line whose topics exist."""
+    settings = Settings(
+        data_dir=tmp_path,
+        kafka={"bootstrap_servers": secured_kafka.bootstrap, "topic_prefix": prefix, "camera_partitions": 2},
+    )
+    kafka_clients.ensure_topics(settings)
+    return settings
+
+
+@pytest.fixture
+def login(secured_kafka: SecuredKafka, root: Settings, prefix: str) -> Login:
+    """Give the settings of a new user who has some rights."""
+
+    def login(name: str, rights: Iterable[Right]) -> Settings:
+        user = unique(name)
+        secured_kafka.add_user(user)
+        give(root, user, rights)
+        kafka = root.kafka.model_dump() | {
+            "bootstrap_servers": secured_kafka.listener("sasl"),
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": secured_kafka.MECHANISM,
+            "sasl_username": user,
+            "sasl_password": secured_kafka.PASSWORD,
+        }
+        cameras = [{"name": "cam", "kind": "simulated", "frames": 3, "height": 64, "width": 64}]
+        return Settings(data_dir=root.data_dir / user, kafka=kafka, cameras=cameras, metrics={"producers_port": 0})
+
+    return login
+
+
+def give(root: Settings, user: str, rights: Iterable[Right]) -> None:
+    """Allow a user what the rights say, and wait until the broker knows it."""
+    acls = [
+        ACL(
+            principal=f"User:{user}",
+            host="*",
+            operation=ACLOperation[right.operation.name],
+            permission_type=ACLPermissionType.ALLOW,
+            resource_pattern=ResourcePattern(ResourceType[right.kind.upper()], right.name),
+        )
+        for right in rights
+    ]
+    client = kafka_clients.admin(root)
+    try:
+        if acls:
+            assert not client.create_acls(acls)["failed"]
+    finally:
+        client.close()
+
+
+def may_write(settings: Settings, topic: str) -> bool:
+    """Tell whether a record can be written; the broker says no for the record, or for any record."""
+    client = kafka_clients.producer(settings, max_block_ms=5_000)
+    try:
+        client.send(topic, key=b"k", value=b"v", partition=0).get(timeout=10)
+    except KafkaError as error:
+        assert kafka_clients.is_refusal(error), error
+        return False
+    finally:
+        kafka_clients.close_producer(client)
+    return True
+
+
+def may_read(settings: Settings, topic: str) -> bool:
+    client = kafka_clients.consumer(settings)
+    try:
+        client.assign([TopicPartition(topic, 0)])
+        client.seek(TopicPartition(topic, 0), 0)
+        client.poll(timeout_ms=3_000)
+    except AuthorizationError:
+        return False
+    finally:
+        client.close(autocommit=False)
+    return True
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_may_read_and_write_its_topics_and_no_other(role: str, login: Login, prefix: str) -> None:
+    settings = login(role, ROLES[role].rights(prefix))
+    names = {prefix + topic.name for topic in topics.ALL}
+    assert {name for name in names if may_write(settings, name)} == {
+        prefix + topic.name for topic in ROLES[role].writes
+    }
+    assert {name for name in names if may_read(settings, name)} == {prefix + topic.name for topic in ROLES[role].reads}
+
+
+def produces(settings: Settings) -> None:
+    """Run the producers until three frames are delivered; who is refused waits for the right until it is stopped."""
+    stop = threading.Event()
+    timer = threading.Timer(REFUSED_S, stop.set)
+    timer.start()
+    try:
+        assert service.run(settings, stop) == 3
+        assert not stop.is_set()
+    finally:
+        timer.cancel()
+
+
+def works(settings: Settings) -> None:
+    """Do with the broker what workers do: look for topics and the model, take frames, commit, send what comes out."""
+    kafka_clients.ensure_topics(settings)
+    assert kafka_clients.newest_values(settings, topics.MODELS.name) == {}
+    client = kafka_clients.consumer(settings, topics.FRAMES.name, group=topics.WORKERS_GROUP)
+    place = TopicPartition(settings.topic(topics.FRAMES.name), 0)
+    try:
+        while place not in client.assignment():
+            client.poll(timeout_ms=200)
+        client.commit({place: OffsetAndMetadata(0, "", -1)})
+    finally:
+        client.close(autocommit=False)
+    for topic in ROLES["work"].writes:
+        writer = kafka_clients.producer(settings, topic.name)
+        writer.send(settings.topic(topic.name), value=b"v", partition=0).get(timeout=10)
+        kafka_clients.close_producer(writer)
+    admin = kafka_clients.admin(settings)
+    try:
+        assert admin.list_group_offsets(settings.topic(topics.WORKERS_GROUP))
+    finally:
+        admin.close()
+
+
+def discovers(settings: Settings) -> None:
+    names = [settings.topic(topics.VERDICTS.name), settings.topic(topics.DEFECTS.name)]
+    source = TopicReader(settings, topics.DISCOVERY_GROUP, names, dict)
+    try:
+        source.poll()
+        source.done(TopicPartition(names[0], 0), 0)
+        source.commit()
+        if source._uncommitted:  # discovery goes on, for its store has the offsets too
+            raise FlawlineError("AuthorizationFailedError")
+    finally:
+        source.close()
+
+
+def accounts(settings: Settings) -> None:
+    assert reader.read(settings).balanced
+
+
+@pytest.mark.parametrize(
+    ("role", "work"),
+    [("produce", produces), ("work", works), ("discover", discovers), ("ledger", accounts), ("console", accounts)],
+)
+def test_role_does_its_work_with_its_rights(
+    role: str, work: Callable[[Settings], None], login: Login, prefix: str
+) -> None:
+    work(login(role, ROLES[role].rights(prefix)))
+
+
+@pytest.mark.parametrize(
+    ("role", "work", "operation"),
+    [
+        ("produce", produces, Operation.WRITE),
+        ("work", works, Operation.READ),
+        ("discover", discovers, Operation.READ),
+        ("ledger", accounts, Operation.READ),
+    ],
+)
+def test_role_without_one_of_its_rights_is_refused(
+    role: str, work: Callable[[Settings], None], operation: Operation, login: Login, prefix: str
+) -> None:
+    produces(login("produce", ROLES["produce"].rights(prefix)))  # so that there is something to read
+    rights = [right for right in ROLES[role].rights(prefix) if right.operation is not operation]
+    with pytest.raises((FlawlineError, KafkaError)) as raised:
+        work(login(role, rights))
+    told = str(raised.value)
+    assert "AuthorizationFailedError" in told or "grant WRITE" in told or kafka_clients.is_refusal(raised.value)
+
+
+def test_doctor_tells_each_role_which_rights_it_lacks(login: Login, prefix: str) -> None:
+    settings = login("produce", ROLES["produce"].rights(prefix))
+    findings = doctor_checks.rights(settings)
+    assert findings[0].status is Status.OK and findings[0].text == "this user may produce"
+    told = {finding.text.split(":")[0]: finding for finding in findings[1:]}
+    assert set(told) == {f"this user may not {role}" for role in ROLES if role != "produce"}
+    work = told["this user may not work"]
+    assert work.status is Status.WARN and "acls --role work" in work.remedy
+    lacking = [*(f"READ on topic {prefix}{name}" for name in ("frames", "models")),
+               *(f"WRITE on topic {prefix}{name}" for name in ("verdicts", "defects", "dead-letters")),
+               f"READ on group {prefix}workers"]  # fmt: skip
+    assert work.text.removeprefix("this user may not work: it lacks ").split(", ") == lacking
+
+
+def test_doctor_fails_for_a_user_without_any_right_and_for_none_else(login: Login, root: Settings) -> None:
+    assert {finding.status for finding in doctor_checks.rights(login("nobody", []))} == {Status.FAIL}
+    (everything,) = doctor_checks.rights(root)
+    assert everything.status is Status.OK and all(role in everything.text for role in ROLES)
+
+
+def test_doctor_reports_no_right_as_lacking_where_nobody_guards(line_settings: Settings) -> None:
+    assert [finding.status for finding in doctor_checks.rights(line_settings)] == [Status.OK]
+    kafka_clients.ensure_topics(line_settings)
+    assert [finding.status for finding in doctor_checks.rights(line_settings)] == [Status.OK]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        (tuple(Operation), "grant DESCRIBE on them"),
+        ((Operation.WRITE,), "grant READ and WRITE"),
+        (None, "grant WRITE to its user"),
+    ],
+    ids=["no right at all", "no writing", "no writing of frames"],
+)
+def test_produce_without_rights_ends_with_an_error_when_it_is_stopped_and_keeps_what_it_could_not_send(
+    lacking: tuple[Operation, ...] | None, words: str, login: Login, prefix: str
+) -> None:
+    rights = ROLES["produce"].rights(prefix)
+    frames = Right(Operation.WRITE, "topic", prefix + topics.FRAMES.name)
+    settings = login("produce", [right for right in rights if right.operation not in lacking] if lacking
+                     else [right for right in rights if right != frames])  # fmt: skip
+    with pytest.raises(FlawlineError, match=words) as raised:
+        produces(settings)
+    if lacking:
+        assert "3 frames wait in the spool" in str(raised.value)
+    assert len(str(raised.value)) < 600 and "\n" not in str(raised.value)
+
+
+def test_printed_commands_are_what_kafka_acls_takes(
+    secured_kafka: SecuredKafka, login: Login, root: Settings, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = login("produce", [])
+    user = settings.kafka.sasl_username
+    for name, value in {"BOOTSTRAP_SERVERS": secured_kafka.bootstrap, "TOPIC_PREFIX": prefix}.items():
+        os.environ[f"FLAWLINE_KAFKA__{name}"] = value
+    try:
+        assert main._run(["topics", "acls", "--role", "produce", "--principal", f"User:{user}"]) == 0
+    finally:
+        for name in ("BOOTSTRAP_SERVERS", "TOPIC_PREFIX"):
+            del os.environ[f"FLAWLINE_KAFKA__{name}"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(grants(ROLES["produce"].rights(prefix), "User:x")) == 4
+    java = ["java", "-cp", f"{os.environ['KAFKA_HOME']}/libs/*", "org.apache.kafka.tools.AclCommand"]
+    for line in lines:
+        done = subprocess.run([*java, *line.split()[1:]], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr + done.stdout
+    produces(settings)
+
+
+def test_unknown_role_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main._run(["topics", "acls", "--role", "star"]) == 2
+    told: Any = capsys.readouterr().err
+    assert "--role star: choose from produce" in told
