@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, text
+from sqlalchemy.engine import make_url
 
 from discovery.round.lineage import DefectClass
-from discovery.store import registry, schema
+from discovery.store import database, registry, schema
 from discovery.store.database import nanoseconds, stamp
 from discovery.store.store import Batch, Store, TakenDefect, add_event
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import ClassEvent, ClassState, Decision, Transition
 from tests.discovery.factories import DIMENSION, MINUTE_NS, START_NS, VERSION, defect, directions, verdict
+from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -267,3 +269,16 @@ def test_counts_survive_an_empty_batch(store):
     store.ingest(Batch())
     with store.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(schema.defects)) == 0
+
+
+def test_tls_settings_of_the_url_reach_the_driver() -> None:
+    wanted = {"sslmode": "verify-full", "sslrootcert": "/ca.pem", "sslcert": "/c.pem", "sslkey": "/c.key"}
+    url = make_url("postgresql+psycopg://line@store.plant/line").update_query_dict(wanted)
+    engine = database._engine(url, 5.0)
+    _, options = engine.dialect.create_connect_args(engine.url)
+    assert wanted.items() <= options.items()
+
+
+def test_server_without_tls_is_refused_by_a_store_that_requires_it(postgres_server: PostgresServer) -> None:
+    with pytest.raises(FlawlineError, match="SSL"):
+        Store(f"{postgres_server.new_database()}?sslmode=require")

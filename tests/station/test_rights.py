@@ -276,6 +276,20 @@ def test_printed_commands_are_what_kafka_acls_takes(
     produces(settings)
 
 
+def test_documentation_lists_the_rights_of_each_role() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    documented = {row[0]: row[1:] for row in cells if row[0] in ROLES}
+    assert documented == {
+        name: [
+            ", ".join(topic.name for topic in role.reads),
+            ", ".join(topic.name for topic in role.writes),
+            f"READ on {role.member_of}" if role.member_of else f"DESCRIBE on {role.looks_at}" if role.looks_at else "",
+        ]
+        for name, role in ROLES.items()
+    }
+
+
 def test_unknown_role_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main._run(["topics", "acls", "--role", "star"]) == 2
     told: Any = capsys.readouterr().err
