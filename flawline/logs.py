@@ -7,7 +7,7 @@ import sys
 import time
 
 from flawline import clock
-from flawline.redaction import redact_output, remember, secrets_in
+from flawline.redaction import redact, redact_output, remember, secrets_in
 from flawline.settings.tree import Settings
 
 KAFKA = "kafka"
@@ -36,7 +36,7 @@ class KafkaSummary(logging.Filter):
             self._left_out += 1
             return False
         self._next_s = now + self._interval_s
-        text = record.getMessage().partition("\n")[0][:KAFKA_LINE_LENGTH]
+        text = redact(record.getMessage()).partition("\n")[0][:KAFKA_LINE_LENGTH]
         record.msg, record.args = (f"{text} ({self._left_out} more before)" if self._left_out else text), ()
         record.exc_info = record.exc_text = record.stack_info = None
         self._left_out = 0

@@ -56,7 +56,11 @@ class Role:
 _ACCOUNTS = (topics.LEDGER, topics.FRAMES, topics.VERDICTS, topics.DEAD_LETTERS)
 
 ROLES = {
-    "produce": Role(reads=(topics.PARTITIONS,), writes=(topics.FRAMES, topics.LEDGER, topics.PARTITIONS)),
+    "produce": Role(
+        reads=(topics.PARTITIONS,),
+        writes=(topics.FRAMES, topics.LEDGER, topics.PARTITIONS),
+        looks_at=topics.WORKERS_GROUP,  # for producer.overload = "thin"
+    ),
     "work": Role(
         reads=(topics.FRAMES, topics.MODELS),
         writes=(topics.VERDICTS, topics.DEFECTS, topics.DEAD_LETTERS),

@@ -268,7 +268,7 @@ def test_printed_commands_are_what_kafka_acls_takes(
         for name in ("BOOTSTRAP_SERVERS", "TOPIC_PREFIX"):
             del os.environ[f"FLAWLINE_KAFKA__{name}"]
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    assert len(lines) == len(grants(ROLES["produce"].rights(prefix), "User:x")) == 4
+    assert len(lines) == len(grants(ROLES["produce"].rights(prefix), "User:x")) == 5
     java = ["java", "-cp", f"{os.environ['KAFKA_HOME']}/libs/*", "org.apache.kafka.tools.AclCommand"]
     for line in lines:
         done = subprocess.run([*java, *line.split()[1:]], capture_output=True, text=True, timeout=60)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from flawline import redaction
 from flawline.errors import FlawlineError
-from flawline.logs import configure_logging
+from flawline.logs import KAFKA_LINE_LENGTH, configure_logging
 from flawline.redaction import redact
 from flawline.settings import tree
 from flawline.settings.producers import RtspCamera
@@ -264,6 +264,16 @@ def test_log_line_of_a_library_shows_no_secret(capsys: pytest.CaptureFixture[str
         library.exception("while connecting to rtsp://u:%s@h/x", SECRET)
     written = capsys.readouterr().err
     assert written.count("sqlalchemy.pool") == 2 and not seen(written)
+
+
+def test_line_of_the_kafka_client_that_is_cut_shows_no_part_of_a_secret(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "line.toml").write_text(tomli_w.dumps(ALL_SECRETS))
+    configure_logging(load_settings(), "produce")
+    logging.getLogger("kafka.net").error("x" * (KAFKA_LINE_LENGTH - len(SECRET) // 2) + SECRET)
+    written = capsys.readouterr().err
+    assert "kafka.net" in written and not seen(written)
 
 
 def test_process_that_gets_the_settings_from_another_knows_their_secrets(
