@@ -64,6 +64,10 @@ class Actor:
         """Make the actor load another model in the background."""
         self._handle.change_model.remote(model)
 
+    def set_model_aside(self, model: ModelRef, reason: str) -> None:
+        """Make the actor show that a model is wanted and, for a reason, not loaded."""
+        self._handle.set_model_aside.remote(model, reason)
+
     def change_shadow(self, model: ModelRef | None) -> None:
         """Make the actor score frames with another shadow model, or with none."""
         self.has_shadow = model is not None

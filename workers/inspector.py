@@ -207,6 +207,10 @@ class Inspector:
         """Load another model in the background; it takes over between two batches, if it can be loaded."""
         self._model.change(model)
 
+    def set_model_aside(self, model: ModelRef, reason: str) -> None:
+        """Show that a model is wanted and, for a reason, not loaded."""
+        self._model.set_aside(model, reason)
+
     def change_shadow(self, model: ModelRef | None) -> None:
         """Score frames with another shadow model beside the active one, which decides; None ends that."""
         self._shadow.change(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class ModelSlot:
         now_ns: clock.UtcNs = clock.utc_ns,
     ) -> None:
         self._role = role
-        self._wanted = wanted
+        self._first = self._wanted = wanted
         self._load = load
         self._store = store
         self._pauses = pauses or Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -103,6 +104,16 @@ class ModelSlot:
                 self._take_over(None)
             self._changed.notify_all()
 
+    def set_aside(self, model: ModelRef, reason: str) -> None:
+        """Want a model without loading it, because its load may end this process; the last good one runs instead.
+
+        It is tried again when it, or another one, is wanted by `change`.
+        """
+        with self._changed:
+            self._wanted = model
+            self._retry_at = math.inf
+            self._set_problem(f"{self._role} model {model} is set aside: {reason}")
+
     def current(self) -> Detector | None:
         """Return the model to score the next batch with, None when there is none."""
         with self._changed:
@@ -145,23 +156,28 @@ class ModelSlot:
                 self._refuse(model, error)
                 continue
             with self._changed:
-                if self._wanted == model:  # another one may be wanted meanwhile
-                    self._next = loaded
-                    if self._role != ACTIVE:  # what decides nothing need not wait for the end of a batch
-                        self.current()
+                if self._wanted != model and (self._role != ACTIVE or self._newest is not None):
+                    continue  # another one is wanted meanwhile, or none
+                self._next = loaded
+                if self._role != ACTIVE:  # what decides nothing need not wait for the end of a batch
+                    self.current()
+                if self._wanted == model:
                     self._set_problem(None)
                     self._pauses.reset()
-                    self._changed.notify_all()
+                self._changed.notify_all()
 
     def _due(self) -> ModelRef | None:
         """Wait until a model is to be loaded, and return it; None when the slot is closed."""
         with self._changed:
             while not self._closed:
+                first, self._first = self._first, None
+                if first is not None:  # loaded in any case: another one that is wanted by now may not be usable
+                    return first
                 wait_s = self._retry_at - self._now()
                 if self._wanted is None or (self._newest and self._newest.model == self._wanted):
                     self._changed.wait()
                 elif wait_s > 0:
-                    self._changed.wait(wait_s)
+                    self._changed.wait(min(wait_s, threading.TIMEOUT_MAX))
                 else:
                     return self._wanted
             return None

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.byte_budget import ByteBudget
@@ -39,6 +39,9 @@ UNACKNOWLEDGED_BYTES = 1 << 20
 """Results that wait for the broker: some 4,000. A judgement, not measured."""
 
 RECONNECT_S = 10.0
+
+PATIENCE_S = 60.0
+"""A client whose results pile up for so long is replaced: a client can lose its state in an outage for good."""
 
 
 class ShadowOutcome(StrEnum):
@@ -188,7 +191,7 @@ class ShadowSender:
         self._topic = settings.topic(topics.SHADOW_VERDICTS.name)
         self._unacknowledged = ByteBudget(UNACKNOWLEDGED_BYTES)
         self._producer: CheckedProducer | None = None
-        self._connect_at = now()
+        self._connect_at = self._acknowledged_at = now()
         self._is_lost = threading.Event()
 
     def send(self, verdict: ShadowVerdict) -> bool:
@@ -197,6 +200,8 @@ class ShadowSender:
             return False
         value = messages.encode(verdict)
         if not self._unacknowledged.acquire(len(value)):
+            if self._now() - self._acknowledged_at > PATIENCE_S:
+                self._lose(KafkaTimeoutError(f"nothing is acknowledged for {PATIENCE_S:g} s"))
             return False
         try:
             assert self._producer is not None
@@ -207,9 +212,13 @@ class ShadowSender:
             self._unacknowledged.release(len(value))
             self._lose(error)
             return False
-        future.add_callback(lambda _: self._unacknowledged.release(len(value)))
+        future.add_callback(self._taken, len(value))
         future.add_errback(self._not_taken, len(value))
         return True
+
+    def _taken(self, size_bytes: int, _: object) -> None:
+        self._unacknowledged.release(size_bytes)
+        self._acknowledged_at = self._now()
 
     def _not_taken(self, size_bytes: int, error: Exception) -> None:
         self._unacknowledged.release(size_bytes)
@@ -228,6 +237,7 @@ class ShadowSender:
                 kafka_clients.ensure_topics(self._settings, [topics.SHADOW_VERDICTS.name])
                 self._producer = kafka_clients.producer(self._settings, topics.SHADOW_VERDICTS.name)
                 self._is_lost.clear()
+                self._acknowledged_at = self._now()
             except FlawlineError as error:
                 log.warning("shadow verdicts are not sent: %s", error)
                 self._connect_at = self._now() + RECONNECT_S

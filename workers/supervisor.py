@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 Reached = tuple[tuple[int, int, int | None, int], ...]
 """For each partition its committed offset, the suspect in work and its attempt."""
 
+MODEL_DEATHS_LIMIT = 2
+"""Processes that may die while they are to load a model until it is set aside. A judgement, not measured."""
+
 SHADOW_DEATHS_LIMIT = 2
 """Processes with a shadow model that may die until it is set aside: it must never take the line with it.
 
@@ -67,6 +70,7 @@ class Supervisor:
         self._proven: ModelRef | None = None
         self._shadow: ModelRef | None = None
         self._shadow_deaths = 0
+        self._model_deaths = 0
         self._reporter = ModelReporter(settings, self._reports)
         self._model_known = threading.Event()
         self._models: ModelWatch | None = None
@@ -196,12 +200,16 @@ class Supervisor:
 
     def _use_last_good(self) -> None:
         """Use the model that worked last on this machine when none is announced, as on a broker with an empty disk."""
-        last = ModelStore(self._settings.data_dir / COPIES, ACTIVE).last_good()
+        last = self._last_good()
         with self._lock:
             if self._model is None and last is not None:
-                log.error("no model is active: %s is used, which worked last here: publish a model", last.model)
-                self._model = last.model
+                log.error("no model is active: %s is used, which worked last here: publish a model", last)
+                self._model = last
                 self._model_known.set()
+
+    def _last_good(self) -> ModelRef | None:
+        stored = ModelStore(self._settings.data_dir / COPIES, ACTIVE).last_good()
+        return stored.model if stored else None
 
     def _on_model(self, role: str, model: ModelRef | None) -> None:
         with self._lock:
@@ -209,7 +217,7 @@ class Supervisor:
                 self._change_shadow(None if model == self._model else model)
             elif model is not None and not self._worker.model:
                 log.info("active model: %s", model)
-                self._model = model
+                self._model, self._model_deaths = model, 0
                 self._model_known.set()
                 for actor in self._actors.values():
                     actor.change_model(model)
@@ -242,9 +250,12 @@ class Supervisor:
     def _place(self, slot: int) -> None:
         """Start a slot's actor with the model that worked last, since a new one may be broken; change it afterwards."""
         assert self._model is not None
-        first = self._proven or self._model
+        is_deadly = self._model_deaths >= MODEL_DEATHS_LIMIT
+        first = self._proven or (is_deadly and self._last_good()) or self._model
         self._actors[slot] = Actor(self._settings, slot, first, self._load, self._now)
-        if first != self._model:
+        if first != self._model and is_deadly:
+            self._actors[slot].set_model_aside(self._model, f"{self._model_deaths} processes died that were to load it")
+        elif first != self._model:
             self._actors[slot].change_model(self._model)
         if self._shadow and self._shadow_deaths < SHADOW_DEATHS_LIMIT:
             self._actors[slot].change_shadow(self._shadow)
@@ -348,6 +359,9 @@ class Supervisor:
         log.error("actor %d ended and is started again: %s", actor.slot, why)
         telemetry.ACTOR_RESTARTS.inc()
         actor.kill()
+        is_known = actor.health is not None and actor.health.model_problem is not None
+        if reason is None and actor.working_model != self._model and not is_known:
+            self._model_deaths += 1
         if reason is None and actor.has_shadow:
             self._shadow_deaths += 1
             if self._shadow_deaths == SHADOW_DEATHS_LIMIT:

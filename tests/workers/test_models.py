@@ -243,3 +243,20 @@ def test_a_model_that_is_back_before_the_wanted_one_has_loaded_stays(store: Mode
         wait_until(lambda: running.waits)
         running.change(one)
         assert in_use(running) == "v1"
+
+
+def test_the_first_model_is_loaded_even_when_another_is_wanted_or_set_aside_at_once(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    one, two = model_at(tmp_path / "1", "v1"), model_at(tmp_path / "2", "v2")
+    early = ModelSlot("active", one, plain, store)
+    early.set_aside(two, "it kills")
+    early.start()
+    try:
+        assert early.wait(10)
+        assert (in_use(early), early.problem) == ("v1", f"active model {two} is set aside: it kills")
+        early.change(two)
+        wait_until(lambda: in_use(early) == "v2")
+        assert early.problem is None
+    finally:
+        early.close()

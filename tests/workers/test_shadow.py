@@ -160,6 +160,21 @@ def test_a_shadow_model_that_is_withdrawn_gives_its_memory_back(tmp_path: Path) 
         assert len(scorer._queue) == 0
 
 
+def test_a_shadow_model_that_is_withdrawn_while_it_loads_never_runs(tmp_path: Path) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, worker: WorkerSettings) -> PlainDetector:
+        entered.set()
+        go_on.wait(20)
+        return PlainDetector("slow-1")
+
+    with scoring_shadow(tmp_path, "slow-1", load=slow) as scorer:
+        assert entered.wait(10)
+        scorer.change(None)
+        go_on.set()
+        assert not scorer.slot.wait(0.3)
+
+
 def test_a_share_of_nothing_loads_nothing(tmp_path: Path) -> None:
     with scoring_shadow(tmp_path, "strict-1", share=0.0) as scorer:
         assert not scorer.slot.wait(0.2)

@@ -294,6 +294,25 @@ def test_a_shadow_model_that_kills_its_process_is_set_aside_and_costs_no_frame(
     assert {verdict.model_version for verdict in verdicts} == {"plain-1"}
 
 
+def test_a_model_whose_load_kills_the_process_is_set_aside_and_the_last_good_one_scores(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path, restart_limit=3))
+    with feeding(settings) as feeder:
+        with supervising_plain(settings, tmp_path) as supervisor:
+            publish_model(settings, "lethal-1", write_model(tmp_path / "lethal", "lethal-1"))
+            wait_until(lambda: problems(supervisor))
+            feeder.send(frame("cam-0", 0))
+            read(settings, "verdicts", Verdict, 1)
+        with supervising(settings, load_any) as supervisor:  # a new start knows nothing of the deaths before
+            wait_until(lambda: problems(supervisor))
+            (problem,) = problems(supervisor)
+            feeder.send(frame("cam-0", 1))
+            verdicts = read(settings, "verdicts", Verdict, 2)
+    assert "lethal-1" in problem and "is set aside: 2 processes died" in problem
+    assert {verdict.model_version for verdict in verdicts} == {"plain-1"}
+
+
 def publish(settings: Settings, folder: Path, role: str, version: str) -> None:
     """Publish a plain model through the code that the command uses."""
     write_model(folder, version)
