@@ -54,6 +54,10 @@ class IntervalSet:
             self._stops.append(stop)
             self._count += stop - start
             return
+        if start == self._stops[-1]:  # the next sequence number, which is the usual case
+            self._stops[-1] = stop
+            self._count += stop - start
+            return
         # Every interval that overlaps or touches the new one becomes part of it.
         low, high = bisect_left(self._stops, start), bisect_right(self._starts, stop)
         if low < high:

@@ -62,7 +62,11 @@ HORIZON_MARGIN_MS = 60_000
 
 OUTCOME_FETCH_BYTES = 4 << 20
 FRAME_FETCH_BYTES = 1 << 20
-"""Most bytes of one answer of the broker, except for a larger record: small, because the client holds several."""
+"""Most bytes of one answer of the broker, except for a larger record.
+
+With the 32 MiB of the other clients an answer took over 30 s on an overloaded machine, so that the broker seemed to be
+away, and the client held 250 MB; with these limits a reader of 200,000 verdicts peaks at 98 MB.
+"""
 
 
 class Record(Protocol):
