@@ -58,6 +58,10 @@ POLL_S = 0.5
 
 HEARTBEAT_MS = 1_000  # a heartbeat's answer is also how a member learns that cameras are to move
 
+BATCH_BYTES = 256 << 10
+"""Well below the 1 MiB that the topic of verdicts takes: kafka-python splits a batch that the broker finds too large,
+and was seen to send its parts out of order."""
+
 WRITTEN = (topics.VERDICTS.name, topics.DEFECTS.name, topics.DEAD_LETTERS.name)
 
 MODEL_WAIT_S = 0.1
@@ -258,7 +262,7 @@ class Inspector:
 
     def _connect(self) -> Any:
         self._restore_topics()
-        return kafka_clients.producer(self._settings, *WRITTEN)
+        return kafka_clients.producer(self._settings, *WRITTEN, batch_size=BATCH_BYTES)
 
     def _once_the_broker_answers(self, make: Callable[[], Client]) -> Client | None:
         """Return what `make` makes, however long the broker is away; None when `stop` comes first.
