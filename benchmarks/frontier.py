@@ -1,11 +1,11 @@
-"""What quality costs: AUROC against images per second, for both profiles and points between and below them.
+"""The price of accuracy: AUROC against images per second, for both profiles and for points between and below them.
 
     python -m benchmarks.frontier [--data FOLDER] [--json FILE] [--svg FILE] [--only NAME ...]
 
 The folder (default: the environment's LINEBENCH) has <product>/train/good and <product>/test. Each point is fitted on
-all good images without labels and scores all test images. Features are computed once, with all layers that any point
-has; the speeds are of whole scoring (reading excluded) by a detector that has its own layers only, in turn with all
-others, so that what else the machine does hits all of them alike.
+all good images without labels and scores all test images. Features are computed once, with the layers of all points.
+Speeds are of whole scoring, without reading, by a detector with the layers of its point only. The detectors take turns,
+so that other work on the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ Layers = tuple[LayerSettings, ...]
 
 
 def _smaller(layers: Layers, share: float) -> Layers:
-    """The layers with so much smaller banks."""
+    """Return the layers with banks of this share of their rows."""
     return tuple(
-        each.model_copy(update={"rows": int(each.rows * share), "rows_per_image": each.rows_per_image * share})
-        for each in layers
+        layer.model_copy(update={"rows": int(layer.rows * share), "rows_per_image": layer.rows_per_image * share})
+        for layer in layers
     )
 
 
 _FAST, _ACCURATE = PROFILES["fast"], PROFILES["accurate"]
 POINTS: Final[dict[str, Layers]] = {
     "fast_quarter_banks": _smaller(_FAST, 0.25),
-    "fast_last_maps_only": tuple(each for each in _FAST if not each.earlier),
+    "fast_last_maps_only": tuple(layer for layer in _FAST if not layer.earlier),
     "fast": _FAST,
-    "fast_and_last_map_at_512": (*_FAST, *(each for each in _ACCURATE if each.size == 512 and not each.earlier)),
+    "fast_and_last_map_at_512": (*_FAST, *(layer for layer in _ACCURATE if layer.size == 512 and not layer.earlier)),
     "accurate_quarter_banks": _smaller(_ACCURATE, 0.25),
     "accurate": _ACCURATE,
 }
@@ -68,27 +68,29 @@ _TIMED_IMAGES = 48
 
 
 def measure(folder: Path, names: Sequence[str], settings: ScorerSettings) -> dict[str, float]:
-    """Figures of the points as `<point>.<figure>`: ranking, localisation, images per second, seconds of the fit."""
+    """Return the figures of the points as `<point>.<figure>`: accuracy, images per second, seconds of the fit."""
     train, test = train_samples(folder), test_samples(folder)
-    wanted = {name: settings.model_copy(update={"layers": POINTS[name]}) for name in names}
-    everything = {_place(layer): layer for each in wanted.values() for layer in each.active_layers}
-    union = settings.model_copy(update={"layers": tuple(everything.values())})
+    settings_of = {name: settings.model_copy(update={"layers": POINTS[name]}) for name in names}
+    all_layers = {_place(layer): layer for point in settings_of.values() for layer in point.active_layers}
+    union = settings.model_copy(update={"layers": tuple(all_layers.values())})
     places = [_place(layer) for layer in union.active_layers]
-    chosen = {name: [places.index(_place(layer)) for layer in each.active_layers] for name, each in wanted.items()}
+    layers_of = {
+        name: [places.index(_place(layer)) for layer in point.active_layers] for name, point in settings_of.items()
+    }
     _, features = backbone.of_settings(union)
-    work = WorkFolder(cache_dir() / "fits", None)
+    folder_of_work = WorkFolder(cache_dir() / "fits", None)
     figures: dict[str, float] = {}
     fitted: dict[str, CoresetDetector] = {}
     try:
-        store, _ = extract(LazyImages([sample.path for sample in train]), features, work)
-        for name, each in wanted.items():
+        store, _ = extract(LazyImages([sample.path for sample in train]), features, folder_of_work)
+        for name, point in settings_of.items():
             started = time.perf_counter()
-            model = fit_model(_some(store, chosen[name]), each, features.threads)
+            model = fit_model(_some(store, layers_of[name]), point, features.threads)
             figures[f"{name}.fit_seconds_after_features"] = time.perf_counter() - started
-            fitted[name] = CoresetDetector(model, *backbone.of_settings(each))
+            fitted[name] = CoresetDetector(model, *backbone.of_settings(point))
     finally:
-        work.close()
-    figures |= _quality(fitted, chosen, features, test)
+        folder_of_work.close()
+    figures |= _accuracy(fitted, layers_of, features, test)
     return figures | _speeds(fitted, [LazyImages([sample.path])[0] for sample in _spread(test, _TIMED_IMAGES)])
 
 
@@ -97,7 +99,7 @@ def _place(layer: LayerSettings) -> tuple[int, int, bool]:
 
 
 def _some(store: FeatureStore, layers: Sequence[int]) -> FeatureStore:
-    """Some layers of a store; banks that another point has as well are taken from the folder."""
+    """Return some layers of a store; a fit takes banks that another point has too from its folder."""
     return dataclasses.replace(
         store,
         patches=[store.patches[i] for i in layers],
@@ -110,26 +112,32 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, count).astype(int))]
 
 
-def _quality(
+def _accuracy(
     fitted: Mapping[str, CoresetDetector],
-    chosen: Mapping[str, Sequence[int]],
+    layers_of: Mapping[str, Sequence[int]],
     features: backbone.Backbone,
     test: Sequence[Sample],
 ) -> dict[str, float]:
-    """Ranking and localisation of all points, each test image passed through the backbone once."""
+    """Return the accuracy figures of all points; each test image passes through the backbone once."""
     images = LazyImages([sample.path for sample in test])
 
-    def work(i: int) -> dict[str, tuple[Row, np.ndarray]]:
+    def scored(i: int) -> dict[str, tuple[Row, np.ndarray]]:
         maps = features.features(checked(images[i]))
-        scores = {name: each.score_features([maps[k] for k in chosen[name]]) for name, each in fitted.items()}
-        return {name: (row(test[i], each), each.heatmap) for name, each in scores.items()}
+        scores = {
+            name: detector.score_features([maps[layer] for layer in layers_of[name]])
+            for name, detector in fitted.items()
+        }
+        return {
+            name: (row(test[i], scores_of_point), scores_of_point.heatmap) for name, scores_of_point in scores.items()
+        }
 
     with ThreadPoolExecutor(features.threads) as pool:
-        found = list(in_order(work, len(test), pool))
+        results = list(in_order(scored, len(test), pool))
     figures: dict[str, float | None] = {}
-    for name, each in fitted.items():
-        rows = [one[name][0] for one in found]
-        report = summarise(rows, pixel_histograms(test, [one[name][1] for one in found]), each.alarm_rate)
+    for name, detector in fitted.items():
+        rows = [result[name][0] for result in results]
+        histograms = pixel_histograms(test, [result[name][1] for result in results])
+        report = summarise(rows, histograms, detector.alarm_rate)
         for kind in ("pooled", "macro"):
             figures |= {f"{name}.{kind}_{figure}": value for figure, value in report[kind].items()}
         figures |= {f"{name}.{product}": value["image_auroc"] for product, value in report["per_product"].items()}
@@ -141,25 +149,25 @@ def _quality(
 
 
 def _speeds(fitted: Mapping[str, CoresetDetector], images: Sequence[np.ndarray]) -> dict[str, float]:
-    """Images per second, and processor time an image, which other work on the machine disturbs less."""
+    """Return images per second, and processor time an image, which other work on the machine disturbs less."""
     seconds: dict[str, list[float]] = {name: [] for name in fitted}
-    processor: dict[str, list[float]] = {name: [] for name in fitted}
-    for each in fitted.values():
-        each.score(images)
+    processor_s: dict[str, list[float]] = {name: [] for name in fitted}
+    for detector in fitted.values():
+        detector.score(images)
     for _ in range(_ROUNDS):
-        for name, each in fitted.items():
-            started, started_cpu = time.perf_counter(), time.process_time()
-            each.score(images)
+        for name, detector in fitted.items():
+            started, used_s = time.perf_counter(), time.process_time()
+            detector.score(images)
             seconds[name].append(time.perf_counter() - started)
-            processor[name].append(time.process_time() - started_cpu)
+            processor_s[name].append(time.process_time() - used_s)
     figures = {f"{name}.images_per_second": len(images) / min(values) for name, values in seconds.items()}
     return figures | {
-        f"{name}.processor_ms_per_image": 1e3 * min(values) / len(images) for name, values in processor.items()
+        f"{name}.processor_ms_per_image": 1e3 * min(values) / len(images) for name, values in processor_s.items()
     }
 
 
 def table(figures: Mapping[str, float], names: Sequence[str]) -> str:
-    """The points as a Markdown table."""
+    """Return the points as a Markdown table."""
     lines = ["| point | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
         values = [figures.get(f"{name}.{column}", float("nan")) for column in COLUMNS]
@@ -169,7 +177,7 @@ def table(figures: Mapping[str, float], names: Sequence[str]) -> str:
 
 
 def drawing(figures: Mapping[str, float], names: Sequence[str]) -> str:
-    """The points as an SVG: images per second of one core's time (log scale), pooled and macro image AUROC up."""
+    """Return the points as an SVG: image AUROC, pooled and macro, over images per second of one core (log scale)."""
     width, height, left, bottom = 720, 420, 60, 50
     speed_of = {name: 1000 / figures[f"{name}.processor_ms_per_image"] for name in names}
     speeds = list(speed_of.values())
@@ -192,7 +200,7 @@ def drawing(figures: Mapping[str, float], names: Sequence[str]) -> str:
         y = place(speeds[0], value)[1]
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for speed in (each for each in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if first <= np.log(each) <= last):
+    for speed in (tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if first <= np.log(tick) <= last):
         x = place(speed, low)[0]
         parts.append(f'<line x1="{x:.1f}" y1="20" x2="{x:.1f}" y2="{height - bottom}" stroke="#ddd"/>')
         parts.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{speed}</text>')

@@ -1,18 +1,20 @@
-"""How good and how fast the scorer is: quality, its parts taken away, share of the bare backbone, growth, fits, and
-anomalib beside it.
+"""How good and how fast the scorer is: quality, ablations, speed beside the bare backbone, search beside faiss, growth
+with products and images, and anomalib beside it.
 
-    python -m benchmarks.scorer [--json FILE] [--markdown FILE] [--parts quality,ablations,speed,growth,fit,anomalib]
-                                [--data FOLDER] [--train-images N] [--test-images N] [--profile fast|accurate]
-                                [--precision auto|f32|bf16] [--coreset-share S] [--fit-images N,N,...]
+    python -m benchmarks.scorer [--json FILE] [--markdown FILE] [--parts PART,...] [--data FOLDER] [--train-images N]
+                                [--test-images N] [--profile fast|accurate] [--precision auto|f32|bf16]
+                                [--coreset-share S] [--fit-images N,N,...]
 
-Images come from a data folder (default: the environment's LINEBENCH; <product>/train/good, <product>/test); without one
-they are simulated. `quality` fits and tests on all of them; ablations, speed and anomalib (PatchCore and PaDiM) on the
-same N of each product, taken evenly from the list. `--fit-images 20000` fits so many simulated images for real, which
-takes 4.5 GB of disk under FLAWLINE_CACHE. The table is written beside the JSON (.md), or to standard error where there
-is no file. All parts take about a quarter of an hour on two cores. Speeds are of whole scoring without decoding, best
-of several rounds taken in turn, so that what else the machine does hits both sides alike. Installing anomalib 2.7,
-once, into its own environment under FLAWLINE_CACHE, needs the network; leave `anomalib` out of --parts where there is
-none.
+Parts: quality, ablations, speed, search, growth, fit, anomalib (PatchCore and PaDiM). Images come from a data folder
+(default: the environment's LINEBENCH; <product>/train/good, <product>/test); without one they are simulated. `quality`
+fits and tests on all images; ablations, speed, search and anomalib on the same N of each product, taken evenly from the
+list. `--fit-images 20000` fits so many simulated images, which takes 4.5 GB of disk under FLAWLINE_CACHE. The tables
+are written beside the JSON (.md), or to standard error where there is no file. All parts take about a quarter of an
+hour on two cores.
+
+Speeds are of whole scoring without decoding, the best of several rounds taken in turn, so that other work on the
+machine disturbs both sides alike. anomalib 2.7 is installed once, into its own environment under FLAWLINE_CACHE, which
+needs the network; leave `anomalib` out of --parts where there is none.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from benchmarks import scorer_ablations, scorer_anomalib, scorer_growth, scorer_padim
+from benchmarks import scorer_ablations, scorer_anomalib, scorer_growth, scorer_padim, scorer_search
 from benchmarks.report import Goal, emit, markdown
 from flawline.imaging import read_image
 from flawline.settings.scorer import ScorerSettings
@@ -39,11 +42,16 @@ from scorer.features.conversion import prepare
 from scorer.features.dataset import Sample, test_samples, train_samples
 from scorer.features.graph import resized
 from scorer.fit import fit_detector
+from scorer.search.bank import trusted_kind
 
-PARTS = ("quality", "ablations", "speed", "growth", "fit", "anomalib")
+Item = TypeVar("Item")
+
+PARTS = ("quality", "ablations", "speed", "search", "growth", "fit", "anomalib")
 ROUNDS = 7
 IMAGES = 96
-# Small enough to have the sizes of fit measured within minutes.
+# A quarter of the images: the indices of faiss take most of the time.
+SEARCH_IMAGES = 24
+# Fits that are measured within minutes.
 FIT_IMAGES = (500, 1000, 2000)
 GOALS: dict[str, Goal] = {
     "share_of_backbone": (">=", 0.8),
@@ -54,12 +62,13 @@ GOALS: dict[str, Goal] = {
     "times_anomalib_coreset": (">=", 20),
     "auroc_over_anomalib": (">=", 0),
     "pooled_image_auroc": (">=", 0.91),
+    **scorer_search.GOALS,
 }
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is measured on: good images to fit, and test images of which some are defective."""
+    """The images of a benchmark: good ones to fit, and test images, some of them defective, with their products."""
 
     train: list[np.ndarray]
     test: list[np.ndarray]
@@ -106,15 +115,20 @@ def main() -> None:
         figures |= scorer_ablations.ablations(images.train, images.test, images.products, images.is_defect, settings)
         tables["Ablations"] = scorer_ablations.table(figures)
     if "speed" in parts:
-        for each in dict.fromkeys(("f32", precision)):
-            found = speed(images, settings.model_copy(update={"precision": each}))
-            figures |= {f"{name}_{each}": value for name, value in found.items()}
+        for speed_precision in dict.fromkeys(("f32", precision)):
+            speeds = speed(images, settings.model_copy(update={"precision": speed_precision}))
+            figures |= {f"{name}_{speed_precision}": value for name, value in speeds.items()}
         # The smaller share counts: a faster backbone leaves the rest less time.
         figures["share_of_backbone"] = min(v for name, v in figures.items() if name.startswith("share_of_backbone_"))
+    if "search" in parts:
+        fitted = fit_detector(images.train, with_full_banks(settings))
+        figures |= scorer_search.compare(fitted, spread(images.test, SEARCH_IMAGES))
+        tables["Search beside faiss, one thread each"] = scorer_search.table(figures)
+        details["search_instructions"] = trusted_kind().name
     if "growth" in parts:
         figures |= scorer_growth.groups(settings)
     if "fit" in parts:
-        figures |= scorer_growth.fits(settings, [int(each) for each in arguments.fit_images.split(",")])
+        figures |= scorer_growth.fits(settings, [int(count) for count in arguments.fit_images.split(",")])
     if "anomalib" in parts:
         figures |= scorer_anomalib.compare(
             images.train,
@@ -125,8 +139,8 @@ def main() -> None:
             arguments.coreset_share,
         )
         goals["times_anomalib_images_per_second"] = (">=", 20 if precision == "bf16" else 10)
-        found, versions = scorer_padim.compare(images.train, images.test, images.products, images.is_defect)
-        figures |= found
+        padim, versions = scorer_padim.compare(images.train, images.test, images.products, images.is_defect)
+        figures |= padim
         figures["auroc_over_padim"] = (
             figures["beside_anomalib_pooled_image_auroc"] - figures["padim_pooled_image_auroc"]
         )
@@ -143,7 +157,7 @@ def main() -> None:
 
 
 def beside(figures: Mapping[str, float], profile: str) -> str:
-    """Ours, PatchCore and PaDiM as a Markdown table."""
+    """Return ours, PatchCore and PaDiM as a Markdown table."""
     names = {"beside_anomalib": f"`{profile}`", "anomalib": "anomalib PatchCore", "padim": "anomalib PaDiM"}
     lines = ["| | pooled image AUROC | macro | worst product | images/s |", "|---|---|---|---|---|"]
     for prefix, name in names.items():
@@ -154,21 +168,19 @@ def beside(figures: Mapping[str, float], profile: str) -> str:
 
 
 def bf16_units() -> bool:
-    """Whether OpenVINO has bf16 on this CPU."""
+    """Return whether OpenVINO has bf16 on this CPU."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def chosen(data: Path, train_images: int, test_images: int) -> Images:
-    """So many good training images and test images of each product, evenly from each list."""
+    """Return some good training images and test images of a data folder, so many of each product, evenly chosen."""
 
     def some(samples: Sequence[Sample], count: int) -> list[Sample]:
-        picked = []
-        for product in sorted({sample.product for sample in samples}):
-            own = [sample for sample in samples if sample.product == product]
-            picked += [own[i] for i in np.unique(np.linspace(0, len(own) - 1, count).astype(int))]
-        return picked
+        products = sorted({sample.product for sample in samples})
+        of_product = [[sample for sample in samples if sample.product == product] for product in products]
+        return [sample for members in of_product for sample in spread(members, count)]
 
     def read(samples: Sequence[Sample]) -> list[np.ndarray]:
         return [resized(read_image(sample.path), 512) for sample in samples]
@@ -182,8 +194,22 @@ def chosen(data: Path, train_images: int, test_images: int) -> Images:
     )
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Return at most `count` of the items, evenly from the whole sequence."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))]
+
+
+def with_full_banks(settings: ScorerSettings) -> ScorerSettings:
+    """Return settings by which every bank has as many rows as a group of any size may have.
+
+    Fits of few images have small banks, which would flatter the search.
+    """
+    layers = tuple(layer.model_copy(update={"rows_per_image": layer.rows}) for layer in settings.active_layers)
+    return settings.model_copy(update={"layers": layers})
+
+
 def simulated(train_images: int, test_images: int, products: int = 6) -> Images:
-    """The same numbers of simulated images, half of the test images defective."""
+    """Return simulated images, so many of each of `products` products; half of the test images are defective."""
     draw = scorer_growth.drawn
     test = [
         (f"product {p}", bad, image)
@@ -200,7 +226,7 @@ def simulated(train_images: int, test_images: int, products: int = 6) -> Images:
 
 
 def quality(data: Path, settings: ScorerSettings) -> dict[str, float]:
-    """Figures of a fit on all training images of the folder, evaluated on all its test images."""
+    """Return the figures of a fit on all training images of the folder, evaluated on all its test images."""
     with tempfile.TemporaryDirectory(prefix="flawline-benchmark-") as folder:
         report = commands.fit(data, Path(folder) / "model", settings)
     figures = {f"{kind}_{key}": value for kind in ("pooled", "macro") for key, value in report[kind].items()}
@@ -209,12 +235,8 @@ def quality(data: Path, settings: ScorerSettings) -> dict[str, float]:
 
 
 def speed(images: Images, settings: ScorerSettings) -> dict[str, float]:
-    """Images per second of scoring and of the backbone alone, at the same precision, size and number of threads.
-
-    The banks have as many rows as a group of any size may have: fits of few images would flatter the search.
-    """
-    layers = tuple(layer.model_copy(update={"rows_per_image": layer.rows}) for layer in settings.active_layers)
-    fitted = fit_detector(images.train, settings.model_copy(update={"layers": layers}))
+    """Return images per second of scoring and of the backbone alone, at the same precision, size and threads."""
+    fitted = fit_detector(images.train, with_full_banks(settings))
     test = [images.test[i] for i in np.linspace(0, len(images.test) - 1, IMAGES).astype(int)]
     bare = backbone.load(list(prepare(settings).values()), precision=settings.precision)
     with ThreadPoolExecutor(bare.threads) as pool:
@@ -237,7 +259,7 @@ def speed(images: Images, settings: ScorerSettings) -> dict[str, float]:
         "images_per_second": best["scoring"],
         "backbone_images_per_second": best["backbone"],
         "share_of_backbone": best["scoring"] / best["backbone"],
-        # What other work on the machine disturbs least.
+        # Other work on the machine disturbs processor time least.
         "processor_time_share_of_backbone": float(
             np.median(np.divide(processor_s["backbone"], processor_s["scoring"]))
         ),

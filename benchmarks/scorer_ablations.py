@@ -1,22 +1,22 @@
-"""What each part of the scorer brings: the product's own functions on the same features, with one thing changed.
+"""What each part of the scorer contributes: the product's functions on the same features, with one thing changed.
 
 Rows say what an image is compared with:
 
 - flat: one bank for all products, as many rows as all banks together; the level is that of all good images.
 - grouped: a bank for each group found without labels; the level is that of the group.
 - neighbour: the same banks; the level is that of the 25 most similar good images.
-- product: the same banks, both levels weighted by how well they foretell good images. What Flawline does.
+- product: the same banks, both levels weighted by how well they predict good images. This is Flawline.
 
 Columns say where the level comes from:
 
 - raw: there is none, scores are compared as they are.
 - in_sample: good images' scores against banks that hold their own patches.
 - cross_fit: good images' scores against banks that hold nothing of them.
-- head: a ridge regression on the image embedding, after CADA, foretells the cross-fitted scores. It is trained on the
-  good images and on copies with foreign texture pasted in, which have the clean image's score as their target. In the
-  rows below grouped it is averaged with the row's own level, each weighted by how well it foretells good images.
+- head: a ridge regression on the image embedding, after CADA, predicts the cross-fitted scores. It is trained on the
+  good images and on copies with foreign texture pasted in, whose target is the score of the clean image. In the rows
+  below grouped it is averaged with the row's level, each weighted by how well it predicts good images.
 
-Thresholds are the product's (5 % of good images by default), from the good images' scores of the same cell.
+Thresholds are made as in the product, for 5 % of good images, from the good images' scores of the same cell.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ ALARM_RATE: Final = 0.05
 _PASTED_SIDE: Final = 0.1
 _PENALTIES: Final = tuple(10.0**power for power in range(-3, 4))
 _FOLDS: Final = 5
+# The side of pasted defects, the penalties and the folds are judgements, not measured.
 _SHOWN: Final = ("pooled", "macro", "worst_product", "alarm_rate", "alarm_rate_worst_product")
 
 Floats = NDArray[np.float64]
@@ -60,7 +61,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tested:
-    """What a fitted model says of the test images: log scores and groups (n,), look-alikes (n, k) with -1 for none."""
+    """The results of the test images: log scores and groups (n,), look-alikes (n, k) with -1 for none."""
 
     log_scores: Floats
     groups: Labels
@@ -84,9 +85,9 @@ def ablations(
     is_defect: Sequence[bool],
     settings: ScorerSettings,
 ) -> dict[str, float]:
-    """Pooled and macro AUROC, worst product, and alarm rates of each cell, as `ablation.<row>.<column>.<figure>`.
+    """Return AUROC and alarm rates of each cell, as `ablation.<row>.<column>.<figure>`.
 
-    `products` and `is_defect` (len(test)) serve the figures alone.
+    `products` and `is_defect` (len(test)) are for the figures only.
     """
     settings = settings.model_copy(update={"alarm_rate": ALARM_RATE})
     graphs, features = backbone.of_settings(settings)
@@ -113,20 +114,20 @@ def ablations(
     product = fitted["grouped"]
     embeddings = product.embeddings(maps)
     del maps
-    changed = product.embeddings([features.features(each) for each in _with_defects(train)])
-    good = {name: detector.model for name, detector in fitted.items()}
+    changed = product.embeddings([features.features(image) for image in _with_defects(train)])
+    models = {name: detector.model for name, detector in fitted.items()}
     figures: dict[str, float] = {}
     for row in ROWS:
         for column in COLUMNS:
             name = ("flat" if row == "flat" else "grouped") + (" in sample" if column == "in_sample" else "")
-            cell = _cell(row, column, good[name], tested[name], embeddings, changed)
-            found = _figures(cell, np.asarray(products), np.asarray(is_defect), per_group=column != "raw")
-            figures |= {f"ablation.{row}.{column}.{figure}": value for figure, value in found.items()}
+            cell = _cell(row, column, models[name], tested[name], embeddings, changed)
+            cell_figures = _figures(cell, np.asarray(products), np.asarray(is_defect), per_group=column != "raw")
+            figures |= {f"ablation.{row}.{column}.{figure}": value for figure, value in cell_figures.items()}
     return figures
 
 
 def _as_many_rows(settings: ScorerSettings, grouped: Model) -> ScorerSettings:
-    """Settings by which one bank has as many rows as those of all groups together."""
+    """Return settings by which one bank has as many rows as the banks of all groups together."""
     layers = []
     for i, layer in enumerate(settings.active_layers):
         rows = sum(len(banks[i]) for banks in grouped.banks)
@@ -135,17 +136,18 @@ def _as_many_rows(settings: ScorerSettings, grouped: Model) -> ScorerSettings:
 
 
 def _in_sample(store: FeatureStore, settings: ScorerSettings, model: Model, threads: int) -> Model:
-    """The model calibrated on its own training patches: everything alike but for the distances it is read off."""
+    """Return the model calibrated on distances of its own training patches; all else is the same."""
     distances = []
     for i, (layer, patches) in enumerate(zip(model.layers, store.patches, strict=True)):
         banks = [Bank(banks[i]) for banks in model.banks]
-        found = np.empty(patches.shape[:2], dtype=np.float32)
+        distances_of_layer = np.empty(patches.shape[:2], dtype=np.float32)
         for image, group in enumerate(model.groups):
-            found[image], _ = projected(store.pool(i, np.asarray([image])), banks[group], layer.neighbours)
-        distances.append(found)
-    alone = np.arange(len(store))
+            vectors = store.pool(i, np.asarray([image]))
+            distances_of_layer[image], _ = projected(vectors, banks[group], layer.neighbours)
+        distances.append(distances_of_layer)
+    numbers = np.arange(len(store))
     settings = settings.model_copy(update={"layers": model.layers})
-    images = GoodImages(store, model.embeddings, model.groups, sources=alone, copies=alone)
+    images = GoodImages(store, model.embeddings, model.groups, sources=numbers, copies=numbers)
     return calibrate_model(images, settings, model.banks, distances, threads)
 
 
@@ -153,20 +155,20 @@ def _tested(detector: CoresetDetector, maps: Sequence[Maps]) -> Tested:
     model = detector.model
     neighbours = np.full((len(maps), model.look_alikes), -1, dtype=np.int64)
     log_scores, groups = np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)
-    for i, each in enumerate(maps):
-        scores, look = detector.score_features(each), detector.route(each)
+    for i, maps_of_image in enumerate(maps):
+        scores, look = detector.score_features(maps_of_image), detector.route(maps_of_image)
         log_scores[i], groups[i] = np.log(scores.raw), scores.group
         neighbours[i, : len(look.neighbours)] = look.neighbours
         level = model.level(look.group, look.neighbours)
         if abs(scores.aligned - (log_scores[i] - level)) > 1e-6:
-            raise AssertionError("the cell `product, cross_fit` is not what the product says")
+            raise AssertionError("the scores of cell `product, cross_fit` differ from those of the product")
     return Tested(log_scores, groups, neighbours)
 
 
 def _with_defects(images: Sequence[Image]) -> list[Image]:
-    """Each image with a piece of another one in it, as the audit of an extended model makes them."""
+    """Return each image with a piece of another one in it, as the audit of an extended model makes them."""
     half = len(images) // 2
-    return [pasted(each, images[i - half], _PASTED_SIDE, seed=i) for i, each in enumerate(images)]
+    return [pasted(image, images[i - half], _PASTED_SIDE, seed=i) for i, image in enumerate(images)]
 
 
 def _cell(
@@ -187,59 +189,61 @@ def _cell(
 
 
 def _levels(row: str, model: Model, tested: Tested) -> tuple[Floats, Floats]:
-    """The normal log scores of the good images and of the test images."""
+    """Return the normal log scores of the good images and of the test images, by the row's rule."""
     gallery = Gallery(model.embeddings, model.groups)
-    own, _ = gallery.neighbours_of_members(model.look_alikes, first_copies(model.embeddings))
+    look_alikes, _ = gallery.neighbours_of_members(model.look_alikes, first_copies(model.embeddings))
     if row == "neighbour":
-        return normal_level(model.log_scores, own), normal_level(model.log_scores, tested.neighbours)
+        return normal_level(model.log_scores, look_alikes), normal_level(model.log_scores, tested.neighbours)
     if row == "product":
-        return model.levels(model.groups, own), model.levels(tested.groups, tested.neighbours)
+        return model.levels(model.groups, look_alikes), model.levels(tested.groups, tested.neighbours)
     levels = group_levels(model.log_scores, model.groups)
     return levels[model.groups], levels[tested.groups]
 
 
 def head(
-    log_scores: Floats, embeddings: NDArray[np.float32], changed: NDArray[np.float32], wanted: NDArray[np.float32]
+    log_scores: Floats, embeddings: NDArray[np.float32], changed: NDArray[np.float32], tested: NDArray[np.float32]
 ) -> tuple[Floats, Floats]:
-    """Log scores foretold from embeddings (n, d): of the good images, each left out with its copy, and of others (m,).
+    """Return log scores predicted from embeddings: of the good images (n,) and of the `tested` ones (m, d).
 
-    The penalty is the one with the least error on left-out good images.
+    `changed` (n, d) are the embeddings of the good images' copies with defects. A good image is predicted without
+    itself and its copy. The penalty is the one with the least error on the good images.
     """
-    part = np.random.default_rng(0).permutation(len(log_scores)) % _FOLDS
+    fold_of_image = np.random.default_rng(0).permutation(len(log_scores)) % _FOLDS
 
     def trained(penalty: float, chosen: NDArray[np.bool_]) -> Ridge:
         both = np.concatenate([embeddings[chosen], changed[chosen]])
         return Ridge(alpha=penalty).fit(both, np.tile(log_scores[chosen], 2))
 
-    foretold = {}
-    for penalty in _PENALTIES:
-        found = np.empty(len(log_scores))
+    predicted = {penalty: np.empty(len(log_scores)) for penalty in _PENALTIES}
+    for penalty, values in predicted.items():
         for fold in range(_FOLDS):
-            found[part == fold] = trained(penalty, part != fold).predict(embeddings[part == fold])
-        foretold[penalty] = found
-    best = min(_PENALTIES, key=lambda penalty: float(np.mean((foretold[penalty] - log_scores) ** 2)))
+            left_out = fold_of_image == fold
+            values[left_out] = trained(penalty, ~left_out).predict(embeddings[left_out])
+    best = min(_PENALTIES, key=lambda penalty: float(np.mean((predicted[penalty] - log_scores) ** 2)))
     everything = np.ones(len(log_scores), dtype=bool)
-    return foretold[best], np.asarray(trained(best, everything).predict(wanted), dtype=np.float64)
+    return predicted[best], np.asarray(trained(best, everything).predict(tested), dtype=np.float64)
 
 
 def _figures(cell: Cell, products: NDArray[np.str_], is_defect: NDArray[np.bool_], per_group: bool) -> dict[str, float]:
-    """Figures of a cell; `per_group`: cut-offs are on scores divided by their group's spread, as in the product."""
+    """Return the figures of a cell; with `per_group` scores are divided by their group's spread, as in the product."""
     good, test = cell.good, cell.test
     if per_group:
         widths = calibration.group_widths(cell.good, cell.good_groups)
         good, test = cell.good / widths[cell.good_groups], cell.test / widths[cell.test_groups]
-    alarmed = test > calibration.threshold(np.sort(good), ALARM_RATE).value
-    alarms = [float(alarmed[(products == name) & ~is_defect].mean()) for name in np.unique(products[~is_defect])]
+    is_alarmed = test > calibration.threshold(np.sort(good), ALARM_RATE).value
+    alarm_rates = [
+        float(is_alarmed[(products == name) & ~is_defect].mean()) for name in np.unique(products[~is_defect])
+    ]
     return {
         **ranking(products.tolist(), is_defect.tolist(), cell.test.tolist()),
-        "alarm_rate": float(alarmed[~is_defect].mean()),
-        "alarm_rate_worst_product": max(alarms),
-        "recall": float(alarmed[is_defect].mean()),
+        "alarm_rate": float(is_alarmed[~is_defect].mean()),
+        "alarm_rate_worst_product": max(alarm_rates),
+        "recall": float(is_alarmed[is_defect].mean()),
     }
 
 
 def table(figures: Mapping[str, float]) -> str:
-    """The cells as a Markdown table: pooled / macro / worst product, and the alarm rate / that of the worst product."""
+    """Return the cells as a Markdown table: pooled / macro / worst product; alarm rate / that of the worst product."""
     lines = [
         f"pooled / macro / worst product's image AUROC; good test images alarmed at {ALARM_RATE:.0%} "
         "(all / worst product)",
@@ -250,8 +254,8 @@ def table(figures: Mapping[str, float]) -> str:
     for row in ROWS:
         cells = []
         for column in COLUMNS:
-            found = {name: figures.get(f"ablation.{row}.{column}.{name}", float("nan")) for name in _SHOWN}
-            aurocs = " / ".join(f"{found[name]:.3f}" for name in _SHOWN[:3])
-            cells.append(f"{aurocs}; " + " / ".join(f"{100 * found[name]:.1f} %" for name in _SHOWN[3:]))
+            shown = {name: figures.get(f"ablation.{row}.{column}.{name}", float("nan")) for name in _SHOWN}
+            aurocs = " / ".join(f"{shown[name]:.3f}" for name in _SHOWN[:3])
+            cells.append(f"{aurocs}; " + " / ".join(f"{100 * shown[name]:.1f} %" for name in _SHOWN[3:]))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

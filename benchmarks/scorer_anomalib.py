@@ -1,6 +1,6 @@
-"""Ours beside anomalib's PatchCore: same backbone and weights, images, resolution, and number of bank rows, in one run.
+"""anomalib's PatchCore beside ours: same backbone, weights, images, resolution and number of bank rows, in one run.
 
-anomalib is installed into an environment of its own, once, under the cache; it is no dependency of ours.
+anomalib is installed once, into its own environment below the cache; Flawline does not depend on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from scorer.search.bank import unit_rows
 
 VERSION = "2.7.0"
 RATIO = 0.02
-# What PatchCore on this backbone is fed: strides 8 and 16.
+# The maps that PatchCore takes of this backbone, and the names of their layers in timm.
 STRIDES, LAYERS = (8, 16), ("blocks.2", "blocks.4")
 SIDE = 256
 BATCH = 8
@@ -48,17 +48,17 @@ def compare(
     settings: ScorerSettings,
     coreset_share: float = 0.1,
 ) -> dict[str, float]:
-    """Figures of both on the images; `products` and `is_defect` (len(test)) are used for AUROC alone.
+    """Return the figures of both on the images; `products` and `is_defect` (len(test)) are for AUROC only.
 
-    Of anomalib's coreset the first `coreset_share` of its steps is timed (a whole one takes minutes, each of its steps
-    the same time); its bank is then filled by the same greedy rule, run by us on its vectors.
+    Of the steps of anomalib's coreset a share `coreset_share` is timed: a whole one takes minutes, and all steps take
+    the same time. Its bank then has the rows that our selection, by the same greedy rule, chooses from its vectors.
 
-    `times_anomalib_images_per_second` compares scoring with the model's forward on prepared batches, the best that can
-    be had of anomalib; `most_times_...` is what it would be with a search that takes no time at all, the bare backbone
-    over anomalib. `times_anomalib_engine_...` compares what users of both run on a folder of PNG files, decoding
-    counted: anomalib's `Engine.predict` takes them one by one, unless it is given batches.
+    `times_anomalib_images_per_second` compares scoring with the forward pass of anomalib's model on prepared batches,
+    which is the fastest that anomalib can be. `most_times_...` is the bare backbone over anomalib: the ratio if search
+    took no time. `times_anomalib_engine_...` compares what users of both run on a folder of PNG files, decoding
+    included; anomalib's `Engine.predict` takes them one by one, unless it gets batches.
     """
-    train, test = ([resized(each, SIDE) for each in images] for images in (train, test))
+    train, test = ([resized(image, SIDE) for image in images] for images in (train, test))
     vectors = _joined(weight_files.find(settings.backbone, settings.weights), train)
     rows = int(len(vectors) * RATIO)
     with threadpool_limits(limits=cpu_count(), user_api="blas"):
@@ -70,57 +70,58 @@ def compare(
         pictures = [Path(folder) / f"{i:06}.png" for i in range(len(test))]
         for picture, image in zip(pictures, test, strict=True):
             picture.write_bytes(encode(image, Codec.PNG))
-        theirs = anomalib(train, test, Path(folder), chosen, coreset_share)
-        speed, scores = own(train, test, pictures, settings, rows)
-    ours, patchcore = (ranking(products, is_defect, each) for each in (scores, theirs["scores"]))
-    their_speed = len(test) / theirs["inference_s"]
-    engine, engine_batched = (len(test) / theirs["engine_s"][batch] for batch in ("1", str(BATCH)))
+        result = anomalib(train, test, Path(folder), chosen, coreset_share)
+        speed, scores = ours(train, test, pictures, settings, rows)
+    our_ranking, patchcore = (ranking(products, is_defect, values) for values in (scores, result["scores"]))
+    anomalib_speed = len(test) / result["inference_s"]
+    engine, engine_batched = (len(test) / result["engine_s"][batch] for batch in ("1", str(BATCH)))
     return {
-        "times_anomalib_images_per_second": speed["scoring"] / their_speed,
-        "most_times_anomalib_images_per_second": speed["backbone"] / their_speed,
+        "times_anomalib_images_per_second": speed["scoring"] / anomalib_speed,
+        "most_times_anomalib_images_per_second": speed["backbone"] / anomalib_speed,
         "times_anomalib_engine_images_per_second": speed["files"] / engine,
         f"times_anomalib_engine_batch_{BATCH}_images_per_second": speed["files"] / engine_batched,
-        "times_anomalib_coreset": theirs["coreset_s"] / coreset_s,
-        "auroc_over_anomalib": ours["pooled"] - patchcore["pooled"],
-        "anomalib_images_per_second": their_speed,
+        "times_anomalib_coreset": result["coreset_s"] / coreset_s,
+        "auroc_over_anomalib": our_ranking["pooled"] - patchcore["pooled"],
+        "anomalib_images_per_second": anomalib_speed,
         "anomalib_engine_images_per_second": engine,
         f"anomalib_engine_batch_{BATCH}_images_per_second": engine_batched,
-        "anomalib_coreset_s": theirs["coreset_s"],
+        "anomalib_coreset_s": result["coreset_s"],
         "anomalib_coreset_share_timed": coreset_share,
         **{f"anomalib_{name}_image_auroc": value for name, value in patchcore.items()},
         "beside_anomalib_images_per_second": speed["scoring"],
         "beside_anomalib_files_per_second": speed["files"],
         "beside_anomalib_backbone_images_per_second": speed["backbone"],
         "beside_anomalib_coreset_s": coreset_s,
-        **{f"beside_anomalib_{name}_image_auroc": value for name, value in ours.items()},
+        **{f"beside_anomalib_{name}_image_auroc": value for name, value in our_ranking.items()},
         "beside_anomalib_bank_rows": rows,
         "beside_anomalib_training_images": len(train),
     }
 
 
 def ranking(products: Sequence[str], is_defect: Sequence[bool], scores: Sequence[float]) -> dict[str, float]:
-    """Pooled and macro image AUROC, and that of the worst product; those that have a meaning."""
-    named, wrong, values = np.asarray(products), np.asarray(is_defect), np.asarray(scores, dtype=np.float64)
-    each = [image_accuracy(wrong[named == k], values[named == k])["image_auroc"] for k in np.unique(named)]
-    known = [value for value in each if value is not None]
-    found = {
-        "pooled": image_accuracy(wrong, values)["image_auroc"],
+    """Return pooled, macro and the worst product's image AUROC, without those that have no meaning."""
+    names, defective, values = np.asarray(products), np.asarray(is_defect), np.asarray(scores, dtype=np.float64)
+    of_products = [names == name for name in np.unique(names)]
+    aurocs = [image_accuracy(defective[members], values[members])["image_auroc"] for members in of_products]
+    known = [auroc for auroc in aurocs if auroc is not None]
+    figures = {
+        "pooled": image_accuracy(defective, values)["image_auroc"],
         "macro": float(np.mean(known)) if known else None,
         "worst_product": min(known, default=None),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
-def own(
+def ours(
     train: Sequence[np.ndarray],
     test: Sequence[np.ndarray],
     pictures: Sequence[Path],
     settings: ScorerSettings,
     rows: int,
 ) -> tuple[dict[str, float], list[float]]:
-    """Speeds and scores of our profile, with so many rows a layer in all.
+    """Return speeds and scores of our detector, with `rows` rows for each layer in all banks together.
 
-    Images per second of scoring, of reading and scoring the same images from files, and of the backbone alone.
+    The speeds are images per second of scoring, of reading files and scoring, and of the backbone alone.
     """
     layers = tuple(
         layer.model_copy(update={"rows": rows, "rows_per_image": rows / len(train)}) for layer in settings.active_layers
@@ -139,11 +140,11 @@ def own(
                 started = time.perf_counter()
                 task()
                 seconds[name].append(time.perf_counter() - started)
-    return {name: len(test) / min(each) for name, each in seconds.items()}, [each.aligned for each in scores]
+    return {name: len(test) / min(values) for name, values in seconds.items()}, [score.aligned for score in scores]
 
 
 def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Patch vectors of all images as PatchCore joins them: averaged over 3 x 3, brought to one grid, end to end."""
+    """Return the patch vectors of all images as PatchCore makes them: averaged over 3 x 3, on one grid, joined."""
     import torch
 
     from scorer.features.torch_engine import feature_extractor
@@ -153,10 +154,10 @@ def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.n
     with torch.inference_mode():
         for image in images:
             maps = [
-                torch.nn.functional.avg_pool2d(each.permute(0, 3, 1, 2), 3, 1, 1)
-                for each in module(torch.from_numpy(image[None]))
+                torch.nn.functional.avg_pool2d(layer.permute(0, 3, 1, 2), 3, 1, 1)
+                for layer in module(torch.from_numpy(image[None]))
             ]
-            maps = [torch.nn.functional.interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps]
+            maps = [torch.nn.functional.interpolate(layer, maps[0].shape[2:], mode="bilinear") for layer in maps]
             vectors.append(torch.cat(maps, dim=1)[0].flatten(1).T.numpy())
     return unit_rows(np.concatenate(vectors))
 
@@ -164,27 +165,27 @@ def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.n
 def anomalib(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], pictures: Path, chosen: np.ndarray, coreset_share: float
 ) -> dict[str, Any]:
-    """What anomalib's PatchCore takes and says; see `anomalib_worker`."""
-    own = {"ratio": RATIO, "share": coreset_share, "chosen": chosen}
-    return run_worker("anomalib_worker.py", train, test, own, [str(pictures)])
+    """Return the times and scores of anomalib's PatchCore; see `anomalib_worker`."""
+    options = {"ratio": RATIO, "share": coreset_share, "chosen": chosen}
+    return run_worker("anomalib_worker.py", train, test, options, [str(pictures)])
 
 
 def run_worker(
     script: str,
     train: Sequence[np.ndarray],
     test: Sequence[np.ndarray],
-    own: Mapping[str, Any],
+    options: Mapping[str, Any],
     arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What a worker in anomalib's environment says of the images, with our weights; `own` is for it alone."""
+    """Return the result of a worker in anomalib's environment on the images, with our weights and its own options."""
     from scorer.features.torch_engine import feature_extractor
 
     settings = ScorerSettings()
     module = feature_extractor(weight_files.find(settings.backbone, settings.weights), SIDE, STRIDES)
     with tempfile.TemporaryDirectory(prefix="flawline-anomalib-") as folder:
-        given, result = Path(folder) / "in.npz", Path(folder) / "out.json"
+        inputs, output = Path(folder) / "in.npz", Path(folder) / "out.json"
         np.savez(
-            given,
+            inputs,
             train=np.stack(train),
             test=np.stack(test),
             mean=module.mean.flatten().numpy() / 255,
@@ -193,18 +194,18 @@ def run_worker(
             backbone=np.asarray(settings.backbone),
             threads=cpu_count(),
             batch=BATCH,
-            **own,
+            **options,
             **{f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()},
         )
-        command = [str(environment()), str(Path(__file__).with_name(script)), str(given), *arguments, str(result)]
+        command = [str(environment()), str(Path(__file__).with_name(script)), str(inputs), *arguments, str(output)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        return dict(json.loads(result.read_text()))
+        return dict(json.loads(output.read_text()))
 
 
 def environment() -> Path:
-    """The Python of an environment that has anomalib; made on the first call, which needs the network once.
+    """Return the Python of an environment with anomalib; the first call makes it, which needs the network.
 
-    What is installed here already, torch above all, is seen there too and not fetched again.
+    The packages of this environment, torch above all, are visible there and not fetched again.
     """
     folder = cache_dir() / f"anomalib-{VERSION}"
     python = folder / "bin" / "python"

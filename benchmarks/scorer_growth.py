@@ -1,4 +1,4 @@
-"""What more products and more images cost: time per image with 1,000 groups against 10, and time and memory of fits."""
+"""The cost of more products and more images: time an image with 1,000 groups and with 10, time and memory of fits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PRODUCTS = 10
 GROUPS = 1000
 GOOD_IMAGES = 20
 ROUNDS = 3
-# What fits are measured on: so many products, of images this large.
+# The number of products, and the side of the images in pixels, of the fits that are measured.
 FIT_PRODUCTS = 20
 FIT_SIDE = 160
 
 
 def drawn(product: int, count: int, seed: int = 0, defect: bool = False, side: int = 256) -> list[np.ndarray]:
-    """Noisy images of one simulated product: its own gratings and colours, shifted a little; a defect is a blot."""
+    """Return `count` noisy images of a simulated product, with its own gratings and colours; a defect is a blot."""
     world = np.random.default_rng([7, product])
     waves, tint = world.uniform(0.05, 0.9, (3, 2)), world.uniform(40, 200, 3)
     rng = np.random.default_rng([seed, product, int(defect)])
@@ -50,10 +50,10 @@ def drawn(product: int, count: int, seed: int = 0, defect: bool = False, side: i
 
 
 def groups(settings: ScorerSettings) -> dict[str, float]:
-    """Time per image with a thousand groups over that with ten, backbone included, and bytes of model for each.
+    """Return the time an image with 1,000 groups relative to 10, backbone included, and bytes of model for each group.
 
-    Ten products are fitted. The others are those ten seen through rotations of feature space, one for each hundred:
-    groups of the same size and difficulty, with banks of their own and nothing in common.
+    Ten products are fitted. Ninety-nine rotations of feature space give 990 more groups: of the same size and
+    difficulty, with banks that have nothing in common.
     """
     images = [image for product in range(PRODUCTS) for image in drawn(product, GOOD_IMAGES)]
     few = fit_detector(images, settings.model_copy(update={"groups": PRODUCTS}))
@@ -64,18 +64,16 @@ def groups(settings: ScorerSettings) -> dict[str, float]:
     many = few.replaced(multiplied(few.model, turns), None, {})
 
     features = [few.features(image) for image in images[::2]]
-    seen = [
-        _turned(each, turns[copy])
-        for each, copy in zip(features, rng.integers(copies, size=len(features)), strict=True)
-    ]
+    copy_of_image = rng.integers(copies, size=len(features))
+    turned = [_turned(maps, turns[copy]) for maps, copy in zip(features, copy_of_image, strict=True)]
     seconds: dict[str, list[float]] = {"few": [], "many": [], "backbone": []}
-    found = {"few": [few.score_features(each) for each in features], "many": [many.score_features(s) for s in seen]}
-    ratio = [b.raw / a.raw for a, b in zip(found["few"], found["many"], strict=True)]
-    assert np.allclose(ratio, 1, atol=0.05), "a rotated product must score as the product itself"
+    raw = np.asarray([few.score_features(maps).raw for maps in features])
+    raw_turned = np.asarray([many.score_features(maps).raw for maps in turned])
+    assert np.allclose(raw_turned / raw, 1, atol=0.05), "a rotated product must score as the product itself"
     for _ in range(ROUNDS):
         for name, work in (
-            ("few", lambda: [few.score_features(each) for each in features]),
-            ("many", lambda: [many.score_features(each) for each in seen]),
+            ("few", lambda: [few.score_features(maps) for maps in features]),
+            ("many", lambda: [many.score_features(maps) for maps in turned]),
             ("backbone", lambda: [few.features(image) for image in images[::2]]),
         ):
             started = time.perf_counter()
@@ -95,10 +93,10 @@ def groups(settings: ScorerSettings) -> dict[str, float]:
 
 
 def bank_bytes(settings: ScorerSettings) -> int:
-    """Bytes of the largest banks that a group can have, as they lie in the artefact."""
+    """Return the bytes of the largest banks that a group can have, as the artefact stores them."""
     graphs = [graph for graph, _ in prepare(settings).values()]
-    channels = [each for graph in graphs for each in graph.channels]
-    return sum(2 * layer.rows * each for layer, each in zip(settings.active_layers, channels, strict=True))
+    channels = [count for graph in graphs for count in graph.channels]
+    return sum(2 * layer.rows * count for layer, count in zip(settings.active_layers, channels, strict=True))
 
 
 def _rotation(channels: int, rng: np.random.Generator) -> np.ndarray:
@@ -106,12 +104,12 @@ def _rotation(channels: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _turned(features: Maps, turn: Sequence[np.ndarray]) -> Maps:
-    return [np.ascontiguousarray(each @ rotation) for each, rotation in zip(features, turn, strict=True)]
+    return [np.ascontiguousarray(layer @ rotation) for layer, rotation in zip(features, turn, strict=True)]
 
 
 def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
-    """The model with all its groups once more for each rotation of feature space."""
-    copies, own = len(turns), len(model.banks)
+    """Return the model with all its groups in a copy for each turn, which has a rotation (c, c) for each layer."""
+    copies, group_count = len(turns), len(model.banks)
     parts = embedding_layers(model.layers)
     ends = np.cumsum([turns[0][i].shape[0] for i in parts])
 
@@ -126,16 +124,20 @@ def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
     lists = {
         field.name: list(value) * copies
         for field in dataclasses.fields(model)
-        if isinstance(value := getattr(model, field.name), list) and len(value) == own and field.name != "means"
+        if isinstance(value := getattr(model, field.name), list) and len(value) == group_count and field.name != "means"
     }
     return dataclasses.replace(
         model,
         **lists
         | {
-            "banks": [[half(b @ t) for b, t in zip(each, turn, strict=True)] for turn in turns for each in model.banks],
+            "banks": [
+                [half(bank @ rotation) for bank, rotation in zip(layers, turn, strict=True)]
+                for turn in turns
+                for layers in model.banks
+            ],
             "means": [np.concatenate([m @ turn[i] for turn in turns]) for i, m in enumerate(model.means)],
             "embeddings": np.concatenate([turned_embeddings(turn) for turn in turns]),
-            "groups": np.concatenate([model.groups + own * copy for copy in range(copies)]),
+            "groups": np.concatenate([model.groups + group_count * copy for copy in range(copies)]),
             "log_scores": np.tile(model.log_scores, copies),
             "standardised": np.tile(model.standardised, copies),
             "gates": np.tile(model.gates, copies),
@@ -145,22 +147,22 @@ def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
 
 
 def fits(settings: ScorerSettings, counts: Sequence[int]) -> dict[str, float]:
-    """Seconds and peak memory of fits of growing size on twenty products, each in a process of its own.
+    """Return seconds and peak memory of fits of these sizes on twenty products, each in a process of its own.
 
-    What 20,000 images would take of memory is read off the line through the measured peaks, unless they were fitted.
+    The memory of 20,000 images is extrapolated by a line through the measured peaks, unless they were fitted.
     """
-    prepare(settings)  # once on a machine, and it takes memory of its own: not in a fit that is measured
+    prepare(settings)  # done once on a machine, with memory of its own, so it is no part of the measured fits
     measured = []
     for count in sorted(counts):
         command = [sys.executable, "-m", "benchmarks.scorer_growth", str(count), settings.model_dump_json()]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         measured.append(json.loads(done.stdout.splitlines()[-1]))
-    images, seconds, peaks = (np.asarray([each[name] for each in measured]) for name in ("images", "seconds", "peak"))
+    images, seconds, peaks = (np.asarray([fit[name] for fit in measured]) for name in ("images", "seconds", "peak"))
     slope, base = np.polyfit(images, peaks, 1) if len(images) > 1 else (0.0, peaks[0])
     figures = {
-        f"fit_{name}_{each['images']}_images": value
-        for each in measured
-        for name, value in (("seconds", each["seconds"]), ("peak_gb", each["peak"] / 1e9), ("groups", each["groups"]))
+        f"fit_{name}_{fit['images']}_images": value
+        for fit in measured
+        for name, value in (("seconds", fit["seconds"]), ("peak_gb", fit["peak"] / 1e9), ("groups", fit["groups"]))
     }
     largest = int(images[-1])
     return figures | {
@@ -172,7 +174,7 @@ def fits(settings: ScorerSettings, counts: Sequence[int]) -> dict[str, float]:
 
 
 class Drawn(Sequence[np.ndarray]):
-    """Simulated images of some products in turn, each drawn when it is asked for."""
+    """Simulated images of some products in turn, each drawn at each access."""
 
     def __init__(self, count: int, products: int = FIT_PRODUCTS, side: int = FIT_SIDE) -> None:
         self._count, self._products, self._side = count, products, side
@@ -188,7 +190,7 @@ class Drawn(Sequence[np.ndarray]):
 
 def _measure_fit(count: int, settings: ScorerSettings) -> dict[str, float]:
     started, started_cpu = time.perf_counter(), time.process_time()
-    shown = {"stage": ""}
+    shown = {"stage": ""}  # the stage that was printed last
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage != shown["stage"] or done == total:

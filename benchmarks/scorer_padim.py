@@ -1,4 +1,4 @@
-"""anomalib's PaDiM on the images that the rest of the benchmark is measured on, with the same backbone and weights."""
+"""anomalib's PaDiM beside ours: on the same images, with the same backbone and weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.scorer_anomalib import SIDE, ranking, run_worker
 from scorer.features.graph import resized
 
-# Channels that PaDiM keeps of those that the layers have; its paper's number for ResNet18.
+# Channels that PaDiM draws from those of all layers: the number in its paper for ResNet18 (Defard et al. 2021).
 FEATURES = 100
 SEED = 0
 
@@ -17,11 +17,11 @@ SEED = 0
 def compare(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], products: Sequence[str], is_defect: Sequence[bool]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Figures of PaDiM, fitted on all products together as ours is, and the versions in anomalib's environment."""
-    train, test = ([resized(each, SIDE) for each in images] for images in (train, test))
-    theirs = run_worker("padim_worker.py", train, test, {"features": FEATURES, "seed": SEED})
-    figures = {"padim_images_per_second": len(test) / theirs["inference_s"], "padim_fit_s": theirs["fit_s"]}
+    """Return the figures of PaDiM, fitted on all products together as ours is, and the versions in its environment."""
+    train, test = ([resized(image, SIDE) for image in images] for images in (train, test))
+    result = run_worker("padim_worker.py", train, test, {"features": FEATURES, "seed": SEED})
+    figures = {"padim_images_per_second": len(test) / result["inference_s"], "padim_fit_s": result["fit_s"]}
     figures |= {
-        f"padim_{name}_image_auroc": value for name, value in ranking(products, is_defect, theirs["scores"]).items()
+        f"padim_{name}_image_auroc": value for name, value in ranking(products, is_defect, result["scores"]).items()
     }
-    return figures, theirs["versions"]
+    return figures, result["versions"]

@@ -1,5 +1,5 @@
-"""What the scorer promises beside its ranking, on a data folder: scenarios, alarm rates, unknown products, defects
-among the good images, and the same decision on every runtime.
+"""What the scorer promises beside accuracy, on a data folder: scenarios, alarm rates, unknown products, defects among
+the good images, and the same decision on every runtime.
 
     python -m benchmarks.scorer_quality [--data FOLDER] [--json FILE] [--profile NAME] [--limit N] [--only PART]
 
@@ -47,7 +47,10 @@ Figures = dict[str, float]
 
 
 class Lab:
-    """The features of all images of a data folder, computed once, and detectors fitted on parts of them."""
+    """The features of all images of a data folder, computed once, and detectors fitted on parts of the images.
+
+    Images have the numbers of the training images, then of the test images.
+    """
 
     def __init__(self, train: Sequence[Sample], test: Sequence[Sample], settings: ScorerSettings) -> None:
         self.train, self.test, self.settings = list(train), list(test), settings
@@ -61,34 +64,34 @@ class Lab:
         self._images = images
 
     def close(self) -> None:
-        """Free the disk."""
+        """Remove the features from disk."""
         self.folder.close()
 
     def fit(self, chosen: NDArray[np.intp], *, trim: bool = False) -> CoresetDetector:
-        """A detector fitted on some images by number."""
+        """Return a detector fitted on some images by number, with `trim` without those that stand out."""
         store = trimming.only(self.store, chosen)
         model = fit_model(store, self.settings, self.features.threads)
-        if trim and (out := trimming.suspects(model.standardised, model.groups)).any():
-            model = fit_model(trimming.only(self.store, chosen[~out]), self.settings, self.features.threads)
+        if trim and (suspects := trimming.suspects(model.standardised, model.groups)).any():
+            model = fit_model(trimming.only(self.store, chosen[~suspects]), self.settings, self.features.threads)
         return CoresetDetector(model, self.graphs, self.features)
 
     def maps(self, number: int) -> Maps:
-        """The feature maps of one image."""
+        """Return the feature maps of an image by number."""
         return self.features.features(self._images[number])
 
     def scores(self, fitted: CoresetDetector, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Aligned and standardised score (n, 2) of some images by number."""
+        """Return the aligned and the standardised score (n, 2) of some images by number."""
 
-        def work(number: int) -> tuple[float, float]:
+        def scores_of(number: int) -> tuple[float, float]:
             scores = fitted.score_features(self.maps(number))
             return scores.aligned, fitted.standardised(scores)
 
         with ThreadPoolExecutor(self.features.threads) as pool:
-            return np.asarray(list(pool.map(work, chosen.tolist())), dtype=np.float64).reshape(-1, 2)
+            return np.asarray(list(pool.map(scores_of, chosen.tolist())), dtype=np.float64).reshape(-1, 2)
 
 
 def compare_scenarios(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
-    """The four scenarios: labels known or not, at fit and at test."""
+    """Return the figures of the four scenarios: labels known or unknown, at fit and at test."""
     report = scenarios.compare(lab.train, lab.test, lab.settings)
     figures = {"group_purity": report["group_purity"]}
     figures |= {f"routed_to_own_product_{kind}": value for kind, value in report["routed_to_own_product"].items()}
@@ -107,99 +110,102 @@ def compare_scenarios(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
 
 
 def alarms(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
-    """Alarm rates of good training images that took no part in the fit: each is held out once, in one of four fits."""
+    """Return the alarm rates of good training images that took no part in the fit: each is left out of one of four."""
     good = np.flatnonzero(lab.is_train)
-    part = np.random.default_rng(SEED).permutation(len(good)) % SPLITS
-    alarmed = {name: np.zeros(len(good), dtype=bool) for name in RATES}
+    split_of_image = np.random.default_rng(SEED).permutation(len(good)) % SPLITS
+    is_alarmed = {name: np.zeros(len(good), dtype=bool) for name in RATES}
     for split in range(SPLITS):
-        fitted = lab.fit(good[part != split])
-        standardised = lab.scores(fitted, good[part == split])[:, 1]
+        fitted = lab.fit(good[split_of_image != split])
+        standardised = lab.scores(fitted, good[split_of_image == split])[:, 1]
         for name, rate in RATES.items():
             cut = calibration.threshold(fitted.model.calibration, rate).value
-            alarmed[name][part == split] = standardised > cut
+            is_alarmed[name][split_of_image == split] = standardised > cut
     figures: Figures = {}
     products = lab.products[good]
-    for name, each in alarmed.items():
-        figures[f"alarm_rate_at_{name}"] = float(each.mean())
+    for name, flags in is_alarmed.items():
+        figures[f"alarm_rate_at_{name}"] = float(flags.mean())
         figures[f"worst_product_alarm_rate_at_{name}"] = max(
-            float(each[products == product].mean()) for product in np.unique(products)
+            float(flags[products == product].mean()) for product in np.unique(products)
         )
     return figures, {f"worst_product_alarm_rate_at_{name}": ("<=", 2 * rate) for name, rate in RATES.items()}
 
 
 def unknown(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
-    """Each product left out of the fit in turn: its good images are unknown, those of all others are not.
+    """Return how often good images count as an unknown product: those of products left out of the fit, and others.
 
-    Routing and gates need the embeddings alone, so that no bank is fitted.
+    Each product is left out in turn. Routing and gates need only embeddings, so no bank is fitted.
     """
     layers = embedding_layers(lab.settings.active_layers)
     embeddings = image_embeddings([lab.store.means[i] for i in layers]).astype(np.float16).astype(np.float32)
     names = np.unique(lab.products[lab.is_train])
-    flagged, known = [], []
+    unknown_rates, known_rates = [], []
     for name in names:
-        fitted_on = lab.is_train & (lab.products != name)
-        groups = find_groups(embeddings[fitted_on], lab.settings.groups, lab.settings.seed)
-        gallery = Gallery(embeddings[fitted_on], groups)
+        is_fitted = lab.is_train & (lab.products != name)
+        groups = find_groups(embeddings[is_fitted], lab.settings.groups, lab.settings.seed)
+        gallery = Gallery(embeddings[is_fitted], groups)
         _, within = gallery.neighbours_of_members(lab.settings.look_alikes)
         gates = group_gates(gallery, within)
 
-        def is_unknown(chosen: NDArray[np.bool_], gallery: Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
-            looks = [gallery.look(each, 1) for each in embeddings[chosen]]
+        def share_unknown(chosen: NDArray[np.bool_], gallery: Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
+            looks = [gallery.look(embedding, 1) for embedding in embeddings[chosen]]
             return float(np.mean([look.distance > gates[look.group] for look in looks]))
 
         good = ~lab.is_train & ~lab.is_defect
-        flagged.append(is_unknown((lab.is_train | good) & (lab.products == name)))
-        known.append(is_unknown(good & (lab.products != name)))
+        unknown_rates.append(share_unknown((lab.is_train | good) & (lab.products == name)))
+        known_rates.append(share_unknown(good & (lab.products != name)))
     figures = {
-        "unknown_product_flagged": float(np.mean(flagged)),
-        "unknown_product_flagged_worst": min(flagged),
-        "known_product_flagged": float(np.mean(known)),
-        "known_product_flagged_worst": max(known),
+        "unknown_product_flagged": float(np.mean(unknown_rates)),
+        "unknown_product_flagged_worst": min(unknown_rates),
+        "known_product_flagged": float(np.mean(known_rates)),
+        "known_product_flagged_worst": max(known_rates),
     }
     return figures, {"unknown_product_flagged": (">=", 0.95), "known_product_flagged": ("<=", 0.01)}
 
 
 def contamination(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
-    """Pooled AUROC with defects as one in ten of the training images, trimmed and not; those defects are not tested."""
+    """Return pooled AUROC with defects as one in ten of the training images, trimmed and not.
+
+    The defects among the training images are not tested.
+    """
     rng = np.random.default_rng(SEED)
     good = np.flatnonzero(lab.is_train)
     share = CONTAMINATION / (1 - CONTAMINATION)
-    injected = []
+    defects_in_training = []
     for product in np.unique(lab.products[good]):
         defects = np.flatnonzero(lab.is_defect & (lab.products == product))
         count = round(share * int((lab.products[good] == product).sum()))
-        injected.append(rng.choice(defects, min(count, len(defects) // 2), replace=False))
-    bad = np.concatenate(injected)
-    tested = np.setdiff1d(np.flatnonzero(~lab.is_train), bad)
+        defects_in_training.append(rng.choice(defects, min(count, len(defects) // 2), replace=False))
+    defective = np.concatenate(defects_in_training)
+    tested = np.setdiff1d(np.flatnonzero(~lab.is_train), defective)
 
     def pooled(fitted: CoresetDetector) -> float:
         return float(roc_auc_score(lab.is_defect[tested], lab.scores(fitted, tested)[:, 0]))
 
     clean_fit = lab.fit(good)
     clean = pooled(clean_fit)
-    dirty = np.concatenate([good, bad])
-    untrimmed = lab.fit(dirty)
-    out = trimming.suspects(untrimmed.model.standardised, untrimmed.model.groups)
+    contaminated = np.concatenate([good, defective])
+    untrimmed = lab.fit(contaminated)
+    suspects = trimming.suspects(untrimmed.model.standardised, untrimmed.model.groups)
     figures = {
         "clean_pooled": clean,
         "clean_images_trimmed": float(trimming.suspects(clean_fit.model.standardised, clean_fit.model.groups).mean()),
         "contaminated_pooled_untrimmed": pooled(untrimmed),
-        "contaminated_pooled": pooled(lab.fit(dirty[~out])) if out.any() else pooled(untrimmed),
-        "contamination_found": float(out[len(good) :].mean()),
-        "good_images_trimmed": float(out[: len(good)].mean()),
+        "contaminated_pooled": pooled(lab.fit(contaminated[~suspects])) if suspects.any() else pooled(untrimmed),
+        "contamination_found": float(suspects[len(good) :].mean()),
+        "good_images_trimmed": float(suspects[: len(good)].mean()),
     }
     figures["contamination_cost"] = clean - figures["contaminated_pooled"]
     return figures, {"contamination_cost": ("<=", 0.02), "clean_images_trimmed": ("<=", 0.02)}
 
 
 def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
-    """The share of test images with the same decision on two runtimes or precisions, thresholds calibrated in f32.
+    """Return the share of test images with the same decision on two runtimes or precisions.
 
-    In bf16 the thresholds are calibrated in bf16 as well.
+    Thresholds are calibrated in f32, and for bf16 in bf16.
     """
     good, tested = np.flatnonzero(lab.is_train), np.flatnonzero(~lab.is_train)
     fitted = lab.fit(good)
-    taken = _decisions(fitted, lab, tested)
+    reference = _decisions(fitted, lab, tested)
     figures: Figures = {}
     others = {"openvino_f32_torch_f32": {"runtime": "torch", "precision": "f32"}}
     if lab.settings.runtime != "torch":
@@ -213,7 +219,7 @@ def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
         try:
             same = CoresetDetector(fitted.model, lab.graphs, other.features)
             second = other.fit(good) if changes["precision"] == "bf16" else same
-            agreement = float(np.mean(_decisions(second, other, tested) == taken))
+            agreement = float(np.mean(_decisions(second, other, tested) == reference))
             figures[f"decision_agreement_{name}"] = agreement
         finally:
             other.close()
@@ -221,11 +227,11 @@ def decisions(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
 
 
 def _decisions(fitted: CoresetDetector, lab: Lab, chosen: NDArray[np.intp]) -> NDArray[np.str_]:
-    def work(number: int) -> Decision:
+    def decision_of(number: int) -> Decision:
         return fitted.score_features(lab.maps(number)).decision
 
     with ThreadPoolExecutor(lab.features.threads) as pool:
-        return np.asarray([str(each) for each in pool.map(work, chosen.tolist())])
+        return np.asarray([str(decision) for decision in pool.map(decision_of, chosen.tolist())])
 
 
 def main() -> None:
@@ -250,20 +256,20 @@ def main() -> None:
     measures = dict(zip(PARTS, (compare_scenarios, alarms, unknown, contamination, decisions), strict=True))
     try:
         for part in arguments.only or PARTS:
-            found, wanted = measures[part](lab)
-            figures |= found
-            goals |= wanted
+            figures_of_part, goals_of_part = measures[part](lab)
+            figures |= figures_of_part
+            goals |= goals_of_part
     finally:
         lab.close()
     emit("scorer_quality", figures, goals, arguments.json)
 
 
 def _limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` images of each product and label, evenly over those there are."""
+    """Return at most `limit` samples of each product and label, evenly chosen; all without a limit."""
     kinds: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         kinds.setdefault((sample.product, sample.label), []).append(sample)
-    return [each for own in kinds.values() for each in own[:: max(1, -(-len(own) // (limit or len(own))))]]
+    return [sample for members in kinds.values() for sample in members[:: -(-len(members) // (limit or len(members)))]]
 
 
 if __name__ == "__main__":

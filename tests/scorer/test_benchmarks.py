@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import frontier, report, scorer_ablations, scorer_growth
+from benchmarks import frontier, report, scorer_ablations, scorer_growth, scorer_search
 from flawline.settings.scorer import ScorerSettings
 from scorer.detector import CoresetDetector
 from tests.scorer.conftest import draw, good_images
@@ -65,6 +65,18 @@ def test_simulated_fit_images_are_the_same_each_time_and_of_so_many_products() -
     assert gap[0] < 2 < gap[1]
     with pytest.raises(IndexError):
         drawn[40]
+
+
+def test_search_is_exact_on_the_patches_of_images_and_the_8_bit_index_is_not(fitted: CoresetDetector) -> None:
+    figures = scorer_search.compare(fitted, [draw("cloth", 700), draw("board", 701, defect=True)])
+    assert figures["search_exact_share_ours"] == figures["search_exact_share_faiss_flat"] == 1
+    assert figures["search_worst_loss_ours"] <= scorer_search.TOLERANCE
+    assert figures["search_worst_loss_faiss_8bit"] > scorer_search.TOLERANCE
+    for name in ("faiss_flat", "faiss_8bit"):
+        ratio = figures[f"search_ms_per_image_{name}"] / figures["search_ms_per_image_ours"]
+        assert figures[f"search_times_{name}"] == pytest.approx(ratio)
+    lines = scorer_search.table(figures).splitlines()
+    assert [line.split("|")[1].split()[0] for line in lines[2:]] == ["ours", "faiss", "faiss"]
 
 
 def test_report_for_people_names_goals_versions_and_seeds(tmp_path: Path) -> None:
