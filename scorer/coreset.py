@@ -19,7 +19,8 @@ from scorer.vectors import Vectors
 # numbers are a judgement.
 _SHARE_OF_CANDIDATES = 1 / 12
 _MOST_CANDIDATES = 1024
-# Two unit vectors this similar are the same vector: the second would add nothing.
+# Two unit vectors this similar are the same vector: the second would add nothing. A
+# judgement.
 _SAME = 1.0 - 1e-6
 
 

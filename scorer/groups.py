@@ -19,7 +19,7 @@ from scorer.vectors import Vectors
 # is split each part has fewer calibration images; where two products are one group they have no common scale. A
 # judgement.
 _SMALLEST_GROUP = 10
-# The same where the number of groups is given: what cross-fitting needs at least.
+# The same where the number of groups is given: what cross-fitting needs at least. A judgement, not measured.
 _SMALLEST_GIVEN = 8
 # Below this silhouette the images do not fall into groups. Good images of one product reach 0.2 to 0.63 when they are
 # split (and each half then has half the images for its bank), those of two different products 0.75 to 0.97.
@@ -27,7 +27,7 @@ _SMALLEST_SILHOUETTE = 0.7
 # Runs of k-means, of which the best counts. A judgement.
 _RESTARTS = 5
 # Images that one cut is searched on, since its work grows with their square. All images are assigned afterwards; what
-# has too few images in the sample is told apart when its part is cut again.
+# has too few images in the sample is told apart when its part is cut again. A judgement, not measured.
 _SAMPLE = 3000
 # Images of the sample in an average group of the finest cut. A judgement.
 _FEWEST_PER_GROUP = 3

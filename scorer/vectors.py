@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-# A vector shorter than this has no direction: its numbers are rounding.
+# A vector shorter than this has no direction: its numbers are rounding. A judgement.
 _SHORTEST = 1e-12
 
 

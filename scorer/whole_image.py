@@ -27,6 +27,7 @@ _GAIN = 2.0
 _FLOOR = 0.01
 _NARROWEST = 0.05
 # Good images that are compared with all of their group at once; a group may hold every image of a line.
+# Bounds memory; the result does not depend on it. A judgement.
 _BLOCK = 512
 
 

@@ -46,8 +46,8 @@ from scorer.vectors import Vectors
 
 # A bank that has grown to this many times what a fit allows has to be selected anew. A judgement, not measured.
 _MOST_GROWTH = 2.0
-# The images of known products are scored against banks that hold the others only, in this many parts. A judgement, as
-# in a fit.
+# The images of known products are scored against banks that hold the others only, in this many parts: as
+# many as a fit has by default. A judgement.
 _FOLDS = 5
 _NAMES_SHOWN = 5
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# Numbers of MEBin, after AnomalyNCD. No experiment of this project stands behind them.
 LEVELS = 255
 STEP = 4
 MIN_INTERVAL = 4
 EROSION_PX = 6
 EROSION_MAP_SIDE_PX = 256  # the kernel was chosen for maps of this side
 CONNECTIVITY = 8
-CROP_EVERY = 8  # thresholds between two looks at how far the map's hot part reaches
+CROP_EVERY = 8  # thresholds between two looks at how far the map's hot part reaches; saves time only, a judgement
 
 # 255, 251, ..., 3: thresholds in the 0..255 scale between lo and hi.
 _THRESHOLDS = np.arange(LEVELS, 0, -STEP)
