@@ -91,9 +91,7 @@ BATCH_SIZE = Histogram(
 MODEL_INFO = _gauge("model_info", "1 for the model version in use.", "version", "role")
 MODEL_LOAD_FAILURES = _counter("model_load_failures", "Model versions that could not be loaded.")
 MODEL_PROBLEM = _gauge("model_problem", "1 while the model that is to play a role cannot be used.", "role")
-SHADOW_FRAMES = _counter(
-    "shadow_frames", "Frames for the shadow model, by what became of them.", "outcome"
-)
+SHADOW_FRAMES = _counter("shadow_frames", "Frames for the shadow model, by what became of them.", "outcome")
 ACTORS = _gauge("actors", "Ray actors that run.")
 ACTOR_RESTARTS = _counter("actor_restarts", "Ray actors that died and were started again.")
 OF_AN_ACTOR: tuple[Collector, ...] = (

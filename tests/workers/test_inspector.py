@@ -16,6 +16,7 @@ from kafka.structs import TopicPartition
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, messages, telemetry
+from flawline.checked_producer import CheckedFuture, CheckedProducer
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
 from flawline.object_store import object_store
