@@ -301,6 +301,9 @@ def run(settings: Settings, store: ObjectStore, stop: threading.Event) -> None:
             except FlawlineError as error:
                 if not stop.is_set():
                     log.warning("%s; the next collection tries again", error)
+            except Exception as error:  # else nobody would see that the store only grows
+                log.debug("collection failed", exc_info=True)
+                log.error("objects are not collected: %s", one_line(error, with_type=True))
             else:
                 log.info("%d unused objects (%d bytes) are removed from %s, %d remain", collected.removed,
                          collected.removed_bytes, store.root, collected.objects)  # fmt: skip

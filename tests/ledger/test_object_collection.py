@@ -20,8 +20,18 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec, DeadLetter, DeadLetterReason, Frame
 from flawline.object_store import FRESH_S, ObjectStore, StoredObject, object_store
 from flawline.settings.tree import Settings
-from ledger.object_collection import Collected, Collector, Place, References, collect, keys_in, keys_in_dead_letter
+from ledger.object_collection import (
+    Collected,
+    Collector,
+    Place,
+    References,
+    collect,
+    keys_in,
+    keys_in_dead_letter,
+    start,
+)
 from station.cli.main import main
+from tests.producers.doubles import until
 from tests.support.talking_line import TalkingLine
 
 MIN_AGE_S = 3600.0
@@ -340,6 +350,25 @@ def test_store_that_is_away_is_an_error_and_the_store_of_another_line_is_not_tou
             collector.close()
     Path(store.root).with_name("aside").rename(store.root)
     assert keys_of(store) == {key}
+
+
+def test_role_collects_regularly_and_goes_on_when_the_store_is_back(
+    line_with_store: tuple[TalkingLine, Settings, ObjectStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, settings, store = line_with_store
+    frames = settings.frames.model_copy(update={"objects_collect_s": 0.1})
+    stop = threading.Event()
+    old_object(store, b"abc")
+    start(settings.model_copy(update={"frames": frames}), stop)
+    try:
+        until(lambda: keys_of(store) == set(), what="the removal")
+        Path(store.root).rename(Path(store.root).with_name("aside"))
+        until(lambda: "the next collection tries again" in caplog.text, what="a line about the store")
+        Path(store.root).with_name("aside").rename(store.root)
+        old_object(store, b"abcd")
+        until(lambda: keys_of(store) == set(), what="the removal after the outage")
+    finally:
+        stop.set()
 
 
 def test_command_removes_unused_objects_once(
