@@ -53,7 +53,7 @@ class Role:
         return needed
 
 
-_ACCOUNTS = (topics.LEDGER, topics.FRAMES, topics.VERDICTS, topics.DEAD_LETTERS)
+_ACCOUNTS = (topics.LEDGER, topics.LEDGER_SNAPSHOTS, topics.FRAMES, topics.VERDICTS, topics.DEAD_LETTERS)
 
 ROLES = {
     "produce": Role(
@@ -63,16 +63,25 @@ ROLES = {
     ),
     "work": Role(
         reads=(topics.FRAMES, topics.MODELS),
-        writes=(topics.VERDICTS, topics.DEFECTS, topics.DEAD_LETTERS),
+        writes=(
+            topics.VERDICTS,
+            topics.DEFECTS,
+            topics.DEAD_LETTERS,
+            topics.MODEL_REPORTS,
+            topics.SHADOW_VERDICTS,
+            topics.LEDGER,
+        ),
         member_of=topics.WORKERS_GROUP,
     ),
     "discover": Role(
         reads=(topics.VERDICTS, topics.DEFECTS), writes=(topics.CLASSES,), member_of=topics.DISCOVERY_GROUP
     ),
-    "ledger": Role(reads=_ACCOUNTS, looks_at=topics.WORKERS_GROUP),
-    "console": Role(reads=_ACCOUNTS, looks_at=topics.WORKERS_GROUP),
+    "ledger": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),
+    "console": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),
     "replay": Role(reads=_ACCOUNTS, writes=(topics.FRAMES,), looks_at=topics.WORKERS_GROUP),
-    "publish": Role(reads=(topics.MODELS,), writes=(topics.MODELS,)),
+    "publish": Role(
+        reads=(topics.MODELS, topics.MODEL_REPORTS, topics.SHADOW_VERDICTS), writes=(topics.MODELS,)
+    ),  # and promote, rollback, models
 }
 """The role of each command that talks to the broker."""
 

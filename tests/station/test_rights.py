@@ -150,7 +150,7 @@ def works(settings: Settings) -> None:
         client.close(autocommit=False)
     for topic in ROLES["work"].writes:
         writer = kafka_clients.producer(settings, topic.name)
-        writer.send(settings.topic(topic.name), value=b"v", partition=0).get(timeout=10)
+        writer.send(settings.topic(topic.name), key=b"k", value=b"v", partition=0).get(timeout=10)
         kafka_clients.close_producer(writer)
     admin = kafka_clients.admin(settings)
     try:
@@ -214,10 +214,19 @@ def test_doctor_tells_each_role_which_rights_it_lacks(login: Login, prefix: str)
     assert set(told) == {f"this user may not {role}" for role in ROLES if role != "produce"}
     work = told["this user may not work"]
     assert work.status is Status.WARN and "acls --role work" in work.remedy
+    writes = ("verdicts", "defects", "dead-letters", "model-reports", "shadow-verdicts")
     lacking = [*(f"READ on topic {prefix}{name}" for name in ("frames", "models")),
-               *(f"WRITE on topic {prefix}{name}" for name in ("verdicts", "defects", "dead-letters")),
-               f"READ on group {prefix}workers"]  # fmt: skip
+               *(f"WRITE on topic {prefix}{name}" for name in writes)]  # fmt: skip
+    # The broker tells the rights on a group to those who may see it, and once it has had members.
     assert work.text.removeprefix("this user may not work: it lacks ").split(", ") == lacking
+
+
+def test_doctor_tells_the_right_to_join_a_group_that_is_lacking(login: Login, prefix: str) -> None:
+    group = Right(Operation.READ, "group", f"{prefix}{topics.WORKERS_GROUP}")
+    works(login("work", ROLES["work"].rights(prefix)))
+    settings = login("work", [right for right in ROLES["work"].rights(prefix) if right != group])
+    told = [finding.text for finding in doctor_checks.rights(settings)]
+    assert f"this user may not work: it lacks {group}" in told
 
 
 def test_doctor_fails_for_a_user_without_any_right_and_for_none_else(login: Login, root: Settings) -> None:
@@ -274,6 +283,13 @@ def test_printed_commands_are_what_kafka_acls_takes(
         done = subprocess.run([*java, *line.split()[1:]], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr + done.stdout
     produces(settings)
+
+
+def test_every_topic_is_written_and_read_by_a_role_or_by_browsers() -> None:
+    written = {topic for role in ROLES.values() for topic in role.writes}
+    read = {topic for role in ROLES.values() for topic in role.reads}
+    assert written == set(topics.ALL)
+    assert set(topics.ALL) - read == {topics.CLASSES}  # for consumers outside of the line
 
 
 def test_documentation_lists_the_rights_of_each_role() -> None:
