@@ -34,7 +34,6 @@ from flawline.field_limits import (
     Limited,
     Pattern,
     Prose,
-    Text,
     TimeMs,
     TimeNs,
     Within,
@@ -53,7 +52,13 @@ REGION_LIMIT = 256
 
 CameraName = Annotated[str, Pattern(CAMERA_NAME, "camera name: 1 to 64 of A-Z a-z 0-9 . _ -, not beginning with a dot")]
 ObjectKey = Annotated[str, Pattern(re.compile("[0-9a-f]{64}"), "object key: the SHA-256 of its content")]
-Uri = Annotated[str, Text(2_048)]
+ModelUri = Annotated[
+    str,
+    Pattern(
+        re.compile(r"(?:(?:file|s3|gs|gcs|az|abfs|abfss)://)?(?:(?!::|://)[^\x00-\x1f\x7f\ud800-\udfff]){1,1024}"),
+        "folder, and no address of a bucket (file, s3, gs, gcs, az, abfs, abfss)",
+    ),
+]
 
 MODEL_HISTORY_LIMIT = 20
 """Models that a rollback can reach. A judgement, not measured."""
@@ -415,7 +420,7 @@ class ModelPointer(Limited):
 
     role: str
     version: str
-    uri: Uri
+    uri: ModelUri
     published_at: TimeNs
     by: str | None = None
 

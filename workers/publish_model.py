@@ -109,7 +109,10 @@ def publish_model(
         raise UsageError(f"{model}: no such model folder: make one with `flawline fit DATA --out {model}`")
     version = verify(model, settings.worker)
     place = _copied(model, settings.data_dir / "models" / version) if copy else model
-    pointer = ModelPointer(role, version, uri or str(place.resolve()), clock(), by=user_name())
+    try:
+        pointer = ModelPointer(role, version, uri or str(place.resolve()), clock(), by=user_name())
+    except ValueError as error:
+        raise UsageError(f"model {version} cannot be announced: {error}") from error
     if role == ACTIVE:
         _activate(settings, pointer)
         return pointer
