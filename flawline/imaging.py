@@ -169,30 +169,36 @@ def to_rgb(image: np.ndarray, *, bgr: bool = False) -> np.ndarray:
 
     `bgr` gives the order of its colour channels. Raises ImageError.
     """
-    if image.dtype == np.uint16 and image.ndim in (2, 3):
-        scaled = np.empty(image.shape, np.uint8)
-        for strip in _strips(image):
-            scaled[strip] = image[strip] >> 8
-        image = scaled
-    elif image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    elif np.issubdtype(image.dtype, np.floating):
-        image = (np.nan_to_num(image).clip(0, 1) * 255 + 0.5).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        raise ImageError(f"pixels of type {image.dtype} are not read: 8-bit, 16-bit or floats in 0..1")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or 0 in image.shape or image.shape[2] not in (1, 2, 3, 4):
         raise ImageError(f"image of shape {image.shape} is not (height, width, 1 to 4 channels)")
-    if image.shape[2] in (2, 4):
-        blended = np.empty((*image.shape[:2], image.shape[2] - 1), np.uint8)
-        for strip in _strips(image):
-            alpha = image[strip][:, :, -1:].astype(np.uint16)
-            blended[strip] = (image[strip][:, :, :-1] * alpha + 127) // 255
-        image = blended
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+    if image.dtype == np.uint8 and image.shape[2] == 3 and not bgr:
+        return np.ascontiguousarray(image)
+    result = np.empty((*image.shape[:2], 3), np.uint8)
+    for strip in _strips(image):
+        colours = _without_alpha(_of_8_bits(image[strip]))
+        result[strip] = colours[:, :, ::-1] if bgr else colours
+    return result
+
+
+def _of_8_bits(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)
+    if image.dtype == bool:
+        return image.astype(np.uint8) * 255
+    if np.issubdtype(image.dtype, np.floating):
+        return (np.nan_to_num(image).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    raise ImageError(f"pixels of type {image.dtype} are not read: 8-bit, 16-bit or floats in 0..1")
+
+
+def _without_alpha(image: np.ndarray) -> np.ndarray:
+    if image.shape[2] not in (2, 4):
+        return image
+    alpha = image[:, :, -1:].astype(np.uint16)
+    return ((image[:, :, :-1] * alpha + 127) // 255).astype(np.uint8)
 
 
 def _strips(image: np.ndarray) -> Iterator[slice]:
