@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+import typer
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from flawline import redaction
@@ -188,12 +189,41 @@ COMMANDS = [
     ["dashboards", "push"],
     ["classes", "list"],
     ["classes", "list", "--json"],
+    ["classes", "show", "C-1"],
+    ["classes", "name", "C-1", "scratch"],
+    ["classes", "merge", "C-1", "C-2"],
+    ["classes", "split", "C-1"],
+    ["classes", "dismiss", "C-1"],
+    ["classes", "severity", "C-1", "3"],
+    ["classes", "dismissed"],
     ["publish", "."],
+    ["promote"],
+    ["rollback"],
+    ["models"],
+    ["topics", "acls"],
+    ["objects", "create"],
+    ["objects", "collect"],
+    ["dashboards", "write", "boards"],
     ["fit", ".", "--out", "model"],
     ["extend", ".", ".", "--out", "x"],
     ["evaluate", ".", "."],
     ["explain", ".", "part.png", "-o", "page.html"],
 ]
+
+
+def every_command(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of each command of the command line."""
+    for name, part in getattr(command, "commands", {}).items():
+        yield from every_command(part, *path, name)
+    if not hasattr(command, "commands"):
+        yield path
+
+
+def test_every_command_is_tried() -> None:
+    """Not `demo`, which makes its own settings (see below), and not `broker`, which reads three settings and serves."""
+    tried = {" ".join(arguments) for arguments in COMMANDS}
+    commands = {" ".join(words) for words in every_command(typer.main.get_command(main.app))} - {"demo", "broker"}
+    assert not {command for command in commands if not any(f"{line} ".startswith(f"{command} ") for line in tried)}
 
 
 @pytest.fixture
