@@ -29,12 +29,13 @@ def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None
         # system has no clusters: then it listens on loopback only, which one machine needs.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     options = {"address": address} if address else {"address": "local", "include_dashboard": False, **local}
-    with _starting, _kept_signal_handlers():
+    with _starting:
         try:
             import ray
 
             if not ray.is_initialized():
-                ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **options)
+                with _kept_signal_handlers():
+                    ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **options)
         except (ImportError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             if address:
                 raise FlawlineError(
@@ -57,12 +58,21 @@ def stop_ray() -> None:
 
 @contextlib.contextmanager
 def _kept_signal_handlers() -> Iterator[None]:
-    """Put the handlers of SIGTERM and SIGINT back: Ray's own end the process before its work is finished."""
+    """Keep our handlers of SIGTERM and SIGINT while Ray starts and after that: Ray's own end the process at once.
+
+    In the main thread Ray sets a handler when it begins, and its core sets others below Python's when it is up. Started
+    from another thread, Ray's processes would end together with that thread.
+    """
+    from ray._private import utils
+
     in_main = threading.current_thread() is threading.main_thread()  # only there can Ray, or we, set a handler
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if in_main}
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _handler: None
     try:
         yield
     finally:
+        utils.set_sigterm_handler = set_handler
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)

@@ -89,6 +89,8 @@ class Supervisor:
         stop = stop or threading.Event()
         CameraMasks(self._settings.cameras)  # a mask that cannot be used is reported here, not by every actor
         start_ray(self._settings)
+        if stop.is_set():
+            return False
         kafka_clients.ensure_topics(self._settings)
         self._check_partitions()
         if not self._await_model(stop):
@@ -377,12 +379,13 @@ class Supervisor:
     def _retire(self, actors: Sequence[Actor]) -> None:
         import ray
 
-        if not actors:
-            return
-        for actor in actors:
+        # One that still loads its model has no frames, and would not hear that it is to stop.
+        working = [actor for actor in actors if actor.is_ready]
+        for actor in working:
             actor.stop()
         patience_s = 2 * self._worker.stop_timeout_s + 5  # `run` drains for one such time, then closes within another
-        ray.wait([actor.run for actor in actors], num_returns=len(actors), timeout=patience_s)
+        if working:
+            ray.wait([actor.run for actor in working], num_returns=len(working), timeout=patience_s)
         for actor in actors:
             actor.kill()
 

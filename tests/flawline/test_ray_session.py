@@ -10,17 +10,34 @@ import pytest
 pytestmark = pytest.mark.system
 
 HANDLERS = """
-import signal
+import os, signal, threading
 from flawline import ray_session
 
-def handler(number, frame): pass
+received = []
+
+def handler(number, frame): received.append(number)
+
+def ask_all_the_time():
+    while not started.wait(0.1):
+        for number in numbers:
+            os.kill(os.getpid(), number)
 
 numbers = (signal.SIGTERM, signal.SIGINT)
+started = threading.Event()
 for number in numbers:
     signal.signal(number, handler)
+asking = threading.Thread(target=ask_all_the_time)
+asking.start()
 for _ in range(2):
     ray_session.start_ray(None, log_to_driver=False, num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+started.set()
+asking.join()
 import ray
+assert set(received) == set(numbers)
+received.clear()
+for number in numbers:
+    os.kill(os.getpid(), number)
+assert set(received) == set(numbers)
 assert ray.is_initialized()
 assert all(signal.getsignal(number) is handler for number in numbers)
 ray_session.stop_ray()
@@ -72,7 +89,7 @@ def run(script: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_session_starts_once_and_leaves_the_signal_handlers_alone() -> None:
+def test_session_starts_once_and_leaves_signals_to_our_handlers_also_while_it_starts() -> None:
     assert run(HANDLERS) == "done"
 
 
