@@ -67,7 +67,7 @@ def test_actors_of_a_killed_supervisor_end_and_the_next_one_goes_on(
         process = work_process.start(settings, tmp_path)
         try:
             feeder.send(*(frame(f"cam-{i % CAMERAS}", i // CAMERAS) for i in range(40)))
-            read(settings, "verdicts", Verdict, 40)
+            read(settings, "verdicts", Verdict, 40, timeout_s=120)
             # Two helpers of Ray end by themselves a minute later; they hold no camera and no model.
             actors = [child for child in descendants(process) if "InspectorActor" in "".join(child.cmdline())]
             assert len(actors) == 1
@@ -76,7 +76,7 @@ def test_actors_of_a_killed_supervisor_end_and_the_next_one_goes_on(
             wait_until(lambda: not living(actors), 30)
             feeder.send(*(frame(f"cam-{i % CAMERAS}", 10 + i // CAMERAS) for i in range(40)))
             process = work_process.start(settings, tmp_path)
-            verdicts = read(settings, "verdicts", Verdict, 80)
+            verdicts = read(settings, "verdicts", Verdict, 80, timeout_s=120)
             assert stopped(process) == 0
         finally:
             process.kill()
