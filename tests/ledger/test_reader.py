@@ -307,6 +307,15 @@ def test_ledger_reads_apache_kafka_the_same(apache_kafka: Any, line_settings: Se
         line.scored(0)
         line.committed(1)
         account = account_of(line)
+        with LedgerReader(settings) as reader:
+            assert reader.poll().total == account
+            reader._snapshot_due_s = 0.0
+            assert reader.keep_snapshot()
+            assert 0 < reader.unread_expire_in_s()[1] < 6 * 3600 + 1
+        reads: list[int] = []
+        assert ledger.read(settings, lambda done, total: reads.append(total)).cameras[line.camera] == account
+        assert max(reads, default=0) <= 2, "the frames in the log, and no outcome"
+        assert ledger.read(settings, since_ns=time.time_ns()).total.captured == 0
     finally:
         line.close()
     assert (account.scored, account.in_flight, account.gaps, account.dropped) == (1, 2, 1, {"oversize": 1})
