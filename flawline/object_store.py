@@ -35,6 +35,11 @@ BUCKET_TRUST_S = 5.0
 an SSD): a volume can go away at any time, and a write into the empty folder below it would be lost. A bucket that is
 gone says so itself. The 5 s are a judgement, not measured."""
 
+BUCKET_ANSWER_S = 10.0
+"""How long a bucket may be silent in the middle of a request, which is then repeated once. Left to themselves the
+libraries try a server that hangs 25 times, for 15 s each: 405 s (measured) until anybody learns that the store is away.
+The 10 s are a judgement, not measured."""
+
 MARKER_WRITE_S = 2.0
 """How long the one who makes a store has for the few bytes of its marker. A judgement, not measured."""
 
@@ -89,10 +94,14 @@ class ObjectStore:
     def __init__(self, url: str, line: str) -> None:
         try:
             # A listing must show what other machines write, and a new process may have another environment.
-            filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+            filesystem, root = fsspec.core.url_to_fs(
+                url, use_listings_cache=False, skip_instance_cache=True, **_options(url)
+            )
         except (ImportError, ValueError) as error:
             raise UsageError(f"frames.objects_url {redact(url)!r} cannot be used: {redact(one_line(error))}") from error
         self._filesystem: Any = filesystem
+        if hasattr(filesystem, "retries"):
+            filesystem.retries = 1  # of s3fs; it would repeat what its client has repeated, five times more
         self.root = root.rstrip("/")
         self.line = line
         # A bucket has no folders, and an upload appears in it whole.
@@ -306,8 +315,11 @@ class ObjectStore:
         """Yield every object, and every part of one whose writer died (its key then ends in `.part`)."""
         with self._away():
             self.require()
-        for number in range(256):  # folder by folder, to hold one of them in memory
-            yield from self._objects_in(f"{self.root}/{number:02x}")
+            folders = sorted(self._filesystem.ls(self.root, detail=False))
+        for folder in folders:  # one by one, to hold the entries of one of them in memory
+            name = folder.rstrip("/").rpartition("/")[2]
+            if len(name) == 2 and set(name) <= HEX:
+                yield from self._objects_in(folder)
 
     def _objects_in(self, folder: str) -> list[StoredObject]:
         with self._away():
@@ -344,6 +356,16 @@ class ObjectStore:
 def is_key(text: str) -> bool:
     """Return whether a text is a key of an object: 64 hexadecimal digits."""
     return len(text) == 64 and set(text) <= HEX
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return the options of the filesystem: those of S3's client, under what a user has configured for fsspec."""
+    protocol = url.partition("://")[0]
+    if protocol not in ("s3", "s3a"):
+        return {}
+    configured = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    patience = {"read_timeout": BUCKET_ANSWER_S, "retries": {"total_max_attempts": 2}}
+    return {"config_kwargs": patience | configured}
 
 
 def _remedy(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_server_that_is_down_is_an_outage_and_works_when_it_is_back(s3_server: S
     s3_server.kill()
     with pytest.raises(StoreAway, match="Could not connect"):
         store.put(b"abcde")
+
+
+def test_server_that_hangs_is_an_outage_in_bounded_time(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawline.object_store.BUCKET_ANSWER_S", 1.0)
+    store = ObjectStore(URL, LINE)
+    store.create()
+    key = store.put(b"abc")
+    s3_server.hang()
+    try:
+        started = time.monotonic()
+        with pytest.raises(StoreAway, match="timeout"):
+            store.get(key, 3)
+        assert time.monotonic() - started < 30  # two attempts of 1 s, on a busy machine
+    finally:
+        s3_server.go_on()
+    assert store.get(key, 3) == b"abc"
 
 
 def test_bucket_that_is_removed_is_an_outage_and_is_not_made_anew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,14 @@ class S3Server:
     def stop(self) -> None:
         """Refuse every connection from now on."""
         self._order("stop")
+
+    def hang(self) -> None:
+        """Take connections and answer none."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Answer again after `hang`."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process at once."""
