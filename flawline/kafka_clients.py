@@ -28,9 +28,12 @@ from flawline import kafka_refusal, topics
 from flawline.checked_producer import CheckedProducer
 from flawline.clock import monotonic
 from flawline.errors import FlawlineError, UsageError, one_line
+from flawline.record_headers import read_any_names
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
+
+read_any_names()
 
 BOOTSTRAP_TIMEOUT_MS = 10_000
 

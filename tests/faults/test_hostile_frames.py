@@ -123,6 +123,30 @@ def test_a_record_with_a_key_and_headers_of_any_size_is_a_letter_too(
     assert (letter.value, letter.reason) == (b"v", DeadLetterReason.UNDECODABLE)
 
 
+class Latin(str):
+    """A name that the client sends in another encoding, as some clients do."""
+
+    def encode(self, *_: Any) -> bytes:
+        return b"gr\xf6\xdfe"
+
+
+def test_a_record_with_a_header_name_that_is_no_text_is_scored_like_any_other(
+    either_broker: RunningBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(either_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder, inspecting(settings):
+        sent = frame("cam-0", 0)
+        names = [*messages.headers(sent), (Latin("size"), b"\xff"), ("grün", b"")]
+        feeder.send_bytes("cam-0", messages.encode(sent), names)
+        feeder.send_bytes("cam-0", b"gr\xf6\xdfe", [(Latin("size"), b"7")])
+        feeder.send(frame("cam-0", 1))
+        feeder.flush()
+        verdicts = read(settings, "verdicts", Verdict, 2)
+        (letter,) = read(settings, "dead-letters", DeadLetter, 1)
+    assert {verdict.sequence for verdict in verdicts} == {0, 1}
+    assert (letter.value, letter.headers) == (b"gr\xf6\xdfe", (("gr??e", b"7"),))
+
+
 @pytest.mark.parametrize("extra", [{}, {"colour": "red", "depth_map": b"new"}], ids=["older", "newer"])
 def test_frames_of_older_and_newer_producers_are_scored(
     either_broker: RunningBroker, tmp_path: Path, extra: dict[str, Any]
