@@ -68,14 +68,24 @@ for group in (topics, objects, dashboards, classes):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 fine, 1 the work failed, 2 bad usage or configuration, 130 interrupted."""
+    """Run a command and exit: 0 fine, 1 the work failed, 2 bad usage or configuration, 130 interrupted, 143 ended.
+
+    A role that is asked to end (SIGTERM) has done what it was asked for: 0, also before it has begun.
+    """
     from flawline.stopping import follow_parent
 
     redact_output()
     keep_files_private()
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    code = 0 if _is_role(arguments) else 143
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))  # so that every `finally` runs
     follow_parent()
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(_run(arguments))
+
+
+def _is_role(arguments: list[str]) -> bool:
+    """Return whether the command runs until it is asked to end."""
+    return arguments[:1] in [[role.__name__] for role in ROLES] or "--watch" in arguments
 
 
 def _run(arguments: list[str]) -> int:
@@ -118,10 +128,6 @@ def _fail(message: str, code: int) -> int:
 
     terminal.fail(f"error: {message}")
     return code
-
-
-def _on_sigterm(*_: object) -> None:
-    raise SystemExit(143)  # so that every `finally` runs
 
 
 if __name__ == "__main__":

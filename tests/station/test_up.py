@@ -224,6 +224,15 @@ def test_signals_end_a_role_cleanly(
     assert process.returncode == code and "Traceback" not in stderr
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["work"], 0), (["ledger", "--watch"], 0), (["fit", "data"], 143)])
+def test_role_that_is_stopped_before_it_has_begun_ends_with_0(arguments: list[str], code: int) -> None:
+    script = (
+        "import os, signal; from station.cli import main; "
+        f"main._run = lambda arguments: os.kill(os.getpid(), signal.SIGTERM); main.main({arguments!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == code
+
+
 def listening(port: int) -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).close()
