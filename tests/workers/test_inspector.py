@@ -370,8 +370,8 @@ def test_topics_that_are_deleted_and_made_again_cost_what_was_in_them_and_nothin
             wait_until(lambda: settings.topic("verdicts") in admin.list_topics())  # the worker makes it again
             admin.close()
             verdicts = read(settings, "verdicts", Verdict, again)
+    # Not their order: a broker that lost a log knows no sequence of its producer, and takes a later batch first.
     assert {verdict.sequence for verdict in verdicts} == set(range(20, 20 + again))
-    assert_in_order(verdicts)
 
 
 def test_a_verdict_that_the_broker_refuses_becomes_a_dead_letter_and_the_camera_goes_on(
