@@ -11,6 +11,7 @@ The rule, so that no test is left without a kind:
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import sys
@@ -80,6 +81,17 @@ def _no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     yield
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_another_test() -> Iterator[None]:
+    """Undo what a command that a test runs in this process does to the logs: their levels, and a closed stream."""
+    loggers = [logging.getLogger(name) for name in ("", "faiss", "kafka", "kafka.net.selector")]
+    levels, handlers = [logger.level for logger in loggers], list(loggers[0].handlers)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    loggers[0].handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)
