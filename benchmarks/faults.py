@@ -228,9 +228,13 @@ def run(
     every_s: float = 2.5,
     durability: str = "disk",
     kinds: list[str] | None = None,
+    quiet_s: float = QUIET_S,
     log: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the figures of the audit, and the details: how often each fault happened."""
+    """Return the figures of the audit, and the details: how often each fault happened.
+
+    `quiet_s` is the time without faults before and behind them, after which memory and descriptors are compared.
+    """
     chance = random.Random(seed)
     chosen = kinds or [kind for kind in WEIGHTS if not (kind == "disk-broker" and broker == "apache")]
     weights = [WEIGHTS[kind] for kind in chosen]
@@ -240,7 +244,7 @@ def run(
     ):
         try:
             line.wait_for_verdicts(20)
-            time.sleep(QUIET_S / 2)
+            time.sleep(quiet_s / 2)
             before = line.footprint()
             faults = Faults(line, chance)
             end = time.monotonic() + minutes * 60
@@ -251,7 +255,7 @@ def run(
             back_at = time.monotonic()
             line.wait_for_verdicts(1, timeout_s=120)
             resumed_after_s = time.monotonic() - back_at
-            time.sleep(QUIET_S)
+            time.sleep(quiet_s)
             after = line.footprint()
             report = line.settle(SETTLE_S)
             total = report.total
