@@ -22,7 +22,7 @@ from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Fr
 from flawline.object_store import object_store
 from flawline.settings.tree import Settings
 from flawline.topics import WORKERS_GROUP
-from tests.support.brokers import ApacheKafka, RunningBroker
+from tests.support.brokers import RunningBroker
 from tests.workers.line import (
     FULL,
     NOT_FINITE,
@@ -347,30 +347,6 @@ def test_a_worker_that_starts_in_an_outage_waits_for_the_broker(fresh_broker: Em
         inspector.stop()
         running.join(30)
         assert not running.is_alive()
-
-
-@pytest.mark.parametrize("again", [10, 40])
-def test_topics_that_are_deleted_and_made_again_cost_what_was_in_them_and_nothing_more(
-    apache_kafka: ApacheKafka, tmp_path: Path, again: int
-) -> None:
-    # The embedded broker gives topics no ids, so that a worker may notice late, or never, that one is another.
-    settings = line_settings(apache_kafka.bootstrap, tmp_path)
-    with feeding(settings) as feeder, inspecting(settings):
-        feeder.send(*(frame("cam-0", s) for s in range(20)))
-        feeder.flush()
-        read(settings, "verdicts", Verdict, 20)
-        wait_until(lambda: committed(settings, 0) == 20)
-        admin = kafka_clients.admin(settings)
-        admin.delete_topics([settings.topic(name) for name in ("frames", "verdicts")])
-        wait_until(lambda: kafka_clients.ensure_topics(settings, ["frames"]))
-        with feeding(settings) as later:
-            later.send(*(frame("cam-0", s) for s in range(20, 20 + again)))
-            later.flush()
-            wait_until(lambda: settings.topic("verdicts") in admin.list_topics())  # the worker makes it again
-            admin.close()
-            verdicts = read(settings, "verdicts", Verdict, again)
-    # Not their order: a broker that lost a log knows no sequence of its producer, and takes a later batch first.
-    assert {verdict.sequence for verdict in verdicts} == set(range(20, 20 + again))
 
 
 def test_a_verdict_that_the_broker_refuses_becomes_a_dead_letter_and_the_camera_goes_on(
