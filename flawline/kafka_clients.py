@@ -215,6 +215,18 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
     return client
 
 
+def resume_rebalance(client: KafkaConsumer) -> None:
+    """Let a member of a group go on with a rebalance that the client has begun and forgotten; call it before each poll.
+
+    kafka-python 3.0.12 joins again when the metadata of a topic changes, and asks with each poll whether that is still
+    so. When the metadata is as before while the join is under way (a topic that was deleted and made again), nobody
+    waits for it any more: the member sends no heartbeats, and all its commits fail, for ever.
+    """
+    coordinator = client._coordinator
+    if coordinator.rejoining and not coordinator.need_rejoin():
+        coordinator.request_rejoin()
+
+
 def log_ends(settings: Settings, names: Iterable[str]) -> dict[TopicPartition, int]:
     """Return the end offset of each partition of the topics `names`; nothing of topics that do not exist.
 

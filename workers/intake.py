@@ -20,7 +20,7 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.errors import FencedInstanceIdError, KafkaError, RetriableError
 from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 
-from flawline import clock, telemetry
+from flawline import clock, kafka_clients, telemetry
 from flawline.byte_budget import ByteBudget
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import ExpiredFrames
@@ -180,6 +180,7 @@ class Intake:
             self._consumer.pause(*(to_pause - paused))
         if paused & assigned - to_pause:
             self._consumer.resume(*(paused & assigned - to_pause))
+        kafka_clients.resume_rebalance(self._consumer)
         telemetry.PAUSED_PARTITIONS.set(len(to_pause))
         self._paused_since = (self._paused_since or self._now()) if to_pause else None
         wait_s = TRIAL_POLL_S if self._suspects or self._trial else POLL_S
