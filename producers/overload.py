@@ -123,7 +123,7 @@ class OverloadWatch:
             committed = {}
         now_ns = self._now_ns()
         for name, lane in self._lanes.items():
-            offset = committed.get(self._partition_of(name)) if committed else None
+            offset = self._offset(name, committed)
             lag_s = lane.published.age_s(offset, now_ns) if offset is not None else 0.0
             telemetry.CAMERA_LAG.labels(name).set(lag_s)
             every = keep_every(lag_s, self._settings.producer.overload_after_s, lane.camera.priority)
@@ -133,6 +133,12 @@ class OverloadWatch:
             self._every[name] = every
             telemetry.KEPT_SHARE.labels(name).set(1 / every)
             lane.thin(every)
+
+    def _offset(self, camera: str, committed: Mapping[int, int]) -> int | None:
+        try:
+            return committed.get(self._partition_of(camera))
+        except KeyError:  # the broker has just come, and the camera has no partition yet
+            return None
 
     def _run(self) -> None:
         while not self._closed.wait(INTERVAL_S):

@@ -18,6 +18,7 @@ from producers import service
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, until
 from tests.support.brokers import unique
+from tests.support.folders import remove, replace_by_a_file, unmount
 from tests.support.s3 import BUCKET, S3Server
 from tests.workers.line import assert_in_order, inspecting, read, write_model
 
@@ -88,21 +89,7 @@ def assert_nothing_is_lost(settings: Settings) -> None:
     assert_in_order(verdicts)
 
 
-def _remove(folder: Path) -> None:
-    folder.rename(folder.with_name("aside"))
-
-
-def _replace_by_a_file(folder: Path) -> None:
-    _remove(folder)
-    folder.write_text("no folder")
-
-
-def _unmount(folder: Path) -> None:
-    _remove(folder)
-    folder.mkdir()
-
-
-@pytest.mark.parametrize("going", [_remove, _replace_by_a_file, _unmount])
+@pytest.mark.parametrize("going", [remove, replace_by_a_file, unmount])
 def test_folder_that_goes_away_twice_costs_no_frame(
     going: Callable[[Path], None], embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
@@ -162,7 +149,7 @@ def test_store_that_is_away_when_the_producer_starts_is_not_made_anew(
     first = RunningProducer(settings)
     go_on_for(first, RATE_HZ)
     first.finish()
-    _unmount(folder)
+    unmount(folder)
     second = RunningProducer(settings)
     try:
         go_on_for(second, RATE_HZ)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from flawline.errors import UsageError
 from flawline.object_store import FRESH_S, MARKER, MissingObjectError, ObjectStore, StoreAway
+from tests.support.folders import remove, replace_by_a_file, unmount
 
 LINE = "line-1"
 
@@ -125,22 +126,8 @@ def test_error_of_a_bucket_library_means_that_the_store_is_away(
 # A store that is not there
 
 
-def _remove(folder: Path) -> None:
-    folder.rename(folder.with_name("aside"))
-
-
-def _replace_by_a_file(folder: Path) -> None:
-    _remove(folder)
-    folder.write_text("no folder")
-
-
-def _unmount(folder: Path) -> None:
-    _remove(folder)
-    folder.mkdir()
-
-
 def _put_another_in_its_place(folder: Path) -> None:
-    _remove(folder)
+    remove(folder)
     store_in(folder).create()
 
 
@@ -152,9 +139,9 @@ def _bring_back(folder: Path) -> None:
 
 
 GOINGS: dict[str, Callable[[Path], None]] = {
-    "removed": _remove,
-    "replaced by a file": _replace_by_a_file,
-    "replaced by an empty folder": _unmount,
+    "removed": remove,
+    "replaced by a file": replace_by_a_file,
+    "replaced by an empty folder": unmount,
     "replaced by another store": _put_another_in_its_place,
 }
 
@@ -189,7 +176,7 @@ def test_volume_that_goes_away_during_a_write_costs_the_write_and_not_the_object
     write = store._write
 
     def unmount_and_write(path: str, data: bytes) -> None:
-        _unmount(folder)
+        unmount(folder)
         write(path, data)
 
     monkeypatch.setattr(store, "_write", unmount_and_write)

@@ -94,6 +94,15 @@ def test_while_the_broker_does_not_say_how_far_the_workers_are_every_capture_is_
     assert "every capture is kept again" in caplog.text
 
 
+def test_a_camera_without_a_partition_yet_is_not_thinned() -> None:
+    thinned: list[int] = []
+    lane = SimpleNamespace(published=PublishedFrames(), camera=CameraBase(name="cam"), thin=thinned.append)
+    partitions: dict[str, int] = {}
+    watch = OverloadWatch(Settings(), {"cam": lane}, partitions.__getitem__, committed=lambda _: {0: 1})
+    watch.look()
+    assert thinned == [1]
+
+
 def _away() -> dict[int, int]:
     raise KafkaTimeoutError("away")
 
