@@ -102,6 +102,7 @@ class DropReason(StrEnum):
     BROKER_REFUSED = "broker-refused"
     IN_FLIGHT_FULL = "in-flight-full"
     OVERLOAD = "overload"
+    OVERLOAD_OLDEST = "overload-oldest"
     STOPPED = "stopped"
     EXPIRED = "expired"
 

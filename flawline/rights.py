@@ -59,7 +59,7 @@ ROLES = {
     "produce": Role(
         reads=(topics.PARTITIONS,),
         writes=(topics.FRAMES, topics.LEDGER, topics.PARTITIONS),
-        looks_at=topics.WORKERS_GROUP,  # for producer.overload = "thin"
+        looks_at=topics.WORKERS_GROUP,  # for producer.overload
     ),
     "work": Role(
         reads=(topics.FRAMES, topics.MODELS),

@@ -97,7 +97,9 @@ class Backlog:
     Its lane calls it under the lane's lock `changed`, except for `write`, `work_on_disk` and `put_away`: these can wait
     for the disk, so they must be called without the lock, which they take for moments only.
 
-    `give_up` is called with epoch, sequence and reason of each frame that is lost, never under the lock.
+    `give_up` is called with epoch, sequence and reason of each frame that is lost, never under the lock. `is_too_late`
+    tells that a frame which is next need not be sent any more. With `sheds_oldest`, a spool at its limit makes room for
+    a new frame by giving up the oldest ones.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class Backlog:
         give_up: Callable[[int, int, DropReason], None],
         clock: Monotonic,
         changed: threading.Condition,
+        is_too_late: Callable[[Frame], bool] = lambda _: False,
+        sheds_oldest: bool = False,
     ) -> None:
         self._camera = camera
         self._changed = changed
@@ -117,6 +121,8 @@ class Backlog:
         self._on_disk = _OnDisk.of(spool)
         self._budget = budget
         self._give_up = give_up
+        self._is_too_late = is_too_late
+        self._sheds_oldest = sheds_oldest
         self._clock = clock
         self._rate = RateLimit(settings.replay_limit_bytes_per_s, clock)
         self._mode = _Mode.SPOOL
@@ -157,6 +163,11 @@ class Backlog:
         """Yield the entries that are not only on disk."""
         settled = (entry for entry, _ in self._settled)
         return chain(self._in_flight.values(), self._returned, self._pending, self._writing, settled)
+
+    @property
+    def in_flight(self) -> int:
+        """Return the number of frames that are sent and have no answer."""
+        return len(self._in_flight)
 
     def unanswered_s(self) -> float:
         """Return for how long the oldest frame in flight has no answer; 0 when no frame is in flight."""
@@ -204,10 +215,25 @@ class Backlog:
     def _append(self, entry: Entry, no_room: DropReason) -> None:
         """Write a frame to the spool, or give it up with the reason `no_room`."""
         try:
-            self._spool.append(entry.record)
+            self._store(entry)
         except SpoolFull as error:
             log.debug("camera %s: %s", self._camera, error)
             self._give_up(*entry.key, no_room)
+
+    def _store(self, entry: Entry) -> None:
+        """Write a frame to the spool, in place of the oldest ones if it is full. Raises SpoolFull."""
+        while True:
+            try:
+                return self._spool.append(entry.record)
+            except SpoolFull as error:
+                may_shed = self._sheds_oldest and not isinstance(error, DiskFailed)
+                if not may_shed or (oldest := self._spool.shed_oldest()) is None:
+                    raise
+                log.warning(
+                    "camera %s: the spool is full, its %d oldest frames are given up", self._camera, len(oldest)
+                )
+                for key in oldest:
+                    self._give_up(*key, DropReason.OVERLOAD_OLDEST)
 
     def _append_or_keep(self, entry: Entry, no_room: DropReason, in_memory: bool) -> bool:
         """Write a frame to the spool, keep it in memory when the disk fails, or give it up with the reason `no_room`.
@@ -216,7 +242,7 @@ class Backlog:
         """
         if not in_memory:
             try:
-                self._spool.append(entry.record)
+                self._store(entry)
                 return False
             except SpoolFull as error:
                 log.debug("camera %s: %s", self._camera, error)
@@ -244,6 +270,10 @@ class Backlog:
         if (pause_s := self._not_before - self._clock()) > 0:
             return None, pause_s
         if self._mode is _Mode.SPOOL:
+            if self._held is not None and self._is_too_late(self._held.frame):
+                self._settled.append((self._held, DropReason.OVERLOAD_OLDEST))  # the budget never counted it
+                self._held = None
+                return None, 0.0
             if self._held is not None:
                 return self._replay(self._held)
             if self._is_read_due:
@@ -251,6 +281,9 @@ class Backlog:
             if self._in_flight:
                 return None, POLL_S
             self._mode = _Mode.MEMORY
+        if self._pending and self._is_too_late(self._pending[0].frame):
+            self.settle(self._pending.popleft(), DropReason.OVERLOAD_OLDEST)
+            return None, 0.0
         if self._pending:
             return self._take(self._pending.popleft()), None
         if self._on_disk.unread:

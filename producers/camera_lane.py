@@ -21,18 +21,18 @@ from typing import Any
 
 from flawline import messages, telemetry
 from flawline.byte_budget import ByteBudget
-from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
+from flawline.clock import NS, Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import one_line
 from flawline.imaging import ImageTooLarge
 from flawline.messages import DropReason, Frame, LedgerEntry
-from flawline.settings.producers import CameraBase, Durability, ProducerSettings, WhenFull
+from flawline.settings.producers import CameraBase, Durability, Overload, ProducerSettings, WhenFull
 from flawline.settings.tree import FrameSettings
 from producers.backlog import POLL_S, Backlog, Entry
 from producers.camera import Capture
 from producers.delivery import Drop, classify, decide
 from producers.framing import to_frame
 from producers.journal import EpochAccount, Journal
-from producers.overload import PublishedFrames
+from producers.overload import Outlook, PublishedFrames
 from producers.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -68,11 +68,19 @@ class CameraLane:
         self._send = send
         self._renew = renew
         self._now_ns = now_ns
+        self._clock = clock
         self._changed = threading.Condition(threading.RLock())
-        self._backlog = Backlog(camera.name, spool, budget, settings, self._drop, clock, self._changed)
+        # A source that waits may not lose frames.
+        sheds_oldest = settings.overload is Overload.OLDEST_FIRST and camera.full_policy is not WhenFull.WAIT
+        self._backlog = Backlog(
+            camera.name, spool, budget, settings, self._drop, clock, self._changed,
+            self._is_too_late if sheds_oldest else lambda _: False, sheds_oldest,
+        )  # fmt: skip
         self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
         self.epoch = self._journal.epoch
         self.published = PublishedFrames()
+        self.outlook: Outlook | None = None
+        self.given_up_late = 0
         self._every = 1
         self._capturing = threading.Lock()
         self._is_capturing = False
@@ -189,7 +197,15 @@ class CameraLane:
         stopping = self._finished and self._settings.spool_limit_bytes == 0
         return DropReason.STOPPED if stopping else DropReason.SPOOL_FULL
 
+    def _is_too_late(self, frame: Frame) -> bool:
+        """Return whether the workers would finish the frame, which is the next to be sent, too late."""
+        if (outlook := self.outlook) is None:
+            return False
+        age_s = (self._now_ns() - frame.captured_at) * NS
+        return outlook.is_too_late(age_s, self.published.next_offset + self._backlog.in_flight, self._clock())
+
     def _drop(self, epoch: int, sequence: int, reason: DropReason) -> None:
+        self.given_up_late += reason is DropReason.OVERLOAD_OLDEST
         telemetry.DROPPED.labels(self.camera.name, reason).inc()
         self._journal.drop(epoch, sequence, reason)
 

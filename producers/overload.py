@@ -1,8 +1,10 @@
-"""What producers do when the workers are too slow: keep everything, or thin the captures out by a policy.
+"""What producers do when the workers are too slow: keep everything, thin the captures out, or give up the oldest.
 
 Without a policy an overload ends at the retention of the topic `frames`: the broker deletes the oldest frames unread.
-With one, each camera keeps every n-th capture while its frames wait too long, and the others are counted as dropped
-with the reason `overload`.
+With `thin`, each camera keeps every n-th capture while its frames wait too long, and the others are counted as dropped
+with the reason `overload`. With `oldest-first`, a frame that is about to be sent and cannot have its verdict in time is
+given up with the reason `overload-oldest`: frames leave in order, so the oldest go first, and those behind them are
+live. A frame that is held back would wait as much less in the topic, so that would change nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ import bisect
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kafka.errors import KafkaError
 
 from flawline import kafka_clients, telemetry, topics
-from flawline.clock import NS, UtcNs, utc_ns
+from flawline.clock import NS, Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import FlawlineError, one_line
+from flawline.settings.producers import Overload
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -33,6 +38,13 @@ SAMPLE_NS = 500_000_000
 SAMPLES = 20_000
 """Published frames whose capture time is remembered: one each half a second, for three hours."""
 
+PACE_SPANS = 15
+"""Spans between two looks over which the workers' pace is measured, half a minute: a commit comes with each batch, so a
+single span says little. A judgement, not measured."""
+
+OUTLOOK_VALID_S = 5 * INTERVAL_S
+"""Age from which what is known of the workers decides nothing: the broker is away then. A judgement, not measured."""
+
 
 def keep_every(lag_s: float, after_s: float, priority: int) -> int:
     """Return n: every n-th capture is kept while the oldest frame without a verdict is `lag_s` old.
@@ -46,10 +58,60 @@ def keep_every(lag_s: float, after_s: float, priority: int) -> int:
     return int(min(SPARSEST, 2 ** math.ceil(math.log2(lag_s / bound_s))))
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What becomes of a frame that is sent: where and how fast the workers are, and how late its verdict may come.
+
+    `next_offset` is the offset that the workers finish next, as they said at `seen_at_s` (monotonic), and `per_s` the
+    frames that they finish in a second, None when that is not known. `within_s` is the age at which a frame must have
+    its verdict.
+    """
+
+    next_offset: int
+    per_s: float | None
+    within_s: float
+    seen_at_s: float
+
+    def is_too_late(self, age_s: float, ahead_of: int, now_s: float) -> bool:
+        """Return whether a frame of `age_s` would have its verdict too late behind the frames before `ahead_of`."""
+        since_s = now_s - self.seen_at_s
+        if since_s > OUTLOOK_VALID_S:
+            return False
+        if self.per_s is None:
+            return age_s > self.within_s
+        waiting = max(0.0, ahead_of - self.next_offset - self.per_s * since_s)
+        return age_s + waiting / self.per_s > self.within_s
+
+
+class Pace:
+    """How many frames of one camera the workers finish in a second, while there are any."""
+
+    def __init__(self) -> None:
+        self._spans: deque[tuple[int, float]] = deque(maxlen=PACE_SPANS)
+        self._last: tuple[int, bool, float] | None = None
+
+    def look(self, committed: int, published: int, at_s: float) -> float | None:
+        """Return frames per second, None while unknown, from the next offsets of workers and producer at `at_s`.
+
+        A span in which the workers had nothing to do or finished nothing says nothing of their pace.
+        """
+        if self._last is not None:
+            last, had_work, last_at_s = self._last
+            if committed < last:  # the log was replaced by a new one
+                self._spans.clear()
+            elif had_work and committed > last and at_s > last_at_s:
+                self._spans.append((committed - last, at_s - last_at_s))
+        self._last = committed, published > committed, at_s
+        if not self._spans:
+            return None
+        return sum(count for count, _ in self._spans) / sum(seconds for _, seconds in self._spans)
+
+
 class PublishedFrames:
     """The capture times of frames in the log, by offset, as the acknowledgements tell them. Thread-safe."""
 
     def __init__(self) -> None:
+        self.next_offset = 0
         self._offsets: list[int] = []
         self._captured_at: list[int] = []
         self._lock = threading.Lock()
@@ -57,6 +119,7 @@ class PublishedFrames:
     def add(self, offset: int, captured_at: int) -> None:
         """Remember an acknowledged frame, unless one of nearly the same time is remembered."""
         with self._lock:
+            self.next_offset = offset + 1
             if self._offsets and offset <= self._offsets[-1]:
                 self._offsets, self._captured_at = [], []  # the log was replaced by a new one
             if self._captured_at and captured_at - self._captured_at[-1] < SAMPLE_NS:
@@ -87,7 +150,7 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
 
 
 class OverloadWatch:
-    """Compares what cameras published with what the workers have finished, and thins the cameras out."""
+    """Compares what cameras published with what the workers have finished, and tells the lanes what it means."""
 
     def __init__(
         self,
@@ -96,13 +159,19 @@ class OverloadWatch:
         partition_of: Callable[[str], int],
         committed: Callable[[Settings], Mapping[int, int]] = committed_offsets,
         now_ns: UtcNs = utc_ns,
+        clock: Monotonic = monotonic,
     ) -> None:
         self._settings = settings
+        self._policy = settings.producer.overload
         self._lanes = lanes
         self._partition_of = partition_of
         self._committed = committed
         self._now_ns = now_ns
+        self._clock = clock
         self._every: dict[str, int] = {}
+        self._paces: dict[str, Pace] = {}
+        self._given_up: dict[str, int] = {}
+        self._giving_up: set[str] = set()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overload", daemon=True)
 
@@ -126,13 +195,33 @@ class OverloadWatch:
             offset = self._offset(name, committed)
             lag_s = lane.published.age_s(offset, now_ns) if offset is not None else 0.0
             telemetry.CAMERA_LAG.labels(name).set(lag_s)
-            every = keep_every(lag_s, self._settings.producer.overload_after_s, lane.camera.priority)
-            if every != self._every.get(name, 1):
-                text = "every capture is kept again" if every == 1 else f"1 of {every} captures is kept"
-                log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
-            self._every[name] = every
-            telemetry.KEPT_SHARE.labels(name).set(1 / every)
-            lane.thin(every)
+            if self._policy is Overload.OLDEST_FIRST:
+                self._foretell(name, lane, offset, lag_s)
+            else:
+                self._thin(name, lane, lag_s)
+
+    def _thin(self, name: str, lane: Any, lag_s: float) -> None:
+        every = keep_every(lag_s, self._settings.producer.overload_after_s, lane.camera.priority)
+        if every != self._every.get(name, 1):
+            text = "every capture is kept again" if every == 1 else f"1 of {every} captures is kept"
+            log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
+        self._every[name] = every
+        telemetry.KEPT_SHARE.labels(name).set(1 / every)
+        lane.thin(every)
+
+    def _foretell(self, name: str, lane: Any, offset: int | None, lag_s: float) -> None:
+        given_up, before = lane.given_up_late, self._given_up.get(name, 0)
+        if (given_up > before) != (name in self._giving_up):
+            self._giving_up ^= {name}
+            text = "those that cannot be in time are given up" if given_up > before else "every frame is sent again"
+            log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
+        self._given_up[name] = given_up
+        if offset is None:
+            lane.outlook = None
+            return
+        at_s, within_s = self._clock(), self._settings.producer.overload_after_s * 2.0**lane.camera.priority
+        per_s = self._paces.setdefault(name, Pace()).look(offset, lane.published.next_offset, at_s)
+        lane.outlook = Outlook(offset, per_s, within_s, at_s)
 
     def _offset(self, camera: str, committed: Mapping[int, int]) -> int | None:
         try:

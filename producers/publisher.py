@@ -134,7 +134,7 @@ class Publisher:
             lane.observe()
             lane.start()
         self._bookkeeper.start()
-        if self._settings.producer.overload is Overload.THIN:
+        if self._settings.producer.overload is not Overload.KEEP:
             self._overload.start()
 
     def check(self) -> None:

@@ -281,6 +281,30 @@ class Spool:
             except OSError as error:  # the next start removes it
                 log.error("spool segment %s ends with an incomplete record: %s", segment.path, error.strerror)
 
+    def shed_oldest(self) -> list[tuple[int, int]] | None:
+        """Delete the oldest segment of which no record was read; return epoch and sequence of its undelivered records.
+
+        Return None when there is no such segment: the one in writing stays. So a frame in flight is never given up.
+        """
+        for index, segment in enumerate(self._segments[:-1]):
+            start = self._head[1] if segment.number == self._head[0] else 0
+            if self._cursor > (segment.number, start):
+                continue
+            keys = [(header.epoch, header.sequence) for header, _ in walk(segment.path, start, segment.size_bytes)]
+            try:
+                segment.path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("spool segment %s cannot be removed: %s", segment.path, error.strerror)
+                return None
+            self._quota.give_back(segment.size_bytes)
+            del self._segments[index]
+            self.outstanding.subtract(epoch for epoch, _ in keys)
+            self.outstanding += Counter()  # removes epochs without undelivered records
+            delivered = self._confirmed.intersection(keys)  # before a `rewind`
+            self._confirmed -= delivered
+            return [key for key in keys if key not in delivered]
+        return None
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def next(self) -> Record | None:

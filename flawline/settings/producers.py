@@ -59,8 +59,8 @@ class CameraBase(BaseModel):
         0,
         ge=0,
         le=9,
-        description="Rank of the camera when `producer.overload` is thin: each step doubles the lag from which it is "
-        "thinned out.",
+        description="Rank of the camera in an overload: each step doubles `producer.overload_after_s` for it, so it "
+        "loses frames later.",
     )
     inspect: list[Polygon] = Field(
         [],
@@ -172,6 +172,7 @@ class Overload(StrEnum):
 
     KEEP = "keep"
     THIN = "thin"
+    OLDEST_FIRST = "oldest-first"
 
 
 class Durability(StrEnum):
@@ -219,13 +220,15 @@ class ProducerSettings(BaseModel):
     overload: Overload = Field(
         Overload.KEEP,
         description="What happens while the workers are too slow: keep publishes everything, so at last the broker "
-        "deletes frames unread; thin keeps every n-th capture and counts the others as dropped for overload.",
+        "deletes frames unread; thin keeps every n-th capture and counts the others as dropped for overload; "
+        "oldest-first gives up, as overload-oldest, the frames not sent yet that cannot be in time.",
     )
     overload_after_s: float = Field(
         30.0,
         gt=0,
-        description="Age of a camera's oldest frame without a verdict, in seconds, from which `overload` acts; it must "
-        "be well below the retention of the topic frames.",
+        description="Age in seconds from which `overload` acts, for thin that of a camera's oldest frame without a "
+        "verdict, for oldest-first that at which a frame would have its verdict; it must be well below the retention "
+        "of the topic frames.",
     )
     drain_timeout_s: float = Field(
         10.0, ge=0, description="Longest wait for acknowledgements at a stop; the other frames go to the spool."

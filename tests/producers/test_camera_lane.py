@@ -14,6 +14,7 @@ from kafka import errors
 from kafka.future import Future
 
 from flawline.byte_budget import ByteBudget
+from flawline.clock import monotonic, utc_ns
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
 from flawline.settings.tree import FrameSettings
@@ -21,8 +22,9 @@ from producers import backlog
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
 from producers.journal import Journal
+from producers.overload import Outlook
 from producers.spool import DiskFailed, Quota, Record, Spool
-from tests.producers.doubles import capture, until
+from tests.producers.doubles import capture, picture, until
 
 
 class AnsweringClient:
@@ -281,6 +283,36 @@ def test_full_spool_drops_the_newest_frames_as_spool_full(rig: Callable[..., Rig
     line.client.answer_all()
     line.wait_idle()
     assert line.client.delivered == list(range(first_dropped))
+
+
+def test_full_spool_gives_up_the_oldest_frames_that_are_not_in_flight_when_the_policy_says_so(
+    rig: Callable[..., Rig],
+) -> None:
+    class SmallSegments(Spool):
+        def __init__(self, folder: Path, quota: Quota) -> None:
+            super().__init__(folder, quota, segment_bytes=10 * FRAME_BYTES)
+
+    full = rig(spool=SmallSegments, spool_limit_bytes=100 * FRAME_BYTES, overload="oldest-first", durability="disk")
+    full.capture(300)
+    dropped = full.dropped()
+    assert set(dropped.values()) == {DropReason.OVERLOAD_OLDEST}
+    full.client.answer_all()
+    full.wait_idle()
+    assert full.client.delivered == [sequence for sequence in range(300) if sequence not in dropped]
+    assert full.client.delivered[-30:] == list(range(270, 300)), "the newest"
+
+
+@pytest.mark.parametrize("durability", ["memory", "disk"])
+def test_frame_that_would_be_late_is_given_up_before_it_is_sent(rig: Callable[..., Rig], durability: str) -> None:
+    late = rig(overload="oldest-first", durability=durability)
+    late.lane.outlook = Outlook(next_offset=0, per_s=None, within_s=60, seen_at_s=monotonic())
+    late.client.at_once = lambda _: None
+    for age_s in (300, 100, 2, 0):
+        late.lane.publish(Capture(utc_ns() - age_s * 1_000_000_000, pixels=picture()))
+    late.wait_idle()
+    assert late.client.delivered == [2, 3]
+    assert late.dropped() == dict.fromkeys(range(2), DropReason.OVERLOAD_OLDEST)
+    assert late.lane.given_up_late == 2
 
 
 def test_refused_write_permission_drops_with_its_reason_and_is_logged_once(

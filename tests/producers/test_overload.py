@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,25 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients
+from flawline.clock import utc_ns
 from flawline.messages import DropReason
 from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers import overload
-from producers.overload import SAMPLES, SPARSEST, OverloadWatch, PublishedFrames, keep_every
+from producers.camera import Capture
+from producers.overload import (
+    OUTLOOK_VALID_S,
+    SAMPLES,
+    SPARSEST,
+    Outlook,
+    OverloadWatch,
+    Pace,
+    PublishedFrames,
+    keep_every,
+)
 from producers.publisher import Publisher
 from tests.producers import topics
-from tests.producers.doubles import capture, until
+from tests.producers.doubles import capture, picture, until
 
 SECOND = 1_000_000_000
 
@@ -46,6 +58,55 @@ def test_an_overload_of_three_times_settles_at_a_lag_of_some_times_the_bound() -
         worst_s = max(worst_s, lag_s)
     assert 30 <= worst_s <= 90
     assert 30 <= lag_s <= 90
+
+
+@pytest.mark.parametrize("overload", [1.5, 3, 10])
+def test_oldest_first_holds_the_age_of_verdicts_at_the_bound_and_the_camera_never_goes_dark(overload: float) -> None:
+    """Workers finish 10 frames a second, in order; the captures come `overload` times as often."""
+    pace, outlook = Pace(), None
+    topic: list[float] = []  # capture times
+    sent_at: list[float] = []
+    finished, ages = 0, []
+    captures = 0.0
+    for tick in range(6000):  # tenths of seconds
+        now_s = tick / 10
+        if tick % 20 == 0:
+            outlook = Outlook(finished, pace.look(finished, len(topic), now_s), 30, now_s)
+        captures += overload
+        while captures >= 1:
+            captures -= 1
+            if outlook is None or not outlook.is_too_late(0, len(topic), now_s):
+                topic.append(now_s)
+                sent_at.append(now_s)
+        if finished < len(topic):
+            ages.append(now_s - topic[finished])
+            finished += 1
+    assert max(ages) < 1.2 * 30 + 2
+    assert 25 < ages[-1] < 32, "it settles there, so that as few frames as possible are lost"
+    assert finished > 0.99 * 6000, "the workers always have work"
+    assert max(later - earlier for earlier, later in itertools.pairwise(sent_at)) < 30 / 3
+
+
+def test_oldest_first_after_an_outage_sends_only_what_can_be_in_time() -> None:
+    idle = Outlook(next_offset=100, per_s=10, within_s=30, seen_at_s=50)
+    ages = [180, 60, 31, 29, 10, 0]
+    assert [idle.is_too_late(age_s, 100, 50) for age_s in ages] == [True, True, True, False, False, False]
+    behind = Outlook(next_offset=0, per_s=10, within_s=30, seen_at_s=50)
+    assert [behind.is_too_late(age_s, 200, 50) for age_s in ages] == [True] * 4 + [False] * 2
+    assert not any(behind.is_too_late(age_s, 200, 50 + OUTLOOK_VALID_S + 1) for age_s in ages), "nothing is known"
+    unknown = Outlook(next_offset=0, per_s=None, within_s=30, seen_at_s=50)
+    assert [unknown.is_too_late(age_s, 200, 50) for age_s in ages] == [True] * 3 + [False] * 3
+
+
+def test_the_pace_counts_only_spans_with_work_that_went_on() -> None:
+    pace = Pace()
+    assert pace.look(100, 100, 0) is None
+    assert pace.look(110, 110, 10) is None, "they had nothing to do at first"
+    assert pace.look(110, 200, 20) is None
+    assert pace.look(110, 200, 30) is None, "they stand still, which says nothing of their pace"
+    assert pace.look(130, 200, 40) == 2
+    assert pace.look(170, 200, 50) == 3
+    assert pace.look(0, 10, 60) is None, "another log"
 
 
 def test_the_age_is_that_of_the_first_frame_behind_the_committed_offset() -> None:
@@ -135,6 +196,34 @@ def test_a_camera_whose_workers_stand_still_is_thinned_and_the_ledger_names_the_
     assert set(dropped.values()) == {DropReason.OVERLOAD}
     assert len(dropped) >= 32, "at least every second one of 64"
     assert len(topics.ids(settings, "cam")) == captured - len(dropped)
+
+
+def test_frames_that_cannot_be_in_time_are_given_up_and_the_ledger_names_the_reason(
+    embedded_broker: EmbeddedBroker, line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overload, "INTERVAL_S", 0.05)
+    camera = CameraBase(name="cam", rate_hz=100)
+    producer = {"overload": "oldest-first", "overload_after_s": 60, "spool_dir": tmp_path, "ledger_interval_s": 0.1}
+    settings = line_settings.model_copy(
+        update={"producer": line_settings.producer.model_validate(producer), "cameras": []}
+    )
+    kafka_clients.ensure_topics(settings)
+    _commit(settings, dict.fromkeys(range(3), 0))
+    publisher = Publisher(settings, [camera])
+    publisher.start()
+    publisher.publish("cam", capture())
+    until(lambda: publisher.lanes["cam"].outlook, timeout_s=60, what="the first look at the workers")
+    monkeypatch.setattr(overload, "INTERVAL_S", 3600.0)  # what is known now stays
+    monkeypatch.setattr(overload, "OUTLOOK_VALID_S", 3600.0)
+    now_ns = utc_ns()
+    for age_s in (300, 100, 2, 0):
+        publisher.publish("cam", Capture(now_ns - age_s * SECOND, pixels=picture()))
+    until(lambda: publisher.idle, what="idle")
+    publisher.close(10)
+    (captured, dropped, closed) = next(iter(topics.accounts(settings).values()))
+    assert (captured, closed) == (5, True)
+    assert dropped == {1: DropReason.OVERLOAD_OLDEST, 2: DropReason.OVERLOAD_OLDEST}
+    assert [sequence for _, sequence in topics.ids(settings, "cam")] == [0, 3, 4]
 
 
 def _commit(settings: Settings, offsets: dict[int, int]) -> None:

@@ -98,6 +98,22 @@ def test_full_spool_refuses_and_has_room_again_after_delivery(tmp_path: Path) ->
     assert drained(spool) == [1, 2, 3]
 
 
+def test_shed_names_the_undelivered_records_of_the_oldest_segment_that_was_not_read(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "cam", Quota(PLENTY), segment_bytes=150)
+    for sequence in range(6):  # two records in each segment
+        spool.append(record(sequence, 60))
+    assert [spool.next().sequence for _ in range(4)] == [0, 1, 2, 3]
+    spool.confirm(7, 3)
+    assert spool.shed_oldest() is None, "two segments are in flight, the last one is in writing"
+    spool.rewind()
+    assert spool.shed_oldest() == [(7, 0), (7, 1)]
+    assert spool.shed_oldest() == [(7, 2)], "3 is delivered"
+    assert spool.shed_oldest() is None
+    assert spool.frames == 2
+    assert drained(spool) == [4, 5]
+    spool.close()
+
+
 def test_full_disk_is_a_full_spool_and_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path, Quota(PLENTY))
     spool.append(record(0))
@@ -197,7 +213,7 @@ def test_torn_tail_loses_only_what_was_not_wholly_written(
 
 
 class SpoolMachine(RuleBasedStateMachine):
-    """Any mix of append, read, confirm, rewind and restart delivers everything, in order, and nothing twice."""
+    """Any mix of append, read, confirm, shed, rewind and restart delivers what is not shed, in order, nothing twice."""
 
     folders = 0
 
@@ -211,7 +227,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.appended = 0
         self.read: list[int] = []  # read and not confirmed
         self.waiting: list[int] = []  # everything that is not confirmed
-        self.confirmed: set[int] = set()
+        self.shed: set[int] = set()
 
     @rule(size=st.integers(0, 200))
     def append(self, size: int) -> None:
@@ -235,6 +251,16 @@ class SpoolMachine(RuleBasedStateMachine):
         self.read.remove(sequence)
         self.waiting.remove(sequence)
 
+    @precondition(lambda self: self.undelivered == len(self.waiting))
+    @rule()
+    def shed_oldest(self) -> None:
+        keys = self.spool.shed_oldest()
+        sequences = [sequence for _, sequence in keys or []]
+        unread = [sequence for sequence in self.waiting if sequence not in self.read]
+        assert not sequences or sequences == unread[unread.index(sequences[0]) :][: len(sequences)]
+        self.shed.update(sequences)
+        self.waiting = [sequence for sequence in self.waiting if sequence not in self.shed]
+
     @rule()
     def rewind(self) -> None:
         self.spool.rewind()
@@ -246,7 +272,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.spool = Spool(self.folder, Quota(PLENTY), segment_bytes=150)
         # Confirmed behind an unconfirmed one: at least once, so these may come again after a restart.
         if self.waiting:
-            self.waiting = list(range(self.waiting[0], self.appended))
+            self.waiting = [n for n in range(self.waiting[0], self.appended) if n not in self.shed]
         self.read = []
 
     @invariant()
@@ -258,7 +284,8 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @property
     def undelivered(self) -> int:
-        return self.appended - (self.waiting[0] if self.waiting else self.appended)
+        first = self.waiting[0] if self.waiting else self.appended
+        return sum(n not in self.shed for n in range(first, self.appended))
 
     def teardown(self) -> None:
         self.spool.close()
