@@ -219,16 +219,14 @@ class ProducerSettings(BaseModel):
     )
     overload: Overload = Field(
         Overload.KEEP,
-        description="What happens while the workers are too slow: keep publishes everything, so at last the broker "
-        "deletes frames unread; thin keeps every n-th capture and counts the others as dropped for overload; "
-        "oldest-first gives up, as overload-oldest, the frames not sent yet that cannot be in time.",
+        description="What happens while the workers are too slow: keep publishes all, thin keeps every n-th capture "
+        "(the others are dropped as overload), oldest-first drops what cannot be in time as overload-oldest.",
     )
     overload_after_s: float = Field(
         30.0,
         gt=0,
-        description="Age in seconds from which `overload` acts, for thin that of a camera's oldest frame without a "
-        "verdict, for oldest-first that at which a frame would have its verdict; it must be well below the retention "
-        "of the topic frames.",
+        description="Age in seconds of a camera's oldest frame without a verdict from which thin acts, and by which "
+        "oldest-first wants every verdict; it must be well below the retention of the topic frames.",
     )
     drain_timeout_s: float = Field(
         10.0, ge=0, description="Longest wait for acknowledgements at a stop; the other frames go to the spool."
