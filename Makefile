@@ -12,10 +12,11 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(BIN)/flawline demo $(ARGS)
 
-# The unit tests on all cores, then the others one by one: those start servers. Exit code 5 is "no such test".
+# The unit tests on all cores, then the others two at a time: those start servers, and wait for them most of the time.
+# A file stays in one process, so that its tests share its servers. Exit code 5 is "no such test".
 test: install lint
 	$(BIN)/python -m pytest -m unit -n auto $(ARGS) || [ $$? = 5 ]
-	$(BIN)/python -m pytest -m "not unit" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m "not unit" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
 
 test-fast: install
 	$(BIN)/python -m pytest -m unit -n auto $(ARGS)

@@ -183,7 +183,7 @@ def end_the_lock(url: str) -> None:
     """End the connection that holds the lock of a store, as a failover does."""
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         holders = connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
             "WHERE locktype = 'advisory' AND granted AND datname = current_database()"
         ).fetchall()
     assert holders == [(True,)]

@@ -128,7 +128,7 @@ def test_a_published_model_is_picked_up_without_a_stop_and_a_broken_one_does_no_
             read(settings, "verdicts", Verdict, 1)
             pids = supervisor.actor_pids()
             publish_model(settings, "plain-8", tmp_path / "8")
-            wait_until(lambda: "flawline_model_load_failures_total 1.0" in supervisor.metrics()["0"])
+            wait_until(lambda: "flawline_model_load_failures_total 2.0" in supervisor.metrics()["0"])
             # An actor that dies now must come back with the model that works.
             os.kill(pids[0], signal.SIGKILL)
             wait_until(lambda: supervisor.actor_pids() not in ({}, pids))
