@@ -14,7 +14,7 @@ from kafka import errors
 from kafka.future import Future
 
 from flawline.byte_budget import ByteBudget
-from flawline.clock import monotonic, utc_ns
+from flawline.clock import Monotonic, monotonic, utc_ns
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
 from flawline.settings.tree import FrameSettings
@@ -24,7 +24,7 @@ from producers.camera_lane import CameraLane
 from producers.journal import Journal
 from producers.overload import Outlook
 from producers.spool import DiskFailed, Quota, Record, Spool
-from tests.producers.doubles import capture, picture, until
+from tests.producers.doubles import FakeClock, capture, picture, until
 
 
 class AnsweringClient:
@@ -115,7 +115,13 @@ class Rig:
     """Holds a lane and its answering client."""
 
     def __init__(
-        self, folder: Path, camera: CameraBase, limit_bytes: int = 1 << 20, spool: type[Spool] = Spool, **options: Any
+        self,
+        folder: Path,
+        camera: CameraBase,
+        limit_bytes: int = 1 << 20,
+        spool: type[Spool] = Spool,
+        clock: Monotonic = monotonic,
+        **options: Any,
     ) -> None:
         self.client = AnsweringClient()
         producer = ProducerSettings(**{"in_flight_limit_bytes": 1 << 20, "away_after_s": 60, **options})
@@ -123,7 +129,7 @@ class Rig:
         self.spool = spool(folder / camera.name, Quota(producer.spool_limit_bytes))
         self.lane = CameraLane(
             camera, 1, self.spool, self.budget, producer, FrameSettings(limit_bytes=limit_bytes), "frames",
-            self.client.send, self.client.renew,
+            self.client.send, self.client.renew, clock,
         )  # fmt: skip
         self.lane.start()
         self.closed = False
@@ -300,6 +306,37 @@ def test_full_spool_gives_up_the_oldest_frames_that_are_not_in_flight_when_the_p
     full.wait_idle()
     assert full.client.delivered == [sequence for sequence in range(300) if sequence not in dropped]
     assert full.client.delivered[-30:] == list(range(270, 300)), "the newest"
+
+
+@pytest.mark.parametrize("limit_frames", [100_000, 5_000], ids=["inside the cap", "beyond the cap"])
+def test_broker_that_is_away_for_two_hours_costs_no_frame_inside_the_cap_and_the_accounts_stay_small(
+    rig: Callable[..., Rig], tmp_path: Path, limit_frames: int
+) -> None:
+    clock = FakeClock()
+    limit_bytes = limit_frames * (FRAME_BYTES + 400)  # a message is a little more than its image
+    line = rig(spool_limit_bytes=limit_bytes, replay_limit_bytes_per_s=32 << 20, clock=clock, away_after_s=3)
+    line.client.at_once = lambda _: errors.KafkaTimeoutError("away")
+    image, captures = picture(), 2 * 3600
+    for sequence in range(captures):
+        line.lane.publish(Capture(utc_ns(), pixels=image))
+        clock.advance(1)
+        if sequence % 20 == 0:  # a broker that is away takes no account of the camera either
+            for account, _ in line.lane.ledger_entries():
+                account.failed()
+    assert line.budget.held_bytes <= line.budget.limit_bytes
+    assert sum(file.stat().st_size for file in line.spool.folder.glob("journal.db*")) < 5 << 20
+    assert sum(file.stat().st_size for file in line.spool.folder.glob("*.seg")) <= limit_bytes
+    line.client.at_once = lambda _: None
+
+    def is_delivered() -> bool:
+        clock.advance(0.1)  # the rate of the replay is bound to the clock
+        return line.lane.idle
+
+    until(is_delivered, timeout_s=120, what="the replay")
+    dropped = line.dropped()
+    assert line.client.delivered == [sequence for sequence in range(captures) if sequence not in dropped]
+    assert set(dropped.values()) == (set() if limit_frames > captures else {DropReason.SPOOL_FULL})
+    assert not dropped or captures - len(dropped) >= limit_frames
 
 
 @pytest.mark.parametrize("durability", ["memory", "disk"])
