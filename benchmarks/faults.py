@@ -7,7 +7,12 @@ while, so that they overlap. Then the line is left alone, the cameras end, and e
 and the store. The kinds: `kill-ROLE` (SIGKILL) and `pause-ROLE` (SIGSTOP for some seconds) of the producers, an actor,
 the workers' supervisor, discovery, the ledger and the broker, `stop-broker` (in order), `cut` (every connection is
 reset), `hold` (the network drops every packet), `slow` (64 kB/s per connection), `corrupt` (bytes that are no message
-on every topic of cameras), `disk` (no byte can be written: the producers' files, or those of an embedded broker).
+on every topic of cameras), `duplicate` (messages of these topics are written once more), `disk` (no byte can be
+written: the producers' files, or those of the broker), `clock-ROLE` (the wall clock is seconds to hours wrong for some
+seconds, and then right again).
+
+A clock needs a C compiler, the disk of Apache Kafka the right to mount a file system; without them these kinds are left
+out, and the report says so.
 
 SIGKILL of the producers costs the frames in their memory, which the journal counted: those are gaps. With
 `--durability disk`, the default, every frame is on disk before it counts, and there must be none.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import resource
 import sys
@@ -25,25 +31,37 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 from kafka.structs import TopicPartition
 
+from benchmarks import clocks
+from benchmarks.clocks import Clocks
 from benchmarks.report import Goal, emit
-from benchmarks.running_line import RunningLine
+from benchmarks.running_line import Footprint, RunningLine
+from benchmarks.small_disk import SmallDisk
 from discovery.store.store import Store
 from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Verdict
 
-PAUSE_S: Final = (1.0, 8.0)
-AWAY_S: Final = (0.5, 6.0)
+PAUSE_S: Final = (1.0, 6.0)
+AWAY_S: Final = (0.5, 4.0)
+WRONG_S: Final = (2.0, 8.0)
+OFFSETS_S: Final = (-7200.0, -600.0, -60.0, -5.0, 5.0, 60.0, 600.0, 7200.0)
+"""How wrong a clock is: a drift that a time server corrects, an operator's mistake, a wrong time zone. Two hours stay
+below the six that frames are kept."""
+
+ROLES_LIMIT_S: Final = 60.0
+DUPLICATES: Final = 5
+DISK_BYTES: Final = 2 << 30
 SLOW_BYTES_PER_S: Final = 64_000.0
 QUIET_S: Final = 20.0
-SETTLE_S: Final = 180.0
+SETTLE_S: Final = 600.0
 GARBAGE: Final = (b"", b"\x00" * 40, b"\x93\x01\x02", b"\xff" * 2_000, b"not a message at all")
 
 WEIGHTS: Final[dict[str, float]] = {
@@ -63,8 +81,14 @@ WEIGHTS: Final[dict[str, float]] = {
     "hold": 2,
     "slow": 2,
     "corrupt": 3,
+    "duplicate": 2,
     "disk-produce": 2,
     "disk-broker": 1,
+    "clock-produce": 2,
+    "clock-work": 2,
+    "clock-discover": 1,
+    "clock-ledger": 1,
+    "clock-broker": 1,
 }
 
 
@@ -77,14 +101,18 @@ class Faults:
     done: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
     corrupted: int = 0
+    duplicated: set[str] = field(default_factory=set)
     _broker: threading.Lock = field(default_factory=threading.Lock)
+    _clocks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _running: list[threading.Thread] = field(default_factory=list)
 
     def do(self, kind: str) -> None:
         """Begin one fault; `missed` counts those for which there was nothing to disturb."""
         action, _, target = kind.partition("-")
         work: Callable[[], bool]
-        if target == "broker":
+        if action == "clock":
+            work = partial(self._set_clock, target)
+        elif target == "broker":
             work = {"kill": self._kill_broker, "stop": self._stop_broker, "pause": self._pause_broker}.get(
                 action, self._fill_broker
             )
@@ -93,7 +121,13 @@ class Faults:
             victim = self.chance.choice(victims) if victims else None
             work = {"kill": self._kill, "pause": self._pause, "disk": self._fill}[action](victim)
         else:
-            work = {"cut": self._cut, "hold": self._hold, "slow": self._slow, "corrupt": self._corrupt}[action]
+            work = {
+                "cut": self._cut,
+                "hold": self._hold,
+                "slow": self._slow,
+                "corrupt": self._corrupt,
+                "duplicate": self._duplicate,
+            }[action]
         thread = threading.Thread(target=self._count, args=(kind, work), daemon=True)
         thread.start()
         self._running.append(thread)
@@ -177,10 +211,24 @@ class Faults:
 
     def _fill_broker(self) -> bool:
         with self._broker:
-            happened = self._fill(psutil.Process(self.line.broker.pid))()
-            if not self.line.broker_runs:  # Apache Kafka ends when its disk fails
+            if (disk := self.line.disk) is None:
+                return self._fill(psutil.Process(self.line.broker.pid))()
+            disk.fill()
+            time.sleep(self._between(PAUSE_S))
+            disk.relieve()
+            if not self.line.broker_runs:  # Apache Kafka ends when its disk fails, sooner or later
+                self.line.end_broker(kill=True)
                 self.line.start_broker()
-            return happened
+            return True
+
+    def _set_clock(self, role: str) -> bool:
+        if self.line.clocks is None:
+            return False
+        with self._clocks[role]:
+            self.line.clocks.jump(role, self.chance.choice(OFFSETS_S))
+            time.sleep(self._between(WRONG_S))
+            self.line.clocks.jump(role, 0.0)
+        return True
 
     # The network, and what comes over it
 
@@ -212,6 +260,29 @@ class Faults:
             kafka_clients.close_producer(producer)
         return True
 
+    def _duplicate(self) -> bool:
+        """Write the newest messages of a partition of each topic once more, as a client without idempotence does."""
+        consumer, producer = kafka_clients.consumer(self.line.settings), kafka_clients.producer(self.line.settings)
+        try:
+            for name in ("frames", "verdicts", "defects", "ledger"):
+                place = TopicPartition(topic := self.line.settings.topic(name), 0)
+                places = [
+                    TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or [])
+                ]
+                ends = consumer.end_offsets(places)
+                place = self.chance.choice([place for place in places if ends[place]] or places)
+                consumer.assign([place])
+                consumer.seek(place, max(0, ends[place] - DUPLICATES))
+                for record in consumer.poll(timeout_ms=2000).get(place, []):
+                    self.duplicated.update(value.decode() for key, value in record.headers if key == "frame-id")
+                    producer.send(topic, record.value, record.key, list(record.headers), place.partition).get(
+                        timeout=30
+                    )
+        finally:
+            consumer.close(autocommit=False)
+            kafka_clients.close_producer(producer)
+        return True
+
 
 def _let_write(pid: int, limit_bytes: int) -> None:
     """Let a process write files up to this size; 0 is a full disk."""
@@ -236,16 +307,24 @@ def run(
     `quiet_s` is the time without faults before and behind them, after which memory and descriptors are compared.
     """
     chance = random.Random(seed)
-    chosen = kinds or [kind for kind in WEIGHTS if not (kind == "disk-broker" and broker == "apache")]
+    chosen = kinds or possible(broker)
     weights = [WEIGHTS[kind] for kind in chosen]
     with (
         tempfile.TemporaryDirectory(prefix="flawline-faults-") as name,
-        RunningLine(Path(name), broker, cameras=cameras, rate_hz=rate_hz, producer={"durability": durability}) as line,
+        RunningLine(
+            Path(name),
+            broker,
+            cameras=cameras,
+            rate_hz=rate_hz,
+            clocks=Clocks(Path(name) / "clocks") if any(kind.startswith("clock") for kind in chosen) else None,
+            disk=SmallDisk(Path(name) / "broker", DISK_BYTES) if _needs_mount(broker) & set(chosen) else None,
+            producer={"durability": durability},
+        ) as line,
     ):
         try:
             line.wait_for_verdicts(20)
             time.sleep(quiet_s / 2)
-            before = line.footprint()
+            before = settled_footprint(line)
             faults = Faults(line, chance)
             end = time.monotonic() + minutes * 60
             while time.monotonic() < end:
@@ -256,7 +335,7 @@ def run(
             line.wait_for_verdicts(1, timeout_s=120)
             resumed_after_s = time.monotonic() - back_at
             time.sleep(quiet_s)
-            after = line.footprint()
+            after = settled_footprint(line)
             report = line.settle(SETTLE_S)
             total = report.total
             figures: dict[str, float] = {
@@ -271,8 +350,11 @@ def run(
                 "balanced": float(report.total.balanced),
                 "up_runs": float(line.up_runs),
                 **audit(line, faults),
-                **{f"{role}_rss_growth": _growth(before[role][0], after[role][0]) for role in before},
-                **{f"{role}_descriptors_growth": _growth(before[role][1], after[role][1]) for role in before},
+                **{f"{role}_rss_growth": _growth(before[role].rss_bytes, after[role].rss_bytes) for role in before},
+                **{
+                    f"{role}_descriptors_growth": _growth(before[role].descriptors, after[role].descriptors)
+                    for role in before
+                },
             }
         finally:
             if log is not None:
@@ -284,8 +366,38 @@ def run(
         "durability": durability,
         "faults": dict(faults.done),
         "without_effect": dict(faults.missed),
+        "left_out": sorted(WEIGHTS.keys() - chosen),
         "dropped": dict(total.dropped),
+        "dead_lettered": dict(total.dead_lettered),
+        "before": {role: asdict(held) for role, held in before.items()},
+        "after": {role: asdict(held) for role, held in after.items()},
+        "load_average": os.getloadavg(),
     }
+
+
+def possible(broker: str) -> list[str]:
+    """Return the kinds of faults that this machine lets the benchmark do."""
+    left_out = set() if clocks.compiler() else {kind for kind in WEIGHTS if kind.startswith("clock")}
+    if os.geteuid() != 0:
+        left_out |= _needs_mount(broker)
+    return [kind for kind in WEIGHTS if kind not in left_out]
+
+
+def _needs_mount(broker: str) -> set[str]:
+    """Return the kinds that need a file system to be mounted: the embedded broker obeys a limit of file sizes."""
+    return {"disk-broker"} if broker == "apache" else set()
+
+
+def settled_footprint(line: RunningLine) -> dict[str, Footprint]:
+    """Return what each role holds, as soon as each has a process: one may just have been killed."""
+    deadline = time.monotonic() + ROLES_LIMIT_S
+    while True:
+        footprint = line.footprint()
+        if all(held.rss_bytes for role, held in footprint.items() if role != "console"):
+            return footprint
+        if time.monotonic() > deadline:
+            raise FlawlineError(f"a role does not run again after {ROLES_LIMIT_S:.0f} s: {footprint}")
+        time.sleep(1)
 
 
 def _growth(before: int, after: int) -> float:
@@ -315,7 +427,7 @@ def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
         store.close()
     return {
         "verdicts": len(copies),
-        "verdicts_twice": sum(count > 1 for count in copies.values()),
+        "verdicts_twice": sum(count > 1 for name, count in copies.items() if name not in faults.duplicated),
         "verdicts_contradict": sum(len(found) > 1 for found in contents.values()),
         "out_of_order": disorder,
         "corrupt_without_letter": max(0, faults.corrupted - unreadable),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +21,14 @@ import tomli_w
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
+from benchmarks.clocks import Clocks
 from benchmarks.kafka_cluster import NODES, KafkaCluster
+from benchmarks.small_disk import SmallDisk
 from benchmarks.tcp_proxy import TcpProxy
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, messages
 from flawline.child_process import ChildProcess
+from flawline.clock import NS
 from flawline.errors import FlawlineError
 from flawline.messages import Verdict
 from flawline.settings.tree import Settings, load_settings
@@ -35,8 +41,12 @@ PARTS: Final = 84
 """Parts that the cameras show in a loop, one in ten with a defect."""
 
 FIT_PARTS: Final = 112
+FLOOD_HZ: Final = 40.0
+FLOOD_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
+
+ROLES: Final = ("produce", "work", "actor", "discover", "ledger", "console", "broker")
 
 Broker = EmbeddedBroker | ApacheKafka | KafkaCluster
 
@@ -53,11 +63,25 @@ def make_broker(kind: str, folder: Path, proxy: TcpProxy) -> Broker:
     return ApacheKafka(home, folder / "broker", advertised_port=proxy.port)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a role holds: memory (resident bytes), open descriptors, threads."""
+
+    rss_bytes: int
+    descriptors: int
+    threads: int
+
+
 @dataclass
 class Arrivals:
-    """The verdicts that a reader of the topic has seen, with the time (monotonic, s) at which each came."""
+    """The verdicts that a reader of the topic has seen, with the time (monotonic, s) at which each came.
+
+    `latency_s` is the time from the capture to the arrival.
+    """
 
     at_s: list[float] = field(default_factory=list)
+    latency_s: list[float] = field(default_factory=list)
+    camera: list[str] = field(default_factory=list)
     captured_at: list[int] = field(default_factory=list)
     count: Counter[str] = field(default_factory=Counter)
 
@@ -73,10 +97,29 @@ class Arrivals:
 
 
 class RunningLine:
-    """The line: model, cameras, workers, discovery, ledger, and a broker that the benchmark starts and stops."""
+    """The line: model, cameras, workers, discovery, ledger, and a broker that the benchmark starts and stops.
 
-    def __init__(self, folder: Path, broker: str, *, cameras: int, rate_hz: float, actors: int = 2, **options: Any):
+    With `clocks` the benchmark can make the clocks of its processes jump, with `disk` it can fill the broker's disk.
+    `options` are sections of `line.toml`, `priorities` those of the cameras.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        broker: str,
+        *,
+        cameras: int,
+        rate_hz: float,
+        actors: int = 2,
+        clocks: Clocks | None = None,
+        disk: SmallDisk | None = None,
+        priorities: Sequence[int] = (),
+        **options: Any,
+    ):
         self.folder = folder
+        self.clocks, self.disk = clocks, disk
+        self._priorities = priorities
+        self._ends = contextlib.ExitStack()
         self.proxy = TcpProxy()
         self._kind = broker
         self._cameras, self._rate_hz, self._actors, self._options = cameras, rate_hz, actors, options
@@ -89,7 +132,9 @@ class RunningLine:
         self._watch = threading.Thread(target=self._read_verdicts, name="verdicts", daemon=True)
 
     def __enter__(self) -> RunningLine:
-        self.proxy.__enter__()
+        self._ends.enter_context(self.proxy)
+        if self.disk is not None:
+            self._ends.enter_context(self.disk)
         self.broker = make_broker(self._kind, self.folder, self.proxy)
         self.start_broker()
         self._write_parts()
@@ -104,13 +149,14 @@ class RunningLine:
         self.stop_up()
         self.broker.kill()
         self._watch.join(10)
-        self.proxy.__exit__(kind, error, trace)
+        self._ends.close()
 
     # Parts of it
 
     def start_broker(self) -> None:
         """Start the broker, with the data it has."""
-        self.broker.start()
+        with self.clocks.of("broker") if self.clocks is not None else contextlib.nullcontext():
+            self.broker.start()
         if not isinstance(self.broker, KafkaCluster):
             self.proxy.target_port = self.broker.port
             self.proxy.accept()
@@ -134,7 +180,8 @@ class RunningLine:
 
     def start_up(self) -> None:
         """Start `flawline up`."""
-        with (self.folder / "up.log").open("ab") as log:
+        clock = self.clocks.of("up") if self.clocks is not None else contextlib.nullcontext()
+        with (self.folder / "up.log").open("ab") as log, clock:
             self._up = ChildProcess(
                 [sys.executable, "-m", "station.cli", "up"],
                 environment={"FLAWLINE_CONFIG": str(self.folder / "line.toml")},
@@ -169,18 +216,20 @@ class RunningLine:
                     continue
         return commands
 
-    def footprint(self) -> dict[str, tuple[int, int]]:
-        """Return memory (RSS in bytes) and open descriptors of each role, summed over its processes."""
+    def footprint(self) -> dict[str, Footprint]:
+        """Return what each role and the broker hold, summed over the processes of a role."""
         result = {}
-        for role in ("produce", "work", "actor", "discover", "ledger"):
-            rss = descriptors = 0
-            for process in self.processes(role):
+        brokers = [] if isinstance(self.broker, KafkaCluster) else [psutil.Process(self.broker.pid)]
+        for role in ROLES:
+            rss_bytes = descriptors = threads = 0
+            for process in brokers if role == "broker" else self.processes(role):
                 try:
-                    rss += process.memory_info().rss
+                    rss_bytes += process.memory_info().rss
                     descriptors += process.num_fds()
+                    threads += process.num_threads()
                 except psutil.Error:
                     continue
-            result[role] = (rss, descriptors)
+            result[role] = Footprint(rss_bytes, descriptors, threads)
         return result
 
     # What comes out
@@ -241,6 +290,8 @@ class RunningLine:
         self.arrivals.count[verdict.frame_id] += 1
         if self.arrivals.count[verdict.frame_id] == 1:
             self.arrivals.captured_at.append(verdict.captured_at)
+            self.arrivals.latency_s.append((time.time_ns() - verdict.captured_at) * NS)
+            self.arrivals.camera.append(verdict.camera)
             self.arrivals.at_s.append(time.monotonic())
 
     # Making it
@@ -277,6 +328,7 @@ class RunningLine:
             "cameras": [
                 {"name": f"camera-{i}", "kind": "folder", "path": str(self.folder / "parts"), "rate_hz": self._rate_hz}
                 | {"loop": True, "shuffle_seed": i}
+                | ({"priority": self._priorities[i]} if self._priorities else {})
                 for i in range(self._cameras)
             ],
         }
@@ -286,3 +338,15 @@ class RunningLine:
         file.write_text(tomli_w.dumps(content))
         os.environ.pop("FLAWLINE_CONFIG", None)
         return load_settings(file)
+
+
+def capacity(broker: str, cameras: int) -> float:
+    """Return the verdicts a second of a line whose cameras never let the workers rest."""
+    with (
+        tempfile.TemporaryDirectory(prefix="flawline-capacity-") as name,
+        RunningLine(Path(name), broker, cameras=cameras, rate_hz=FLOOD_HZ) as line,
+    ):
+        line.wait_for_verdicts(50, timeout_s=300)
+        before, started = len(line.arrivals.at_s), time.monotonic()
+        time.sleep(FLOOD_S)
+        return (len(line.arrivals.at_s) - before) / (time.monotonic() - started)
