@@ -63,24 +63,30 @@ class Summary:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Discover until `stop` is set, and wait for a store that is away.
+    """Discover until `stop` is set, and wait for a store or a broker that is away.
 
-    Raises FlawlineError when the broker, a port or a file cannot be used.
+    Raises FlawlineError when the broker refuses, or a port or a file cannot be used.
     """
-    metrics, outage = settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-    telemetry.STORE_AWAY_SECONDS.set_function(outage.age_s)
+    metrics, store_outage, broker_outage = (
+        settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S), kafka_clients.broker_outage()
+    )  # fmt: skip
+    telemetry.STORE_AWAY_SECONDS.set_function(store_outage.age_s)
     with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *telemetry.OF_DISCOVERY)):
-        while not stop.is_set():
+        while kafka_clients.await_broker(lambda: kafka_clients.ensure_topics(settings), broker_outage, stop):
             try:
                 with DiscoveryService(settings) as service:
-                    service.run(stop, lambda: _on_progress(service, outage))
+                    service.run(stop, lambda: _on_progress(service, store_outage))
             except DatabaseAway as error:
-                failure = outage.failed()
+                failure = store_outage.failed()
                 if failure.is_reported:
                     log.error(
                         "%s; trying again with growing pauses: what is not in the store stays in the topics", error
                     )
                 stop.wait(failure.pause_s)
+            except FlawlineError as error:
+                if not kafka_clients.is_away(error):
+                    raise
+                kafka_clients.wait_for_broker(error, broker_outage, stop)
 
 
 def _on_progress(service: DiscoveryService, outage: Outage) -> None:

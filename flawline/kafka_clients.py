@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -24,10 +25,11 @@ from kafka.net.compat import KafkaNetClient
 from kafka.record import util as record_util
 from kafka.structs import TopicPartition
 
-from flawline import kafka_refusal, topics
+from flawline import kafka_refusal, telemetry, topics
 from flawline.checked_producer import CheckedProducer
 from flawline.clock import monotonic
 from flawline.errors import FlawlineError, UsageError, one_line
+from flawline.outage import Outage
 from flawline.record_headers import read_any_names
 from flawline.settings.tree import Settings
 
@@ -50,6 +52,10 @@ after its return; without a limit the first was acknowledged 0.7 s after it, and
 
 METADATA_MAX_AGE_MS = 30_000
 """How long a client may take to notice that a topic was deleted and made again; by default 5 minutes."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+"""Pauses between attempts of a role that starts while the broker is away. Judgements, not measured: a line is to run
+within 10 s of the broker's return, and an attempt itself can take 10 s."""
 
 RECONNECT_BACKOFF_MAX_MS = 1_000
 """By default a client ends up asking every 30 s only, so a line would stand still long after its broker is back."""
@@ -130,6 +136,46 @@ def is_refusal(error: BaseException | None) -> bool:
     named = isinstance(error, KafkaError) and "AuthorizationFailedError" in str(error)
     kinds = (kafka_refusal.Refusal, AuthorizationError, SaslAuthenticationFailedError)
     return named or isinstance(error, kinds) or is_refusal(error.__cause__)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error of this module says that the broker does not answer: waiting is a remedy."""
+    return isinstance(error.__cause__, KafkaError) and not is_refusal(error)
+
+
+def await_broker(ask: Callable[[], object], outage: Outage, stop: threading.Event) -> bool:
+    """Call `ask` until the broker answers it, with the pauses of `outage`; return False when `stop` came first.
+
+    The log tells the first failure and then one now and again. Raises what `ask` raises for another reason.
+    """
+    while not stop.is_set():
+        try:
+            ask()
+        except FlawlineError as error:
+            if not is_away(error):
+                raise
+            wait_for_broker(error, outage, stop)
+            continue
+        if outage.is_on:
+            log.info("the broker answers, after %.0f s", outage.age_s())
+            outage.ended()
+        return True
+    return False
+
+
+def wait_for_broker(error: FlawlineError, outage: Outage, stop: threading.Event) -> None:
+    """Wait the next pause of `outage` after an error that says that the broker is away, and log it now and then."""
+    failure = outage.failed()
+    if failure.is_reported:
+        log.error("%s; trying again with growing pauses", error)
+    stop.wait(failure.pause_s)
+
+
+def broker_outage() -> Outage:
+    """Return a new outage of the broker, whose age is the metric `flawline_broker_wait_seconds` from now on."""
+    outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    telemetry.BROKER_WAIT_SECONDS.set_function(outage.age_s)
+    return outage
 
 
 def _made(kind: type, options: dict[str, Any]) -> Any:

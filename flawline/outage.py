@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flawline.backoff import Backoff
@@ -32,8 +34,9 @@ class Outage:
         *,
         reminder_s: float = REMINDER_S,
         clock: Monotonic = monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self._backoff = Backoff(first_pause_s, longest_pause_s)
+        self._backoff = Backoff(first_pause_s, longest_pause_s, chance)
         self._reminder_s = reminder_s
         self._clock = clock
         self._since: float | None = None

@@ -40,6 +40,9 @@ def _histogram(name: str, text: str, *labels: str) -> Histogram:
 # Producers and workers
 OBJECT_STORE_AWAY = _gauge("object_store_away", "1 while frames wait because the object store is away.")
 
+# Workers, discovery and ledger
+BROKER_WAIT_SECONDS = _gauge("broker_wait_seconds", "Time that a role has waited for the broker, 0 while it works.")
+
 # Producers
 CAPTURED = _counter("captured_frames", "Frames captured.", "camera")
 PUBLISHED = _counter("published_frames", "Frames acknowledged by the broker.", "camera")
@@ -115,7 +118,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     MODEL_PROBLEM,
     SHADOW_FRAMES,
 )
-OF_THE_SUPERVISOR: tuple[Collector, ...] = (ACTORS, ACTOR_RESTARTS)
+OF_THE_SUPERVISOR: tuple[Collector, ...] = (ACTORS, ACTOR_RESTARTS, BROKER_WAIT_SECONDS)
 
 # Discovery
 DEFECTS = _counter("defects", "Defect messages taken into the store.", "camera")
@@ -137,6 +140,7 @@ OF_DISCOVERY: tuple[Collector, ...] = (
     ROUNDS,
     DISCOVERY_LAG,
     STORE_AWAY_SECONDS,
+    BROKER_WAIT_SECONDS,
 )
 
 # Ledger
@@ -157,6 +161,7 @@ OF_THE_LEDGER: tuple[Collector, ...] = (
     LEDGER,
     LEDGER_BALANCED,
     UNREAD_EXPIRE_SECONDS,
+    BROKER_WAIT_SECONDS,
 )
 
 # `flawline up`

@@ -37,6 +37,9 @@ from producers.spool import Spool
 
 log = logging.getLogger(__name__)
 
+RECOVERY_PAUSE_S = 30.0
+"""Pause of a camera's sending thread after an error that nobody foresaw. A judgement, not measured."""
+
 
 class CameraLane:
     """Keeps one camera's identity, order, limits and account.
@@ -212,6 +215,16 @@ class CameraLane:
     # -- the lane's own thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self._send_frames()
+            except Exception as error:  # an error of the disk that nobody foresaw must not end the camera
+                log.error("camera %s: its frames cannot be sent (%s): trying again each %.0f s",
+                          self.camera.name, one_line(error, with_type=True), RECOVERY_PAUSE_S)  # fmt: skip
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped, RECOVERY_PAUSE_S)
+
+    def _send_frames(self) -> None:
         while (entry := self._take()) is not None:
             try:
                 future, entry.client = self._send(entry.frame)

@@ -6,6 +6,7 @@ a volume that is not mounted is never taken for a new store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -17,9 +18,9 @@ from typing import Any
 
 from flawline import telemetry
 from flawline.clock import Monotonic, monotonic
-from flawline.errors import one_line
+from flawline.errors import UsageError, one_line
 from flawline.messages import Frame
-from flawline.object_store import FRESH_S, Marker, ObjectStore, StoreAway
+from flawline.object_store import FRESH_S, Marker, ObjectStore, StoreAway, object_store
 from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
@@ -91,16 +92,22 @@ class ClaimChecks:
     """Puts large frames into the object store, and keeps the objects of unacknowledged frames young. Thread-safe.
 
     An object that no record names is removed at a certain age; the age of a frame that waits long for its
-    acknowledgement must not reach it.
+    acknowledgement must not reach it. A store whose library is not installed is away: small frames need none.
+
+    Raises UsageError when the URL of the store can never work.
     """
 
-    def __init__(self, store: ObjectStore, settings: Settings, clock: Monotonic = monotonic) -> None:
-        self._store = store
+    def __init__(self, settings: Settings, clock: Monotonic = monotonic) -> None:
+        self._settings = settings
+        self._store: ObjectStore | None = None
+        with contextlib.suppress(StoreAway):  # the first large frame reports it
+            self._made()
         self._note = Note(settings.data_dir)
         self._inline_limit_bytes = settings.frames.inline_limit_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._opening = threading.Lock()  # one of its own: the client's thread needs the other one
+        # A lock of its own: the client's thread needs the other one, and must not wait for a store.
+        self._opening = threading.Lock()
         self._is_open = False
         self._claims: set[_Claim] = set()
 
@@ -132,29 +139,43 @@ class ClaimChecks:
 
     def _put(self, data: bytes) -> str:
         try:
-            with self._opening:
-                if not self._is_open:
-                    self._open()
-                    self._is_open = True
-            key = self._store.put(data)
+            key = self._opened().put(data)
         except StoreAway:
             telemetry.OBJECT_STORE_AWAY.set(1)
             raise
         telemetry.OBJECT_STORE_AWAY.set(0)
         return key
 
-    def _open(self) -> None:
-        root = self._store.root
-        seen, marker = self._note.seen(root), self._store.marker()
-        is_empty = marker is None and seen is None and self._store.is_empty()
+    def _opened(self) -> ObjectStore:
+        with self._opening:
+            store = self._made()
+            if not self._is_open:
+                self._open(store)
+                self._is_open = True
+            return store
+
+    def _made(self) -> ObjectStore:
+        try:
+            self._store = self._store or object_store(self._settings)
+        except UsageError as error:
+            if isinstance(error.__cause__, ImportError):
+                raise StoreAway(str(error)) from error
+            raise
+        if self._store is None:
+            raise UsageError("frames.objects_url is not set, so there is no object store: set it")
+        return self._store
+
+    def _open(self, store: ObjectStore) -> None:
+        seen, marker = self._note.seen(store.root), store.marker()
+        is_empty = marker is None and seen is None and store.is_empty()
         if opening(seen, marker, is_empty) is Opening.CREATE:
-            marker = self._store.create()
-            log.info("object store %s is made, with the id %s", root, marker.id)
+            marker = store.create()
+            log.info("object store %s is made, with the id %s", store.root, marker.id)
         if seen is not None:
-            self._store.know(seen)  # another store, or none, is then away
-        self._store.require()
+            store.know(seen)  # another store, or none, is then away
+        store.require()
         if seen is None and marker is not None:
-            self._note.write(root, marker.id)
+            self._note.write(store.root, marker.id)
 
 
 def _nothing(*_: Any) -> None:

@@ -191,7 +191,7 @@ class OverloadWatch:
             log.debug("the workers' offsets are not known: %s", one_line(error))
             committed = {}
         now_ns = self._now_ns()
-        for name, lane in self._lanes.items():
+        for name, lane in list(self._lanes.items()):  # a camera that starts late adds its lane
             offset = self._offset(name, committed)
             lag_s = lane.published.age_s(offset, now_ns) if offset is not None else 0.0
             telemetry.CAMERA_LAG.labels(name).set(lag_s)

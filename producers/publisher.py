@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,7 +20,7 @@ from flawline.byte_budget import ByteBudget
 from flawline.clock import Monotonic, UtcNs, monotonic, utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Frame, LedgerEntry
-from flawline.object_store import StoreAway, object_store
+from flawline.object_store import StoreAway
 from flawline.settings.producers import CameraBase, Overload
 from flawline.settings.tree import Settings
 from producers.broker_connection import Link, connect, restore_topics
@@ -52,7 +53,8 @@ class Publisher:
     disk are delivered first, with their old identity, and the account of that epoch is completed. This includes cameras
     that are not in `cameras` any more.
 
-    Raises FlawlineError when a spool folder, or the URL of the object store, cannot be used.
+    A camera whose spool cannot be used has no lane until `open` has made it, and stops no other camera. Raises
+    UsageError when the URL of the object store can never work.
     """
 
     def __init__(
@@ -66,45 +68,77 @@ class Publisher:
         self._settings = settings
         self._clock = clock
         self._now_ns = now_ns
-        store = object_store(settings)
-        self._claim_checks = ClaimChecks(store, settings, clock) if store else None
+        self._claim_checks = ClaimChecks(settings, clock) if settings.frames.objects_url else None
         self._budget = ByteBudget(settings.producer.in_flight_limit_bytes, telemetry.PRODUCER_IN_FLIGHT_BYTES.set)
         self._quota = Quota(settings.producer.spool_limit_bytes)
         self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
         self._closing = threading.Event()
         self._entries_from = 0.0
-        self._entry_answers: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._entry_answers: SimpleQueue[tuple[CameraLane, Callable[[], None]]] = SimpleQueue()
         self._bookkeeper = threading.Thread(target=self._keep_books, name="bookkeeper", daemon=True)
-        epoch = now_ns() // 1_000_000
+        self._lanes_lock = threading.Lock()
+        self._is_started = self._is_closing = False
+        self._troubled: set[str] = set()  # cameras whose account or spool fails, as the log has said
         self.lanes: dict[str, CameraLane] = {}
-        try:
-            for camera in [*cameras, *self._orphans({camera.name for camera in cameras})]:
-                self.lanes[camera.name] = self._lane(camera, epoch)
-        except BaseException:
-            for lane in self.lanes.values():
-                lane.close()
-            raise
-        for lane in self.lanes.values():
-            if lane.camera not in cameras:
-                lane.finish()
+        orphans = self._orphans({camera.name for camera in cameras})
+        for camera in [*cameras, *orphans]:
+            with contextlib.suppress(FlawlineError):  # its runner opens it again, and reports what is wrong
+                self.open(camera)
+        for camera in orphans:
+            if camera.name in self.lanes:
+                self.lanes[camera.name].finish()
         configured = {camera.name: camera for camera in settings.cameras}
-        elsewhere = [lane.camera for lane in self.lanes.values() if lane.camera.name not in configured]
+        elsewhere = [camera for camera in [*cameras, *orphans] if camera.name not in configured]
         self._partitions = Partitions(settings, [*configured.values(), *elsewhere])
         self._link = Link(
             lambda: make_client(settings, self._partitions),
             Backoff(0.5, 5.0),
             restore=lambda: restore_topics(settings),
-            is_away=lambda: any(lane.is_away for lane in self.lanes.values()),
+            is_away=lambda: any(lane.is_away for lane in self._open_lanes()),
         )
 
         self._overload = OverloadWatch(settings, self.lanes, self._partitions.__getitem__)
 
-    def _lane(self, camera: CameraBase, epoch: int) -> CameraLane:
-        spool = Spool(self._folder / camera.name, self._quota)
+    def open(self, camera: CameraBase) -> None:
+        """Make the lane of a camera that has none, so that its captures can be published.
+
+        Raises FlawlineError when its spool cannot be used: another producer runs this camera, or the disk fails.
+        """
+        with self._lanes_lock:
+            if camera.name in self.lanes:
+                return
+            if self._is_closing:
+                raise FlawlineError("the producer stops")
+            try:
+                spool = Spool(self._folder / camera.name, self._quota)
+                try:
+                    lane = self._lane(camera, spool)
+                except BaseException:
+                    self._quota.give_back(spool.size_bytes)
+                    spool.close()  # so that the next attempt may lock it
+                    raise
+            except (OSError, ValueError, sqlite3.Error) as error:
+                raise FlawlineError(
+                    f"spool {self._folder / camera.name} cannot be used ({one_line(error, with_type=True)}): mend the "
+                    "disk, or move that folder away and keep it: its frames and accounts are in it"
+                ) from error
+            self.lanes[camera.name] = lane
+            if self._is_started:
+                lane.observe()
+                lane.start()
+
+    def _lane(self, camera: CameraBase, spool: Spool) -> CameraLane:
+        # Another producer may have run this camera since this process began, so the epoch is of now.
+        epoch = self._now_ns() // 1_000_000
         return CameraLane(
             camera, epoch, spool, self._budget, self._settings.producer, self._settings.frames,
             self._settings.topic(topics.FRAMES.name), self._send, self._renew, self._clock, self._now_ns,
         )  # fmt: skip
+
+    def _open_lanes(self) -> list[CameraLane]:
+        """Return the lanes now; the cameras' threads may add others."""
+        with self._lanes_lock:
+            return list(self.lanes.values())
 
     def _orphans(self, known: set[str]) -> list[CameraBase]:
         """Return the cameras outside `known` that left frames or an open account, and whose spool no process uses."""
@@ -130,9 +164,11 @@ class Publisher:
             log.warning("no connection to the broker %s yet, captures wait for it: start it, or correct "
                         "kafka.bootstrap_servers", self._settings.bootstrap_servers)  # fmt: skip
         self.check()
-        for lane in self.lanes.values():
-            lane.observe()
-            lane.start()
+        with self._lanes_lock:
+            self._is_started = True
+            for lane in self.lanes.values():
+                lane.observe()
+                lane.start()
         self._bookkeeper.start()
         if self._settings.producer.overload is not Overload.KEEP:
             self._overload.start()
@@ -143,12 +179,12 @@ class Publisher:
             raise self._link.failure
 
     def publish(self, camera: str, capture: Capture) -> str | None:
-        """Publish a capture of a camera; return its frame id, or None after `finish`."""
+        """Publish a capture of a camera whose lane is open; return its frame id, or None after `finish`."""
         return self.lanes[camera].publish(capture)
 
     def finish(self) -> None:
         """Refuse all later captures."""
-        for lane in self.lanes.values():
+        for lane in self._open_lanes():
             lane.finish()
 
     @property
@@ -156,7 +192,7 @@ class Publisher:
         """Return why the broker refuses this producer now, with the remedy, None when it does not."""
         if self._link.refusal is not None:
             return str(self._link.refusal)
-        if any(lane.is_unauthorised for lane in self.lanes.values()):
+        if any(lane.is_unauthorised for lane in self._open_lanes()):
             name = self._settings.topic(topics.FRAMES.name)
             return f"this producer may not write to the topic {name}, captures were dropped: grant WRITE to its user"
         return None
@@ -164,20 +200,25 @@ class Publisher:
     @property
     def idle(self) -> bool:
         """Return whether every capture is delivered or dropped."""
-        return all(lane.idle for lane in self.lanes.values())
+        return all(lane.idle for lane in self._open_lanes())
 
     def close(self, drain_timeout_s: float) -> int:
         """Deliver frames for at most `drain_timeout_s`, spool the rest, and return the number of frames on disk.
 
         It ends within `drain_timeout_s` and a few seconds, also without a broker.
         """
+        with self._lanes_lock:
+            self._is_closing = True  # no lane is opened any more
         self.finish()
         deadline = self._clock() + drain_timeout_s
         while not self.idle and self._clock() < deadline and self._link.client is not None:
             self._closing.wait(0.02)
-        for lane in self.lanes.values():
+        left = 0
+        for lane in self._open_lanes():
             lane.stop(timeout_s=1.0)
-        left = sum(lane.put_away() for lane in self.lanes.values())
+        for lane in self._open_lanes():
+            with self._alone(lane):
+                left += lane.put_away()
         if left:
             log.warning("%d frames wait in %s: the next start delivers them", left, self._folder)
         self._closing.set()
@@ -186,10 +227,25 @@ class Publisher:
             self._bookkeeper.join(1.0)
         self._publish_last_entries()
         self._link.close(timeout_s=0.0)
-        for lane in self.lanes.values():
-            lane.observe()
-            lane.close()
+        for lane in self._open_lanes():
+            with self._alone(lane):
+                lane.observe()
+                lane.close()
         return left
+
+    @contextlib.contextmanager
+    def _alone(self, lane: CameraLane) -> Iterator[None]:
+        """Keep an error of one camera's disk from the other cameras; the log tells it once, until it has passed."""
+        name = lane.camera.name
+        try:
+            yield
+        except Exception as error:  # SQLite and the system can raise anything
+            if name not in self._troubled:
+                self._troubled.add(name)
+                text = "camera %s: its account cannot be kept (%s); the other cameras go on: mend the disk of %s"
+                log.error(text, name, one_line(error, with_type=True), self._folder / name)
+        else:
+            self._troubled.discard(name)
 
     def _renew(self, client: Any) -> bool:
         return self._link.renew(client)
@@ -223,8 +279,9 @@ class Publisher:
 
     def _keep_books(self) -> None:
         while not self._closing.wait(self._settings.producer.ledger_interval_s):
-            for lane in self.lanes.values():
-                lane.observe()
+            for lane in self._open_lanes():
+                with self._alone(lane):
+                    lane.observe()
             self._publish_entries()
             if self._claim_checks is not None:
                 with contextlib.suppress(StoreAway):  # the lanes report it; the next turn tries again
@@ -235,10 +292,10 @@ class Publisher:
         self._entries_from = 0.0
         while self._link.client is not None and self._clock() < deadline:
             self._publish_entries()
-            if not any(lane.owes_entries for lane in self.lanes.values()):
+            if not any(lane.owes_entries for lane in self._open_lanes()):
                 return
             time.sleep(0.02)  # the answers arrive on the threads of the client
-        if any(lane.owes_entries for lane in self.lanes.values()):
+        if any(lane.owes_entries for lane in self._open_lanes()):
             log.warning("the last ledger entries are not acknowledged: the next start completes them")
 
     def _publish_entries(self) -> None:
@@ -246,23 +303,26 @@ class Publisher:
         client = self._link.client
         if client is None or self._clock() < self._entries_from:
             return
-        for lane in self.lanes.values():
-            for account, entry in lane.ledger_entries():
-                self._publish_entry(client, account, entry)
+        for lane in self._open_lanes():
+            with self._alone(lane):
+                for account, entry in lane.ledger_entries():
+                    self._publish_entry(client, lane, account, entry)
 
     def _take_entry_answers(self) -> None:
         with contextlib.suppress(Empty):
             while True:
-                self._entry_answers.get_nowait()()
+                lane, answer = self._entry_answers.get_nowait()
+                with self._alone(lane):
+                    answer()
 
-    def _publish_entry(self, client: Any, account: EpochAccount, entry: LedgerEntry) -> None:
+    def _publish_entry(self, client: Any, lane: CameraLane, account: EpochAccount, entry: LedgerEntry) -> None:
         # An account waits for its journal's disk, and the client's thread brings the answers for the frames of all
         # cameras too: so the bookkeeper's thread records the answers.
         def confirmed(_: object) -> None:
-            self._entry_answers.put(account.confirmed)
+            self._entry_answers.put((lane, account.confirmed))
 
         def failed(error: BaseException) -> None:
-            self._entry_answers.put(account.failed)
+            self._entry_answers.put((lane, account.failed))
             away = isinstance(error, RetriableError)
             # A broken client fails its entries and its frames; the first report of the two replaces the client.
             if away or self._link.renew(client):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from flawline import telemetry
-from flawline.backoff import Backoff
 from flawline.errors import FlawlineError, UsageError
+from flawline.outage import Outage
 from flawline.settings.producers import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
 from flawline.settings.tree import Settings
 from producers.camera import Camera, Capture
@@ -28,7 +28,10 @@ READER_STOP_S = 2.0
 
 
 def make_camera(settings: CameraBase) -> Camera:
-    """Return a camera of the configured kind, not open yet. Raises UsageError when its source can never work."""
+    """Return a camera of the configured kind, not open yet.
+
+    Raises UsageError when its source cannot be used now, ImportError when a library of its kind is not installed.
+    """
     if isinstance(settings, SimulatedCamera):
         # Its textures need scikit-image, which is slow to import and which real cameras do not need.
         from producers.simulated import SimulatedLineCamera
@@ -49,27 +52,25 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
     """Publish the captures of the cameras and return the number of captures.
 
     `cameras` holds names of configured cameras (default: all) or camera objects. A camera object takes its rate and
-    policy from the configured camera of the same name, if there is one. The function returns when every finite camera
-    has ended and all frames are delivered, or, after `stop` is set, within `producer.drain_timeout_s` and a few
-    seconds; undelivered frames then wait in the spool for the next start.
+    policy from the configured camera of the same name, if there is one. A camera that cannot start (its source, its
+    library or its spool) is tried again with growing pauses, and the others go on. The function returns when every
+    finite camera has ended and all frames are delivered, or, after `stop` is set, within `producer.drain_timeout_s` and
+    a few seconds; undelivered frames then wait in the spool for the next start.
 
-    Raises UsageError, before the first capture, when the source of a camera does not exist; FlawlineError when a source
-    fails later, and at the end when the broker refuses this producer: its frames are in the spool then, or dropped.
+    Raises UsageError for settings that can never work, before the first capture; at the end FlawlineError when a replay
+    broke off, or when the broker refuses this producer: its frames are in the spool then, or dropped.
     """
     chosen = _choose(settings, cameras)
-    ready = [(config, make()) for config, make in chosen]  # raises UsageError for a source that can never work
     endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *telemetry.OF_PRODUCERS)
     try:
         publisher = Publisher(settings, [config for config, _ in chosen])
-        counts = dict.fromkeys(publisher.lanes, 0)
-        runners: list[CameraRunner] = []
+        counts = {config.name: 0 for config, _ in chosen}
         stop_readers = threading.Event()
+        runners = [_runner(settings, config, make, publisher, counts, stop_readers) for config, make in chosen]
         drain_s = 0.0
         try:
             publisher.start()
             drain_s = settings.producer.drain_timeout_s
-            for (config, first), (_, make) in zip(ready, chosen, strict=True):
-                runners.append(_runner(settings, config, first, make, publisher, counts, stop_readers))
             _watch(runners, publisher, stop)
         finally:
             stop_readers.set()
@@ -78,6 +79,8 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
             left = publisher.close(drain_s)
         if publisher.refusal is not None:
             raise FlawlineError(f"{publisher.refusal} ({left} frames wait in the spool for the next start)")
+        if failed := [f"camera {runner.name}: {runner.error}" for runner in runners if runner.error is not None]:
+            raise FlawlineError("; ".join(failed))
         return sum(counts.values())
     finally:
         endpoint.close()
@@ -88,8 +91,6 @@ def _watch(runners: list[CameraRunner], publisher: Publisher, stop: threading.Ev
     while not stop.is_set():
         for runner in runners:
             runner.tick()
-            if runner.error is not None:
-                raise runner.error
         if all(runner.over for runner in runners):
             publisher.finish()
             if publisher.idle:
@@ -101,25 +102,21 @@ def _watch(runners: list[CameraRunner], publisher: Publisher, stop: threading.Ev
 def _runner(
     settings: Settings,
     config: CameraBase,
-    first: Camera,
     make: Callable[[], Camera],
     publisher: Publisher,
     counts: dict[str, int],
     stop: threading.Event,
 ) -> CameraRunner:
-    unused = [first]  # `run` made it, to check the source before the start
+    def make_with_lane() -> Camera:
+        publisher.open(config)  # first: frames on disk leave also when the device is away
+        return make()
 
     def sink(capture: Capture) -> None:
         if publisher.publish(config.name, capture) is not None:
             counts[config.name] += 1
 
-    return CameraRunner(
-        config,
-        make=lambda: unused.pop() if unused else make(),
-        sink=sink,
-        backoff=Backoff(*settings.producer.reconnect_backoff_s),
-        stop=stop,
-    )
+    outage = Outage(*settings.producer.reconnect_backoff_s)
+    return CameraRunner(config, make=make_with_lane, sink=sink, outage=outage, stop=stop)
 
 
 def _choose(
@@ -137,6 +134,7 @@ def _choose(
             config = configured.get(camera.name) or CameraBase(name=camera.name)
             chosen.append((config, _always(camera)))
         elif camera in configured:
+            _check_names(configured[camera])
             chosen.append((configured[camera], partial(make_camera, configured[camera])))
         else:
             raise UsageError(f"camera {camera!r} is not in the configuration, which has {', '.join(configured)}")
@@ -144,6 +142,14 @@ def _choose(
     if len(set(names)) < len(names):
         raise UsageError(f"a camera is named twice in {', '.join(names)}: name each camera once")
     return chosen
+
+
+def _check_names(settings: CameraBase) -> None:
+    """Raise UsageError for a simulated product or defect that does not exist: no second attempt would find it."""
+    if isinstance(settings, SimulatedCamera):
+        from producers.simulated import line_settings
+
+        line_settings(settings)
 
 
 def _always(camera: Camera) -> Callable[[], Camera]:

@@ -173,13 +173,19 @@ class Spool:
         self._segments: list[_Segment] = []
         self._writer: FileIO | None = None
         self._reader: FileIO | None = None
-        self._head_file = os.open(folder / "head", os.O_RDWR | os.O_CREAT, 0o640)
-        self._head = self._load_head()
+        self._head_file = -1
         self._unconfirmed: dict[tuple[int, int], tuple[int, int]] = {}  # key of a read record -> position after it
         self._confirmed: set[tuple[int, int]] = set()  # delivered, but an earlier record is not
         self.outstanding: Counter[int] = Counter()  # undelivered records by epoch
         self.last_sequence: dict[int, int] = {}  # highest sequence of each epoch, for epochs without a journal
-        self._load_segments()
+        try:
+            self._head_file = os.open(folder / "head", os.O_RDWR | os.O_CREAT, 0o640)
+            self._head = self._load_head()
+            self._load_segments()
+        except BaseException:
+            quota.give_back(self.size_bytes)
+            self.close()  # so that a later attempt may lock it
+            raise
         self._cursor = self._head
 
     # -- state ---------------------------------------------------------------------------------------------------

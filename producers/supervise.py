@@ -1,7 +1,8 @@
-"""The supervision of one camera: a thread reads it; a camera that stalls or goes away is opened again.
+"""The supervision of one camera: a thread reads it; a camera that cannot start, stalls or goes away is opened again.
 
-A blocked read cannot be interrupted, so the runner gives up a reader that stalls: that reader publishes nothing more
-and ends when its read returns. A new reader with a new camera object replaces it.
+A camera fails alone: nothing that happens to it is raised, and the others go on. A blocked read cannot be interrupted,
+so the runner gives up a reader that stalls: that reader publishes nothing more and ends when its read returns. A new
+reader with a new camera object replaces it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from flawline import telemetry
-from flawline.backoff import Backoff
 from flawline.clock import Monotonic, monotonic
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
+from flawline.outage import Outage
 from flawline.redaction import redact
 from flawline.settings.producers import CameraBase
 from producers.camera import Camera, Capture
@@ -36,19 +37,17 @@ class CameraState(StrEnum):
     OPENING = "opening"
     UP = "up"
     STALLED = "stalled"  # a replay that is late: it is not reopened, since that would restart it
-    AWAY = "away"  # waits for the next attempt to open it
+    AWAY = "away"  # it cannot be opened or went away, and waits for the next attempt
     ENDED = "ended"
-    FAILED = "failed"
+    FAILED = "failed"  # a replay that broke off: from its beginning it would deliver its frames a second time
 
 
 class _Reader:
-    """Holds one camera object and the thread that reads it."""
+    """Holds the thread that makes one camera object and reads it."""
 
-    def __init__(self, camera: Camera, watch: StallWatch) -> None:
-        self.camera = camera
+    def __init__(self, watch: StallWatch) -> None:
         self.watch = watch
         self.given_up = threading.Event()
-        self.opened = False
         self.frames = 0
         self.done = False
         self.error: FlawlineError | None = None
@@ -56,10 +55,12 @@ class _Reader:
 
 
 class CameraRunner:
-    """Keeps one camera running. One thread calls `tick` often; `tick` never blocks.
+    """Keeps one camera running. One thread calls `tick` often; `tick` never blocks and raises nothing.
 
-    `make` returns a new camera object and `sink` receives its captures. A device that stalls or goes away is opened
-    again. The end of a finite source ends the runner; its failure fails the runner, and `error` holds the reason.
+    `make` returns a new camera object, or raises; `sink` receives its captures; the camera's own thread calls both. A
+    camera that cannot start, and a device that stalls or goes away, is tried again with the pauses of `outage`, whose
+    reminders say how often the log tells it. The end of a finite source ends the runner. A replay that breaks off
+    fails, and `error` holds the reason.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class CameraRunner:
         settings: CameraBase,
         make: Callable[[], Camera],
         sink: Callable[[Capture], object],
-        backoff: Backoff,
+        outage: Outage,
         stop: threading.Event,
         clock: Monotonic = monotonic,
         is_live: bool | None = None,
@@ -78,7 +79,7 @@ class CameraRunner:
         self._settings = settings
         self._make = make
         self._sink = sink
-        self._backoff = backoff
+        self._outage = outage
         self._stop = stop
         self._clock = clock
         self._is_live = settings.is_live if is_live is None else is_live
@@ -108,8 +109,11 @@ class CameraRunner:
             self._inspect(self._reader)
 
     def _inspect(self, reader: _Reader) -> None:
+        if reader.frames and self._outage.is_on:
+            log.info("camera %s delivers again, after %.0f s", self.name, self._outage.age_s())
+            self._outage.ended()
         if reader.done:
-            self._ended(reader)
+            self._on_end(reader)
         elif (late := reader.watch.overdue()) is not None:
             if self._is_live:
                 self._away(f"is {late}")
@@ -121,27 +125,36 @@ class CameraRunner:
                 log.info("camera %s delivers again", self.name)
             self._set(CameraState.UP)
 
-    def _ended(self, reader: _Reader) -> None:
+    def _on_end(self, reader: _Reader) -> None:
         if reader.error is None and not self._is_live:
             self._set(CameraState.ENDED)
             log.info("camera %s has ended", self.name)
-        elif self._is_live:
+        elif self._is_live or self._settings.is_repeatable or not reader.frames:
             self._away(str(reader.error) if reader.error else "ended")
         else:
             self.error = reader.error
             self._set(CameraState.FAILED)
+            log.error(
+                "camera %s: %s; it broke off after %d frames and is not read again, the other cameras go on",
+                self.name,
+                reader.error,
+                reader.frames,
+            )
 
     def _away(self, why: str) -> None:
         """Give up the reader, and set the time of the next attempt."""
         if self._reader is not None:
             self._reader.given_up.set()
             self._given_up.append(self._reader)
-            if self._reader.frames:  # the camera worked, so the next failure starts with the shortest delay
-                self._backoff.reset()
-        delay_s = self._backoff.next_s()
-        self._due = self._clock() + delay_s
+        failure = self._outage.failed()
+        self._due = self._clock() + failure.pause_s
         self._set(CameraState.AWAY)
-        log.warning("camera %s: %s; opening it again in %.1f s", self.name, redact(why), delay_s)
+        if failure.is_first:
+            text = "camera %s: %s; opening it again in %.1f s, then with growing pauses, and the other cameras go on"
+            log.warning(text, self.name, redact(why), failure.pause_s)
+        elif failure.is_reported:
+            text = "camera %s has been away for %.0f s (%d attempts failed, lastly: %s)"
+            log.warning(text, self.name, failure.since_s, failure.number, redact(why))
 
     def _set(self, state: CameraState) -> None:
         self.state = state
@@ -152,10 +165,15 @@ class CameraRunner:
 
     def _start(self) -> None:
         self._set(CameraState.OPENING)
-        reader = _Reader(self._make(), StallWatch(self._period_s, self._open_timeout_s, self._clock))
-        self._reader = reader
-        reader.thread = threading.Thread(target=self._read, args=(reader,), name=f"camera-{self.name}", daemon=True)
-        reader.thread.start()
+        self._reader = None
+        reader = _Reader(StallWatch(self._period_s, self._open_timeout_s, self._clock))
+        thread = threading.Thread(target=self._read, args=(reader,), name=f"camera-{self.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            self._away(f"cannot be read ({one_line(error)})")
+            return
+        self._reader, reader.thread = reader, thread
 
     def close(self, timeout_s: float) -> None:
         """Give up the reader and wait at most `timeout_s` for its end."""
@@ -171,27 +189,30 @@ class CameraRunner:
     # -- the reader's thread -------------------------------------------------------------------------------------
 
     def _read(self, reader: _Reader) -> None:
+        camera: Camera | None = None
         try:
-            reader.camera.open()
+            camera = self._make()
+            camera.open()
             reader.watch.opened()
-            self._read_frames(reader)
+            self._read_frames(reader, camera)
         except FlawlineError as error:
             reader.error = error
         except Exception as error:  # a driver can raise anything: the runner treats it as a camera that went away
             log.debug("camera %s", self.name, exc_info=True)
-            reader.error = FlawlineError(f"camera {self.name} failed: {type(error).__name__}: {redact(str(error))}")
+            reader.error = FlawlineError(f"it failed: {one_line(error, with_type=True)}")
         finally:
             try:
-                reader.camera.close()
+                if camera is not None:
+                    camera.close()
             except Exception as error:  # the device is gone; nothing depends on the close
                 log.debug("camera %s: closing it failed: %s", self.name, redact(str(error)))
             reader.done = True
 
-    def _read_frames(self, reader: _Reader) -> None:
+    def _read_frames(self, reader: _Reader, camera: Camera) -> None:
         # A device keeps the rate itself and skips frames. Any other source is read only when its next frame is due.
         period_s = 0.0 if self._is_live else self._period_s or 0.0
         due = self._clock()
-        frames = iter(reader.camera.frames())
+        frames = iter(camera.frames())
         while not self._over(reader):
             if (early_s := due - self._clock()) > 0:
                 if self._stop.wait(early_s):

@@ -84,15 +84,15 @@ class Supervisor:
     def start(self, stop: threading.Event | None = None) -> bool:
         """Start Ray and the actors and wait until each has its model and has joined; False when `stop` came first.
 
-        Without `worker.model` and without an active model it waits until one is published. Raises FlawlineError.
+        It waits for a broker that is away, and, without `worker.model`, until a model is active. Raises FlawlineError.
         """
         stop = stop or threading.Event()
         CameraMasks(self._settings.cameras)  # a mask that cannot be used is reported here, not by every actor
         start_ray(self._settings)
         if stop.is_set():
             return False
-        kafka_clients.ensure_topics(self._settings)
-        self._check_partitions()
+        if not kafka_clients.await_broker(self._prepare_topics, kafka_clients.broker_outage(), stop):
+            return False
         if not self._await_model(stop):
             return False
         check_room(self._settings, self._worker.actors)
@@ -164,6 +164,10 @@ class Supervisor:
         return answers
 
     # Start
+
+    def _prepare_topics(self) -> None:
+        kafka_clients.ensure_topics(self._settings)
+        self._check_partitions()
 
     def _check_partitions(self) -> None:
         client = kafka_clients.admin(self._settings)

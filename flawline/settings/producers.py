@@ -89,6 +89,11 @@ class CameraBase(BaseModel):
         """Return whether this is a device, which does not wait for its reader and is opened again when it goes away."""
         return False
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Return whether the source delivers its frames again and again: a replay in a loop."""
+        return False
+
 
 class SimulatedCamera(CameraBase):
     """Renders the procedural line from a seed, with any size and rate and with defects of known truth."""
@@ -107,12 +112,21 @@ class SimulatedCamera(CameraBase):
     contrast: float = Field(1.0, ge=0.05, le=1, description="Opacity of defects, where 1 is opaque.")
 
 
-class FolderCamera(CameraBase):
+class ReplayCamera(CameraBase):
+    """Holds the settings of the cameras that replay files."""
+
+    loop: bool = Field(False, description="Whether the replay starts again at its end.")
+
+    @property
+    def is_repeatable(self) -> bool:
+        return self.loop
+
+
+class FolderCamera(ReplayCamera):
     """Replays the images of a folder; in the MVTec layout, the `test` images of every product in a shuffled order."""
 
     kind: Annotated[Literal["folder"], KIND]
     path: Path = Field(description="Folder of the images.")
-    loop: bool = Field(False, description="Whether the replay starts again at its end.")
     shuffle_seed: int | None = Field(
         None,
         ge=0,
@@ -132,12 +146,11 @@ class FolderCamera(CameraBase):
         return self
 
 
-class VideoCamera(CameraBase):
+class VideoCamera(ReplayCamera):
     """Replays a video file."""
 
     kind: Annotated[Literal["video"], KIND]
     path: Path = Field(description="Video file that FFmpeg can read.")
-    loop: bool = Field(False, description="Whether the replay starts again at its end.")
 
 
 class DeviceCamera(CameraBase):

@@ -48,9 +48,7 @@ def discover(
 
     def run(stop: Stop) -> None:
         from discovery import service
-        from flawline.kafka_clients import ensure_topics
 
-        ensure_topics(settings)
         service.run(settings, stop)
 
     until_stopped(run)

@@ -132,6 +132,7 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
     with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
         ledger: LedgerReader | None = None
         was_fine, outage = True, Outage(interval_s, interval_s)
+        telemetry.BROKER_WAIT_SECONDS.set_function(outage.age_s)
         object_collection.start(settings, stop)
         try:
             while not stop.is_set():

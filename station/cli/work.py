@@ -15,10 +15,8 @@ def work(config: Config = None) -> None:
     settings = settings_of(config, "work")
 
     def run(stop: Stop) -> None:
-        from flawline.kafka_clients import ensure_topics
         from workers import supervisor
 
-        ensure_topics(settings)
         supervisor.run(settings, stop)
 
     until_stopped(run)

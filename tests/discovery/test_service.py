@@ -16,7 +16,7 @@ from discovery import service
 from discovery.service import DiscoveryService
 from discovery.store import decisions, registry, schema
 from discovery.store.store import Store
-from flawline import messages
+from flawline import messages, telemetry
 from flawline.errors import FlawlineError
 from flawline.messages import Decision, Defect, Tensor, Transition, Verdict
 from tests.discovery import line
@@ -236,6 +236,26 @@ def test_run_takes_in_what_arrives_and_stops_when_told(settings):
     thread.join(30)
     assert not thread.is_alive()
     assert store.outbox() == []
+    store.close()
+
+
+def test_run_waits_for_a_broker_that_is_away_at_its_start_with_one_line(fresh_broker, tmp_path, caplog):
+    settings = line.settings_for(tmp_path, fresh_broker.bootstrap, unique("discovery"))
+    fresh_broker.kill()
+    stop = threading.Event()
+    thread = threading.Thread(target=service.run, args=(settings, stop), daemon=True)
+    thread.start()
+    wait_for(lambda: telemetry.REGISTRY.get_sample_value("flawline_broker_wait_seconds") > 3)
+    assert thread.is_alive()
+    fresh_broker.start()
+    line.publish(settings, day(20)[0])
+    store = Store(settings.store_url)
+    wait_for(lambda: counts(store)[0] == 20)
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert telemetry.REGISTRY.get_sample_value("flawline_broker_wait_seconds") == 0
+    assert sum("it is away" in text and "growing pauses" in text for text in caplog.messages) == 1
     store.close()
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import MessageSizeTooLargeError
+from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError, TopicAuthorizationFailedError
 from pydantic import SecretStr
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from tests.support.talking_line import TalkingLine
 
@@ -141,3 +145,44 @@ def test_second_broker_on_the_same_data_is_one_line(fresh_broker: EmbeddedBroker
         EmbeddedBroker(fresh_broker.data_dir).start()
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, UsageError)
+
+
+def refusal() -> FlawlineError:
+    error = FlawlineError("grant CREATE")
+    error.__cause__ = TopicAuthorizationFailedError("frames")
+    return error
+
+
+def away() -> FlawlineError:
+    error = FlawlineError("broker b:1 cannot be used: it is away")
+    error.__cause__ = KafkaConnectionError()
+    return error
+
+
+def test_role_waits_for_a_broker_that_is_away_with_one_line_and_no_other_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers = iter([away(), away(), away(), None])
+    outage = Outage(0.001, 0.002)
+
+    def ask() -> None:
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    assert kafka_clients.await_broker(ask, outage, threading.Event())
+    assert [text for text in caplog.messages if "growing pauses" in text] == [
+        f"{away()}; trying again with growing pauses"
+    ]
+    assert "the broker answers, after " in caplog.messages[-1] and not outage.is_on
+
+    def refuse(error: FlawlineError) -> None:
+        raise error
+
+    for error in (refusal(), FlawlineError("topic verdicts has 2 partitions"), UsageError("kafka.ssl_cafile x")):
+        with pytest.raises(FlawlineError) as raised:
+            kafka_clients.await_broker(functools.partial(refuse, error), outage, threading.Event())
+        assert raised.value is error
+    stopped = threading.Event()
+    stopped.set()
+    assert not kafka_clients.await_broker(functools.partial(refuse, away()), outage, stopped)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flawline.errors import UsageError
 from flawline.messages import Codec, Frame
 from flawline.object_store import FRESH_S, MARKER, Marker, ObjectStore, StoreAway, object_store
 from flawline.settings.tree import Settings
@@ -60,7 +62,7 @@ def frame(settings: Settings, seed: int = 0) -> Frame:
 
 def test_small_frame_stays_in_its_record_and_asks_no_store(settings: Settings, store: ObjectStore) -> None:
     small = replace(frame(settings), data=b"x", size_bytes=1)
-    assert ClaimChecks(store, settings).check(small)[0] is small
+    assert ClaimChecks(settings).check(small)[0] is small
     assert not Path(store.root).exists()
 
 
@@ -68,7 +70,7 @@ def test_first_large_frame_makes_the_store_and_its_object_holds_the_bytes(
     settings: Settings, store: ObjectStore
 ) -> None:
     large = frame(settings)
-    claimed, _ = ClaimChecks(store, settings).check(large)
+    claimed, _ = ClaimChecks(settings).check(large)
     assert claimed.object_key and claimed == replace(large, data=b"", object_key=claimed.object_key)
     assert store.get(claimed.object_key, large.size_bytes) == large.data
 
@@ -76,9 +78,9 @@ def test_first_large_frame_makes_the_store_and_its_object_holds_the_bytes(
 def test_store_that_was_seen_is_not_made_anew_until_a_person_says_so(
     settings: Settings, store: ObjectStore, tmp_path: Path
 ) -> None:
-    ClaimChecks(store, settings).check(frame(settings))
+    ClaimChecks(settings).check(frame(settings))
     Path(store.root).rename(tmp_path / "aside")
-    started_again = ClaimChecks(object_store(settings), settings)
+    started_again = ClaimChecks(settings)
     for _ in range(2):
         with pytest.raises(StoreAway, match="flawline objects create"):
             started_again.check(frame(settings))
@@ -91,21 +93,21 @@ def test_store_that_was_seen_is_not_made_anew_until_a_person_says_so(
 def test_another_store_in_the_place_of_the_one_that_was_seen_is_refused(
     settings: Settings, store: ObjectStore, tmp_path: Path
 ) -> None:
-    ClaimChecks(store, settings).check(frame(settings))
+    ClaimChecks(settings).check(frame(settings))
     Path(store.root).rename(tmp_path / "aside")
     object_store(settings).create()
     with pytest.raises(StoreAway, match="another store"):
-        ClaimChecks(object_store(settings), settings).check(frame(settings))
+        ClaimChecks(settings).check(frame(settings))
     (tmp_path / "data" / NOTE).write_text("{")
     with pytest.raises(StoreAway, match="correct it or remove it"):
-        ClaimChecks(object_store(settings), settings).check(frame(settings))
+        ClaimChecks(settings).check(frame(settings))
 
 
 def test_object_of_a_frame_that_waits_for_its_acknowledgement_is_written_again(
     settings: Settings, store: ObjectStore
 ) -> None:
     clock = FakeClock()
-    checks = ClaimChecks(store, settings, clock)
+    checks = ClaimChecks(settings, clock)
     waiting, settled = checks.check(frame(settings, 1))
     done, done_settled = checks.check(frame(settings, 2))
     done_settled("acknowledged")
@@ -122,3 +124,18 @@ def test_object_of_a_frame_that_waits_for_its_acknowledgement_is_written_again(
     clock.advance(2 * FRESH_S)
     checks.refresh()
     assert list(store.objects()) == []
+
+
+def test_store_whose_library_is_missing_is_away_for_large_frames_and_small_ones_go(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    settings.frames.objects_url = "s3://bucket/objects"
+    checks = ClaimChecks(settings)
+    small = replace(frame(settings), data=b"x", size_bytes=1)
+    assert checks.check(small)[0] is small
+    with pytest.raises(StoreAway, match=r"frames\.objects_url 's3://bucket/objects' cannot be used.*s3fs"):
+        checks.check(frame(settings))
+    settings.frames.objects_url = "nonsense://bucket"
+    with pytest.raises(UsageError, match="nonsense"):
+        ClaimChecks(settings)

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from flawline.backoff import Backoff
 from flawline.errors import UsageError
+from flawline.outage import Outage
 from flawline.settings.producers import RtspCamera, UsbCamera, VideoCamera
 from producers.camera import CameraError, Capture
 from producers.opencv import LiveDevice, RtspDevice, UsbDevice, VideoReplay
@@ -188,7 +188,7 @@ def test_rtsp_camera_delivers_again_after_its_server_died_and_came_back(
     settings = rtsp(f"rtsp://joe:s3cret@127.0.0.1:{port}/line", rate_hz=10, open_timeout_s=5)
     taken: list[Capture] = []
     stop = threading.Event()
-    runner = CameraRunner(settings, lambda: RtspDevice(settings), taken.append, Backoff(0.1, 0.2), stop)
+    runner = CameraRunner(settings, lambda: RtspDevice(settings), taken.append, Outage(0.1, 0.2), stop)
 
     def ticked(condition: Callable[[], bool]) -> Callable[[], bool]:
         def check() -> bool:

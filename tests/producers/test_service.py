@@ -29,6 +29,7 @@ from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers import broker_connection, service
 from producers.publisher import Publisher
+from producers.spool import Quota, Spool
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, capture, picture, until
 from tests.support.brokers import unique
@@ -373,11 +374,75 @@ def test_killed_producer_delivers_its_spool_at_the_next_start_and_shows_what_was
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-def test_missing_folder_is_refused_before_anything_is_published(
-    embedded_broker: EmbeddedBroker, tmp_path: Path, images: Path
+def test_cameras_that_cannot_start_stop_no_other_and_run_when_they_can(
+    embedded_broker: EmbeddedBroker,
+    tmp_path: Path,
+    images: Path,
+    produce: Callable[..., Producer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = line(embedded_broker.bootstrap, tmp_path, folder("cam-1", images), folder("cam-2", tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="nowhere does not exist"):
+    monkeypatch.setitem(sys.modules, "skimage", None)  # as if the library of the simulated camera were not installed
+    (tmp_path / "nothing.mp4").write_bytes(b"no video")
+    sick = ("no-folder", "no-video", "no-library", "no-device", "spool-in-use", "spool-damaged")
+    settings = line(
+        embedded_broker.bootstrap, tmp_path,
+        folder("no-folder", tmp_path / "later"),
+        {"kind": "video", "name": "no-video", "path": tmp_path / "nothing.mp4"},
+        {"kind": "simulated", "name": "no-library", "products": ["brick"]},
+        {"kind": "usb", "name": "no-device", "device": str(tmp_path / "video9")},
+        folder("spool-in-use", images),
+        folder("spool-damaged", images),
+        folder("sound", images),
+        producer={"reconnect_backoff_s": (0.2, 0.5)},
+    )  # fmt: skip
+
+    def published(name: str) -> float:
+        return telemetry.PUBLISHED.labels(name)._value.get()
+
+    spools = settings.data_dir / "spool"
+    other_producer = Spool(spools / "spool-in-use", Quota(0))
+    (spools / "spool-damaged").mkdir()
+    (spools / "spool-damaged" / "stray.seg").touch()
+    running = produce(settings)
+    until(lambda: published("sound") == 30 or not running.running, 60, what="the frames of the other")
+    until(lambda: all(f"camera {name}: " in caplog.text for name in sick) or not running.running, 60)
+    assert running.running
+    for name in sick:
+        assert telemetry.CAMERA_UP.labels(name)._value.get() == 0
+        assert len([text for text in caplog.messages if text.startswith(f"camera {name}: ")]) == 1, name
+    (tmp_path / "later").symlink_to(images)
+    other_producer.close()
+    (spools / "spool-damaged" / "stray.seg").unlink()
+    for name in ("no-folder", "spool-in-use", "spool-damaged"):
+        until(lambda name=name: published(name) == 30, 60, what=f"the frames of {name}")
+    assert running.running
+    running.stop.set()
+    assert running.join() == 4 * 31
+    assert {camera for camera, _ in topics.accounts(settings)} == {
+        "sound",
+        "no-folder",
+        "spool-in-use",
+        "spool-damaged",
+    }
+
+
+def test_replay_that_breaks_off_is_named_at_the_end_when_the_others_have_delivered(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line(embedded_broker.bootstrap, tmp_path)
+    cameras = [ScriptedCamera("broken", 2, "away"), ScriptedCamera("well", 4, "end")]
+    with pytest.raises(FlawlineError, match="camera broken: the cable was pulled"):
+        service.run(settings, threading.Event(), cameras)
+    assert {camera: count for (camera, _), (count, _, _) in topics.accounts(settings).items()} == {
+        "broken": 2,
+        "well": 4,
+    }
+
+
+def test_settings_that_name_a_product_that_does_not_exist_are_refused(tmp_path: Path) -> None:
+    settings = line("127.0.0.1:1", tmp_path, {"kind": "simulated", "name": "sim", "products": ["spoon"]})
+    with pytest.raises(UsageError, match="unknown name 'spoon' in products"):
         service.run(settings, threading.Event())
     assert not settings.data_dir.exists()
 

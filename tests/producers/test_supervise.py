@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from flawline import telemetry
-from flawline.backoff import Backoff
 from flawline.errors import UsageError
-from flawline.settings.producers import CameraBase, UsbCamera
-from producers.camera import Capture
+from flawline.outage import REMINDER_S, Outage
+from flawline.settings.producers import CameraBase, FolderCamera, UsbCamera
+from producers.camera import Camera, Capture
 from producers.supervise import CameraRunner, CameraState
 from tests.producers.doubles import FakeClock, ScriptedCamera, until
 
@@ -27,7 +27,12 @@ class Rig:
         self.taken: list[Capture] = []
         self.scripts = scripts
         self.runner = CameraRunner(
-            self.settings, self._make, self.taken.append, Backoff(1.0, 8.0, lambda: 1.0), self.stop, self.clock
+            self.settings,
+            self._make,
+            self.taken.append,
+            Outage(1.0, 8.0, clock=self.clock, chance=lambda: 1.0),
+            self.stop,
+            self.clock,
         )
 
     def _make(self) -> ScriptedCamera:
@@ -133,22 +138,83 @@ def test_device_that_hangs_at_every_attempt_takes_no_more_than_three_threads(rig
     line.tick_until(lambda: len(line.cameras) > 3)
 
 
-def test_finite_source_ends_and_a_failing_source_reports_its_error(rig: Callable[..., Rig]) -> None:
-    replay = CameraBase(name="cam")
-    line = rig((3, "end"), settings=replay)
+def test_finite_source_ends(rig: Callable[..., Rig]) -> None:
+    line = rig((3, "end"), settings=CameraBase(name="cam"))
     line.tick_until(lambda: line.runner.over)
     assert (line.runner.state, len(line.taken), line.runner.error) == (CameraState.ENDED, 3, None)
 
-    class Unplayable(ScriptedCamera):
-        def open(self) -> None:
-            raise UsageError("video x.mp4 cannot be played")
 
-    broken = CameraRunner(
-        replay, lambda: Unplayable("cam", 0, "end"), line.taken.append, Backoff(1, 2), threading.Event()
-    )
-    broken.tick()
-    until(lambda: (broken.tick(), broken.over)[1])
-    assert broken.state is CameraState.FAILED and "x.mp4" in str(broken.error)
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("image folder /nowhere does not exist: correct the camera's path"),
+        ImportError("No module named 'skimage'"),
+        RuntimeError("the driver exploded"),
+    ],
+)
+def test_camera_that_cannot_be_made_is_tried_again_with_one_line_now_and_then(
+    rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    caplog.set_level(logging.INFO)
+    line = rig((3, "end"), settings=CameraBase(name="cam"))
+    made, is_well = line.runner._make, threading.Event()
+
+    def make() -> Camera:
+        if not is_well.is_set():
+            raise error
+        return made()
+
+    line.runner._make = make
+    for attempt in range(1, 5):
+        line.tick_until(lambda: line.runner.state is CameraState.AWAY)
+        assert line.runner.error is None and line.metric("camera_up") == 0
+        pause_s = line.runner._due - line.clock.now
+        assert pause_s == pytest.approx(min(8, 2 ** (attempt - 1)))
+        line.clock.advance(pause_s)
+        line.runner.tick()
+    line.tick_until(lambda: line.runner.state is CameraState.AWAY)
+    (message,) = caplog.messages
+    assert str(error) in message and "then with growing pauses, and the other cameras go on" in message
+    line.clock.advance(REMINDER_S)
+    line.runner.tick()
+    line.tick_until(lambda: line.runner.state is CameraState.AWAY)
+    assert "has been away for 315 s (6 attempts failed, lastly: " in caplog.messages[-1] and len(caplog.messages) == 2
+    is_well.set()
+    line.clock.advance(8)
+    line.runner.tick()
+    line.tick_until(lambda: line.runner.over)
+    assert (line.runner.state, len(line.taken)) == (CameraState.ENDED, 3)
+    assert "cam delivers again, after 323 s" in caplog.text
+
+
+def test_replay_that_breaks_off_is_not_read_from_its_beginning_again_unless_it_is_a_loop(
+    rig: Callable[..., Rig],
+) -> None:
+    once = rig((3, "away"), settings=CameraBase(name="cam"))
+    once.tick_until(lambda: once.runner.over)
+    assert once.runner.state is CameraState.FAILED and str(once.runner.error) == "the cable was pulled"
+    assert once.metric("camera_up") == 0 and len(once.cameras) == 1
+    loop = rig((3, "away"), settings=FolderCamera(kind="folder", name="cam", path=".", loop=True))
+    loop.tick_until(lambda: loop.runner.state is CameraState.AWAY)
+    loop.clock.advance(1)
+    loop.tick_until(lambda: len(loop.taken) == 6)
+
+
+def test_camera_waits_for_its_turn_when_the_system_has_no_thread_left(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = rig((3, "end"), settings=CameraBase(name="cam"))
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        line.runner.tick()
+    assert line.runner.state is CameraState.AWAY
+    line.clock.advance(1)
+    line.tick_until(lambda: line.runner.over)
+    assert len(line.taken) == 3
 
 
 def test_late_replay_is_reported_and_is_not_started_again(
@@ -191,7 +257,7 @@ def test_replay_keeps_its_rate(rate_hz: float) -> None:
         CameraBase(name="cam", rate_hz=rate_hz),
         lambda: ScriptedCamera("cam", 26, "end"),
         lambda _: taken.append(time.monotonic()),
-        Backoff(1, 2),
+        Outage(1, 2),
         threading.Event(),
     )
     runner.tick()

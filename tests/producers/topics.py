@@ -15,6 +15,8 @@ def records(settings: Settings, topic: str) -> list:
     try:
         name = settings.topic(topic)
         partitions = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or [])]
+        if not partitions:  # the producer has not made the topic yet
+            return []
         consumer.assign(partitions)
         ends = consumer.end_offsets(partitions)
         consumer.seek_to_beginning()

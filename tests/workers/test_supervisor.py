@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from embedded_broker import EmbeddedBroker
-from flawline import imaging, kafka_clients, messages
+from flawline import imaging, kafka_clients, messages, telemetry
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, Decision, Defect, ModelPointer, ShadowVerdict, Verdict
 from flawline.settings.scorer import ScorerSettings
@@ -54,6 +54,13 @@ def publish_model(settings: Settings, version: str, uri: Path, role: str = "acti
     pointer = ModelPointer(role, version, str(uri), time.time_ns())
     producer.send(settings.topic("models"), key=role.encode(), value=messages.encode(pointer)).get(20)
     producer.close()
+
+
+def waited_s() -> float:
+    """Return for how long this process's role has waited for its broker."""
+    value = telemetry.REGISTRY.get_sample_value("flawline_broker_wait_seconds")
+    assert value is not None
+    return value
 
 
 def without_model(settings: Settings) -> Settings:
@@ -148,17 +155,20 @@ def test_a_published_model_is_picked_up_without_a_stop_and_a_broken_one_does_no_
     assert versions == sorted(versions)
 
 
-def test_without_a_model_the_workers_wait_for_one_and_stop_when_asked(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+def test_without_a_broker_and_then_without_a_model_the_workers_wait_and_stop_when_asked(
+    fresh_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
-    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
-    kafka_clients.ensure_topics(settings)
+    settings = without_model(line_settings(fresh_broker.bootstrap, tmp_path))
+    fresh_broker.kill()
     stop = threading.Event()
     supervisor = Supervisor(settings, load=load_plain)
     started: list[bool] = []
     thread = threading.Thread(target=lambda: started.append(supervisor.start(stop)))
     thread.start()
+    wait_until(lambda: waited_s() > 0)
+    fresh_broker.start()
     publish_model(settings, "plain-9", tmp_path / "9", role="shadow")
+    wait_until(lambda: waited_s() == 0)
     thread.join(1)
     assert thread.is_alive(), "a shadow model decides nothing"
     stop.set()
