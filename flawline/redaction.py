@@ -30,6 +30,9 @@ _CREDENTIALS = re.compile(
 _SECRET_WORD = r"pass|pwd|token|auth|secret|key|sig|cred"
 _QUERY = re.compile(rf"([?&;/][\w.-]{{0,64}}(?:{_SECRET_WORD}|usr|user)[\w.-]{{0,64}}=)[^&;\s'\"]*", re.IGNORECASE)
 _PAIR = re.compile(r"(\b\w*(?:password|passwd|pwd|token|secret)=)[^&;\s'\"]+", re.IGNORECASE)
+TOKEN_PREFIX = "flt_"
+"""How every token that Flawline gives out begins, so that it is known wherever it is shown."""
+_TOKEN = re.compile(rf"\b{TOKEN_PREFIX}[\w-]{{16,}}")
 _SECRET_KEY = re.compile(r"(?:^|_)(?:password|token|secret|url)$")
 
 _known: tuple[str, ...] = ()
@@ -37,10 +40,11 @@ _pattern: re.Pattern[str] | None = None
 
 
 def redact(text: str) -> str:
-    """Return `text` with every secret in it replaced by `***`: credentials of URLs, and the secrets that are known."""
+    """Return `text` with every secret in it replaced by `***`: credentials of URLs, our tokens, known secrets."""
     if _pattern:  # first, because a known secret may hold a quote, which ends a URL
         text = _pattern.sub(STARS, text)
-    return _PAIR.sub(rf"\1{STARS}", _QUERY.sub(rf"\1{STARS}", _CREDENTIALS.sub(f"{STARS}@", text)))
+    text = _PAIR.sub(rf"\1{STARS}", _QUERY.sub(rf"\1{STARS}", _CREDENTIALS.sub(f"{STARS}@", text)))
+    return _TOKEN.sub(STARS, text)
 
 
 def remember(secrets: Iterable[str]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from flawline.clock import NS
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -51,5 +53,8 @@ def reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
 
 
-def _time(at: datetime | None) -> str:
+def _time(at: datetime | int | None) -> str:
+    """Return a time, which may be ns UTC, to the second; a dash for none."""
+    if isinstance(at, int):
+        at = datetime.fromtimestamp(at * NS, UTC)
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else "–"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -14,24 +12,32 @@ from discovery.store.database import DatabaseAway
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from station.pages.rendering import STATIC
-from station.web.context import Context
+from station.web.access import Access, LogIn, needs
+from station.web.accounts import Accounts, Role
+from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
-from station.web.routes import classes, defects, line
+from station.web.routes import classes, defects, line, people
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
 
-TOKEN_BYTES = 32
 HEADING = "That did not work"
 
 
-def create(settings: Settings, stores: StoreWatch, watch: LedgerWatch) -> FastAPI:
-    """Return the console of a line, over its store and its ledger."""
+def create(settings: Settings, stores: StoreWatch, watch: LedgerWatch, accounts: Accounts, is_open: bool) -> FastAPI:
+    """Return the console of a line, over its store, its ledger and its users.
+
+    `is_open` says that while there is no user everybody may do everything, since only this machine reaches it.
+    """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.context = Context(settings, stores, watch, secrets.token_urlsafe(TOKEN_BYTES))
+    access = Access(accounts, settings.console, is_open)
+    app.state.context = Context(settings, stores, watch, access)
+    app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
-    for module in (line, classes, defects):
-        app.include_router(module.router)
+    for module in (line, classes, defects, people):
+        app.include_router(module.router, dependencies=[needs(Role.VIEW)])
+    for router in (line.public, people.public):
+        app.include_router(router)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(FlawlineError, _on_flawline_error)
@@ -59,6 +65,5 @@ def _error(request: Request, status: int, message: str, heading: str = HEADING) 
     """Return an error in the form that the address has: JSON or a page; a page of 503 looks again by itself."""
     if request.url.path.startswith(("/api/", "/healthz")):
         return JSONResponse({"error": message}, status)
-    context: Context = request.app.state.context
     looks_again = status == 503 and request.method == "GET"
-    return context.page("error.html", status, heading=heading, message=message, looks_again=looks_again)
+    return context_of(request).page("error.html", status, heading=heading, message=message, looks_again=looks_again)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from discovery.store.database import stamp
 from discovery.store.store import Store
 from flawline.settings.tree import Settings
 from station.pages import rendering
+from station.web.access import Access, Visitor
 from station.web.ledger_watch import LedgerState, LedgerWatch
 from station.web.store_watch import StoreWatch
 
@@ -21,12 +22,13 @@ MAX_ROW_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class Context:
-    """The console of one line; `token` is the secret of its forms, new at each start."""
+    """The console of one line, and the `visitor` who sends the request, None before the log-in."""
 
     settings: Settings
     stores: StoreWatch
     watch: LedgerWatch
-    token: str
+    access: Access
+    visitor: Visitor | None = None
 
     @property
     def store(self) -> Store:
@@ -35,24 +37,28 @@ class Context:
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page of the console."""
-        return HTMLResponse(rendering.render(template, line=self.settings.line, **values), status)
+        return HTMLResponse(rendering.render(template, line=self.settings.line, visitor=self.visitor, **values), status)
 
 
-async def context_of(request: Request) -> Context:
-    """Return the context that `create` gave to the app."""
+def context_of(request: Request) -> Context:
+    """Return the context that `create` gave to the app, with the visitor of this request."""
     context: Context = request.app.state.context
-    return context
+    return replace(context, visitor=getattr(request.state, "visitor", None))
+
+
+async def _context(request: Request) -> Context:
+    return context_of(request)
 
 
 async def _store(request: Request) -> Store:
-    return (await context_of(request)).store
+    return context_of(request).store
 
 
 async def _ledger(request: Request) -> LedgerState:
-    return (await context_of(request)).watch.state
+    return context_of(request).watch.state
 
 
-TheContext = Annotated[Context, Depends(context_of)]
+TheContext = Annotated[Context, Depends(_context)]
 TheStore = Annotated[Store, Depends(_store)]
 TheLedger = Annotated[LedgerState, Depends(_ledger)]
 

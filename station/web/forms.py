@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 
 from discovery.store import class_commands
 from discovery.store.store import Store
 from flawline.errors import UsageError
+from station.web.access import TheVisitor, Visitor
 
 LIMIT_BYTES = 16 << 10
 FIELDS_LIMIT = 20
@@ -43,9 +44,21 @@ def check_token(form: Form, token: str) -> None:
         raise HTTPException(403, "the form is not from this console, or is older than its start: load the page again")
 
 
-def person(form: Form) -> tuple[str, str | None]:
-    """Return who acts and why, for the audit trail. Raises UsageError."""
-    who, why = form.get("who", ""), form.get("why", "")
+async def _checked(request: Request, visitor: TheVisitor) -> Form:
+    """Return the fields of a form of this visitor's pages. Raises HTTPException for one of another site."""
+    form = await read_form(request)
+    if visitor.form_token is not None:
+        check_token(form, visitor.form_token)
+    return form
+
+
+Checked = Annotated[Form, Depends(_checked)]
+"""The form of a request that changes something: every such route takes it, and so refuses what another site sends."""
+
+
+def person(form: Form, visitor: Visitor) -> tuple[str, str | None]:
+    """Return who acts and why, for the audit trail; the form says who where no users exist. Raises UsageError."""
+    who, why = visitor.name or form.get("who", ""), form.get("why", "")
     if not 1 <= len(who) <= WHO_LENGTH or not who.isprintable():
         raise UsageError(f"who: give your name, 1 to {WHO_LENGTH} printable characters")
     if len(why) > WHY_LENGTH or not why.isprintable():
@@ -53,9 +66,9 @@ def person(form: Form) -> tuple[str, str | None]:
     return who, why or None
 
 
-def act(store: Store, class_id: str, action: str, form: Form) -> str:
+def act(store: Store, class_id: str, action: str, form: Form, visitor: Visitor) -> str:
     """Do to a class what a form asks for, and return the id of the class to show next. Raises UsageError."""
-    who, why = person(form)
+    who, why = person(form, visitor)
     value = form.get("value", "")
     report = ACTIONS[action](store, class_id, value, who, why)
     return str(report["id"])

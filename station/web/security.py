@@ -37,22 +37,40 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        refusal = self._refusal(scope, Headers(scope=scope))
         if refusal:
             await PlainTextResponse(refusal[1] + "\n", refusal[0])(scope, receive, send_guarded)
-        else:
-            await self._app(scope, receive, send_guarded)
+            return
+        if scope["method"] == "HEAD":  # uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
-        host = headers.get("host", "")
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        method, host = scope["method"], headers.get("host", "")
+        if scope["scheme"] != "https" and not is_loopback(scope["client"][0] if scope["client"] else ""):
+            return 403, (
+                "the console answers other machines over HTTPS only: set console.tls_certfile, or let a proxy of "
+                "console.proxies send X-Forwarded-Proto"
+            )
         if not is_own_host(host, self._names):
             return 421, f"the console does not know the host name {host!r}: add it to console.names"
+        if "\0" in scope["path"]:
+            return 400, "an address holds no zero byte: correct it"
         if method not in ("GET", "HEAD"):
             origin = headers.get("origin")
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return 403, "refused: another site sent the form: use the forms of the console's own pages"
         return None
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether an IP address is of this machine; False for anything else."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def is_own_host(host: str, names: Iterable[str]) -> bool:

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import tomllib
 import typing
+from contextlib import closing
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+from flawline.errors import UsageError
 from flawline.settings.tree import MetricsSettings, Settings, load_settings
+from station.web.accounts import Accounts
+from station.web.service import _check_doors
 from tests.deploy import compose
 
 PASSWORDS = {name: f"secret{number}" for number, name in enumerate(compose.example_variables())}
@@ -141,8 +145,21 @@ def test_the_plants_settings_are_valid_together_with_the_environment(monkeypatch
 
 def test_only_who_needs_the_store_is_given_its_password():
     knowing = {name for name, service in OURS.items() if "FLAWLINE_STORE__URL" in service["environment"]}
-    assert knowing == {"discovery", "cli"}
+    assert knowing == {"discovery", "console", "cli"}
     assert all("FLAWLINE_KAFKA__SASL_PASSWORD" in service["environment"] for service in OURS.values())
+
+
+def test_the_console_is_reached_over_https_by_users_only(tmp_path, monkeypatch):
+    console = SERVICES["console"]
+    for key, value in console["environment"].items():
+        monkeypatch.setenv(key, value)
+    settings = load_settings(compose.ROOT / "deploy/line.plant.toml").console
+    assert f"https://127.0.0.1:{settings.port}/healthz" in " ".join(console["healthcheck"]["test"])
+    assert console["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+    mounts = [mount.split(":")[1] for mount in console["volumes"]]
+    assert {str(settings.tls_certfile.parent), str(settings.tls_keyfile.parent)} <= set(mounts)
+    with closing(Accounts(tmp_path)) as accounts, pytest.raises(UsageError, match="without a log-in"):
+        _check_doors(settings, accounts)
 
 
 def test_prometheus_scrapes_every_role_where_it_listens_and_where_its_health_is_checked():

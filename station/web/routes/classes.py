@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from discovery.store.decisions import NAME_LENGTH, SEVERITIES
 from flawline.errors import UsageError
 from station.web import forms, queries, views
+from station.web.access import TheVisitor, needs
+from station.web.accounts import Role
 from station.web.context import MAX_ROW_ID, Before, Context, TheContext, TheStore, image_response
 
 CLASS_CROPS = 8
@@ -21,7 +23,6 @@ YEAR_S = 365 * 86_400
 
 RowId = Annotated[int, PathParameter(ge=1, le=MAX_ROW_ID)]
 Everything = Annotated[bool, Query(alias="all")]
-Form = Annotated[forms.Form, Depends(forms.read_form)]
 
 router = APIRouter()
 
@@ -46,21 +47,23 @@ def class_page(request: Request, context: TheContext, class_id: str, before: Bef
     return _class_page(request, context, class_id, before)
 
 
-@router.post("/classes/{class_id}/{action}")
-def act(request: Request, context: TheContext, class_id: str, action: str, form: Form) -> Response:
+@router.post("/classes/{class_id}/{action}", dependencies=[needs(Role.REVIEW)])
+def act(
+    request: Request, context: TheContext, visitor: TheVisitor, class_id: str, action: str, form: forms.Checked
+) -> Response:
     """Do to a class what a form asks for, and show the class then."""
-    forms.check_token(form, context.token)
     if action not in forms.ACTIONS:
         raise HTTPException(404, f"a class has no action {action}: choose from {', '.join(forms.ACTIONS)}")
     if all(row.id != class_id for row in queries.classes(context.store, everything=True)):
         raise _no_class(class_id)
     try:
-        shown_id = forms.act(context.store, class_id, action, form)
+        shown_id = forms.act(context.store, class_id, action, form, visitor)
     except UsageError as error:
         return _class_page(request, context, class_id, None, status=400, problem=str(error), form={action: form})
     # See-other, so that loading the page again does not send the form again.
     response = RedirectResponse(f"/classes/{quote(shown_id)}", 303)
-    response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
+    if visitor.name is None:
+        response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
     return response
 
 
@@ -97,7 +100,6 @@ def _class_page(
         "severities": SEVERITIES,
         "name_length": NAME_LENGTH,
         "who": unquote(request.cookies.get(WHO_COOKIE, "")),
-        "token": context.token,
         "problem": problem,
         "form": form or {},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from discovery.store.store import Batch, Store
 from flawline.messages import Decision
 from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.tree import Settings, load_settings
+from station.web.accounts import Accounts
 from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
 from station.web.store_watch import StoreWatch
@@ -63,17 +65,45 @@ def watch(settings: Settings) -> Iterator[LedgerWatch]:
     following.close()
 
 
-def browser(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
-    """Return a browser, which gets an error of the console as a response and not as an exception."""
+@pytest.fixture
+def accounts(settings: Settings) -> Iterator[Accounts]:
+    """Return the users of the console: none."""
+    opened = Accounts(settings.data_dir)
+    yield opened
+    opened.close()
+
+
+def browser(
+    settings: Settings,
+    store: Store,
+    watch: LedgerWatch,
+    accounts: Accounts,
+    *,
+    is_open: bool = True,
+    address: str = ADDRESS,
+    client: str = "127.0.0.1",
+) -> TestClient:
+    """Return a browser on a machine, which gets an error of the console as a response and not as an exception."""
     stores = StoreWatch(lambda: store)
     stores.poll()
-    app = create(settings, stores, watch)
-    return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False)
+    app = create(settings, stores, watch, accounts, is_open)
+    return TestClient(
+        app, base_url=address, follow_redirects=False, raise_server_exceptions=False, client=(client, 50_000)
+    )
 
 
 @pytest.fixture
-def client(settings: Settings, store: Store, watch: LedgerWatch) -> TestClient:
-    return browser(settings, store, watch)
+def client(settings: Settings, store: Store, watch: LedgerWatch, accounts: Accounts) -> TestClient:
+    return browser(settings, store, watch, accounts)
+
+
+def make_certificate(tls_keyfile: Path | str, tls_certfile: Path | str) -> None:
+    """Write a key, and a certificate of 127.0.0.1 that signs itself."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tls_keyfile, "-out", tls_certfile],
+        check=True, capture_output=True,
+    )  # fmt: skip
 
 
 def token(client: TestClient, class_id: str) -> str:

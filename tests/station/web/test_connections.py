@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import http.client
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
 from flawline.errors import UsageError
+from flawline.settings.console import ConsoleSettings
 from station.web import service
+from station.web.accounts import Accounts, Role
 from station.web.connections import CONNECTION_LIMIT, PatientProtocol
+from tests.station.web.conftest import make_certificate
 
 WAIT_S = 1.0
 
@@ -117,15 +123,75 @@ def test_one_connection_may_send_many_requests_for_longer_than_the_wait(port: in
     client.close()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "10.0.0.1"])
-def test_console_cannot_be_started_beyond_this_machine_because_it_has_no_log_in(host: str) -> None:
-    with pytest.raises(UsageError, match=f"console.host {host}: the console has no log-in"):
-        service._listen(host, 8400)
+@pytest.fixture
+def accounts(tmp_path: Path) -> Iterator[Accounts]:
+    opened = Accounts(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Path]:
+    """Return the settings of a certificate of 127.0.0.1 that signs itself."""
+    files = {"tls_keyfile": tmp_path / "key.pem", "tls_certfile": tmp_path / "certificate.pem"}
+    make_certificate(**files)
+    return files
+
+
+@pytest.mark.parametrize(
+    "console",
+    [{"host": host} for host in ("0.0.0.0", "::", "192.0.2.7", "10.0.0.1")]
+    + [{"proxies": ["127.0.0.1"]}, {"host": "0.0.0.0", "proxies": ["10.0.0.0/8"]}],
+    ids=str,
+)
+def test_console_without_users_listens_on_this_machine_only(console: dict[str, Any], accounts: Accounts) -> None:
+    with pytest.raises(UsageError, match=r"without a log-in: add a user with `flawline users add"):
+        service._listen(ConsoleSettings(**console), accounts)
+
+
+@pytest.mark.system
+def test_certificate_alone_opens_no_door_without_users(accounts: Accounts, certificate: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="without a log-in"):
+        service._listen(ConsoleSettings(host="0.0.0.0", **certificate), accounts)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7"])
+def test_console_with_users_sends_no_password_in_clear_beyond_this_machine(host: str, accounts: Accounts) -> None:
+    accounts.add("ana", Role.VIEW, "correct horse battery")
+    with pytest.raises(UsageError, match="passwords would be sent in clear"):
+        service._listen(ConsoleSettings(host=host), accounts)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("by", ["certificate", "proxy"])
+def test_console_with_users_and_https_listens_on_every_address(
+    by: str, accounts: Accounts, certificate: dict[str, Path]
+) -> None:
+    accounts.add("ana", Role.VIEW, "correct horse battery")
+    door = certificate if by == "certificate" else {"proxies": ["10.0.0.7"]}
+    with socket.create_server(("0.0.0.0", 0)) as probe:
+        port = probe.getsockname()[1]
+    service._listen(ConsoleSettings(host="0.0.0.0", port=port, **door), accounts).close()
+
+
+@pytest.mark.system
+def test_certificate_that_cannot_be_used_is_one_line(accounts: Accounts, certificate: dict[str, Path]) -> None:
+    other = certificate["tls_keyfile"].with_name("other.pem")
+    subprocess.run(["openssl", "genrsa", "-out", str(other), "2048"], check=True, capture_output=True)
+    for key in (other, certificate["tls_keyfile"].with_name("missing.pem")):
+        with pytest.raises(UsageError, match=f"{key}: .*name a certificate and its key"):
+            service._listen(ConsoleSettings(**certificate | {"tls_keyfile": key}), accounts)
+
+
+@pytest.mark.parametrize("proxy", ["everybody", "0.0.0.0/0", "::/0", "10.0.0.7:80"])
+def test_proxies_are_addresses_and_not_everybody(proxy: str) -> None:
+    with pytest.raises(ValueError, match="should be an address or a network"):
+        ConsoleSettings(proxies=[proxy])
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
-def test_console_listens_on_this_machine(host: str) -> None:
+def test_console_without_users_listens_on_this_machine(host: str, accounts: Accounts) -> None:
     with socket.create_server((host, 0)) as probe:
         port = probe.getsockname()[1]
-    service._listen(host, port).close()
+    service._listen(ConsoleSettings(host=host, port=port), accounts).close()

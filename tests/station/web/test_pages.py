@@ -17,6 +17,7 @@ from flawline.messages import Codec
 from flawline.settings.tree import Settings
 from station.pages import heat
 from station.web import views
+from station.web.accounts import Accounts
 from station.web.ledger_watch import LedgerWatch
 from station.web.queries import MinuteCount
 from tests.discovery import factories
@@ -142,6 +143,15 @@ def test_missing_page_is_one_line(client: TestClient, path: str, status: int) ->
     assert answer.text.count('<p class="notice">') == 1 and "Traceback" not in answer.text
 
 
+def test_zero_byte_in_an_address_is_refused_before_it_meets_a_database(client: TestClient) -> None:
+    assert client.get("/defects/%00/heatmap.png").status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/", "/classes", "/static/style.css", "/healthz"])
+def test_head_is_answered_as_get_is(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+
+
 def test_store_that_goes_away_is_a_503_of_one_line(client: TestClient, store: Store) -> None:
     with store.transaction() as connection:
         connection.exec_driver_sql("DROP TABLE verdict_minutes")
@@ -151,11 +161,15 @@ def test_store_that_goes_away_is_a_503_of_one_line(client: TestClient, store: St
 
 
 def test_pages_are_the_same_on_postgresql(
-    client: TestClient, settings: Settings, watch: LedgerWatch, postgres_server: PostgresServer
+    client: TestClient,
+    settings: Settings,
+    watch: LedgerWatch,
+    accounts: Accounts,
+    postgres_server: PostgresServer,
 ) -> None:
     class_id = client.get("/api/classes").json()["classes"][0]["id"]
     with closing(filled(postgres_server.new_database())) as other:
-        there = browser(settings, other, watch)
+        there = browser(settings, other, watch, accounts)
         for path in ("/", "/classes", "/api/classes", "/defects", "/defects?before=9", f"/defects/{FRAME}", "/healthz"):
             assert there.get(path).text == client.get(path).text, path
         page = there.get(f"/classes/{class_id}?before=40")

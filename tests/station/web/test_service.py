@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,10 @@ from flawline import kafka_clients
 from flawline.settings.tree import Settings, load_settings
 from station import role_states, up
 from station.role_states import RoleState
+from station.web import service
+from station.web.accounts import Accounts, Role
 from station.web.ledger_watch import LedgerWatch
+from tests.station.web.conftest import make_certificate
 from tests.support.ports import reserved_port
 from tests.support.postgres import PostgresServer
 from tests.support.talking_line import TalkingLine
@@ -151,3 +160,79 @@ def test_up_runs_the_console_unless_its_port_is_0(tmp_path: Path) -> None:
     _, off = command(tmp_path, 0, "127.0.0.1:1")
     assert "console" in [role.name for role in up.roles(on)]
     assert "console" not in [role.name for role in up.roles(off)]
+
+
+@contextmanager
+def console_in_this_process(settings: Settings) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=service.run, args=(settings, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def fetch(url: str, data: dict[str, str] | None = None, **headers: str) -> tuple[int, str, str]:
+    """Return status, text and the cookie that is set, of the first answer and not of one that it leads to."""
+    opener = urllib.request.build_opener(
+        _NoRedirect, urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    )
+    body = urllib.parse.urlencode(data).encode() if data else None
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with opener.open(urllib.request.Request(url, body, names), timeout=30) as answer:
+            return answer.status, answer.read().decode(), answer.headers.get("set-cookie", "")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers.get("set-cookie", "")
+    except OSError as error:  # not listening yet
+        return 0, str(error), ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+def wait_for_page(url: str, **headers: str) -> str:
+    deadline = time.monotonic() + 60
+    while (answer := fetch(url, **headers))[0] != 200:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.1)
+    return answer[1]
+
+
+def with_a_user(tmp_path: Path, console: dict[str, Any]) -> Settings:
+    _, settings = command(tmp_path, reserved_port(), "127.0.0.1:1", console=console, metrics={"up_port": 0})
+    with closing(Accounts(settings.data_dir)) as accounts:
+        accounts.add("ana", Role.VIEW, "correct horse battery")
+    return settings
+
+
+@pytest.mark.system
+def test_person_logs_in_over_https(tmp_path: Path) -> None:
+    files = {"tls_keyfile": str(tmp_path / "key.pem"), "tls_certfile": str(tmp_path / "certificate.pem")}
+    make_certificate(**files)
+    settings = with_a_user(tmp_path, {"port": reserved_port(), **files})
+    address = f"https://127.0.0.1:{settings.console.port}"
+    with console_in_this_process(settings):
+        page = wait_for_page(f"{address}/login")
+        secret = re.search(r'name="token" value="([^"]+)"', page)
+        assert secret is not None
+        form = {"token": secret[1], "name": "ana", "password": "correct horse battery"}
+        status, _, cookie = fetch(f"{address}/login", form)
+        assert status == 303 and cookie.startswith("__Host-flawline_session=") and "Secure" in cookie
+        assert fetch(f"{address}/api/ledger")[0] == 401
+        assert fetch(f"{address}/api/roles", Cookie=cookie.partition(";")[0])[0] == 200
+
+
+@pytest.mark.system
+def test_proxy_is_believed_when_it_is_configured(tmp_path: Path) -> None:
+    settings = with_a_user(tmp_path, {"port": reserved_port(), "proxies": ["127.0.0.1"]})
+    address = f"http://127.0.0.1:{settings.console.port}"
+    from_afar = {"X_Forwarded_For": "192.0.2.9", "X_Forwarded_Proto": "https"}
+    with console_in_this_process(settings):
+        wait_for_page(f"{address}/login", **from_afar)
+        status, text, _ = fetch(f"{address}/login", **from_afar | {"X_Forwarded_Proto": "http"})
+        assert status == 403 and "HTTPS only" in text
