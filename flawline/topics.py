@@ -22,6 +22,10 @@ UNBOUNDED = -1
 
 LARGEST_SEGMENT_BYTES = 64 << 20
 
+LONGEST_MS = (1 << 63) - 1
+"""A machine whose clock is wrong is no reason to refuse its frames: by default Apache Kafka 4 refuses a record from more
+than an hour ahead of the broker's clock, for good."""
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -42,15 +46,18 @@ class Topic:
 
     def configs(self, frame_limit_bytes: int) -> dict[str, str]:
         """Return the settings of the topic on the broker, for frames of at most `frame_limit_bytes`."""
-        limit = str(self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES)
+        common = {
+            "max.message.bytes": str(self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES),
+            "message.timestamp.after.max.ms": str(LONGEST_MS),
+        }
         if self.compacted:
-            return {"cleanup.policy": "compact", "max.message.bytes": limit}
+            return {"cleanup.policy": "compact", **common}
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
             "retention.bytes": str(self.retention_bytes),
             "segment.bytes": str(self._segment_bytes()),
-            "max.message.bytes": limit,
+            **common,
         }
 
     def _segment_bytes(self) -> int:
