@@ -23,8 +23,8 @@ UNBOUNDED = -1
 LARGEST_SEGMENT_BYTES = 64 << 20
 
 LONGEST_MS = (1 << 63) - 1
-"""A machine whose clock is wrong is no reason to refuse its frames: by default Apache Kafka 4 refuses a record from more
-than an hour ahead of the broker's clock, for good."""
+"""A wrong clock is no reason to refuse frames: by default Apache Kafka 4 refuses a record of more than an hour ahead of
+its own clock, for good."""
 
 
 @dataclass(frozen=True)

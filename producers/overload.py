@@ -63,11 +63,12 @@ class Outlook:
     """What becomes of a frame that is sent: where and how fast the workers are, and how late its verdict may come.
 
     `next_offset` is the offset that the workers finish next, as they said at `seen_at_s` (monotonic), and `per_s` the
-    frames that they finish in a second, None when that is not known. `within_s` is the age at which a frame must have
-    its verdict.
+    frames that they finish in a second, None when that is not known. `lag_s` is the age of the oldest frame without a
+    verdict. `within_s` is the age at which a frame must have its verdict.
     """
 
     next_offset: int
+    lag_s: float
     per_s: float | None
     within_s: float
     seen_at_s: float
@@ -77,6 +78,8 @@ class Outlook:
         since_s = now_s - self.seen_at_s
         if since_s > OUTLOOK_VALID_S:
             return False
+        if self.lag_s > self.within_s:  # whatever their pace was: a frame that is sent now comes behind that one
+            return True
         if self.per_s is None:
             return age_s > self.within_s
         waiting = max(0.0, ahead_of - self.next_offset - self.per_s * since_s)
@@ -221,7 +224,7 @@ class OverloadWatch:
             return
         at_s, within_s = self._clock(), self._settings.producer.overload_after_s * 2.0**lane.camera.priority
         per_s = self._paces.setdefault(name, Pace()).look(offset, lane.published.next_offset, at_s)
-        lane.outlook = Outlook(offset, per_s, within_s, at_s)
+        lane.outlook = Outlook(offset, lag_s, per_s, within_s, at_s)
 
     def _offset(self, camera: str, committed: Mapping[int, int]) -> int | None:
         try:

@@ -342,7 +342,7 @@ def test_broker_that_is_away_for_two_hours_costs_no_frame_inside_the_cap_and_the
 @pytest.mark.parametrize("durability", ["memory", "disk"])
 def test_frame_that_would_be_late_is_given_up_before_it_is_sent(rig: Callable[..., Rig], durability: str) -> None:
     late = rig(overload="oldest-first", durability=durability)
-    late.lane.outlook = Outlook(next_offset=0, per_s=None, within_s=60, seen_at_s=monotonic())
+    late.lane.outlook = Outlook(next_offset=0, lag_s=0, per_s=None, within_s=60, seen_at_s=monotonic())
     late.client.at_once = lambda _: None
     for age_s in (300, 100, 2, 0):
         late.lane.publish(Capture(utc_ns() - age_s * 1_000_000_000, pixels=picture()))

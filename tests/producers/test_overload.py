@@ -71,7 +71,8 @@ def test_oldest_first_holds_the_age_of_verdicts_at_the_bound_and_the_camera_neve
     for tick in range(6000):  # tenths of seconds
         now_s = tick / 10
         if tick % 20 == 0:
-            outlook = Outlook(finished, pace.look(finished, len(topic), now_s), 30, now_s)
+            lag_s = now_s - topic[finished] if finished < len(topic) else 0.0
+            outlook = Outlook(finished, lag_s, pace.look(finished, len(topic), now_s), 30, now_s)
         captures += overload
         while captures >= 1:
             captures -= 1
@@ -88,14 +89,16 @@ def test_oldest_first_holds_the_age_of_verdicts_at_the_bound_and_the_camera_neve
 
 
 def test_oldest_first_after_an_outage_sends_only_what_can_be_in_time() -> None:
-    idle = Outlook(next_offset=100, per_s=10, within_s=30, seen_at_s=50)
+    idle = Outlook(next_offset=100, lag_s=0, per_s=10, within_s=30, seen_at_s=50)
     ages = [180, 60, 31, 29, 10, 0]
     assert [idle.is_too_late(age_s, 100, 50) for age_s in ages] == [True, True, True, False, False, False]
-    behind = Outlook(next_offset=0, per_s=10, within_s=30, seen_at_s=50)
+    behind = Outlook(next_offset=0, lag_s=20, per_s=10, within_s=30, seen_at_s=50)
     assert [behind.is_too_late(age_s, 200, 50) for age_s in ages] == [True] * 4 + [False] * 2
     assert not any(behind.is_too_late(age_s, 200, 50 + OUTLOOK_VALID_S + 1) for age_s in ages), "nothing is known"
-    unknown = Outlook(next_offset=0, per_s=None, within_s=30, seen_at_s=50)
+    unknown = Outlook(next_offset=0, lag_s=20, per_s=None, within_s=30, seen_at_s=50)
     assert [unknown.is_too_late(age_s, 200, 50) for age_s in ages] == [True] * 3 + [False] * 3
+    slow = Outlook(next_offset=0, lag_s=31, per_s=1000, within_s=30, seen_at_s=50)
+    assert all(slow.is_too_late(age_s, 200, 50) for age_s in ages), "they have become slower than they were"
 
 
 def test_the_pace_counts_only_spans_with_work_that_went_on() -> None:
