@@ -46,6 +46,7 @@ FLOOD_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
 
+METRICS_PORTS: Final = tuple(f"{role}_port" for role in ("producers", "workers", "discovery", "ledger", "up"))
 ROLES: Final = ("produce", "work", "actor", "discover", "ledger", "console", "broker")
 
 Broker = EmbeddedBroker | ApacheKafka | KafkaCluster
@@ -322,7 +323,7 @@ class RunningLine:
             "line": "faults",
             "data_dir": str(self.folder / "data"),
             "kafka": kafka,
-            "metrics": dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port"), 0),
+            "metrics": dict.fromkeys(METRICS_PORTS, 0),
             "console": {"port": 0},
             "worker": {"actors": self._actors, "num_cpus": 0.5, "model": str(self.folder / "model")},
             "cameras": [

@@ -26,7 +26,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.report import Goal, emit
-from benchmarks.running_line import ROLES, Footprint, RunningLine, capacity
+from benchmarks.running_line import METRICS_PORTS, ROLES, Footprint, RunningLine, capacity
 from flawline.errors import FlawlineError
 from flawline.messages import DropReason
 from flawline.settings.producers import Overload
@@ -117,7 +117,6 @@ def run(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the figures of one run and its details; `rate_hz` is that of each camera."""
     priorities = [FIRST_PRIORITY] + [0] * (cameras - 1)
-    ports = ("producers_port", "workers_port", "discovery_port", "ledger_port")
     with (
         tempfile.TemporaryDirectory(prefix="flawline-soak-") as name,
         RunningLine(
@@ -127,7 +126,7 @@ def run(
             rate_hz=rate_hz,
             priorities=priorities,
             producer={"overload": str(policy), "overload_after_s": BOUND_S},
-            metrics={port: reserved_port() for port in ports},
+            metrics={port: reserved_port() for port in METRICS_PORTS},
             console={"port": reserved_port()},
         ) as line,
     ):
