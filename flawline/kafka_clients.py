@@ -333,23 +333,29 @@ def largest_message_bytes(settings: Settings) -> int:
     return max(int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"]) for topic in topics.ALL)
 
 
-def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list[str]:
-    """Create the missing topics of the line, or of those in `only`; return their names. Raises FlawlineError.
-
-    A topic that exists stays as it is; `flawline doctor` compares it with the table.
-    """
-    wanted = {}
+def topic_specs(settings: Settings, only: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return what the admin client needs to create the topics of the line, or of those in `only`, by name."""
+    specs = {}
     replication = settings.kafka.replication_factor
     for name, topic in topics.named(settings.kafka.topic_prefix):
         configs = topic.configs(settings.frames.limit_bytes)
         if replication > 1:
             configs["min.insync.replicas"] = str(settings.kafka.min_insync_replicas)
         if only is None or topic.name in only:
-            wanted[name] = {
+            specs[name] = {
                 "num_partitions": settings.kafka.camera_partitions if topic.per_camera else 1,
                 "replication_factor": replication,
                 "configs": configs,
             }
+    return specs
+
+
+def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list[str]:
+    """Create the missing topics of the line, or of those in `only`; return their names. Raises FlawlineError.
+
+    A topic that exists stays as it is; `flawline doctor` compares it with the table.
+    """
+    wanted = topic_specs(settings, only)
     client = admin(settings)
     created: list[str] = []
     missing: dict[str, dict[str, Any]] = {}

@@ -13,6 +13,7 @@ from flawline.topics import Topic
 class Operation(StrEnum):
     """An operation of Kafka's ACLs; the values are the names that `kafka-acls.sh` takes."""
 
+    CREATE = "Create"  # of no role: topics are created once, by a user who may
     READ = "Read"
     WRITE = "Write"
     DESCRIBE = "Describe"

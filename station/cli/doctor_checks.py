@@ -13,12 +13,21 @@ from typing import Any
 
 from kafka import TopicPartition
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
-from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError, TopicAuthorizationFailedError
+from kafka.errors import (
+    AuthorizationError,
+    CoordinatorNotAvailableError,
+    GroupAuthorizationFailedError,
+    NoError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.kafka_refusal import first_that_answers
+from flawline.rights import ROLES, Operation, Right
 from flawline.settings.tree import Settings
 from station import role_states
 
@@ -85,6 +94,42 @@ def topic_limits(settings: Settings) -> list[Finding]:
             findings.append(Finding("topics", Status.OK, f"{len(present)} topics agree with the settings"))
     finally:
         client.close()
+    return findings
+
+
+def topic_creation(settings: Settings) -> list[Finding]:
+    """Check that this user may create the line's topics, and that the broker takes their settings; none is created.
+
+    A user who may not is in order where all topics exist.
+    """
+    if not _reachable(settings):
+        return []
+    specs = kafka_clients.topic_specs(settings)
+    client = kafka_clients.admin(settings)
+    try:
+        missing = specs.keys() - set(client.list_topics())
+        tried = client.create_topics(specs, validate_only=True, raise_errors=False)["topics"]
+    finally:
+        client.close()
+    refused, findings = [], []
+    for topic in tried:
+        error = for_code(topic["error_code"])
+        if issubclass(error, AuthorizationError):
+            refused.append(topic["name"])
+        elif error not in (NoError, TopicAlreadyExistsError):
+            text = f"{topic['name']} cannot be created: {topic['error_message'] or error.__name__}"
+            remedy = "correct kafka.replication_factor and frames.limit_bytes, or the broker's policy"
+            findings.append(Finding("creation", Status.FAIL, text, remedy))
+    if lacking := sorted(missing.intersection(refused)):
+        rights = ", ".join(str(Right(Operation.CREATE, "topic", name)) for name in lacking)
+        text = f"topics are missing, or this user may not see them, and it lacks {rights}"
+        remedy = "grant them, or run `flawline topics create` once as a user who has them"
+        findings.append(Finding("creation", Status.FAIL, text, remedy))
+    elif refused:
+        text = "this user may not create topics, which all exist: one that the broker loses is not made again"
+        findings.append(Finding("creation", Status.OK, text))
+    elif not findings:
+        findings.append(Finding("creation", Status.OK, f"this user may create the {len(specs)} topics"))
     return findings
 
 
@@ -273,8 +318,6 @@ def camera_partitions(settings: Settings) -> list[Finding]:
 
 def rights(settings: Settings) -> list[Finding]:
     """Check for each role that the broker allows what it does; the broker tells, so nothing is tried or changed."""
-    from flawline.rights import ROLES
-
     if not _reachable(settings):
         return []
     client = kafka_clients.admin(settings)
@@ -305,6 +348,7 @@ ALL = (
     broker_answers,
     rights,
     topic_limits,
+    topic_creation,
     camera_partitions,
     cameras,
     weights,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from ledger import reader
 from producers import service
 from station.cli import doctor_checks, main
 from station.cli.doctor_checks import Status
+from tests.producers.doubles import until
 from tests.support.brokers import SecuredKafka, unique
 
-REFUSED_S = 15.0
-"""How long a producer that is refused runs; one that is not ends by itself after a second or two."""
+ANSWER_S = 60.0
+"""How long an answer of the broker, a record or a refusal, is waited for."""
 
 Login = Callable[..., Settings]
 
@@ -63,7 +66,8 @@ def login(secured_kafka: SecuredKafka, root: Settings, prefix: str) -> Login:
             "sasl_password": secured_kafka.PASSWORD,
         }
         cameras = [{"name": "cam", "kind": "simulated", "frames": 3, "height": 64, "width": 64}]
-        return Settings(data_dir=root.data_dir / user, kafka=kafka, cameras=cameras, metrics={"producers_port": 0})
+        quick = {"metrics": {"producers_port": 0}, "producer": {"drain_timeout_s": 1}}
+        return Settings(data_dir=root.data_dir / user, kafka=kafka, cameras=cameras, **quick)
 
     return login
 
@@ -102,11 +106,14 @@ def may_write(settings: Settings, topic: str) -> bool:
 
 
 def may_read(settings: Settings, topic: str) -> bool:
+    """Tell whether the first record of a topic can be read; the topic must have one."""
     client = kafka_clients.consumer(settings)
+    deadline = time.monotonic() + ANSWER_S
     try:
         client.assign([TopicPartition(topic, 0)])
         client.seek(TopicPartition(topic, 0), 0)
-        client.poll(timeout_ms=3_000)
+        while not client.poll(timeout_ms=1_000):
+            assert time.monotonic() < deadline, f"{topic} gives neither a record nor a refusal"
     except AuthorizationError:
         return False
     finally:
@@ -115,25 +122,48 @@ def may_read(settings: Settings, topic: str) -> bool:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_role_may_read_and_write_its_topics_and_no_other(role: str, login: Login, prefix: str) -> None:
+def test_role_may_read_and_write_its_topics_and_no_other(role: str, login: Login, root: Settings, prefix: str) -> None:
     settings = login(role, ROLES[role].rights(prefix))
     names = {prefix + topic.name for topic in topics.ALL}
+    writer = kafka_clients.producer(root)
+    for name in names:  # a topic that may be read and is empty would only be silent
+        writer.send(name, key=b"k", value=b"v", partition=0).get(timeout=ANSWER_S)
+    kafka_clients.close_producer(writer)
     assert {name for name in names if may_write(settings, name)} == {
         prefix + topic.name for topic in ROLES[role].writes
     }
     assert {name for name in names if may_read(settings, name)} == {prefix + topic.name for topic in ROLES[role].reads}
 
 
+class _Refusal(logging.Handler):
+    """Sets `stop` when the producers have told of a refusal and their camera has ended: they wait for the right then."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__(logging.INFO)
+        self._stop = stop
+        self._is_refused = self._has_ended = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._is_refused |= "grant " in record.getMessage()
+        self._has_ended |= record.getMessage() == "camera cam has ended"
+        if self._is_refused and self._has_ended:
+            self._stop.set()
+
+
 def produces(settings: Settings) -> None:
-    """Run the producers until three frames are delivered; who is refused waits for the right until it is stopped."""
-    stop = threading.Event()
-    timer = threading.Timer(REFUSED_S, stop.set)
+    """Run the producers until three frames are delivered, or until they have told that they are refused."""
+    stop, log = threading.Event(), logging.getLogger("producers")
+    timer, handler, level = threading.Timer(ANSWER_S, stop.set), _Refusal(stop), log.level
     timer.start()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         assert service.run(settings, stop) == 3
         assert not stop.is_set()
     finally:
         timer.cancel()
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def works(settings: Settings) -> None:
@@ -235,8 +265,35 @@ def test_doctor_fails_for_a_user_without_any_right_and_for_none_else(login: Logi
     assert everything.status is Status.OK and all(role in everything.text for role in ROLES)
 
 
+def test_doctor_tries_to_create_topics_creates_none_and_names_the_right_that_is_lacking(
+    login: Login, root: Settings, prefix: str
+) -> None:
+    seen = [right for right in ROLES["produce"].rights(prefix) if right.operation is Operation.DESCRIBE]
+    create = [Right(Operation.CREATE, "topic", prefix + topic.name) for topic in topics.ALL]
+    user = login("user", seen)
+    (finding,) = doctor_checks.topic_creation(user)
+    assert finding.status is Status.OK and "may not create topics, which all exist" in finding.text
+    client = kafka_clients.admin(root)
+    try:
+        client.delete_topics([prefix + "frames"])
+        until(lambda: prefix + "frames" not in client.list_topics())
+        (finding,) = doctor_checks.topic_creation(user)
+        assert finding.status is Status.FAIL and "flawline topics create" in finding.remedy
+        assert finding.text.endswith(f"it lacks CREATE on topic {prefix}frames")
+        (finding,) = doctor_checks.topic_creation(login("creator", [*seen, *create]))
+        assert (finding.status, finding.text) == (Status.OK, f"this user may create the {len(topics.ALL)} topics")
+        too_many = root.model_copy(update={"kafka": root.kafka.model_copy(update={"replication_factor": 3})})
+        (finding,) = doctor_checks.topic_creation(too_many)
+        assert finding.status is Status.FAIL and f"{prefix}frames cannot be created: " in finding.text
+        assert "replication factor" in finding.text.lower() and "kafka.replication_factor" in finding.remedy
+        assert prefix + "frames" not in client.list_topics()
+    finally:
+        client.close()
+
+
 def test_doctor_reports_no_right_as_lacking_where_nobody_guards(line_settings: Settings) -> None:
     assert [finding.status for finding in doctor_checks.rights(line_settings)] == [Status.OK]
+    assert [finding.status for finding in doctor_checks.topic_creation(line_settings)] == [Status.OK]
     kafka_clients.ensure_topics(line_settings)
     assert [finding.status for finding in doctor_checks.rights(line_settings)] == [Status.OK]
 
@@ -278,7 +335,14 @@ def test_printed_commands_are_what_kafka_acls_takes(
             del os.environ[f"FLAWLINE_KAFKA__{name}"]
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     assert len(lines) == len(grants(ROLES["produce"].rights(prefix), "User:x")) == 5
-    java = ["java", "-cp", f"{os.environ['KAFKA_HOME']}/libs/*", "org.apache.kafka.tools.AclCommand"]
+    java = [
+        "java",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        f"{os.environ['KAFKA_HOME']}/libs/*",
+        "org.apache.kafka.tools.AclCommand",
+    ]
     for line in lines:
         done = subprocess.run([*java, *line.split()[1:]], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr + done.stdout
