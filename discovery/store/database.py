@@ -183,7 +183,7 @@ class Database:
             yield
         except DBAPIError as error:
             kind = DatabaseAway if error.connection_invalidated or isinstance(error, _AWAY) else FlawlineError
-            raise kind(f"store {self}: {_reason(error)}: {remedy}") from error
+            raise kind(f"store {self}: {_reason(error)}: {remedy_of(error) or remedy}") from error
         except PoolTimeout as error:  # every connection waits for an answer
             raise DatabaseAway(f"store {self}: all its connections are busy: {remedy}") from error
 
@@ -317,6 +317,24 @@ class _PromptConnection(psycopg.Connection[Any]):
 def _reason(error: DBAPIError) -> str:
     """Return what the database itself reports, without SQLAlchemy's statement and link around it."""
     return one_line(error.orig or error)
+
+
+_REMEDIES = (
+    ("root certificate file", "correct sslrootcert in store.url"),
+    ("certificate verify failed", "set sslrootcert in store.url to its authority's certificate; renew an expired one"),
+    ("does not match host name", "use the name that the server's certificate is for in store.url"),
+    ("does not support SSL", "turn TLS on at the server (ssl = on), or correct sslmode in store.url"),
+    ("no encryption", "the server may take TLS only: set sslmode=verify-full and sslrootcert in store.url"),
+    ("no pg_hba.conf entry", "allow this user and this machine in the server's pg_hba.conf"),
+    ("password authentication failed", "correct user and password in store.url"),
+)  # fmt: skip
+"""What libpq says about a connection that is refused, the first that fits, and what a person can do about it."""
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Return what to change when the server or libpq refuses this client, None for another error."""
+    text = str(getattr(error, "orig", None) or error)
+    return next((remedy for sign, remedy in _REMEDIES if sign in text), None)
 
 
 def insert(connection: Connection, table: Table) -> Any:

@@ -25,7 +25,7 @@ from kafka.errors import (
 
 from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
-from flawline.errors import FlawlineError, one_line
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.kafka_refusal import first_that_answers
 from flawline.rights import ROLES, Operation, Right
 from flawline.settings.tree import Settings
@@ -189,12 +189,12 @@ def model(settings: Settings) -> list[Finding]:
 def store(settings: Settings) -> list[Finding]:
     """Check that the database of classes and roll-ups answers."""
     from sqlalchemy import create_engine, text
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
-    remedy = "start it, or correct store.url"
+    from discovery.store.database import parse_url, remedy_of
+
     try:
-        url = make_url(settings.store_url)
+        url = parse_url(settings.store_url)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
             # Connecting would create the file, and a check leaves nothing behind.
             return [_writable("store", Path(url.database or "."), "the SQLite file is created at the first use")]
@@ -202,18 +202,12 @@ def store(settings: Settings) -> list[Finding]:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
         engine.dispose()
-    except ArgumentError:
-        return [
-            Finding(
-                "store",
-                Status.FAIL,
-                "store.url is no SQLAlchemy URL",
-                "write one such as postgresql+psycopg://user@host/db",
-            )
-        ]
+    except UsageError as error:
+        what, _, remedy = str(error).partition(": ")
+        return [Finding("store", Status.FAIL, what, remedy)]
     except (SQLAlchemyError, ImportError) as error:
-        reason = one_line(getattr(error, "orig", None) or error)
-        return [Finding("store", Status.FAIL, f"{url.render_as_string()} cannot be used: {reason}", remedy)]
+        told = f"{url.render_as_string()} cannot be used: {one_line(getattr(error, 'orig', None) or error)}"
+        return [Finding("store", Status.FAIL, told, remedy_of(error) or "start it, or correct store.url")]
     return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
 
 

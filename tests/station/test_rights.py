@@ -136,7 +136,7 @@ def test_role_may_read_and_write_its_topics_and_no_other(role: str, login: Login
 
 
 class _Refusal(logging.Handler):
-    """Sets `stop` when the producers have told of a refusal and their camera has ended: they wait for the right then."""
+    """Sets `stop` when producers have told of a refusal and their camera has ended: then they wait for the right."""
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__(logging.INFO)

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.support.brokers import unique
+from tests.support.brokers import Certificates, unique
 from tests.support.ports import reserved_port
 
 # PostgreSQL refuses to run as root, so it runs as this user when the tests do not.
@@ -34,11 +34,15 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """Runs a server on 127.0.0.1 without passwords, with settings fit for tests: a power cut may lose data."""
+    """Runs a server on 127.0.0.1 without passwords, with settings fit for tests: a power cut may lose data.
 
-    def __init__(self, binaries: Path) -> None:
+    With `certificates` it takes TLS only, and asks the user `guarded` for the password `word-of-a-test`.
+    """
+
+    def __init__(self, binaries: Path, certificates: Certificates | None = None) -> None:
         self.port = reserved_port()
         self._binaries = binaries
+        self._certificates = certificates
         # Not below pytest's folders: only root may enter those, and the server runs as another user.
         self._folder = Path(tempfile.mkdtemp(prefix="flawline-postgres-"))
         self._as_user = {"user": _USER} if os.geteuid() == 0 else {}
@@ -53,6 +57,8 @@ class PostgresServer:
             self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         options = ("-k", str(self._folder), "-h", "127.0.0.1", "-p", str(self.port))
         options += ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "shared_buffers=64MB")
+        if self._certificates is not None:
+            options += self._tls_options(self._certificates, data / "pg_hba.conf")
         log = (self._folder / "log").open("ab")
         self._process = subprocess.Popen(
             [self._binaries / "postgres", "-D", str(data), *options], cwd="/", stdout=log, stderr=log, **self._as_user
@@ -60,6 +66,24 @@ class PostgresServer:
         log.close()
         self._wait_until_ready()
         return self
+
+    def _tls_options(self, certificates: Certificates, rules: Path) -> tuple[str, ...]:
+        """Return the server's options for TLS, and write who may come in: nobody in plain text."""
+        rules.write_text(
+            "hostssl all guarded 127.0.0.1/32 scram-sha-256\nhostssl all all 127.0.0.1/32 trust\n", encoding="ascii"
+        )
+        options: tuple[str, ...] = ("-c", "ssl=on")
+        for option, source in (
+            ("ssl_cert_file", certificates.certificate("broker")),
+            ("ssl_key_file", certificates.key("broker")),
+        ):
+            file = self._folder / source.name
+            file.write_bytes(source.read_bytes())
+            file.chmod(0o600)  # the server refuses a key that others may read
+            if self._as_user:
+                shutil.chown(file, _USER)
+            options += ("-c", f"{option}={file}")
+        return options
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
@@ -138,12 +162,12 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
-    """Run a PostgreSQL; skip where it is not installed."""
+def running_postgres(certificates: Certificates | None = None) -> Iterator[PostgresServer]:
+    """Run a PostgreSQL, with TLS where there are certificates; skip where it is not installed."""
     folder = binaries()
     if folder is None:
         pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    server = PostgresServer(folder)
+    server = PostgresServer(folder, certificates)
     try:
         yield server.start()
     finally:
