@@ -317,11 +317,13 @@ def run(
     durability: str = "disk",
     kinds: list[str] | None = None,
     quiet_s: float = QUIET_S,
+    settle_s: float = SETTLE_S,
     log: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the figures of the audit, and the details: how often each fault happened.
 
-    `quiet_s` is the time without faults before and behind them, after which memory and descriptors are compared.
+    `quiet_s` is the time without faults before and behind them, after which memory and descriptors are compared;
+    `settle_s` the longest wait for the frames that are in flight when the cameras have ended.
     """
     chance = random.Random(seed)
     chosen = kinds or possible(broker)
@@ -353,7 +355,7 @@ def run(
             resumed_after_s = time.monotonic() - back_at
             time.sleep(quiet_s)
             after = settled_footprint(line)
-            report = line.settle(SETTLE_S)
+            report = line.settle(settle_s)
             total = report.total
             figures: dict[str, float] = {
                 "faults": sum(faults.done.values()),
