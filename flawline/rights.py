@@ -63,7 +63,7 @@ ROLES = {
         looks_at=topics.WORKERS_GROUP,  # for producer.overload
     ),
     "work": Role(
-        reads=(topics.FRAMES, topics.MODELS),
+        reads=(topics.FRAMES, topics.VERDICTS, topics.MODELS),
         writes=(
             topics.VERDICTS,
             topics.DEFECTS,

@@ -86,7 +86,7 @@ VERDICTS = Topic(
     retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="workers",
-    readers="discovery, ledger, console",
+    readers="workers, discovery, ledger, console",
 )
 
 DEFECTS = Topic(

@@ -51,6 +51,7 @@ class Undescribed(StrEnum):
     SUSPECT = "suspect"
     FAILED = "failed"
     REFUSED = "broker-refused"
+    DECIDED_BEFORE = "decided-before"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from kafka import KafkaConsumer
 
-from flawline import clock, kafka_clients, telemetry, topics
+from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, UsageError, one_line
-from flawline.messages import DeadLetterReason, DefectRegion, Frame, RunningModel, Timings
+from flawline.messages import (
+    DeadLetterReason,
+    Decision,
+    Defect,
+    DefectRegion,
+    Frame,
+    RunningModel,
+    SchemaError,
+    Timings,
+)
 from flawline.object_store import object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
@@ -35,6 +44,7 @@ from workers.active_model import ACTIVE, SHADOW, ModelRef
 from workers.batching import Batcher, BatchPolicy
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
+from workers.decided import Recall, as_decided, bare_defect, verdict_on
 from workers.describing import Describer, Judged, Undescribed
 from workers.intake import Intake
 from workers.lane import Job, Lane, Outcome
@@ -303,6 +313,7 @@ class Inspector:
         )
 
     def _inspect(self, sender: OutcomeSender, consumer: KafkaConsumer) -> None:
+        recall = Recall(self._settings)
         self._intake = Intake(
             consumer,
             self._settings.topic("frames"),
@@ -310,6 +321,7 @@ class Inspector:
             deliver=self._to_decode.put,
             send=sender.send,
             report_expired=functools.partial(expiry.publish, self._settings),
+            recall=recall,
             commit_interval_s=self._worker.commit_interval_s,
             revoke_timeout_s=self._worker.revoke_timeout_s,
         )
@@ -324,6 +336,7 @@ class Inspector:
             if self._intake.joined.wait(0.05):
                 self._ready.set()
         polling.join()
+        recall.close()
         self._ended.set()
         for _ in range(self._worker.decode_threads):
             self._to_decode.put(None)
@@ -386,6 +399,12 @@ class Inspector:
         What `Reader` does not foresee may be our own bug, so it ends the worker; the frame is a dead letter only after
         its last attempt.
         """
+        if (verdict := verdict_on(job)) is not None:
+            job.decided = verdict
+            telemetry.DECIDED_BEFORE.inc()
+            if verdict.decision is Decision.ACCEPT:
+                job.lane.complete_decided(job, defect_follows=False)
+                return
         if job.attempt > ATTEMPT_LIMIT:
             error = (
                 f"{ATTEMPT_LIMIT} workers died while this frame was in work: see their logs and the machine's memory"
@@ -469,6 +488,9 @@ class Inspector:
         3. Queue the description; the frame is finished when its defect has left too.
         """
         job, frame = opened.job, opened.picture.frame
+        if job.decided is not None:
+            self._judge_again(detector, opened, scores)
+            return
         # 1.
         try:
             located = verdicts.locate(frame, scores, detector)
@@ -488,13 +510,51 @@ class Inspector:
             )
         # 3.
         if located is not None:
-            refused = self._refusals.of(job.record.partition, job.offset).topics
-            reason = Undescribed.REFUSED if self._settings.topic(topics.DEFECTS.name) in refused else None
-            self._describer.add(Judged(job, frame, opened.picture.pixels, scores, located, detector), reason)
+            self._describe(Judged(job, frame, opened.picture.pixels, scores, located, detector))
+
+    def _judge_again(self, detector: Detector, opened: _Opened, scores: Scores) -> None:
+        """Let a description follow a verdict of an earlier owner. A model that now accepts has nothing to describe."""
+        job, frame = opened.job, opened.picture.frame
+        try:
+            located = verdicts.locate(frame, scores, detector)
+        except Exception as error:
+            scoring.check_canary(detector)
+            self._reject_scored(opened, error)
+            return
+        if located is None:
+            self._send_bare(job, frame)
+            return
+        job.lane.complete_decided(job, defect_follows=True)
+        self._describe(Judged(job, frame, opened.picture.pixels, scores, located, detector))
+
+    def _send_bare(self, job: Job, frame: Frame | None) -> None:
+        """Send the defect of a frame with a verdict of an earlier owner, which cannot be described."""
+        running = self._model.running
+        assert job.decided is not None
+        assert running is not None
+        try:
+            frame = frame or messages.decode(Frame, job.record.value or b"")
+        except SchemaError as error:  # its header names a frame that it does not hold
+            log.error("partition %d offset %d has a verdict and no defect: %s", job.record.partition, job.offset, error)
+            job.lane.complete_decided(job, defect_follows=False)
+            return
+        telemetry.UNDESCRIBED_DEFECTS.labels(frame.camera, Undescribed.DECIDED_BEFORE).inc()
+        job.lane.complete_decided(job, defect_follows=True)
+        job.lane.add_defect(job, self._outcome_of(job, bare_defect(frame, job.decided, running.detector)))
+
+    def _describe(self, judged: Judged) -> None:
+        refused = self._refusals.of(judged.job.record.partition, judged.job.offset).topics
+        reason = Undescribed.REFUSED if self._settings.topic(topics.DEFECTS.name) in refused else None
+        self._describer.add(judged, reason)
 
     def _defect(self, judged: Judged, regions: list[DefectRegion]) -> Outcome:
         defect = verdicts.defect(judged.frame, judged.scores, regions, judged.detector)
-        return verdicts.defect_outcome(judged.job.record, defect, self._settings.topic("defects"), self._defect_limit)
+        if judged.job.decided is not None:
+            defect = as_decided(defect, judged.job.decided)
+        return self._outcome_of(judged.job, defect)
+
+    def _outcome_of(self, job: Job, defect: Defect) -> Outcome:
+        return verdicts.defect_outcome(job.record, defect, self._settings.topic("defects"), self._defect_limit)
 
     def _is_idle(self) -> bool:
         """Whether no frame is on its way from the log to an acknowledged verdict: their bytes are held until then."""
@@ -505,6 +565,9 @@ class Inspector:
 
     def _reject(self, job: Job, reason: DeadLetterReason, error: str, frame: Frame | None) -> None:
         log.warning("partition %d offset %d: %s: %s", job.record.partition, job.offset, reason, error)
+        if job.decided is not None:  # a dead letter would be a second end
+            self._send_bare(job, frame)
+            return
         topic = self._settings.topic(topics.DEAD_LETTERS.name)
         refused = topic in self._refusals.of(job.record.partition, job.offset).topics
         letter = dead_letter(

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -63,6 +63,7 @@ class Intake:
         deliver: Callable[[Job], None],
         send: Callable[[Job, Outcome], None],
         report_expired: Callable[[list[ExpiredFrames]], bool],
+        recall: Callable[[int, Mapping[str, tuple[int, int]]], dict[tuple[str, int, int], bytes] | None],
         commit_interval_s: float,
         revoke_timeout_s: float,
         now: clock.Monotonic = clock.monotonic,
@@ -75,6 +76,7 @@ class Intake:
         self._deliver = deliver
         self._send = send
         self._report_expired = report_expired
+        self._recall = recall
         self._commit_interval_s = commit_interval_s
         self._revoke_timeout_s = revoke_timeout_s
         self._now = now
@@ -202,7 +204,8 @@ class Intake:
                           partition.partition, records[0].offset, lane.last_offset)  # fmt: skip
                 lane = self._start_over(lane)
             is_open = partition in self._committed
-            if not (self._report_missed(partition, records) if is_open else self._open(lane, records)):
+            is_open = self._report_missed(partition, records) if is_open else self._open(lane, records)
+            if not (is_open and self._knows_verdicts(lane)):
                 if partition in self._consumer.assignment():
                     self._consumer.seek(partition, records[0].offset)
                 continue
@@ -267,6 +270,12 @@ class Intake:
             self._suspicions.pop(partition, None)
             return False
         return True
+
+    def _knows_verdicts(self, lane: Lane) -> bool:
+        """Learn before a lane's first frame begins which ones have a verdict; return False if that must be repeated."""
+        if lane.decided is None:
+            lane.decided = self._recall(lane.partition.partition, self._read[lane.partition].last)
+        return lane.decided is not None
 
     def _report_missed(self, partition: TopicPartition, records: list[Any]) -> bool:
         """Report frames that were deleted before these records; return False when they must be reported later."""

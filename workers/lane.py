@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from kafka.structs import TopicPartition
 
 from flawline.byte_budget import ByteBudget
-from flawline.messages import DeadLetterReason, Decision
+from flawline.messages import DeadLetterReason, Decision, Verdict
 
 T = TypeVar("T")
 
@@ -135,7 +135,8 @@ class Job:
     """One fetched record on its way through the worker.
 
     `attempt` counts how often work on the record began, where earlier attempts ended with their process. `ended` is
-    set for such a record when it is finished or given up.
+    set for such a record when it is finished or given up. `decided` is the verdict that the frame had when its
+    partition was taken over.
     """
 
     lane: Lane
@@ -144,6 +145,7 @@ class Job:
     fetched_at: int
     attempt: int = 1
     ended: threading.Event | None = None
+    decided: Verdict | None = None
     _bytes_held: bool = field(default=True)
     _outcomes_left: int = field(default=1)
     _abandoned: bool = field(default=False)
@@ -161,21 +163,24 @@ class Lane:
 
     1. `admit`: the intake has fetched its record, whose bytes count as in flight.
     2. `begin`: a decode thread works on it.
-    3. `complete`: its verdict or dead letter leaves, in log order.
+    3. `complete`: its verdict or dead letter leaves, in log order. A frame that has its verdict already takes its place
+       with `complete_decided`, and nothing leaves.
     4. `add_defect`: the defect of a frame that was not accepted leaves, some time after its verdict.
     5. `acknowledge`: the broker holds an outcome. With the first the bytes are free again, with the last the job is
        finished and its offset may be committed.
 
-    A closed lane sends nothing more: the partition's next owner does its frames again.
+    A closed lane sends nothing more: the partition's next owner does its frames again. `decided` holds the verdicts
+    that were in the topic before the first job, encoded, by the identity of their frames; None until that is known.
     """
 
     def __init__(self, partition: TopicPartition, gate: ByteBudget, send: Callable[[Job, Outcome], None]) -> None:
         self.partition = partition
+        self.decided: dict[tuple[str, int, int], bytes] | None = None
         self._gate = gate
         self._send = send
         self._offsets = ContiguousOffsets()
         self._decided = ContiguousOffsets()
-        self._order: InOrder[tuple[Job, Outcome]] = InOrder()
+        self._order: InOrder[tuple[Job, Outcome | None]] = InOrder()
         self._jobs: dict[int, Job] = {}
         self._begun = 0
         self._begun_offset = -1
@@ -210,14 +215,23 @@ class Lane:
 
     def complete(self, job: Job, outcome: Outcome) -> None:
         """Send a job's verdict or dead letter, and those that waited for it, in log order."""
+        self._leave(job, outcome, outcome.defect_follows)
+
+    def complete_decided(self, job: Job, defect_follows: bool) -> None:
+        """Count a job's verdict, which the broker holds from before, and send those that waited for it."""
+        self._leave(job, None, defect_follows)
+
+    def _leave(self, job: Job, outcome: Outcome | None, defect_follows: bool) -> None:
         with self._sending:
             with self._state:
-                job._outcomes_left = 2 if outcome.defect_follows else 1
+                job._outcomes_left = 2 if defect_follows else 1
                 released = [(job, outcome)] if self._closed else self._order.complete(job.offset, (job, outcome))
             for ready, result in released:
                 # A send may take seconds. What is still here when the lane is closed meanwhile is the next owner's.
                 if self._closed:
                     self._drop(ready)
+                elif result is None:
+                    self.acknowledge(ready)
                 else:
                     self._send(ready, result)
 

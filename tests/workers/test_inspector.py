@@ -232,6 +232,7 @@ def test_frames_beyond_the_byte_bound_wait_at_the_broker(embedded_broker: Embedd
         held: list[int] = []
         paused: list[int] = []
         with inspecting(settings, detector=detector) as inspector:
+            wait_until(lambda: inspector._gate.held_bytes)
             while len(held) < 2 or held[-1] or inspector.health().scoring_for_s:
                 held.append(inspector._gate.held_bytes)
                 paused.append(inspector._gate.closed)
