@@ -29,7 +29,7 @@ from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
 from discovery.store import pruning, registry, schema
 from discovery.store.database import DatabaseAway, fact
-from discovery.store.store import Batch, Position, Store, TakenDefect
+from discovery.store.store import WITHDRAWN, Batch, Position, Store, TakenDefect
 from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
@@ -285,7 +285,9 @@ class DiscoveryService:
         telemetry.REGIONS.inc(taken.regions)
         for defect in taken.defects:
             telemetry.DEFECTS.labels(defect.camera).inc()
-        for reason, _ in rejections:
+        if taken.withdrawn:
+            log.warning("%d defects are withdrawn: the first verdicts on their frames accept them", taken.withdrawn)
+        for reason, _ in [*rejections, *[(WITHDRAWN, "")] * taken.withdrawn]:
             telemetry.REJECTED_RECORDS.labels(reason).inc()
 
     def _expected(self) -> Mapping[str, int]:

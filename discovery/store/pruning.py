@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
-from discovery.store import schema
+from discovery.store import first_verdicts, schema
 from discovery.store.database import fact, set_fact, stamp
 from discovery.store.store import MINUTE_NS, Store
 from flawline.settings.discovery import DiscoverySettings
@@ -109,6 +109,7 @@ def _forget_defects(connection: Connection, before_ns: int) -> int:
     connection.execute(delete(d).where(d.c.id.in_(ids)))
     horizon = max(before_ns, forgotten_before(connection))
     set_fact(connection, FORGOTTEN_BEFORE, str(horizon))
+    first_verdicts.forget(connection, horizon)
     return len(ids)
 
 

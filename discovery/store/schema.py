@@ -18,6 +18,7 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `rounds`: every round of clustering with the number of classes, its range and how stable it was.
 - `rejections`: records that could not be used, by reason.
 - `positions`, `sequences_seen`, `facts`: bookkeeping that makes a redelivered record change nothing.
+- `decided_sequences`: what the first verdict on each frame decided, as runs of sequences; defects go along with it.
 
 Defects by class over time (PostgreSQL):
     SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
@@ -261,6 +262,18 @@ sequences_seen = Table(
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("first", BigInteger, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
+)
+
+decided_sequences = Table(
+    "decided_sequences",
+    metadata,
+    Column("camera", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    # The last sequence and not the first, since new ones are looked for: only the newest runs end behind them.
+    Column("last", BigInteger, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("latest_ns", BigInteger, nullable=False, comment="Latest capture that the run was written for."),
 )
 
 facts = Table(

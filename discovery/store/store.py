@@ -14,12 +14,15 @@ from typing import Any
 from sqlalchemy import Connection, literal, select, update
 
 from discovery.frame_class import frame_class
-from discovery.store import schema
+from discovery.store import first_verdicts, schema
 from discovery.store.database import Database, greatest, insert, parts, stamp, upsert
 from flawline.intervals import IntervalSet
-from flawline.messages import ClassEvent, ClassState, Defect, DefectRegion, Transition, Verdict
+from flawline.messages import ClassEvent, ClassState, Decision, Defect, DefectRegion, Transition, Verdict
 
 MINUTE_NS = 60_000_000_000
+
+WITHDRAWN = "withdrawn"
+"""The reason that counts defects of frames that their first verdict accepts."""
 
 Position = tuple[str, int]
 
@@ -44,11 +47,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taken:
-    """What of a batch was new."""
+    """What of a batch was new; `withdrawn` defects are of frames that their first verdict accepts."""
 
     verdicts: int
     defects: tuple[Defect, ...]
     regions: int
+    withdrawn: int = 0
 
 
 class Store(Database):
@@ -65,15 +69,18 @@ class Store(Database):
         with self.transaction() as connection:
             verdicts = _new_verdicts(connection, batch.verdicts)
             _add_to_minutes(connection, verdicts)
-            defects, count = _add_defects(connection, batch.defects)
+            first_verdicts.remember(connection, verdicts)
+            withdrawn = first_verdicts.settle(connection, verdicts)
+            defects, count, refused = _add_defects(connection, batch.defects)
+            withdrawn += refused
             now = stamp(self.utc_ns())
-            for reason, error in batch.rejections:
+            for reason, error in [*batch.rejections, *((WITHDRAWN, frame_id) for frame_id in withdrawn)]:
                 row = {"reason": reason, "records": 1, "last_error": error, "last_at": now}
                 upsert(connection, schema.rejections, row, add=("records",))
             for (topic, partition), offset in (batch.positions or {}).items():
                 row = {"topic": topic, "partition": partition, "next_offset": offset}
                 upsert(connection, schema.positions, row)
-        return Taken(len(verdicts), defects, count)
+        return Taken(len(verdicts), defects, count, len(withdrawn))
 
     def outbox(self, limit: int = 1000) -> list[tuple[int, ClassEvent]]:
         """Events that still have to be published, oldest first, with their row ids."""
@@ -208,7 +215,10 @@ def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None
         upsert(connection, schema.verdict_minutes, row, add=("frames", "score_sum"), highest=("score_max",))
 
 
-def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[tuple[Defect, ...], int]:
+def _add_defects(
+    connection: Connection, taken: Sequence[TakenDefect]
+) -> tuple[tuple[Defect, ...], int, tuple[str, ...]]:
+    """Add defects of new frames; return them, the number of their regions, and the frames that are accepted."""
     table = schema.defects
     fresh: dict[str, TakenDefect] = {}
     for item in taken:
@@ -216,12 +226,17 @@ def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[
     for part in parts(list(fresh)):
         for known in connection.scalars(select(table.c.frame_id).where(table.c.frame_id.in_(part))).all():
             del fresh[known]
+    wins = first_verdicts.decisions(connection, [item.defect for item in fresh.values()])
+    accepted = tuple(frame_id for frame_id, decision in wins.items() if decision is Decision.ACCEPT)
+    for frame_id in accepted:
+        del fresh[frame_id]
     survivors = _survivors(connection, {name for item in fresh.values() for name in item.classes if name})
     added, count = [], 0
     for item in fresh.values():
         defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
         frame = frame_class(classes, [region.peak for region in defect.regions])
-        key = connection.execute(table.insert().values(_defect_row(defect, frame))).inserted_primary_key
+        row = _defect_row(defect, wins.get(defect.frame_id, defect.decision), frame)
+        key = connection.execute(table.insert().values(row)).inserted_primary_key
         assert key is not None
         rows = [
             _region_row(key[0], position, region, defect.embedding_version, name)
@@ -234,7 +249,7 @@ def _add_defects(connection: Connection, taken: Sequence[TakenDefect]) -> tuple[
                 add_members(connection, name, defect.captured_at)
         added.append(defect)
         count += len(rows)
-    return tuple(added), count
+    return tuple(added), count, accepted
 
 
 def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
@@ -264,7 +279,7 @@ def add_members(connection: Connection, name: str, captured_ns: int, count: int 
     )
 
 
-def _defect_row(defect: Defect, frame: str | None) -> dict[str, Any]:
+def _defect_row(defect: Defect, decision: Decision, frame: str | None) -> dict[str, Any]:
     height, width = defect.heatmap.shape[:2]
     return {
         "frame_id": defect.frame_id,
@@ -277,7 +292,7 @@ def _defect_row(defect: Defect, frame: str | None) -> dict[str, Any]:
         "group_id": defect.group,
         "score": defect.score,
         "p_value": defect.p_value,
-        "decision": str(defect.decision),
+        "decision": str(decision),
         "height": defect.height,
         "width": defect.width,
         "model_version": defect.model_version,

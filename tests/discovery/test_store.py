@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,11 +13,12 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 
 from discovery.round.lineage import DefectClass
-from discovery.store import database, registry, schema
+from discovery.store import database, first_verdicts, registry, schema
 from discovery.store.database import nanoseconds, stamp
 from discovery.store.store import Batch, Store, TakenDefect, add_event
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import ClassEvent, ClassState, Decision, Transition
+from station.web import queries
 from tests.discovery.factories import DIMENSION, MINUTE_NS, START_NS, VERSION, defect, directions, verdict
 from tests.support.postgres import PostgresServer
 
@@ -93,6 +95,57 @@ def test_verdict_that_comes_again_changes_nothing(store):
 def test_frame_scored_again_by_another_model_counts_once(store):
     store.ingest(Batch(verdicts=[verdict(7)]))
     assert store.ingest(Batch(verdicts=[verdict(7, model_version="m2", decision=Decision.REJECT)])).verdicts == 0
+
+
+@pytest.mark.parametrize("order", ["verdicts first", "defect first", "defect between", "one batch"])
+@pytest.mark.parametrize(("first", "second"), [("accept", "reject"), ("reject", "accept"), ("review", "reject")])
+def test_a_defect_follows_the_first_of_two_verdicts_whenever_it_is_read(store, order, first, second):
+    with_classes(store, 1)
+    verdicts = [verdict(7, decision=Decision(name), model_version=name) for name in (first, second)]
+    # The defect is of the verdict that rejects.
+    others = [verdict(i) for i in (5, 6, 8, 9)]
+    store.ingest(Batch(verdicts=[*others, verdict(10, decision=Decision.REJECT)], defects=[taken(10, "D-0001")]))
+    one, two, found = Batch(verdicts=verdicts[:1]), Batch(verdicts=verdicts[1:]), Batch(defects=[taken(7, "D-0001")])
+    parts = {
+        "verdicts first": [one, two, found],
+        "defect first": [found, one, two],
+        "defect between": [one, found, two],
+        "one batch": [Batch(verdicts=verdicts, defects=found.defects)],
+    }[order]
+    withdrawn = sum(store.ingest(part).withdrawn for part in parts)
+    expected = {"cam-1:1:10": "reject"} | ({} if first == "accept" else {"cam-1:1:7": first})
+    assert {row.frame_id: row.decision for row in queries.defects(store, None, 10)} == expected
+    assert withdrawn == store.rejections().get("withdrawn", 0) == (first == "accept")
+    counts = Counter()
+    for row in queries.minute_counts(store, stamp(0)):
+        counts[row.decision] += row.frames
+    assert counts == Counter(["accept"] * 4 + ["reject", first])
+    (shown,) = queries.classes(store)
+    assert (shown.frames, shown.regions) == (len(expected), len(expected))
+    with store.reading() as connection:
+        view = text("SELECT decision, SUM(frames) FROM defect_minutes GROUP BY decision")
+        by_decision = connection.execute(view).all()
+        runs = connection.execute(select(schema.decided_sequences).order_by(schema.decided_sequences.c.first)).all()
+        assert connection.scalar(select(func.count()).select_from(schema.regions)) == len(expected)
+    assert {name: int(frames) for name, frames in by_decision} == Counter(expected.values())
+    known = [(5, 9, "accept")] if first == "accept" else [(5, 6, "accept"), (7, 7, first), (8, 9, "accept")]
+    assert [(row.first, row.last, row.decision) for row in runs] == [*known, (10, 10, "reject")]
+    store.ingest(Batch(defects=[taken(7, "D-0001")], verdicts=verdicts))
+    assert {row.frame_id: row.decision for row in queries.defects(store, None, 10)} == expected, "redelivery"
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(list(Decision))), max_size=40), st.integers(1, 7))
+def test_the_first_verdicts_are_known_in_any_order(pairs, size):
+    store, first = Store("sqlite://"), {}
+    for start in range(0, len(pairs), size):
+        store.ingest(Batch(verdicts=[verdict(i, decision=decision) for i, decision in pairs[start : start + size]]))
+    for sequence, decision in pairs:
+        first.setdefault(sequence, decision)
+    with store.reading() as connection:
+        found = first_verdicts.decisions(connection, [defect(i) for i in range(32)])
+    assert found == {f"cam-1:1:{i}": decision for i, decision in first.items()}
+    store.close()
 
 
 def test_late_frame_is_counted_although_later_ones_have_come(store):

@@ -22,6 +22,7 @@ from scorer import artefact
 from scorer.detector import CoresetDetector
 from scorer.fit import fit_detector
 from station.cli.main import main
+from tests.support.brokers import RunningBroker
 from workers import publish_model as publishing
 from workers.publish_model import announced, promote, publish_model, rollback, withdraw_shadow
 
@@ -49,7 +50,12 @@ def test_published_model_is_active_and_the_newest_wins(line_settings: Settings, 
     assert announced(line_settings).active == second and second.uri == "s3://bucket/models/2"
 
 
-def test_roll_back_goes_to_the_model_before_and_promote_makes_the_shadow_active(line_settings: Settings) -> None:
+def test_roll_back_goes_to_the_model_before_and_promote_makes_the_shadow_active(
+    line_settings: Settings, either_broker: RunningBroker
+) -> None:
+    kafka = line_settings.kafka.model_copy(update={"bootstrap_servers": either_broker.bootstrap})
+    line_settings = line_settings.model_copy(update={"kafka": kafka})
+
     def publish(version: str, role: str = "active") -> ModelPointer:
         folder = line_settings.data_dir / version
         folder.mkdir(parents=True, exist_ok=True)

@@ -123,9 +123,9 @@ def test_scores_of_a_real_model_are_the_same_through_two_actors_as_without_any(
 
 
 def test_a_published_model_is_picked_up_without_a_stop_and_a_broken_one_does_no_harm(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+    either_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path))
+    settings = without_model(line_settings(either_broker.bootstrap, tmp_path))
     first, second = write_model(tmp_path / "1", "plain-1"), write_model(tmp_path / "2", "plain-2")
     with feeding(settings) as feeder:
         publish_model(settings, "plain-1", first)
@@ -247,9 +247,9 @@ def test_a_role_starts_with_its_last_good_model_when_no_model_is_announced_any_m
 
 
 def test_a_shadow_model_scores_beside_the_active_one_is_compared_and_promoted_in_one_step(
-    embedded_broker: EmbeddedBroker, tmp_path: Path
+    either_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    settings = without_model(line_settings(embedded_broker.bootstrap, tmp_path, shadow_share=1.0))
+    settings = without_model(line_settings(either_broker.bootstrap, tmp_path, shadow_share=1.0))
     with feeding(settings) as feeder, supervising_plain(settings, tmp_path) as supervisor:
         feeder.send(frame("cam-0", 0))
         read(settings, "verdicts", Verdict, 1)
