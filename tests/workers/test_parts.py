@@ -187,6 +187,27 @@ def test_a_rejected_frame_frees_its_bytes_with_its_verdict_and_is_finished_with_
     assert (sender.offsets, lane.committable, lane.idle) == ([0, 0], 1, True)
 
 
+def test_a_frame_that_was_decided_before_takes_its_place_in_the_order_and_sends_nothing(
+    sender: RecordingSender,
+) -> None:
+    gate = ByteBudget(1 << 20)
+    lane = Lane(PARTITION, gate, sender)
+    first, accepted, rejected, last = (lane.admit(record(offset), 0) for offset in range(4))
+    assert all(lane.begin(job) for job in (first, accepted, rejected, last))
+    lane.complete_decided(accepted, defect_follows=False)
+    lane.complete_decided(rejected, defect_follows=True)
+    lane.complete(last, DONE)
+    assert (sender.offsets, lane.committable) == ([], None), "the first frame has no verdict yet"
+    lane.complete(first, DONE)
+    assert sender.offsets == [0, 3]
+    lane.acknowledge(first)
+    lane.acknowledge(last)
+    assert (lane.committable, lane.undecided_offset, gate.held_bytes) == (2, 4, 0), "its defect is missing"
+    lane.add_defect(rejected, DONE)
+    lane.acknowledge(rejected)
+    assert (sender.offsets, lane.committable, lane.idle) == ([0, 3, 2], 4, True)
+
+
 # Sending
 
 
