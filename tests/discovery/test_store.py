@@ -214,7 +214,7 @@ def test_positions_move_with_what_was_read_or_not_at_all(store):
     with pytest.raises(FlawlineError, match="store"):
         store.ingest(
             Batch(
-                verdicts=[verdict(1)],
+                verdicts=[verdict(1, decision=Decision.REJECT)],
                 defects=[TakenDefect(impossible, (None,))],
                 positions={("verdicts", 0): 2, ("defects", 0): 9},
             )

@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, messages, telemetry
 from flawline.messages import Decision, Defect, Frame, ModelPointer, Region, Timings, Verdict
 from flawline.settings.tree import Settings
+from flawline.topics import WORKERS_GROUP
 from tests.support.brokers import RunningBroker
 from tests.workers.line import (
     FULL,
@@ -32,6 +34,7 @@ from tests.workers.line import (
 from tests.workers.ray_session import supervising
 from workers import decided
 from workers.decided import PATIENCE_S, Recall
+from workers.suspects import ATTEMPT_LIMIT, Note
 
 
 def verdict_of(sent: Frame, decision: Decision, version: str = "old-1") -> Verdict:
@@ -91,6 +94,32 @@ def test_frames_with_a_verdict_keep_it_and_get_the_defect_that_is_missing(
     assert heatmap.shape == (32, 32)
     assert (heatmap[6:18, 4:14] == 7.5).all() and heatmap.sum() == 7.5 * 10 * 12
     assert defects[4].model_version == "plain-1"
+
+
+@pytest.mark.parametrize("deaths", [ATTEMPT_LIMIT - 1, ATTEMPT_LIMIT])
+def test_a_decided_frame_that_may_kill_gets_its_defect_without_a_description_and_no_dead_letter(
+    embedded_broker: EmbeddedBroker, tmp_path: Path, deaths: int
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    sent = [frame("cam-0", i, level=FULL) for i in range(2)]
+    with feeding(settings) as feeder:
+        feeder.send(*sent)
+        feeder.flush()
+        leave_verdicts(settings, verdict_of(sent[0], Decision.REJECT))
+        note = Note(until=1, trying=0, attempt=deaths, owner="gone/1/1.00").text()
+        client = kafka_clients.consumer(settings, group=WORKERS_GROUP)
+        place = TopicPartition(settings.topic("frames"), 0)
+        client.assign([place])
+        client.commit({place: OffsetAndMetadata(0, note, -1)})
+        client.close()
+        with inspecting(settings):
+            wait_until(lambda: committed(settings, 0) == 2)
+            defects = {defect.sequence: defect for defect in read(settings, "defects", Defect, 2)}
+            verdicts = read(settings, "verdicts", Verdict, 2)
+    assert [(verdict.sequence, verdict.model_version) for verdict in verdicts] == [(0, "old-1"), (1, "plain-1")]
+    assert (defects[0].model_version, defects[0].regions) == ("old-1", ())
+    assert defects[1].regions
+    assert sum(kafka_clients.log_ends(settings, ["dead-letters"]).values()) == 0
 
 
 @pytest.mark.usefixtures("ray_here")

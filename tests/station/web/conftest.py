@@ -45,7 +45,8 @@ def filled(url: str) -> Store:
     for _ in range(2):
         stream.feed([0, 1] * 14)
         stream.round()
-    accepted = [factories.verdict(n) for n in range(80)]
+    # Other frames than those with defects, of the same minutes.
+    accepted = [factories.verdict(100 + n, captured_at=factories.START_NS + n * 1_000_000_000) for n in range(80)]
     rejected = [factories.verdict(n, "cam-2", Decision.REJECT) for n in range(5)]
     opened.ingest(Batch(verdicts=[*accepted, *rejected, *(factories.verdict(n, "cam-2") for n in range(5, 20))]))
     return opened
