@@ -28,7 +28,7 @@ from scorer.evidence import Evidence
 from scorer.features.graph import Graph
 from scorer.features.weights import sha256_of
 from scorer.maps import LayerUnit
-from scorer.model import Model, Tiles
+from scorer.model import Model, Tiles, embedding_layers
 from scorer.whole_image import WholeUnit
 
 FORMAT = 2
@@ -260,7 +260,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         units=[[LayerUnit(**unit) for unit in units] for units in manifest["units"]],
         wholes=[WholeUnit(**unit) for unit in manifest["wholes"]],
         shares=[float(share) for share in manifest["shares"]],
-        means=[arrays[f"means.{i}"] for i in range(len(layers))],
+        means=[arrays[f"means.{i}"] for i in range(1 + max(len(layers) - 1, *embedding_layers(layers)))],
         embeddings=arrays["embeddings"].astype(np.float32),
         groups=groups,
         log_scores=arrays["log_scores"],

@@ -63,7 +63,7 @@ def cross_fit(
     image. `members[k]` are the numbers of a group's images.
     """
     layers = settings.active_layers
-    distances = [np.empty(patches.shape[:2], dtype=np.float32) for patches in store.patches]
+    distances = [np.empty(patches.shape[:2], dtype=np.float32) for patches in store.patches[: len(layers)]]
     rng = np.random.default_rng(settings.seed)
     folds = [split(images, sources[images], settings.folds, rng) for images in members]
     # Layer by layer, since cells of one layer take about equally long.

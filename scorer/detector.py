@@ -26,7 +26,7 @@ from scorer.features.backbone import Backbone
 from scorer.features.graph import Graph, Image, Maps
 from scorer.features.store import checked
 from scorer.gallery import Gallery, Look, image_embeddings
-from scorer.model import Model, embedding_layers, region_layers, whole_part
+from scorer.model import Model, embedding_layers, picture_layers, region_layers, whole_part
 from scorer.regions.masks import Mask, cooled, without_ignored
 from scorer.search.bank import Bank, trusted_kind, unit_rows
 from scorer.vectors import Vectors
@@ -141,9 +141,9 @@ class CoresetDetector:
     @property
     def embedding_version(self) -> str:
         """Names the features of regions: two versions have the same only where their embeddings can be compared."""
-        layers = [self.model.layers[i] for i in embedding_layers(self.model.layers)]
+        layers = [self.model.layers[i] for i in picture_layers(self.model.layers)]
         names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
-        return sha256("|".join(names + [f"{layer.size}/{layer.stride}" for layer in layers]).encode()).hexdigest()[:12]
+        return sha256("|".join(names + [layer.name for layer in layers]).encode()).hexdigest()[:12]
 
     @property
     def groups(self) -> int:
@@ -182,7 +182,7 @@ class CoresetDetector:
         look = self._look(means, group)
         group = look.group
         distances, known = [], []
-        for layer, patches_of_layer, bank in zip(model.layers, features, self.banks(group), strict=True):
+        for layer, patches_of_layer, bank in zip(model.layers, self.maps_of(features), self.banks(group), strict=True):
             height, width, channels = patches_of_layer.shape
             distance, nearest = projected(unit_rows(patches_of_layer.reshape(-1, channels)), bank, layer.neighbours)
             distances.append(distance.reshape(height, width))
@@ -223,11 +223,15 @@ class CoresetDetector:
     def close_up(self, part: Image) -> Maps:
         """Return feature maps (h, w, c) of an enlarged part of an image: the first pass, from fine to deep."""
         features = self._backbone.features(checked(part))
-        return [features[i] for i in embedding_layers(self.model.layers)]
+        return [features[i] for i in picture_layers(self.model.layers)]
 
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, c) of a uint8 RGB image, one for each layer."""
         return self._backbone.features(checked(image))
+
+    def maps_of(self, features: Maps) -> Maps:
+        """Return the maps among the features of an image, without the vector of the image that may follow them."""
+        return features[: len(self.model.layers)]
 
     def embeddings(self, features: Sequence[Maps]) -> Vectors:
         """Return the embeddings (n, d) of images from their feature maps, in the precision that a model keeps."""

@@ -16,7 +16,7 @@ from flawline.errors import FlawlineError
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
 from scorer.features.graph import Image
-from scorer.model import embedding_layers
+from scorer.model import picture_layers
 from scorer.search.bank import unit_rows
 from scorer.tiles import TiledCoreset
 
@@ -94,7 +94,7 @@ def _reason(
 ) -> Reason:
     model = detector.model
     best: tuple[float, int, NDArray[np.float32], tuple[int, int]] | None = None
-    for i in embedding_layers(model.layers):
+    for i in picture_layers(model.layers):
         grid, usual = features[i].shape[0], model.units[group][i]
         row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
         distances = _distances(unit_rows(features[i][row, column]), model.banks[group][i])
@@ -120,7 +120,7 @@ def _reason(
         if pictured is not None:
             shown = patch(pictured, evidence.picture(int(sources[pictured, 0])))
     layer = model.layers[i]
-    return Reason(layer.size, layer.stride, _box(cell, grid), nearest, shown)
+    return Reason(layer.size, layer.size // grid, _box(cell, grid), nearest, shown)
 
 
 def _distances(vector: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float32]:

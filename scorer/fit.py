@@ -22,6 +22,7 @@ from scorer.features.backbone import Backbone
 from scorer.features.dataset import Chosen
 from scorer.features.graph import Graph, Image
 from scorer.features.store import OnUnreadable, Progress, extract
+from scorer.features.structure import resolved
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import fit_model
 from scorer.model import Tiles
@@ -48,6 +49,7 @@ def fit_detector(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
     started = time.monotonic()
+    settings = resolved(settings)
     one_thread_per_image()
 
     # Step 1: tiles, where the settings ask for them; whole images elsewhere. Both are called parts here.

@@ -140,7 +140,7 @@ def _layer_units(
     ]
 
     def ratios(image: int) -> maps.Map:
-        layers = zip(distances, images.store.grids, strict=True)
+        layers = zip(distances, images.store.grids[: len(distances)], strict=True)
         return maps.combined([layer[image].reshape(grid, grid) for layer, grid in layers], units[images.groups[image]])
 
     with ThreadPoolExecutor(threads) as pool:
@@ -201,7 +201,7 @@ def _foreign_heat(
         group = int(rng.choice(np.setdiff1d(np.unique(groups), groups[image])))
         distances = [
             projected(store.pool(i, np.asarray([image])), banks[group][i], layer.neighbours)[0].reshape(grid, grid)
-            for i, (layer, grid) in enumerate(zip(settings.active_layers, store.grids, strict=True))
+            for i, (layer, grid) in enumerate(zip(settings.active_layers, store.grids, strict=False))
         ]
         level = float(np.median(log_scores[groups == group]))
         heats.append(float(np.median(np.log(maps.combined(distances, units[group])))) - level)

@@ -82,17 +82,29 @@ class Model:
         return np.sort(self.standardised[np.isfinite(self.standardised)])
 
 
-def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
-    """Return the numbers of the layers of the image embedding: the last of each stride in the first backbone pass."""
+def picture_layers(layers: Sequence[LayerSettings]) -> list[int]:
+    """Return the numbers of the layers that tell what a picture shows, from fine to deep, of the first backbone pass.
+
+    They are the last map of each stride; of a vision transformer, all maps.
+    """
     return [i for i, layer in enumerate(layers) if layer.size == layers[0].size and not layer.earlier]
 
 
-def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
-    """Return the numbers of the layers that describe a defect: the two finest of the image embedding.
+def embedding_layers(layers: Sequence[LayerSettings]) -> list[int]:
+    """Return the numbers of the features of the image embedding.
 
-    Deeper layers see more of the product around a defect than of the defect, and group defects by product.
+    A vision transformer gives a vector of the image after its maps; elsewhere, the picture's layers serve.
     """
-    return embedding_layers(layers)[:2]
+    return [len(layers)] if layers[0].block else picture_layers(layers)
+
+
+def region_layers(layers: Sequence[LayerSettings]) -> list[int]:
+    """Return the numbers of the layers that describe a defect: the two finest that tell what a picture shows.
+
+    Deeper layers see more of the product around a defect than of the defect, and group defects by product. Of a vision
+    transformer they are the last two, since its early blocks know edges and places (a judgement, not measured).
+    """
+    return picture_layers(layers)[-2:] if layers[0].block else picture_layers(layers)[:2]
 
 
 def whole_part(layers: Sequence[LayerSettings], means: Sequence[NDArray[np.floating]], embeddings: Vectors) -> Vectors:

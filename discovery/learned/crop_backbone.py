@@ -22,6 +22,7 @@ from discovery.learned.augment import Crop
 from discovery.learned.masked_vit import MaskedVit, inside
 from flawline.errors import FlawlineError
 from scorer.features import weights as weight_files
+from scorer.features.torch_engine import MapsOf
 
 SIZE_PX = 224
 BATCH = 16
@@ -161,35 +162,12 @@ def _trunk(weights: weight_files.Weights) -> tuple[MaskedVit | MaskedMaps, dict[
 
     config = timm.get_pretrained_cfg(weights.name) if timm.is_model(weights.name) else None
     values = config.to_dict() if config else {}
-    if not _is_transformer(weights.name):
-        whole: Any = weight_files.create(weights, SIZE_PX, None)
-        indices = list(_deepest(whole.feature_info.reduction()))
-        return MaskedMaps(weight_files.create(weights, SIZE_PX, indices), SIZE_PX), values
-    overlay = {"file": str(weights.file)} if weights.file else {}
-    try:
-        model = timm.create_model(
-            weights.name, pretrained=True, num_classes=0, img_size=SIZE_PX, pretrained_cfg_overlay=overlay
-        )
-    except Exception as error:  # timm, the hub and the network raise what they like: all mean "no such backbone here"
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise FlawlineError(
-            f"discovery.crop_backbone {weights.name!r} cannot be made: {said}: give discovery.crop_weights"
-        ) from error
-    assert isinstance(model, VisionTransformer)
-    return MaskedVit(model), values
-
-
-def _is_transformer(name: str) -> bool:
-    """Whether timm's model of this name is a plain vision transformer with a class token; made without weights."""
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
-    except Exception:  # said again, and better, where it is made in earnest
-        return False
-    return isinstance(model, VisionTransformer) and bool(model.has_class_token)
+    model: Any = weight_files.create(weights, SIZE_PX)
+    if isinstance(model, VisionTransformer) and model.has_class_token:
+        return MaskedVit(model), values
+    strides = [int(info["reduction"]) for info in model.feature_info]
+    taken = sorted(_deepest(strides))
+    return MaskedMaps(MapsOf(model, taken), SIZE_PX), values
 
 
 def _deepest(reductions: Sequence[int]) -> Iterator[int]:

@@ -14,9 +14,21 @@ class LayerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(
-        default=256, ge=32, le=2048, multiple_of=32, description="Side of the square model input in pixels."
+        default=256,
+        ge=32,
+        le=2048,
+        description="Side of the square model input in pixels: a multiple of 32, or of a transformer's patches.",
     )
-    stride: int = Field(ge=2, le=64, description="Pixels of the model input between neighbouring patches.")
+    stride: int | None = Field(
+        default=None, ge=2, le=64, description="Pixels of the model input between neighbouring patches."
+    )
+    block: int | None = Field(
+        default=None,
+        ge=1,
+        le=200,
+        description="Number of the vision transformer's block, from 1, whose patches are the map; given instead of a "
+        "stride.",
+    )
     earlier: bool = Field(
         default=False,
         description="Whether to take the map halfway through the backbone's blocks of this stride, not the last one.",
@@ -38,6 +50,21 @@ class LayerSettings(BaseModel):
         default=1, ge=1, le=64, description="Number of nearest rows whose mean distance is the score of a patch."
     )
 
+    @model_validator(mode="after")
+    def _names_one_map(self) -> Self:
+        if (self.stride is None) == (self.block is None):
+            raise ValueError("a layer names its map by stride or by block: give one of the two")
+        if self.block is not None and self.earlier:
+            raise ValueError("earlier goes with a stride: name the earlier block itself")
+        if self.stride is not None and self.size % 32:
+            raise ValueError(f"size {self.size} of a layer with a stride is no multiple of 32")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What tells the map from the others of a backbone."""
+        return f"{self.size}/{self.stride}" if self.stride else f"{self.size}/block {self.block}"
+
 
 _ONE_PASS = (
     LayerSettings(size=256, stride=8, rows=5000, rows_per_image=30, neighbours=1),
@@ -47,12 +74,20 @@ _ONE_PASS = (
 )
 # Why these layers, rows and weights: docs/scoring.md has the ablations (layers, weight of stride 32) and the quality of
 # smaller banks.
+FOUNDATION_BACKBONE = "vit_small_patch14_reg4_dinov2.lvd142m"
+FOUNDATION_DEPTH = 12
+"""Blocks of the transformers that the blocks of profile "foundation" are named for."""
 PROFILES: dict[str, tuple[LayerSettings, ...]] = {
     "fast": _ONE_PASS,
     "accurate": (
         *_ONE_PASS,
         LayerSettings(size=512, stride=16, earlier=True, rows=5000, rows_per_image=30, neighbours=5),
         LayerSettings(size=512, stride=16, rows=5000, rows_per_image=30, neighbours=5),
+    ),
+    # Published practice for DINOv2: a bank for each of four blocks, and the mean of five neighbours (ProCon, 2026, with
+    # ViT-B/14). Not measured here, where its weights cannot be had.
+    "foundation": tuple(
+        LayerSettings(size=448, block=block, rows=5000, rows_per_image=30, neighbours=5) for block in (4, 5, 7, 10)
     ),
 }
 
@@ -71,10 +106,10 @@ class ScorerSettings(BaseModel):
         default=None,
         description="Local weights file (.safetensors, .pth); without one, packaged weights, else those of timm.",
     )
-    profile: Literal["fast", "accurate"] = Field(
+    profile: Literal["fast", "accurate", "foundation"] = Field(
         default="fast",
         description="Set of layers; fast is one pass at 256 px, accurate adds a second pass at 512 px, which costs "
-        "time.",
+        "time, foundation is the vision transformer DINOv2 at 448 px, which wants a GPU.",
     )
     layers: tuple[LayerSettings, ...] | None = Field(
         default=None, description="Layers to use instead of those of the profile."
@@ -140,16 +175,24 @@ class ScorerSettings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random choices of a fit.")
 
     @model_validator(mode="after")
+    def _foundation_has_its_backbone(self) -> Self:
+        if self.profile == "foundation" and "backbone" not in self.model_fields_set:
+            self.backbone = FOUNDATION_BACKBONE
+        return self
+
+    @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.layers is not None and not self.layers:
             raise ValueError(
                 "layers is empty: name at least one layer, or leave the key out for the layers of the profile"
             )
-        places = [(layer.size, layer.stride, layer.earlier) for layer in self.layers or ()]
+        places = [(layer.size, layer.stride, layer.block, layer.earlier) for layer in self.layers or ()]
         if len(set(places)) < len(places):
-            raise ValueError("layers names the same map (size, stride, earlier) twice: remove one of the two")
+            raise ValueError("layers names the same map (size, stride or block, earlier) twice: remove one of the two")
+        if len({layer.block is None for layer in self.layers or ()}) > 1:
+            raise ValueError("layers names strides and blocks: a backbone has one or the other")
         for layer in self.layers or ():
-            if layer.earlier and (layer.size, layer.stride, False) not in places:
+            if layer.earlier and (layer.size, layer.stride, None, False) not in places:
                 raise ValueError(
                     f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last map"
                 )
@@ -162,9 +205,15 @@ class ScorerSettings(BaseModel):
         """The layers in use, those of `layers` or of the profile, by rising size, stride and depth."""
         return tuple(
             sorted(
-                self.layers or PROFILES[self.profile], key=lambda layer: (layer.size, layer.stride, not layer.earlier)
+                self.layers or PROFILES[self.profile],
+                key=lambda layer: (layer.size, layer.stride or 0, layer.block or 0, not layer.earlier),
             )
         )
+
+    @property
+    def profile_is_free(self) -> bool:
+        """Whether the layers may follow the backbone: nobody has asked for strides."""
+        return self.profile == "foundation" or "profile" not in self.model_fields_set
 
     @property
     def active_reject_rate(self) -> float:

@@ -24,6 +24,7 @@ from scorer.evaluate.accuracy import image_accuracy
 from scorer.features import backbone
 from scorer.features.dataset import LazyImages, Sample
 from scorer.features.store import Progress, checked, extract, in_order
+from scorer.features.structure import resolved
 from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import fit_model
 from scorer.model import Model
@@ -98,6 +99,7 @@ def compare(
     products = sorted({sample.product for sample in train})
     if untrained := sorted({sample.product for sample in test} - set(products)):
         raise UsageError(f"{untrained[0]}: is tested without training images: add {untrained[0]}/train/good")
+    settings = resolved(settings)
     graphs, features = backbone.of_settings(settings)
     on_unreadable_training = None if on_unreadable is None else (lambda i, error: on_unreadable(train[i], error))
     folder = WorkFolder(cache_dir() / "fits", None)

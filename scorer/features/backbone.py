@@ -30,7 +30,8 @@ class Backbone(Protocol):
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of a uint8 RGB image of any size, in the order of layers.
 
-        Up to `threads` threads may call it at once.
+        The last one of a transformer is the vector (1, 1, channels) of the image. Up to `threads` threads may call it
+        at once.
         """
 
 

@@ -16,7 +16,7 @@ from flawline.errors import FlawlineError
 from flawline.settings.scorer import ScorerSettings
 from scorer.cache import cache_dir
 from scorer.features import weights as weight_files
-from scorer.features.graph import Graph, passes
+from scorer.features.graph import Graph, Outputs, passes
 from scorer.features.openvino_engine import openvino
 from scorer.features.weights import Weights
 from scorer.search import warm
@@ -37,14 +37,14 @@ def prepare(settings: ScorerSettings, cache: Path | None = None) -> dict[int, tu
     weights = weight_files.find(settings.backbone, settings.weights)
     key = weights.key()
     return {
-        size: _cached(weights, key, size, strides, cache or cache_dir())
-        for size, strides in passes(settings.active_layers).items()
+        size: _cached(weights, key, size, outputs, cache or cache_dir())
+        for size, outputs in passes(settings.active_layers).items()
     }
 
 
-def _cached(weights: Weights, weights_key: str, size: int, strides: tuple[int, ...], cache: Path) -> tuple[Graph, Path]:
+def _cached(weights: Weights, weights_key: str, size: int, outputs: Outputs, cache: Path) -> tuple[Graph, Path]:
     """Return a graph and its folder from the cache, converted first where the cache lacks it."""
-    identity = json.dumps([_GRAPH_FORMAT, weights.name, weights_key, size, strides])
+    identity = json.dumps([_GRAPH_FORMAT, weights.name, weights_key, size, outputs.strides, outputs.blocks])
     folder = cache / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:24]
     description = folder / "graph.json"
     if description.is_file():
@@ -61,7 +61,7 @@ def _cached(weights: Weights, weights_key: str, size: int, strides: tuple[int, .
         ) from error
     warm.start()  # a cache that lacks the backbone lacks the kernels too
     try:
-        graph = _convert(weights, weights_key, size, strides, partial)
+        graph = _convert(weights, weights_key, size, outputs, partial)
         (partial / "graph.json").write_text(json.dumps(asdict(graph)), encoding="utf-8")
         # Of two processes that convert at once, the first one renames; both have the same graph.
         with contextlib.suppress(OSError):
@@ -73,10 +73,10 @@ def _cached(weights: Weights, weights_key: str, size: int, strides: tuple[int, .
     return graph, folder
 
 
-def _convert(weights: Weights, weights_key: str, size: int, strides: tuple[int, ...], folder: Path) -> Graph:
+def _convert(weights: Weights, weights_key: str, size: int, outputs: Outputs, folder: Path) -> Graph:
     """Write OpenVINO's graph into `folder` and return its description.
 
-    The graph takes uint8 (1, size, size, 3), normalises inside, and gives float32 (1, h, w, channels) for each stride.
+    The graph takes uint8 (1, size, size, 3), normalises inside, and gives float32 (1, h, w, channels), see `Graph`.
     """
     import torch
 
@@ -85,7 +85,7 @@ def _convert(weights: Weights, weights_key: str, size: int, strides: tuple[int, 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other at every layer where other work has the CPUs
     try:
-        extractor = feature_extractor(weights, size, strides)
+        extractor = feature_extractor(weights, size, outputs)
         example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns about Python branches on constant shapes
@@ -94,13 +94,15 @@ def _convert(weights: Weights, weights_key: str, size: int, strides: tuple[int, 
     finally:
         torch.set_num_threads(threads)
     model.reshape([1, size, size, 3])
+    maps = shapes[: len(outputs.strides or outputs.blocks)]
     graph = Graph(
         backbone=weights.name,
         weights=weights_key,
         size=size,
-        strides=strides,
-        channels=tuple(shape[3] for shape in shapes),
-        grids=tuple(shape[1] for shape in shapes),
+        strides=outputs.strides or tuple(size // shape[1] for shape in maps),
+        channels=tuple(shape[3] for shape in maps),
+        grids=tuple(shape[1] for shape in maps),
+        blocks=outputs.blocks,
     )
     # Half-precision weights would halve the artefact, but move scores by up to 2 % from PyTorch's.
     openvino().save_model(model, folder / f"{graph.stem}.xml", compress_to_fp16=False)

@@ -25,7 +25,8 @@ class Graph:
     `backbone` is its timm name, `weights` the key of its weights, `size` the side of its square input in pixels. Its
     outputs are float32 (1, h, w, channels), described by `strides`, `channels` and `grids` (h, equal to w). Where
     `strides` names a stride twice, the first output comes from halfway through the blocks of that stride, the second
-    from the last block.
+    from the last block. The outputs of a transformer come from its `blocks`, by number from 1; a last one (1, 1, 1,
+    channels) then describes the image.
     """
 
     backbone: str
@@ -34,6 +35,12 @@ class Graph:
     strides: tuple[int, ...]
     channels: tuple[int, ...]
     grids: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs."""
+        return len(self.strides) + bool(self.blocks)
 
     @property
     def stem(self) -> str:
@@ -58,7 +65,32 @@ def resized(image: Image, size: int) -> Image:
     )
 
 
-def passes(layers: Sequence[LayerSettings]) -> dict[int, tuple[int, ...]]:
-    """Return the backbone passes that the layers need: each input size with its layers' strides in ascending order."""
+@dataclass(frozen=True)
+class Outputs:
+    """The maps of one pass: the strides of a pyramid in ascending order, or the blocks of a transformer."""
+
+    strides: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()
+
+
+def passes(layers: Sequence[LayerSettings]) -> dict[int, Outputs]:
+    """Return the backbone passes that the layers need: each input size with the maps that it gives."""
     sizes = sorted({layer.size for layer in layers})
-    return {size: tuple(sorted(layer.stride for layer in layers if layer.size == size)) for size in sizes}
+    return {
+        size: Outputs(
+            tuple(sorted(layer.stride for layer in layers if layer.size == size and layer.stride)),
+            tuple(sorted(layer.block for layer in layers if layer.size == size and layer.block)),
+        )
+        for size in sizes
+    }
+
+
+def in_order_of_layers(passes_of_image: Sequence[Maps], graphs: Sequence[Graph]) -> Maps:
+    """Return the maps of all passes in the order of layers, then the vector (1, 1, c) of the image where there is one.
+
+    The first pass, that of the smallest input, describes the image.
+    """
+    maps = [
+        layer for graph, of_pass in zip(graphs, passes_of_image, strict=True) for layer in of_pass[: len(graph.strides)]
+    ]
+    return maps + passes_of_image[0][len(graphs[0].strides) :]

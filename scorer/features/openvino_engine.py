@@ -12,7 +12,7 @@ import numpy as np
 
 from flawline.errors import FlawlineError
 from scorer.cache import cpu_count
-from scorer.features.graph import Graph, Image, Maps, resized
+from scorer.features.graph import Graph, Image, Maps, in_order_of_layers, resized
 
 
 def openvino() -> Any:
@@ -52,18 +52,18 @@ class OpenVinoBackbone:
             self.features(np.zeros((1, 1, 3), dtype=np.uint8))
 
     def features(self, image: Image) -> Maps:
-        """Return the feature maps (h, w, channels) float32 of an image, in ascending input size and stride."""
+        """Return the feature maps (h, w, channels) float32 of an image, see `Backbone`."""
         requests = self._free_requests.get()
-        maps: Maps = []
+        passes: list[Maps] = []
         try:
             for graph, request in zip(self._graphs, requests, strict=True):
                 request.get_input_tensor().data[0] = resized(image, graph.size)
                 request.infer()
                 # Copied, because the next image overwrites the request's tensors.
-                maps += [request.get_output_tensor(i).data[0].copy() for i in range(len(graph.strides))]
+                passes.append([request.get_output_tensor(i).data[0].copy() for i in range(graph.outputs)])
         finally:
             self._free_requests.put(requests)
-        return maps
+        return in_order_of_layers(passes, self._graphs)
 
 
 def _request(core: Any, file: Path, options: dict[str, Any]) -> Any:

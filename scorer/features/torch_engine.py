@@ -8,16 +8,15 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from flawline.errors import FlawlineError
 from scorer.cache import cpu_count
 from scorer.features import weights as weight_files
-from scorer.features.graph import Graph, Image, Maps, resized
+from scorer.features.graph import Graph, Image, Maps, Outputs, in_order_of_layers, resized
 from scorer.features.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -48,77 +47,136 @@ class TorchBackbone:
         else:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
-        self._extractors = [(g.size, feature_extractor(weights, g.size, g.strides).to(self.device)) for g in graphs]
+        self._graphs = list(graphs)
+        self._extractors = [
+            feature_extractor(weights, graph.size, Outputs(graph.strides, graph.blocks)).to(self.device)
+            for graph in graphs
+        ]
 
     def features(self, image: Image) -> Maps:
-        """Return the feature maps (h, w, channels) float32 of an image, in ascending input size and stride."""
-        maps: Maps = []
+        """Return the feature maps (h, w, channels) float32 of an image, see `Backbone`."""
+        passes: list[Maps] = []
         with torch.inference_mode():
-            for size, extractor in self._extractors:
-                pixels = torch.from_numpy(resized(image, size)[None]).to(self.device)
-                maps += [layer[0].cpu().numpy() for layer in extractor(pixels)]
-        return maps
+            for graph, extractor in zip(self._graphs, self._extractors, strict=True):
+                pixels = torch.from_numpy(resized(image, graph.size)[None]).to(self.device)
+                passes.append([layer[0].cpu().numpy() for layer in extractor(pixels)])
+        return in_order_of_layers(passes, self._graphs)
 
 
 class FeatureExtractor(torch.nn.Module):
-    """A module from pixels uint8 (n, size, size, 3) to a float32 map (n, h, w, channels) for each of some strides.
+    """A module from pixels uint8 (n, size, size, 3) to float32 maps (n, h, w, channels), those of `maps`.
 
-    `body` gives the last map of each stride, in order. `earlier` names the places, among all `count` maps, of those
-    that the body does not give: each with the block inside `body` whose output it is, or None where the map after it
-    serves for both. `mean` and `std` (3,) normalise pixels of 0 to 255.
+    `maps` takes normalised pixels (n, 3, size, size) and gives maps (n, channels, h, w). `mean` and `std` (3,)
+    normalise pixels of 0 to 255.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(
-        self,
-        body: torch.nn.Module,
-        earlier: Mapping[int, torch.nn.Module | None],
-        count: int,
-        mean: torch.Tensor,
-        std: torch.Tensor,
-    ) -> None:
+    def __init__(self, maps: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
-        self.body = body
-        self._count = count
-        self._earlier = {place: block is not None for place, block in earlier.items()}
-        self._block_outputs = threading.local()  # several threads pass images through at once
-        for place, block in earlier.items():
-            if block is not None:
-                block.register_forward_hook(functools.partial(self._keep, place))
+        self.maps = maps
         self.register_buffer("mean", mean.view(1, 3, 1, 1))
         self.register_buffer("scale", 1 / std.view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps of a batch of pixels."""
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        last = iter(self.body(normalised))
-        maps: dict[int, torch.Tensor] = {k: next(last) for k in range(self._count) if k not in self._earlier}
-        for place, has_block in self._earlier.items():
-            maps[place] = getattr(self._block_outputs, str(place)) if has_block else maps[place + 1]
-        return tuple(maps[k].permute(0, 2, 3, 1).contiguous() for k in range(self._count))
-
-    def _keep(self, place: int, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        setattr(self._block_outputs, str(place), output)
+        return tuple(layer.permute(0, 2, 3, 1).contiguous() for layer in self.maps(normalised))
 
 
-def feature_extractor(weights: Weights, size: int, strides: Sequence[int]) -> FeatureExtractor:
-    """Return the extractor of a backbone's maps at these strides, for inputs of `size` pixels.
+class MapsOf(torch.nn.Module):
+    """Some maps of a backbone, by their number in rising order, without what is deeper than the last of them."""
 
-    Raises FlawlineError, see `weights.create`.
+    def __init__(self, backbone: Any, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self._numbers: list[int] = list(
+            backbone.prune_intermediate_layers(list(numbers), prune_norm=True, prune_head=True)
+        )
+        self.backbone = backbone
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps (n, channels, h, w) of normalised pixels (n, 3, size, size)."""
+        return list(self.backbone.forward_intermediates(pixels, indices=self._numbers, intermediates_only=True))
+
+
+class PyramidMaps(torch.nn.Module):
+    """The maps of some strides of a convolutional network, or of a transformer that merges its patches step by step.
+
+    A stride that is named twice gives the output of the block halfway through it, then the last one. Cuts off what is
+    deeper than the last map. Raises FlawlineError for a stride that the backbone lacks.
     """
-    whole = weight_files.create(weights, size, None)
-    info: Any = whole.feature_info
-    outputs = outputs_for(list(info.reduction()), strides)
-    body = weight_files.create(weights, size, [output for output in outputs if output is not None])
-    earlier = {k: halfway_block(body, size, strides[k]) for k, output in enumerate(outputs) if output is None}
-    config = _configuration(whole, weights.name)
+
+    def __init__(self, backbone: Any, size: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        places = outputs_for([info["reduction"] for info in backbone.feature_info], strides)
+        taken = sorted({place for place in places if place is not None})
+        self.last_maps = MapsOf(backbone, taken)
+        self._places = [None if place is None else taken.index(place) for place in places]
+        self._is_last: dict[int, bool] = {}
+        self._block_outputs = threading.local()  # several threads pass images through at once
+        for k, place in enumerate(places):
+            if place is None and (halfway := halfway_block(self.last_maps, size, strides[k])):
+                block, self._is_last[k] = halfway
+                block.register_forward_hook(functools.partial(self._keep, str(k)))
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps (n, channels, h, w) of normalised pixels (n, 3, size, size), one for each stride."""
+        last = self.last_maps(pixels)
+        maps: list[torch.Tensor] = []
+        for k, place in enumerate(self._places):
+            if place is not None:
+                maps.append(last[place])
+            elif k in self._is_last:
+                block_output = getattr(self._block_outputs, str(k))
+                maps.append(block_output.permute(0, 3, 1, 2) if self._is_last[k] else block_output)
+            else:  # one map of this stride only
+                following = self._places[k + 1]
+                assert following is not None
+                maps.append(last[following])
+        return maps
+
+    def _keep(self, place: str, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        setattr(self._block_outputs, place, output)
+
+
+class TransformerMaps(torch.nn.Module):
+    """The patches of some blocks of a vision transformer as maps, and what its last block used says of the image.
+
+    That is the class token, or the mean of the patches where there is none. Cuts off the blocks after it.
+    """
+
+    def __init__(self, backbone: Any, blocks: Sequence[int]) -> None:
+        super().__init__()
+        indices = [block - 1 for block in blocks]
+        self._indices: list[int] = list(backbone.prune_intermediate_layers(indices, prune_norm=True, prune_head=True))
+        self._has_class_token = bool(getattr(backbone, "cls_token", None) is not None)
+        self.backbone = backbone
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps (n, c, h, w) of normalised pixels (n, 3, size, size), then the vectors (n, c, 1, 1)."""
+        options = {"indices": self._indices, "intermediates_only": True}
+        if not self._has_class_token:
+            maps = list(self.backbone.forward_intermediates(pixels, **options))
+            return [*maps, maps[-1].mean(dim=(2, 3), keepdim=True)]
+        pairs = self.backbone.forward_intermediates(pixels, return_prefix_tokens=True, **options)
+        return [*(patches for patches, _ in pairs), pairs[-1][1][:, 0, :, None, None]]
+
+
+def feature_extractor(weights: Weights, size: int, outputs: Outputs) -> FeatureExtractor:
+    """Return the extractor of a backbone's maps for inputs of `size` pixels.
+
+    Raises FlawlineError, see `weights.create`, and for a backbone that does not give what is asked for.
+    """
+    backbone: Any = weight_files.create(weights, size)
+    config = _configuration(backbone, weights.name)
     mean = torch.tensor(config.get("mean", _IMAGENET_MEAN), dtype=torch.float32) * 255
     std = torch.tensor(config.get("std", _IMAGENET_STD), dtype=torch.float32) * 255
-    extractor = FeatureExtractor(body, earlier, len(strides), mean, std)
-    extractor.eval()
-    return extractor
+    if outputs.blocks:
+        maps: torch.nn.Module = TransformerMaps(backbone, outputs.blocks)
+    else:
+        maps = PyramidMaps(backbone, size, outputs.strides)
+    return FeatureExtractor(maps, mean, std).eval()
 
 
 def _configuration(module: Any, name: str) -> dict[str, Any]:
@@ -132,17 +190,14 @@ def _configuration(module: Any, name: str) -> dict[str, Any]:
     return known.to_dict() if known else {}
 
 
-def outputs_for(reductions: list[int], strides: Sequence[int]) -> list[int | None]:
+def outputs_for(reductions: Sequence[int], strides: Sequence[int]) -> list[int | None]:
     """Return, for each stride, the number of the backbone output that serves it; `reductions` are the outputs' strides.
 
     The deepest output of the stride serves. The first of two equal strides gets an output halfway through that stride,
-    or None where the backbone has one output of that stride only. A backbone that lacks one of the strides (a vision
-    transformer has the same stride everywhere, its outputs differ in depth only) gives outputs at even steps through
-    its last two thirds.
+    or None where the backbone has one output of that stride only. Raises FlawlineError for a stride that it lacks.
     """
-    if not all(stride in reductions for stride in strides):
-        first = len(reductions) // 3
-        return [int(i) for i in np.linspace(first, len(reductions) - 1, len(strides)).round()]
+    if missing := [stride for stride in strides if stride not in reductions]:
+        raise FlawlineError(f"the backbone has no map of stride {missing[0]}, but of {', '.join(map(str, reductions))}")
     numbers: list[int | None] = []
     for place, stride in enumerate(strides):
         candidates = [i for i, reduction in enumerate(reductions) if reduction == stride]
@@ -152,11 +207,11 @@ def outputs_for(reductions: list[int], strides: Sequence[int]) -> list[int | Non
     return numbers
 
 
-def halfway_block(body: torch.nn.Module, size: int, stride: int) -> torch.nn.Module | None:
-    """Return the module of `body` that ends halfway through the blocks of a stride; None where it has one block only.
+def halfway_block(body: torch.nn.Module, size: int, stride: int) -> tuple[torch.nn.Module, bool] | None:
+    """Return the module of `body` that ends halfway through the blocks of a stride, and whether its channels are last.
 
-    The blocks are the members of the outermost sequences whose maps (1, c, h, w) have that stride, for an input of
-    `size` pixels.
+    The blocks are the members of the outermost sequences whose maps (1, c, h, w), or (1, h, w, c), have that stride,
+    for an input of `size` pixels. None where there is one block only.
     """
     modules = dict(body.named_modules())
     members = {
@@ -165,20 +220,25 @@ def halfway_block(body: torch.nn.Module, size: int, stride: int) -> torch.nn.Mod
         if name and isinstance(modules[name.rpartition(".")[0]], torch.nn.Sequential)
     }
     side = size // stride
-    names: list[str] = []
+    channels_last: dict[str, bool] = {}
 
     def note(name: str, _module: Any, _inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and tuple(output.shape[2:]) == (side, side):
-            names.append(name)
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            if tuple(output.shape[2:]) == (side, side):
+                channels_last[name] = False
+            elif tuple(output.shape[1:3]) == (side, side):
+                channels_last[name] = True
 
     hooks = [module.register_forward_hook(functools.partial(note, name)) for name, module in members.items()]
     with torch.inference_mode():
         body(torch.zeros(1, 3, size, size))
     for hook in hooks:
         hook.remove()
+    names = list(channels_last)
     for depth in sorted({name.count(".") for name in names}):
         blocks = [name for name in names if name.count(".") == depth]
         if len(blocks) > 1:
-            return members[blocks[(len(blocks) - 1) // 2]]
+            halfway = blocks[(len(blocks) - 1) // 2]
+            return members[halfway], channels_last[halfway]
     log.warning("the backbone has one map of stride %d only: it serves as the earlier map too", stride)
     return None
