@@ -113,9 +113,7 @@ def create(weights: Weights, size: int) -> torch.nn.Module:
     try:
         model = _created(weights.name, size, pretrained=True, **options)
     except _DoesNotFit as error:
-        raise FlawlineError(
-            f"{weights.file}: {error} for {weights.name!r}: give the file that belongs to that backbone"
-        ) from error
+        raise FlawlineError(f"{weights.file}: {error} for {weights.name!r}: give the matching file") from error
     if any(not torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point()):
         raise FlawlineError(f"weights of {weights.name!r} hold NaN or infinity: fetch the file again")
     return model.eval()
