@@ -1,13 +1,14 @@
 # make demo        the whole line on this machine, from installation to a summary
 # make test        formatting, lint, types and the test suite
 # make test-fast   the unit tests alone, in less than a minute
+# make lock        deploy/requirements.lock anew: exact versions with hashes for the image; needs uv (pip install uv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint install clean
+.PHONY: demo test test-fast lint lock install clean
 
 demo: install
 	$(BIN)/flawline demo $(ARGS)
@@ -25,6 +26,18 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# PyTorch comes from an index of its own, for the CPU or for CUDA, with other files and so other hashes: deploy/Dockerfile
+# names its version. NVIDIA's libraries and triton come with it.
+UNLOCKED := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
+	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+
+lock:
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml deploy/requirements.in --extra s3 \
+		--default-index https://pypi.org/simple --generate-hashes --upgrade --quiet \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		$(addprefix --no-emit-package ,$(UNLOCKED)) --output-file deploy/requirements.lock
 
 install: $(STAMP)
 
