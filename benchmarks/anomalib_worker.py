@@ -1,4 +1,4 @@
-"""anomalib's PatchCore on given images; runs in anomalib's own environment and imports nothing of ours.
+"""Measures anomalib's PatchCore on the images of a file; runs in anomalib's environment and imports nothing from here.
 
     python anomalib_worker.py IN.npz PICTURES OUT.json
 
@@ -34,44 +34,46 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 
 def main() -> None:
-    """Fit, select, score; write seconds of each and the scores."""
-    given = np.load(sys.argv[1], allow_pickle=False)
-    torch.set_num_threads(int(given["threads"]))
+    """Fit the model, select its bank and score the test images; write the seconds of each step and the scores."""
+    inputs = np.load(sys.argv[1], allow_pickle=False)
+    torch.set_num_threads(int(inputs["threads"]))
     torch.manual_seed(0)
     model = PatchcoreModel(
-        layers=[str(each) for each in given["layers"]], backbone=str(given["backbone"]), pre_trained=False
+        layers=[str(layer) for layer in inputs["layers"]], backbone=str(inputs["backbone"]), pre_trained=False
     )
-    load_weights(model, given)
+    load_weights(model, inputs)
     model.train()
     model.feature_extractor.eval()
     started = time.perf_counter()
     with torch.inference_mode():
-        for batch in batches(given, "train"):
+        for batch in batches(inputs, "train"):
             model(batch)
         features_s = time.perf_counter() - started
         vectors = torch.vstack(model.embedding_store)
-        share = float(given["share"])
+        share = float(inputs["share"])
         started = time.perf_counter()
-        bank = KCenterGreedy(embedding=vectors, sampling_ratio=float(given["ratio"]) * share).sample_coreset()
-        coreset_s = (time.perf_counter() - started) / share  # each step looks at every vector once: all take alike
-        model.memory_bank = bank if share == 1 else vectors[torch.from_numpy(given["chosen"])]
+        bank = KCenterGreedy(embedding=vectors, sampling_ratio=float(inputs["ratio"]) * share).sample_coreset()
+        coreset_s = (
+            time.perf_counter() - started
+        ) / share  # each step looks at every vector once, so all take the same time
+        model.memory_bank = bank if share == 1 else vectors[torch.from_numpy(inputs["chosen"])]
         model.eval()
-        inputs = batches(given, "test")
-        model(inputs[0])
+        test_batches = batches(inputs, "test")
+        model(test_batches[0])
         started = time.perf_counter()
-        scores = [model(batch).pred_score.reshape(-1).tolist() for batch in inputs]
+        scores = [model(batch).pred_score.reshape(-1).tolist() for batch in test_batches]
         inference_s = time.perf_counter() - started
-    side = given["test"].shape[1]
-    normalise = Normalize(mean=given["mean"].tolist(), std=given["std"].tolist())
-    whole = Patchcore(
-        layers=[str(each) for each in given["layers"]],
-        backbone=str(given["backbone"]),
+    side = inputs["test"].shape[1]
+    normalise = Normalize(mean=inputs["mean"].tolist(), std=inputs["std"].tolist())
+    pipeline = Patchcore(
+        layers=[str(layer) for layer in inputs["layers"]],
+        backbone=str(inputs["backbone"]),
         pre_trained=False,
         pre_processor=PreProcessor(transform=Compose([Resize((side, side), antialias=True), normalise])),
         visualizer=False,
     )
-    whole.model = model
-    engine_s = {str(batch): predicted(whole, Path(sys.argv[2]), batch) for batch in (1, int(given["batch"]))}
+    pipeline.model = model
+    engine_s = {str(batch): predict_s(pipeline, Path(sys.argv[2]), batch) for batch in (1, int(inputs["batch"]))}
     result = {
         "features_s": features_s,
         "coreset_s": coreset_s,
@@ -85,7 +87,7 @@ def main() -> None:
 
 
 class Stopwatch(Callback):
-    """The seconds from the first batch to the last, without setting up."""
+    """Measures the seconds from the first batch to the last, without the set-up."""
 
     def on_predict_start(self, trainer, pl_module) -> None:
         self.started = time.perf_counter()
@@ -94,8 +96,8 @@ class Stopwatch(Callback):
         self.seconds = time.perf_counter() - self.started
 
 
-def predicted(model: Patchcore, pictures: Path, batch: int) -> float:
-    """Seconds that `Engine.predict` takes for a folder of pictures, the better of two runs."""
+def predict_s(model: Patchcore, pictures: Path, batch: int) -> float:
+    """Return the seconds that `Engine.predict` takes for a folder of pictures, the shorter of two runs."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):
@@ -114,18 +116,18 @@ def predicted(model: Patchcore, pictures: Path, batch: int) -> float:
     return min(seconds)
 
 
-def load_weights(model: torch.nn.Module, given: Mapping[str, np.ndarray]) -> None:
-    """Give the model's backbone the weights that came with the images."""
-    weights = {name.removeprefix("weights/"): given[name] for name in given if name.startswith("weights/")}
+def load_weights(model: torch.nn.Module, inputs: Mapping[str, np.ndarray]) -> None:
+    """Load the weights of the file `inputs` into the model's backbone."""
+    weights = {name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")}
     model.feature_extractor.feature_extractor.load_state_dict(
         {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
     )
 
 
-def batches(given: Mapping[str, np.ndarray], kind: str) -> list[torch.Tensor]:
-    """The images of a kind as normalised float (batch, 3, side, side)."""
-    mean, std = (torch.from_numpy(given[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
-    step, images = int(given["batch"]), given[kind]
+def batches(inputs: Mapping[str, np.ndarray], kind: str) -> list[torch.Tensor]:
+    """Return the images of a kind (`train` or `test`) as normalised float32 batches (batch, 3, side, side)."""
+    mean, std = (torch.from_numpy(inputs[name].astype(np.float32)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    step, images = int(inputs["batch"]), inputs[kind]
     parts = [images[i : i + step] for i in range(0, len(images), step)]
     return [(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255 - mean) / std for part in parts]
 

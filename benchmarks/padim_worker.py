@@ -1,8 +1,8 @@
-"""anomalib's PaDiM on given images; runs in anomalib's own environment and imports nothing of ours.
+"""Measures anomalib's PaDiM on the images of a file; runs in anomalib's environment and imports nothing of Flawline.
 
     python padim_worker.py IN.npz OUT.json
 
-IN as for `anomalib_worker`, with `features`, the number of channels that PaDiM keeps by chance, and `seed`.
+IN as for `anomalib_worker`, with `features`, the number of channels that PaDiM chooses at random, and `seed`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from anomalib_worker import batches, load_weights  # beside this script, in whos
 
 
 def main() -> None:
-    """Fit and score; write seconds of each, the scores, and what versions made them."""
-    given = np.load(sys.argv[1], allow_pickle=False)
-    torch.set_num_threads(int(given["threads"]))
-    torch.manual_seed(int(given["seed"]))
+    """Fit the model and score the test images; write the seconds of each step, the scores and the versions."""
+    inputs = np.load(sys.argv[1], allow_pickle=False)
+    torch.set_num_threads(int(inputs["threads"]))
+    torch.manual_seed(int(inputs["seed"]))
     model = PadimModel(
-        layers=[str(each) for each in given["layers"]],
-        backbone=str(given["backbone"]),
+        layers=[str(layer) for layer in inputs["layers"]],
+        backbone=str(inputs["backbone"]),
         pre_trained=False,
-        n_features=int(given["features"]),
+        n_features=int(inputs["features"]),
     )
-    load_weights(model, given)
+    load_weights(model, inputs)
     model.train()
     model.feature_extractor.eval()
     with torch.inference_mode():
         started = time.perf_counter()
-        for batch in batches(given, "train"):
+        for batch in batches(inputs, "train"):
             model(batch)
         model.fit()
         fit_s = time.perf_counter() - started
         model.eval()
-        inputs = batches(given, "test")
-        model(inputs[0])
+        test_batches = batches(inputs, "test")
+        model(test_batches[0])
         started = time.perf_counter()
-        scores = [model(batch).pred_score.reshape(-1).tolist() for batch in inputs]
+        scores = [model(batch).pred_score.reshape(-1).tolist() for batch in test_batches]
         inference_s = time.perf_counter() - started
     result = {
         "fit_s": fit_s,

@@ -13,7 +13,7 @@ from flawline.messages import Codec
 
 
 class CameraError(FlawlineError):
-    """The camera is away or delivers no frames; the message names the camera and holds no credentials."""
+    """Says that the camera is away or delivers no frames; the message names the camera and holds no credentials."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Capture:
 
 
 class Camera(Protocol):
-    """A source of captures. One thread opens, reads and closes it; the runner gives up that thread when it blocks.
+    """Delivers captures. One thread opens, reads and closes it; the runner gives up that thread when it blocks.
 
     `frames` yields as fast as the source can; its reader keeps the configured rate. It ends when a finite source ends,
     and raises CameraError when a device goes away. To open a source again, the runner makes a new object: it never uses
@@ -51,7 +51,7 @@ class Camera(Protocol):
     name: str
 
     def open(self) -> None:
-        """Connect to the source. Raises CameraError, or UsageError when it can never work."""
+        """Connect to the source. Raises CameraError, or UsageError when the source itself is wrong."""
 
     def frames(self) -> Iterator[Capture]:
         """Yield captures in the order in which they were taken."""

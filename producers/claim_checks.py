@@ -29,7 +29,7 @@ NOTE = "object-stores.json"
 
 
 class Opening(Enum):
-    """What a producer does with the place of the object store."""
+    """Names what a producer does with the place of the object store."""
 
     USE = "use"
     CREATE = "create"
@@ -41,7 +41,7 @@ def opening(seen: str | None, marker: Marker | None, is_empty: bool) -> Opening:
 
     `seen` is the id of the store that this machine has seen there, `marker` is what lies there now, and `is_empty`
     tells that nothing lies there. A store is made only where none was seen and nothing lies: an empty folder may be the
-    place of a volume that is not mounted, and files without a marker are somebody's.
+    place of a volume that is not mounted, and files without a marker belong to somebody.
     """
     if marker is not None:
         return Opening.USE if seen in (None, marker.id) else Opening.WAIT
@@ -84,6 +84,8 @@ def create(store: ObjectStore, note: Note) -> Marker:
 
 @dataclass(eq=False)
 class _Claim:
+    """Holds the bytes of a frame that waits for its acknowledgement, and when its object was written (seconds)."""
+
     data: bytes
     put_at: float
 

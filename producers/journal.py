@@ -105,7 +105,7 @@ class _Database:
     def _give_up_disk(self, error: sqlite3.Error, epochs: dict[int, int], dropped: list[tuple]) -> sqlite3.Connection:
         log.error(
             "journal %s cannot be kept (%s): after a kill the ledger would not know the last captures: free space, or "
-            "mend the disk",
+            "repair the disk",
             self.path, one_line(error),
         )  # fmt: skip
         self._in_memory, self._retry_at_s = True, self._clock() + DISK_RETRY_S

@@ -1,4 +1,4 @@
-"""Cameras that OpenCV reads: video files, USB cameras and RTSP streams."""
+"""The cameras that OpenCV reads: video files, USB cameras and RTSP streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 class VideoDevice(Protocol):
-    """The methods of cv2.VideoCapture that these cameras call."""
+    """Has the methods of cv2.VideoCapture that these cameras call."""
 
     def isOpened(self) -> bool: ...
     def grab(self) -> bool: ...
@@ -34,6 +34,7 @@ class VideoDevice(Protocol):
 
 
 def _rgb(device: VideoDevice, what: str) -> np.ndarray:
+    """Return the grabbed frame as uint8 (H, W, 3) RGB. Raises CameraError, which names the camera as `what`."""
     ok, image = device.retrieve()
     if not ok or image is None:
         raise CameraError(f"{what}: a frame cannot be decoded")
@@ -86,7 +87,7 @@ class VideoReplay:
 
 
 class LiveDevice:
-    """The common part of USB and RTSP cameras: each frame is read when the device delivers it.
+    """Reads each frame when the device delivers it: the common part of USB and RTSP cameras.
 
     With a rate, the frames in between are grabbed but not decoded, so that the device's buffer holds no old frames.
     """
@@ -102,6 +103,7 @@ class LiveDevice:
         self._device: VideoDevice | None = None
 
     def _connect(self) -> VideoDevice:
+        """Return the device, open or not. Raises CameraError or cv2.error."""
         raise NotImplementedError
 
     def open(self) -> None:

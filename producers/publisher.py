@@ -119,8 +119,8 @@ class Publisher:
                     raise
             except (OSError, ValueError, sqlite3.Error) as error:
                 raise FlawlineError(
-                    f"spool {self._folder / camera.name} cannot be used ({one_line(error, with_type=True)}): mend the "
-                    "disk, or move that folder away and keep it: its frames and accounts are in it"
+                    f"spool {self._folder / camera.name} cannot be used ({one_line(error, with_type=True)}): repair "
+                    "the disk, or move that folder away and keep it: its frames and accounts are in it"
                 ) from error
             self.lanes[camera.name] = lane
             if self._is_started:
@@ -242,7 +242,7 @@ class Publisher:
         except Exception as error:  # SQLite and the system can raise anything
             if name not in self._troubled:
                 self._troubled.add(name)
-                text = "camera %s: its account cannot be kept (%s); the other cameras go on: mend the disk of %s"
+                text = "camera %s: its account cannot be kept (%s); the other cameras go on: repair the disk of %s"
                 log.error(text, name, one_line(error, with_type=True), self._folder / name)
         else:
             self._troubled.discard(name)

@@ -31,7 +31,7 @@ MOST_HANGING_READERS = 3
 
 
 class CameraState(StrEnum):
-    """The state of a camera; the metric `flawline_camera_up` is 1 for UP and 0 for the others."""
+    """Names the state of a camera; the metric `flawline_camera_up` is 1 for UP and 0 for the others."""
 
     IDLE = "idle"
     OPENING = "opening"

@@ -33,7 +33,7 @@ def doctor(json: Json = False, json_file: JsonFile = None, config: Config = None
             _show(finding)
     healthy = all(finding.status is not Status.FAIL for finding in findings)
     checks = [
-        {"name": finding.name, "status": str(finding.status), "text": finding.text, "mend": finding.remedy}
+        {"name": finding.name, "status": str(finding.status), "text": finding.text, "remedy": finding.remedy}
         for finding in findings
     ]
     terminal.emit_json({"healthy": healthy, "checks": checks, "settings": masked(settings)}, json, json_file)

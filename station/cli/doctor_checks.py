@@ -366,7 +366,7 @@ def _reachable(settings: Settings) -> bool:
 
 
 EVERYTHING = frozenset(operation.name.replace("_", "") for operation in ACLOperation)
-"""What a broker allows that does not tell: the embedded one has no authoriser."""
+"""What counts as allowed on a broker that does not say: the embedded one has no authoriser."""
 
 
 def _allowed_on_topics(client: Any, names: list[str]) -> dict[tuple[str, str], frozenset[str]]:

@@ -6,7 +6,7 @@ from station.cli.options import Config, Json, JsonFile, ModelRole, role_of, sett
 
 
 def rollback(role: ModelRole = "active", json: Json = False, json_file: JsonFile = None, config: Config = None) -> None:
-    """Make the model active that was so before; again goes further back. With --role shadow, end the shadow model."""
+    """Make the previous model active again; repeat it to go further back. With --role shadow, end the shadow model."""
     from station import terminal
     from workers import publish_model
     from workers.active_model import SHADOW
