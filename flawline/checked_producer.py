@@ -85,6 +85,10 @@ class CheckedFuture(Future):
         finally:
             self._answered.set()
 
+    def answered(self, timeout: float) -> bool:
+        """Wait for the answer for at most `timeout` seconds; return whether it is there."""
+        return self._answered.wait(timeout)
+
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the answer; return the metadata. Raises the error, or KafkaTimeoutError after `timeout` seconds."""
         if not self._answered.wait(timeout):

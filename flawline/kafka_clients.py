@@ -22,6 +22,7 @@ from kafka.errors import (
     TopicAlreadyExistsError,
 )
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.producer import EndTxnRequest
 from kafka.record import util as record_util
 from kafka.structs import TopicPartition
 
@@ -198,7 +199,9 @@ def _made(kind: type, options: dict[str, Any]) -> Any:
         raise
 
 
-def producer(settings: Settings, *names: str, **overrides: Any) -> CheckedProducer:
+def producer(
+    settings: Settings, *names: str, kind: type[CheckedProducer] = CheckedProducer, **overrides: Any
+) -> CheckedProducer:
     """Return an idempotent producer for the topics `names`, without prefix.
 
     The caller limits its unacknowledged bytes. Raises FlawlineError.
@@ -218,7 +221,8 @@ def producer(settings: Settings, *names: str, **overrides: Any) -> CheckedProduc
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
     }
-    return _connect(CheckedProducer, settings, options | overrides)
+    client: CheckedProducer = _connect(kind, settings, options | overrides)
+    return client
 
 
 def close_producer(client: KafkaProducer, timeout_s: float = 0.0) -> None:
@@ -234,7 +238,8 @@ def close_producer(client: KafkaProducer, timeout_s: float = 0.0) -> None:
 def consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> KafkaConsumer:
     """Return a consumer, subscribed to the topics `names` (without prefix) when it belongs to a `group`.
 
-    It never commits by itself; partitions are shared by the cooperative-sticky protocol. Raises FlawlineError.
+    It never commits by itself; partitions are shared by the cooperative-sticky protocol. With exactly-once delivery it
+    sees no record of a transaction that is not committed. Raises FlawlineError.
     """
     limit = largest_message_bytes(settings)
     options = {
@@ -242,6 +247,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
         "partition_assignment_strategy": [PatientCooperativeSticky()],
+        "isolation_level": "read_committed" if settings.kafka.exactly_once else "read_uncommitted",
         "fetch_max_wait_ms": 100,
         "fetch_max_bytes": max(32 << 20, limit),
         "max_partition_fetch_bytes": max(8 << 20, limit // 2),
@@ -326,6 +332,25 @@ def newest_values(settings: Settings, topic: str) -> dict[str, bytes]:
 def admin(settings: Settings) -> KafkaAdminClient:
     """Return an admin client. Raises FlawlineError."""
     return _connect(KafkaAdminClient, settings, {})
+
+
+def require_transactions(settings: Settings) -> None:
+    """Raise UsageError when delivery is exactly-once and the broker has no transactions; FlawlineError when it is away.
+
+    The embedded broker has none, and may stand behind any address.
+    """
+    if not settings.kafka.exactly_once:
+        return
+    client = admin(settings)
+    try:
+        requests = client._manager.broker_version_data.api_versions
+    finally:
+        client.close()
+    if EndTxnRequest.API_KEY not in requests:
+        raise UsageError(
+            f"broker {settings.bootstrap_servers} has no transactions, which kafka.delivery = exactly-once needs: "
+            "name an Apache Kafka in kafka.bootstrap_servers, or set kafka.delivery to at-least-once"
+        )
 
 
 def largest_message_bytes(settings: Settings) -> int:

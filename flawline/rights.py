@@ -20,16 +20,26 @@ class Operation(StrEnum):
     DESCRIBE_CONFIGS = "DescribeConfigs"
 
 
+TRANSACTIONAL_ID = "transactional-id"
+"""The kind of a name under which a producer writes transactions."""
+
+
+def transactional_id(prefix: str, member: str) -> str:
+    """Return the transactional id of a worker; without its name, what the ids of all workers of the line begin with."""
+    return f"{prefix}{topics.WORKERS_GROUP}.{member}"
+
+
 @dataclass(frozen=True)
 class Right:
-    """An operation on a topic or a group, which is named as on the broker."""
+    """An operation on a topic, a group or a transactional id, named as on the broker; a prefix stands for many."""
 
     operation: Operation
     kind: str
     name: str
+    is_prefix: bool = False
 
     def __str__(self) -> str:
-        return f"{self.operation.upper()} on {self.kind} {self.name}"
+        return f"{self.operation.upper()} on {self.kind} {self.name}{'*' * self.is_prefix}"
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,9 @@ class Role:
     writes: tuple[Topic, ...] = ()
     member_of: str | None = None
     looks_at: str | None = None
+    has_transactions: bool = False
 
-    def rights(self, prefix: str) -> list[Right]:
+    def rights(self, prefix: str, *, exactly_once: bool = False) -> list[Right]:
         """Return the rights that the role needs on a line whose topics have a prefix."""
         needed = [Right(Operation.READ, "topic", prefix + topic.name) for topic in self.reads]
         needed += [Right(Operation.WRITE, "topic", prefix + topic.name) for topic in self.writes]
@@ -51,6 +62,8 @@ class Role:
             needed.append(Right(Operation.READ, "group", prefix + self.member_of))
         if self.looks_at:
             needed.append(Right(Operation.DESCRIBE, "group", prefix + self.looks_at))
+        if self.has_transactions and exactly_once:
+            needed.append(Right(Operation.WRITE, TRANSACTIONAL_ID, transactional_id(prefix, ""), is_prefix=True))
         return needed
 
 
@@ -73,6 +86,7 @@ ROLES = {
             topics.LEDGER,
         ),
         member_of=topics.WORKERS_GROUP,
+        has_transactions=True,
     ),
     "discover": Role(
         reads=(topics.VERDICTS, topics.DEFECTS), writes=(topics.CLASSES,), member_of=topics.DISCOVERY_GROUP
@@ -89,11 +103,12 @@ ROLES = {
 
 def grants(rights: Iterable[Right], principal: str) -> list[str]:
     """Return arguments of `kafka-acls.sh` that give `principal` these rights: a line for each operation and kind."""
-    names: dict[tuple[Operation, str], list[str]] = {}
+    names: dict[tuple[Operation, str, bool], list[str]] = {}
     for right in rights:
-        names.setdefault((right.operation, right.kind), []).append(right.name)
+        names.setdefault((right.operation, right.kind, right.is_prefix), []).append(right.name)
     return [
         f"--add --allow-principal {principal} --operation {operation} "
         + " ".join(f"--{kind} {name}" for name in resources)
-        for (operation, kind), resources in names.items()
+        + " --resource-pattern-type prefixed" * is_prefix
+        for (operation, kind, is_prefix), resources in names.items()
     ]

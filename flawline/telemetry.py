@@ -80,6 +80,7 @@ DEAD_LETTERS = _counter("dead_letters", "Dead letters acknowledged by the broker
 UNDESCRIBED_DEFECTS = _counter("undescribed_defects", "Defects that left without their regions.", "camera", "reason")
 DECIDED_BEFORE = _counter("decided_before", "Frames that were read again and had a verdict already.")
 UNKNOWN_VERDICTS = _counter("unknown_verdicts", "Partitions taken over without knowing all verdicts on their frames.")
+TRANSACTIONS = _counter("transactions", "Transactions of a worker, with exactly-once delivery.", "result")
 EXPIRED_FRAMES = _counter("expired_frames", "Frames that were deleted before a worker read them.", "partition")
 STAGE_LATENCY = _histogram("stage_latency_seconds", "Time of a frame in one stage of a worker.", "stage")
 VERDICT_LATENCY = _histogram("verdict_latency_seconds", "Capture to acknowledged verdict.", "camera")
@@ -105,6 +106,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     UNDESCRIBED_DEFECTS,
     DECIDED_BEFORE,
     UNKNOWN_VERDICTS,
+    TRANSACTIONS,
     EXPIRED_FRAMES,
     STAGE_LATENCY,
     VERDICT_LATENCY,

@@ -39,6 +39,12 @@ STEP_S = 0.005
 BURST_S = 0.2
 """Unused share that is kept, in seconds of work: some ten passes of the backbone. A judgement, not measured."""
 
+QUEUE_LIMIT = 256
+"""Most frames that wait. With exactly-once delivery their offsets stand beside a commit, in 4,096 bytes.
+
+A judgement: with the default of `describe_queue_bytes` some 50 frames of 1 MB wait.
+"""
+
 CAMERA_LIMIT = 4096
 """Cameras that are remembered, so that a stream of invented names cannot take all memory."""
 
@@ -146,7 +152,10 @@ T = TypeVar("T", bound=HasSize)
 
 
 class ByteQueue(Generic[T]):
-    """What waits for the second stage: bounded in bytes, in order of arrival. `put` never waits, `take` does."""
+    """What waits for the second stage: bounded in bytes and number, in order of arrival.
+
+    `put` never waits, `take` does.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -162,7 +171,8 @@ class ByteQueue(Generic[T]):
         """Add an item; return False when there is no room. A single one over the bound passes alone."""
         size_bytes = item.size_bytes
         with self._changed:
-            if self._closed or (self._items and self._bytes + size_bytes > self._limit_bytes):
+            is_full = len(self._items) >= QUEUE_LIMIT or self._bytes + size_bytes > self._limit_bytes
+            if self._closed or (self._items and is_full):
                 return False
             self._items.append((item, size_bytes))
             self._bytes += size_bytes

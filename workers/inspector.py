@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from kafka import KafkaConsumer
+from kafka.errors import KafkaError
 
-from flawline import clock, kafka_clients, messages, telemetry, topics
+from flawline import clock, kafka_clients, messages, rights, telemetry, topics
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, UsageError, one_line
@@ -52,9 +53,10 @@ from workers.model_slot import ModelSlot
 from workers.model_store import COPIES, ModelStore
 from workers.reading import Picture, Reader, Rejected
 from workers.refusals import Refusals
-from workers.sending import FIRST_RETRY_S, LONGEST_RETRY_S, OutcomeSender
+from workers.sending import FIRST_RETRY_S, LONGEST_RETRY_S, OutcomeSender, Sender
 from workers.shadow import ShadowScorer, ShadowSender
 from workers.suspects import ATTEMPT_LIMIT
+from workers.transactions import RETRY_BACKOFF_MS, TransactionalProducer, TransactionalSender
 
 if TYPE_CHECKING:
     from scorer.detector import Detector, Scores
@@ -171,7 +173,7 @@ class Inspector:
             ShadowSender(settings).send,
         )
         self._refusals = Refusals()
-        self._sender: OutcomeSender | None = None
+        self._sender: Sender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
         self._decoded = ByteBudget(self._worker.in_flight_limit_bytes)
@@ -274,6 +276,42 @@ class Inspector:
         self._restore_topics()
         return kafka_clients.producer(self._settings, *WRITTEN, batch_size=BATCH_BYTES)
 
+    def _connect_transactional(self) -> Any:
+        """Return a client whose start ends the transactions of all earlier ones of this place. Raises FlawlineError."""
+        self._restore_topics()
+        kafka_clients.require_transactions(self._settings)
+        client = kafka_clients.producer(
+            self._settings,
+            *WRITTEN,
+            kind=TransactionalProducer,
+            batch_size=BATCH_BYTES,
+            transactional_id=rights.transactional_id(self._settings.kafka.topic_prefix, self._member),
+            transaction_timeout_ms=int(self._worker.session_timeout_s * 1000),
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+        )
+        try:
+            client.init_transactions()
+        except KafkaError as error:
+            kafka_clients.close_producer(client)
+            raise FlawlineError(
+                f"the broker begins no transactions for {self._member} ({one_line(error, with_type=True)}): see its "
+                "log, or grant WRITE on the transactional id (`flawline topics acls --role work`)"
+            ) from error
+        return client
+
+    def _is_replaced(self) -> bool:
+        """Whether another process has this worker's place in the group. Raises FlawlineError while it is unknown."""
+        group = self._settings.topic(topics.WORKERS_GROUP)
+        admin = kafka_clients.admin(self._settings)
+        try:
+            members = admin.describe_groups([group])[group]["members"]
+        except KafkaError as error:
+            raise FlawlineError(f"group {group} cannot be read ({one_line(error)}): start the broker") from error
+        finally:
+            admin.close()
+        name = self._intake.group().member_id if self._intake else ""
+        return any(member["group_instance_id"] == self._member and member["member_id"] != name for member in members)
+
     def _once_the_broker_answers(self, make: Callable[[], Client]) -> Client | None:
         """Return what `make` makes, however long the broker is away; None when `stop` comes first.
 
@@ -292,15 +330,24 @@ class Inspector:
                 self._stop.wait(failure.pause_s)
         return None
 
-    def _new_sender(self) -> OutcomeSender:
-        return OutcomeSender(
-            self._connect,
+    def _new_sender(self) -> Sender:
+        options: dict[str, Any] = {
+            "on_lost": self._reread,
+            "on_refused": self._refused,
+            "on_fatal": self._fail,
+            "restore": self._restore_topics,
+            "patience_s": self._worker.hang_timeout_s,
+        }
+        if not self._settings.kafka.exactly_once:
+            return OutcomeSender(self._connect, self._unacknowledged, **options)
+        return TransactionalSender(
+            self._connect_transactional,
             self._unacknowledged,
-            on_lost=self._reread,
-            on_refused=self._refused,
-            on_fatal=self._fail,
-            restore=self._restore_topics,
-            patience_s=self._worker.hang_timeout_s,
+            place=lambda: self._intake,
+            is_replaced=self._is_replaced,
+            commit_interval_s=self._worker.commit_interval_s,
+            timeout_s=self._worker.session_timeout_s,
+            **options,
         )
 
     def _new_consumer(self) -> KafkaConsumer:
@@ -312,7 +359,7 @@ class Inspector:
             heartbeat_interval_ms=HEARTBEAT_MS,
         )
 
-    def _inspect(self, sender: OutcomeSender, consumer: KafkaConsumer) -> None:
+    def _inspect(self, sender: Sender, consumer: KafkaConsumer) -> None:
         recall = Recall(self._settings)
         self._intake = Intake(
             consumer,
@@ -324,6 +371,7 @@ class Inspector:
             recall=recall,
             commit_interval_s=self._worker.commit_interval_s,
             revoke_timeout_s=self._worker.revoke_timeout_s,
+            transactions=sender if isinstance(sender, TransactionalSender) else None,
         )
         polling = self._thread("intake", self._intake.run, self._stop, self._worker.stop_timeout_s)
         working = [
@@ -484,7 +532,7 @@ class Inspector:
         """Let a scored frame's verdict leave, and its description follow when it was not accepted.
 
         1. Make the verdict. A frame that it fails for, though the model is well, is a dead letter.
-        2. Send it, and let the shadow model have the frame.
+        2. Send it, and let the shadow model have the frame; a verdict that is in the topic already stands.
         3. Queue the description; the frame is finished when its defect has left too.
         """
         job, frame = opened.job, opened.picture.frame
@@ -503,8 +551,13 @@ class Inspector:
         # 2.
         for stage, seconds in vars(timings).items():
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
-        job.lane.complete(job, outcome)
-        if job.attempt == 1:  # a suspect of an earlier death is spared what may have been its reason
+        if job.owes_defect_only:
+            job.lane.let_go(job)
+        else:
+            job.lane.complete(job, outcome)
+        if (
+            job.attempt == 1 and not job.owes_defect_only
+        ):  # a suspect of an earlier death is spared what may have been its reason
             self._shadow.add(
                 frame, job.record.partition, job.offset, opened.picture.pixels, opened.mask, detector.version, scores
             )

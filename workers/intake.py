@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.errors import FencedInstanceIdError, KafkaError, RetriableError
-from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
+from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata, TopicPartition
 
 from flawline import clock, kafka_clients, telemetry
 from flawline.byte_budget import ByteBudget
@@ -28,7 +28,9 @@ from flawline.outage import Outage
 from workers import expiry
 from workers.expiry import ReadFrames, last_frames_of, with_last_frames
 from workers.lane import Job, Lane, Outcome
+from workers.standing import Standing, standing_of
 from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, lives, suspicion, this_process
+from workers.transactions import TransactionalSender
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,11 @@ LAST_COMMIT_S = 1.0
 
 
 class Intake:
-    """A member of the consumer group that delivers each fetched record as a job of its partition's lane."""
+    """A member of the consumer group that delivers each fetched record as a job of its partition's lane.
+
+    With `transactions` (exactly-once delivery) offsets are committed by these only. Their thread asks for them, so a
+    lock guards what they are made of.
+    """
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class Intake:
         recall: Callable[[int, Mapping[str, tuple[int, int]]], dict[tuple[str, int, int], bytes] | None],
         commit_interval_s: float,
         revoke_timeout_s: float,
+        transactions: TransactionalSender | None = None,
         now: clock.Monotonic = clock.monotonic,
         now_ns: clock.UtcNs = clock.utc_ns,
     ) -> None:
@@ -79,8 +86,10 @@ class Intake:
         self._recall = recall
         self._commit_interval_s = commit_interval_s
         self._revoke_timeout_s = revoke_timeout_s
+        self._transactions = transactions
         self._now = now
         self._now_ns = now_ns
+        self._guard = threading.RLock()
         self._lanes: dict[TopicPartition, Lane] = {}
         self._committed: dict[TopicPartition, OffsetAndMetadata] = {}
         self._read: dict[TopicPartition, ReadFrames] = {}
@@ -111,6 +120,22 @@ class Intake:
         """Leave without waiting for the frames in work; `frames_to_blame` keeps them suspects of the next owner."""
         self._frames_to_blame = self._frames_to_blame or frames_to_blame
         self._abort.set()
+
+    def group(self) -> ConsumerGroupMetadata:
+        """Return the member's name and generation of this moment."""
+        return self._consumer.group_metadata()
+
+    def offsets_with(self, outcomes: Counter[Job]) -> dict[Lane, OffsetAndMetadata]:
+        """Return what to commit of each open lane once the broker holds these outcomes; nothing of an unchanged one."""
+        with self._guard:
+            lanes = {lane.partition: lane for lane in self._lanes.values() if not lane.closed}
+            offsets = self._committable(lanes.values(), outcomes=outcomes)
+        return {lanes[partition]: offset for partition, offset in offsets.items()}
+
+    def remember(self, offsets: Mapping[Lane, OffsetAndMetadata]) -> None:
+        """Take down what is committed of lanes."""
+        with self._guard:
+            self._remember({lane.partition: offset for lane, offset in offsets.items() if not lane.closed})
 
     @property
     def partitions(self) -> list[int]:
@@ -203,6 +228,8 @@ class Intake:
                 log.error("partition %d goes on at offset %d after %d: the broker lost its log, and frames with it",
                           partition.partition, records[0].offset, lane.last_offset)  # fmt: skip
                 lane = self._start_over(lane)
+            if lane.closed:  # it is read again from elsewhere
+                continue
             is_open = partition in self._committed
             is_open = self._report_missed(partition, records) if is_open else self._open(lane, records)
             if not (is_open and self._knows_verdicts(lane)):
@@ -211,13 +238,20 @@ class Intake:
                 continue
             suspected = self._suspicions.get(partition)
             for record in records:
-                self._read[partition].register(record.offset, record.headers)
+                with self._guard:
+                    self._read[partition].register(record.offset, record.headers)
                 if suspected and record.offset < suspected.until:
                     self._suspects.append((lane, record))
                 elif self._one_at_a_time:
                     self._waiting.append((lane, record))
                 else:
-                    self._deliver(lane.admit(record, at))
+                    self._admit(lane, record, at)
+
+    def _admit(self, lane: Lane, record: Any, at: int) -> None:
+        if lane.is_finished(record.offset):
+            lane.pass_over(record.offset)
+        else:
+            self._deliver(lane.admit(record, at))
 
     def _follow_topic(self) -> None:
         """Read from the start when the topic was deleted and made again: positions are of the old one."""
@@ -234,9 +268,10 @@ class Intake:
     def _start_over(self, lane: Lane) -> Lane:
         """Return a new lane for a partition whose log was replaced by one that begins again."""
         lane.close()
-        self._forget(lane.partition)
-        self._suspects = deque(item for item in self._suspects if item[0] is not lane)
-        self._lanes[lane.partition] = new = self._new_lane(lane.partition)
+        with self._guard:
+            self._forget(lane.partition)
+            self._suspects = deque(item for item in self._suspects if item[0] is not lane)
+            self._lanes[lane.partition] = new = self._new_lane(lane.partition)
         return new
 
     def _open(self, lane: Lane, records: list[Any]) -> bool:
@@ -257,12 +292,18 @@ class Intake:
                         first_offset,
                         suspected.until - 1,
                     )
-            offset = last.offset if last else first_offset
+            # A log that begins again, behind the committed offset, has nothing to do with that.
+            last_here = last if last and last.offset <= first_offset else None
+            offset = last_here.offset if last_here else first_offset
             next_offset = min(last.offset, first_offset) if last else 0
             self._read[partition] = ReadFrames(next_offset, last_frames_of(last.metadata if last else None))
             if not self._report_missed(partition, records):
                 return False
-            self._write({partition: OffsetAndMetadata(offset, self._beside(lane, offset), -1)})
+            standing = Standing(offset, offset)
+            if self._transactions and last_here:
+                standing = standing_of(offset, last_here.metadata)
+            lane.resume(standing)
+            self._write({partition: OffsetAndMetadata(offset, self._beside(lane, standing), -1)})
         except FencedInstanceIdError:
             raise
         except KafkaError as error:
@@ -292,7 +333,8 @@ class Intake:
                 telemetry.EXPIRED_FRAMES.labels(partition.partition).inc(stop - first)
                 read.jump(first, stop)
         cameras = [name[0] for record in records if (name := expiry.identity_of(record.headers))]
-        reports = read.reports(partition.partition, cameras, self._now_ns())
+        with self._guard:
+            reports = read.reports(partition.partition, cameras, self._now_ns())
         if reports and not self._report_expired(reports):
             return False
         read.reported(reports)
@@ -300,13 +342,24 @@ class Intake:
 
     def _write(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
         if offsets:
-            self._consumer.commit(offsets, timeout_ms=REQUEST_TIMEOUT_MS)
-            self._committed.update(offsets)
+            self._commit_now(offsets, REQUEST_TIMEOUT_MS * 1e-3)
+            self._remember(offsets)
 
-    def _beside(self, lane: Lane, offset: int, leaving: bool = False) -> str:
-        """Return what stands beside the committed `offset` of a lane: its note, and each camera's last frame."""
-        last = self._read[lane.partition].finish_before(offset)
-        return with_last_frames(self._note(lane, offset, leaving), last)
+    def _commit_now(self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout_s: float) -> None:
+        """Commit offsets, of partitions of which nothing is in work, before going on. Raises KafkaError."""
+        if self._transactions:
+            self._transactions.commit({self._lanes[place]: offset for place, offset in offsets.items()}, timeout_s)
+        else:
+            self._consumer.commit(offsets, timeout_ms=int(timeout_s * 1000))
+
+    def _beside(self, lane: Lane, standing: Standing, leaving: bool = False) -> str:
+        """Return what stands beside the committed offset of a lane.
+
+        That is its note, what is owed behind the offset, and each camera's last frame.
+        """
+        with self._guard:
+            last = self._read[lane.partition].finish_before(standing.offset)
+            return with_last_frames(standing.beside(self._note(lane, standing.offset, leaving)), last)
 
     def _note(self, lane: Lane, offset: int, leaving: bool = False) -> str:
         """Return what is in work of a lane, for the partition's next owner, who goes on at `offset`."""
@@ -342,6 +395,10 @@ class Intake:
             if lane.closed:
                 self._suspects.popleft()
                 continue
+            if lane.is_finished(record.offset):
+                lane.pass_over(record.offset)
+                self._suspects.popleft()
+                continue
             if any(other.in_flight for other in self._lanes.values()) or not self._begin_trial(lane, record):
                 return
             self._suspects.popleft()
@@ -364,7 +421,7 @@ class Intake:
         self._one_at_a_time = False
         for lane, record in self._waiting:
             if not lane.closed:
-                self._deliver(lane.admit(record, self._now_ns()))
+                self._admit(lane, record, self._now_ns())
         self._waiting.clear()
 
     def _begin_trial(self, lane: Lane, record: Any) -> bool:
@@ -372,7 +429,10 @@ class Intake:
         attempt = suspected.attempts_before(record.offset) + 1
         if attempt <= ATTEMPT_LIMIT:  # otherwise it is not worked on, but becomes a dead letter
             self._suspicions[lane.partition] = Suspicion(suspected.until, record.offset, attempt)
-            trial = OffsetAndMetadata(record.offset, self._beside(lane, record.offset), -1)
+            at = Standing(record.offset, record.offset)
+            if self._transactions:
+                at = lane.standing(record.offset, Counter())
+            trial = OffsetAndMetadata(at.offset, self._beside(lane, at), -1)
             try:
                 self._write(self._committable(self._lanes.values(), leaving=True) | {lane.partition: trial})
             except FencedInstanceIdError:
@@ -386,35 +446,74 @@ class Intake:
         return True
 
     def _reread_lost(self) -> None:
-        while not self._lost.empty():
+        for _ in range(self._lost.qsize()):
             lane = self._lost.get()
-            if self._lanes.get(lane.partition) is not lane or lane.closed:
+            if self._lanes.get(lane.partition) is not lane:
                 continue  # one failed send is reported by each of its successors too
             lane.close()
+            if self._transactions:
+                self._read_from_commit(lane)
+                continue
             offset = lane.resume_offset
             self._lanes[lane.partition] = self._new_lane(lane.partition)
             if offset is not None:
                 log.warning("partition %d is read again from offset %d", lane.partition.partition, offset)
                 self._consumer.seek(lane.partition, offset)
 
+    def _read_from_commit(self, lane: Lane) -> None:
+        """Let a new lane go on at what the broker has committed, or try again later while that cannot be known.
+
+        Until then the closed lane drops what is fetched. The broker names no offset that a transaction may yet change.
+        """
+        place = lane.partition
+        try:
+            last = self._consumer.committed(place, metadata=True, timeout_ms=REQUEST_TIMEOUT_MS)
+            if last is None:
+                self._consumer.seek_to_beginning(place)
+            else:
+                self._consumer.seek(place, last.offset)
+        except FencedInstanceIdError:
+            raise
+        except (KafkaError, AssertionError) as error:  # the latter when the partition has just been taken away
+            log.debug("partition %d is read again later: %s", place.partition, one_line(error, with_type=True))
+            self._lost.put(lane)
+            return
+        log.warning("partition %d is read again from its committed offset", place.partition)
+        with self._guard:
+            self._committed.pop(place, None)
+            self._read.pop(place, None)
+            if self._lanes.get(place) is lane:
+                self._lanes[place] = self._new_lane(place)
+
     def _new_lane(self, partition: TopicPartition) -> Lane:
         return Lane(partition, self._gate, self._send)
 
-    def _committable(self, lanes: Iterable[Lane], leaving: bool = False) -> dict[TopicPartition, OffsetAndMetadata]:
+    def _committable(
+        self, lanes: Iterable[Lane], leaving: bool = False, outcomes: Counter[Job] | None = None
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Return what to commit of these lanes, with `outcomes` once the broker holds these too."""
         offsets = {}
-        for lane in lanes:
-            last = self._committed.get(lane.partition)
-            if last is None:  # nothing of it has begun
-                continue
-            finished = lane.committable
-            offset = last.offset if finished is None else finished
-            new = OffsetAndMetadata(offset, self._beside(lane, offset, leaving), -1)
-            if new != last:
-                offsets[lane.partition] = new
+        with self._guard:
+            for lane in lanes:
+                last = self._committed.get(lane.partition)
+                if last is None:  # nothing of it has begun
+                    continue
+                standing = self._standing(lane, last.offset, outcomes)
+                new = OffsetAndMetadata(standing.offset, self._beside(lane, standing, leaving), -1)
+                if new != last:
+                    offsets[lane.partition] = new
         return offsets
 
+    def _standing(self, lane: Lane, last_offset: int, outcomes: Counter[Job] | None = None) -> Standing:
+        """Return how far a lane is whose last commit, or first record, is at `last_offset`."""
+        if self._transactions:
+            return lane.standing(last_offset, outcomes or Counter())
+        finished = lane.committable
+        offset = last_offset if finished is None else finished
+        return Standing(offset, offset)
+
     def _commit(self) -> None:
-        if self._commit_in_flight or self._now() < self._commit_due:
+        if self._transactions or self._commit_in_flight or self._now() < self._commit_due:
             return
         self._commit_due = self._now() + self._commit_interval_s
         if offsets := self._committable(self._lanes.values()):
@@ -429,8 +528,11 @@ class Intake:
             return
         self._remember(offsets)
 
-    def _remember(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        self._committed.update({partition: offset for partition, offset in offsets.items() if partition in self._lanes})
+    def _remember(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        with self._guard:
+            self._committed.update(
+                {partition: offset for partition, offset in offsets.items() if partition in self._lanes}
+            )
 
     def _finish(self, timeout_s: float) -> None:
         """Leave in order.
@@ -452,7 +554,7 @@ class Intake:
         leaving = not self._frames_to_blame
         while self._now() < deadline and (offsets := self._committable(lanes, leaving)):
             try:
-                self._consumer.commit(offsets, timeout_ms=int(1000 * max(0.1, deadline - self._now())))
+                self._commit_now(offsets, max(0.1, deadline - self._now()))
                 self._remember(offsets)
             except KafkaError as error:
                 log.debug("offsets are committed later: %s", error)
@@ -477,9 +579,10 @@ class Intake:
 
     def assigned(self, partitions: Iterable[TopicPartition]) -> None:
         """Start with new partitions."""
-        for partition in partitions:
-            self._forget(partition)
-            self._lanes[partition] = self._new_lane(partition)
+        with self._guard:
+            for partition in partitions:
+                self._forget(partition)
+                self._lanes[partition] = self._new_lane(partition)
         log.info("cameras of partitions %s are served now", self.partitions)
 
     async def revoked(self, partitions: Iterable[TopicPartition]) -> None:
@@ -493,17 +596,28 @@ class Intake:
             await self._consumer._net.sleep(DRAIN_TICK_S)
         if offsets := self._committable(lanes, leaving=True):
             try:
-                await self._consumer.commit_async(offsets)
+                await self._commit_leaving(offsets, deadline)
             except KafkaError as error:
                 log.info("offsets of leaving partitions are not committed, their frames are done again: %s", error)
         self.lost(partitions)
 
+    async def _commit_leaving(self, offsets: dict[TopicPartition, OffsetAndMetadata], deadline: float) -> None:
+        """Commit the offsets of lanes that leave, before `deadline`. Raises KafkaError."""
+        if self._transactions is None:
+            await self._consumer.commit_async(offsets)
+            return
+        request = self._transactions.request_commit({self._lanes[place]: offset for place, offset in offsets.items()})
+        deadline = max(deadline, self._now() + LAST_COMMIT_S)
+        while not request.done.is_set() and self._now() < deadline:
+            await self._consumer._net.sleep(DRAIN_TICK_S)
+
     def lost(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget partitions that have another owner."""
         for partition in partitions:
-            if lane := self._lanes.pop(partition, None):
-                lane.close()
-            self._forget(partition)
+            with self._guard:
+                if lane := self._lanes.pop(partition, None):
+                    lane.close()
+                self._forget(partition)
             for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):
                 gauge.remove(partition.partition)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -12,6 +12,7 @@ from kafka.structs import TopicPartition
 
 from flawline.byte_budget import ByteBudget
 from flawline.messages import DeadLetterReason, Decision, Verdict
+from workers.standing import Standing
 
 T = TypeVar("T")
 
@@ -67,6 +68,10 @@ class ContiguousOffsets:
         """How many registered records are not finished."""
         return len(self._unfinished)
 
+    def open(self) -> list[int]:
+        """Return the records that are not finished, in log order."""
+        return [offset for offset in self._waiting if offset in self._unfinished]
+
 
 class InOrder(Generic[T]):
     """Gives results out in the order in which their keys were registered, each as soon as all before it are out."""
@@ -94,6 +99,10 @@ class InOrder(Generic[T]):
             self._known.remove(first)
             released.append(self._results.pop(first))
         return released
+
+    def waits(self, key: int) -> bool:
+        """Tell whether the result of a key, given or not, is not out yet."""
+        return key in self._known
 
     def clear(self) -> list[T]:
         """Forget every place and return the results that waited for an earlier one."""
@@ -165,22 +174,25 @@ class Lane:
     2. `begin`: a decode thread works on it.
     3. `complete`: its verdict or dead letter leaves, in log order. A frame that has its verdict already takes its place
        with `complete_decided`, and nothing leaves.
-    4. `add_defect`: the defect of a frame that was not accepted leaves, some time after its verdict.
+    4. `add_defect`: the defect of a frame that was not accepted leaves, after its verdict.
     5. `acknowledge`: the broker holds an outcome. With the first the bytes are free again, with the last the job is
        finished and its offset may be committed.
 
     A closed lane sends nothing more: the partition's next owner does its frames again. `decided` holds the verdicts
     that were in the topic before the first job, encoded, by the identity of their frames; None until that is known.
+    With exactly-once delivery a lane goes on where it stood with its last owner (`resume`), which is exact.
     """
 
     def __init__(self, partition: TopicPartition, gate: ByteBudget, send: Callable[[Job, Outcome], None]) -> None:
         self.partition = partition
         self.decided: dict[tuple[str, int, int], bytes] | None = None
+        self._resumed = Standing(0, 0)
         self._gate = gate
         self._send = send
         self._offsets = ContiguousOffsets()
         self._decided = ContiguousOffsets()
         self._order: InOrder[tuple[Job, Outcome | None]] = InOrder()
+        self._early: dict[int, Outcome] = {}
         self._jobs: dict[int, Job] = {}
         self._begun = 0
         self._begun_offset = -1
@@ -201,6 +213,25 @@ class Lane:
             self._jobs[record.offset] = job
         self._gate.add(job.size_bytes)
         return job
+
+    def resume(self, standing: Standing) -> None:
+        """Go on where the last owner was; call it before the first frame is admitted."""
+        self._resumed = standing
+
+    def is_finished(self, offset: int) -> bool:
+        """Tell whether an earlier owner left nothing to do for a frame."""
+        return self._resumed.is_finished(offset)
+
+    def owes_defect_only(self, offset: int) -> bool:
+        """Tell whether a frame's verdict is in the topic for certain, and only its defect is not."""
+        return offset in self._resumed.owed
+
+    def pass_over(self, offset: int) -> None:
+        """Count a frame as finished that an earlier owner has finished."""
+        with self._state:
+            for offsets in (self._offsets, self._decided):
+                offsets.register(offset)
+                offsets.finish(offset)
 
     def begin(self, job: Job) -> bool:
         """Tell whether work on a job may start; if not, the partition is leaving and the job is dropped."""
@@ -230,17 +261,25 @@ class Lane:
                 # A send may take seconds. What is still here when the lane is closed meanwhile is the next owner's.
                 if self._closed:
                     self._drop(ready)
-                elif result is None:
+                    continue
+                if result is None:
                     self.acknowledge(ready)
                 else:
                     self._send(ready, result)
+                if defect := self._early.pop(ready.offset, None):
+                    self._send(ready, defect)
 
     def add_defect(self, job: Job, outcome: Outcome) -> None:
-        """Send the defect of a job whose verdict was completed before."""
-        if self._closed:
-            self._drop(job)
-        else:
-            self._send(job, outcome)
+        """Send the defect of a job whose verdict was completed before, as soon as that has left."""
+        with self._sending:
+            with self._state:
+                waits = not self._closed and self._order.waits(job.offset)
+                if waits:
+                    self._early[job.offset] = outcome
+            if self._closed:
+                self._drop(job)
+            elif not waits:
+                self._send(job, outcome)
 
     def abandon(self, job: Job) -> bool:
         """Give up a begun job, whose frame stays unfinished; return False when it was given up before."""
@@ -278,6 +317,7 @@ class Lane:
         with self._state:
             self._refuses = self._closed = True
             waiting = [job for job, _ in self._order.clear()]
+            self._early.clear()
             self._jobs.clear()
         for job in waiting:
             self._drop(job)
@@ -328,6 +368,29 @@ class Lane:
         """The offset to commit, None when nothing has finished yet."""
         with self._state:
             return self._offsets.committable
+
+    def standing(self, last_offset: int, outcomes: Counter[Job]) -> Standing:
+        """Return how far the partition is once the broker also holds these further outcomes of its jobs.
+
+        `outcomes` counts them; a verdict or dead letter is among them before the job's defect. `last_offset` is the
+        offset of the last commit.
+        """
+        with self._state:
+            left = {
+                offset: self._jobs[offset]._outcomes_left - outcomes[self._jobs[offset]]
+                for offset in self._offsets.open()
+            }
+            unfinished = [offset for offset, number in left.items() if number > 0]
+            undecided = [
+                offset
+                for offset in self._decided.open()
+                if offset >= self._resumed.decided and not outcomes[self._jobs[offset]]
+            ]
+            end = max(last_offset, self._offsets.last + 1)
+            decided = undecided[0] if undecided else max(end, self._resumed.decided)
+            unread = [offset for offset in self._resumed.owed if offset > self._offsets.last]
+        owed = [offset for offset in unfinished if offset < decided] + unread
+        return Standing(min([decided, *owed]), decided, tuple(owed))
 
     @property
     def resume_offset(self) -> int | None:

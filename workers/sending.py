@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kafka.errors import (
@@ -33,19 +35,29 @@ WATCH_S = 1.0
 AWAY_S = 3.0
 """Age of a record without an answer after which topics that the broker may have lost are looked for."""
 
+STUCK = "the broker answers, but not to what was sent %.0f s ago: the Kafka client is replaced"
+
 GRACE_S = 5.0
 """How long a client may still answer once a new one could connect: after an outage both are back at the same time."""
 
 
-class OutcomeSender:
-    """One Kafka client for all partitions of a worker. `unacknowledged` bounds what it holds; callers wait for it.
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """An outcome on its way to the broker; `at_ns` is UTC."""
 
-    When the broker does not take a record, later ones of the partition may already be in its log. So nothing is sent
-    again from here: `on_lost(lane)` must read the partition again from its first unfinished frame. For kafka-python 3
-    every error that cannot be retried ends the client, which then fails all it holds with that error; a new client
-    takes its place, and the record that failed first goes to `on_refused`, unless the error is about the client.
-    Missing rights go to `on_fatal`. A client that leaves a record without an answer for `patience_s`, though the broker
-    can be reached, is replaced too, whatever it suffers from. `restore` makes topics again that the broker has lost; it
+    job: Job
+    outcome: Outcome
+    number: int
+    at_ns: int
+
+
+class Sender(ABC):
+    """Sends outcomes with one Kafka client for all partitions of a worker, and replaces that when it is of no more use.
+
+    `unacknowledged` bounds what the client holds; callers wait for it. When a record is lost, `on_lost(lane)` must read
+    the partition again; a record that the broker refuses for good goes to `on_refused`, and what this worker may not
+    do, to `on_fatal`. A client that leaves a record without an answer for `patience_s`, though the broker can be
+    reached, is replaced too, whatever it suffers from. `restore` makes topics again that the broker has lost; it
     returns whether there were any, and raises FlawlineError while the broker is away.
     """
 
@@ -79,51 +91,12 @@ class OutcomeSender:
         self._client: Any = make()
         threading.Thread(target=self._watch, name="sender-watch", daemon=True).start()
 
+    @abstractmethod
     def send(self, job: Job, outcome: Outcome) -> None:
-        """Send an outcome; the verdicts and dead letters of one lane come in log order. Waits while the client is new.
+        """Send an outcome; the verdicts and dead letters of one lane come in log order.
 
         After `close` it drops the job: the partition's next owner does its frame.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._client is not None or self._closed.is_set())
-            client = self._client
-            if client is None:
-                job.lane.abandon(job)
-                return
-            self._number += 1
-            number = self._number
-            self._sent_at[number] = self._now()
-        record, sent_at_ns = outcome.record, self._now_ns()
-        size_bytes = len(record.value)
-        self._unacknowledged.add(size_bytes)
-
-        def answered() -> None:
-            self._unacknowledged.release(size_bytes)
-            with self._changed:
-                self._sent_at.pop(number, None)
-
-        def acknowledged(_: object) -> None:
-            answered()
-            self._count(outcome, sent_at_ns)
-            job.lane.acknowledge(job)
-
-        def failed(error: BaseException) -> None:
-            answered()
-            self._give_up(client, job, outcome, error)
-
-        try:
-            future = client.send(
-                record.topic, value=record.value, key=record.key, headers=record.headers, partition=record.partition
-            )
-        except (ValueError, KafkaTimeoutError) as error:  # the topic is gone, or was replaced by one that is smaller
-            failed(UnknownTopicOrPartitionError(str(error)))
-            self._replace(client, error)
-            return
-        except KafkaError as error:
-            failed(error)
-            return
-        future.add_callback(acknowledged)
-        future.add_errback(failed)
 
     @property
     def unacknowledged_for_s(self) -> float:
@@ -141,19 +114,6 @@ class OutcomeSender:
         if client is not None:
             kafka_clients.close_producer(client, timeout_s)
 
-    def _give_up(self, client: Any, job: Job, outcome: Outcome, error: BaseException) -> None:
-        if isinstance(error, AuthorizationError):
-            job.lane.abandon(job)
-            self._on_fatal(FlawlineError(f"this worker may not write to topic {outcome.record.topic}: grant WRITE"))
-            return
-        away = isinstance(error, RetriableError | OSError)
-        first = not away and self._replace(client, error)
-        if first and not isinstance(error, CLIENT_STATE_LOST) and not job.lane.closed:
-            self._on_refused(job, outcome, one_line(error, with_type=True))
-            return
-        if job.lane.abandon(job):  # else its verdict or defect was lost before
-            self._on_lost(job.lane)
-
     def _replace(self, client: Any, reason: BaseException) -> bool:
         """Make a new client in place of `client`, in the background; return False when that was done before."""
         with self._changed:
@@ -169,7 +129,7 @@ class OutcomeSender:
         outage = Outage(FIRST_RETRY_S, LONGEST_RETRY_S)
         while not self._closed.is_set():
             try:
-                client = self._make()
+                client = self._renewed()
             except FlawlineError as error:
                 failure = outage.failed()
                 if failure.is_reported:
@@ -178,6 +138,10 @@ class OutcomeSender:
                 continue
             self._install(client)
             return
+
+    def _renewed(self) -> Any:
+        """Return a client in place of another. Raises FlawlineError while there can be none."""
+        return self._make()
 
     def _install(self, client: Any) -> None:
         with self._changed:
@@ -199,12 +163,13 @@ class OutcomeSender:
                 if self._restore():
                     self._replace(client, FlawlineError("the broker had lost topics"))
                 elif age_s >= self._patience_s:
-                    self._replace_if_stuck(client, oldest, self._make())
+                    self._renew_stuck(client, oldest)
             except FlawlineError as error:
                 log.debug("the broker is away: %s", error)
 
-    def _replace_if_stuck(self, client: Any, oldest: int | None, new: Any) -> None:
-        """Take `new` in place of `client` if that does not answer to the record number `oldest`; close the other."""
+    def _renew_stuck(self, client: Any, oldest: int | None) -> None:
+        """Take a new client in place of `client` if that does not answer to the record number `oldest`."""
+        new = self._make()
         self._closed.wait(GRACE_S)
         with self._changed:
             stuck = self._client is client and self._oldest() == oldest
@@ -212,13 +177,30 @@ class OutcomeSender:
                 self._client = None
         kafka_clients.close_producer(client if stuck else new)
         if stuck:
-            log.error("the broker answers, but not to what was sent %.0f s ago: the Kafka client is replaced",
-                      self._patience_s)  # fmt: skip
+            log.error(STUCK, self._patience_s)
             self._install(new)
 
     def _oldest(self) -> int | None:
         with self._changed:
             return next(iter(self._sent_at), None)
+
+    def _register(self, job: Job, outcome: Outcome) -> Sent:
+        """Count an outcome as sent and not acknowledged."""
+        self._unacknowledged.add(len(outcome.record.value))
+        with self._changed:
+            self._number += 1
+            self._sent_at[self._number] = self._now()
+            return Sent(job, outcome, self._number, self._now_ns())
+
+    def _answered(self, sent: Sent) -> None:
+        self._unacknowledged.release(len(sent.outcome.record.value))
+        with self._changed:
+            self._sent_at.pop(sent.number, None)
+
+    def _acknowledged(self, sent: Sent) -> None:
+        self._answered(sent)
+        self._count(sent.outcome, sent.at_ns)
+        sent.job.lane.acknowledge(sent.job)
 
     def _count(self, outcome: Outcome, sent_at_ns: int) -> None:
         now = self._now_ns()
@@ -228,3 +210,58 @@ class OutcomeSender:
             telemetry.VERDICT_LATENCY.labels(outcome.camera).observe(max(0.0, (now - outcome.captured_at) * NS))
         elif outcome.reason is not None:
             telemetry.DEAD_LETTERS.labels(outcome.camera, outcome.reason).inc()
+
+
+class OutcomeSender(Sender):
+    """Sends each outcome at once: at-least-once delivery.
+
+    When the broker does not take a record, later ones of the partition may already be in its log. So nothing is sent
+    again from here: the partition is read again from its first unfinished frame. For kafka-python 3 every error that
+    cannot be retried ends the client, which then fails all it holds with that error; a new client takes its place, and
+    the record that failed first is the one that is refused, unless the error is about the client.
+    """
+
+    def send(self, job: Job, outcome: Outcome) -> None:
+        """Send an outcome. Waits while the client is new."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._client is not None or self._closed.is_set())
+            client = self._client
+            if client is None:
+                job.lane.abandon(job)
+                return
+            sent = self._register(job, outcome)
+        record = outcome.record
+
+        def acknowledged(_: object) -> None:
+            self._acknowledged(sent)
+
+        def failed(error: BaseException) -> None:
+            self._answered(sent)
+            self._give_up(client, job, outcome, error)
+
+        try:
+            future = client.send(
+                record.topic, value=record.value, key=record.key, headers=record.headers, partition=record.partition
+            )
+        except (ValueError, KafkaTimeoutError) as error:  # the topic is gone, or was replaced by one that is smaller
+            failed(UnknownTopicOrPartitionError(str(error)))
+            self._replace(client, error)
+            return
+        except KafkaError as error:
+            failed(error)
+            return
+        future.add_callback(acknowledged)
+        future.add_errback(failed)
+
+    def _give_up(self, client: Any, job: Job, outcome: Outcome, error: BaseException) -> None:
+        if isinstance(error, AuthorizationError):
+            job.lane.abandon(job)
+            self._on_fatal(FlawlineError(f"this worker may not write to topic {outcome.record.topic}: grant WRITE"))
+            return
+        away = isinstance(error, RetriableError | OSError)
+        first = not away and self._replace(client, error)
+        if first and not isinstance(error, CLIENT_STATE_LOST) and not job.lane.closed:
+            self._on_refused(job, outcome, one_line(error, with_type=True))
+            return
+        if job.lane.abandon(job):  # else its verdict or defect was lost before
+            self._on_lost(job.lane)

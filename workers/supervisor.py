@@ -166,6 +166,7 @@ class Supervisor:
     # Start
 
     def _prepare_topics(self) -> None:
+        kafka_clients.require_transactions(self._settings)
         kafka_clients.ensure_topics(self._settings)
         self._check_partitions()
 

@@ -27,6 +27,7 @@ from typing import Any, Self
 import psutil
 
 from workers.expiry import LAST_FRAMES
+from workers.standing import DECIDED, OWED
 
 ATTEMPT_LIMIT = 3
 """Attempts until a frame is a dead letter. A judgement, not measured: one death may be the machine's, two bad luck."""
@@ -78,7 +79,8 @@ class Note:
         try:
             values: Any = json.loads(text or "{}")
             known = {field.name for field in fields(cls)}
-            values.pop(LAST_FRAMES, None)
+            for key in (LAST_FRAMES, DECIDED, OWED):
+                values.pop(key, None)
             if values.keys() - known:
                 return cls()
             return cls(owner=str(values.pop("owner", "")), **{name: int(value) for name, value in values.items()})

@@ -13,7 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -92,6 +101,26 @@ class KafkaSettings(_Section):
         description="Number of partitions of the topics by camera, four times the largest number of actors; never "
         "lower it.",
     )
+    delivery: Literal["at-least-once", "exactly-once"] = Field(
+        "at-least-once",
+        description="How often a frame may have a verdict in the topics: exactly-once puts verdicts, defects, dead "
+        "letters and offsets into one Kafka transaction, which costs some latency and needs an Apache Kafka.",
+    )
+
+    @property
+    def exactly_once(self) -> bool:
+        """Return whether workers write in transactions, and readers skip what is not committed."""
+        return self.delivery == "exactly-once"
+
+    @field_validator("delivery")
+    @classmethod
+    def _the_embedded_broker_has_no_transactions(cls, delivery: str, info: ValidationInfo) -> str:
+        if delivery == "exactly-once" and info.data.get("bootstrap_servers") is None:
+            raise ValueError(
+                "the embedded broker has no transactions: name an Apache Kafka in kafka.bootstrap_servers, or leave "
+                "kafka.delivery at at-least-once"
+            )
+        return delivery
 
     @field_validator("bootstrap_servers")
     @classmethod

@@ -23,6 +23,7 @@ def doctor(json: Json = False, json_file: JsonFile = None, config: Config = None
     from station.cli.doctor_checks import Status
 
     settings = settings_of(config)
+    _refuse_without_transactions(settings)
     has_text = not json and json_file is None
     if has_text:
         _show_settings(settings)
@@ -39,6 +40,19 @@ def doctor(json: Json = False, json_file: JsonFile = None, config: Config = None
     terminal.emit_json({"healthy": healthy, "checks": checks, "settings": masked(settings)}, json, json_file)
     if not healthy:
         raise typer.Exit(1)
+
+
+def _refuse_without_transactions(settings: Settings) -> None:
+    """Raise UsageError when the settings want transactions that the broker has not; one that is away is a finding."""
+    from flawline.errors import FlawlineError, UsageError
+    from flawline.kafka_clients import require_transactions
+
+    try:
+        require_transactions(settings)
+    except UsageError:
+        raise
+    except FlawlineError:
+        return
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:

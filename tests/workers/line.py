@@ -125,11 +125,17 @@ def write_model(path: Path, version: str = "plain-1", seconds_per_image: float =
 def line_settings(bootstrap: str, tmp_path: Path, *, partitions: int = 4, **worker: Any) -> Settings:
     """Settings of a line of its own on a shared broker."""
     model = worker.pop("model", None) or str(write_model(tmp_path / "model"))
+    delivery = worker.pop("delivery", "at-least-once")
     options = {"actors": 1, "session_timeout_s": 6.0, "num_cpus": 0.5} | worker
     return Settings(
         line=unique("line"),
         data_dir=tmp_path / "data",
-        kafka=KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=unique("t") + ".", camera_partitions=partitions),
+        kafka=KafkaSettings(
+            bootstrap_servers=bootstrap,
+            topic_prefix=unique("t") + ".",
+            camera_partitions=partitions,
+            delivery=delivery,
+        ),
         worker=WorkerSettings(model=model, **options),
     )
 
