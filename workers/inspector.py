@@ -453,6 +453,11 @@ class Inspector:
             if verdict.decision is Decision.ACCEPT:
                 job.lane.complete_decided(job, defect_follows=False)
                 return
+        elif job.lane.owes_defect_only(job.offset):
+            log.error("partition %d offset %d has a verdict that cannot be read, and no defect", job.record.partition,
+                      job.offset)  # fmt: skip
+            job.lane.complete_decided(job, defect_follows=False)
+            return
         if job.attempt > ATTEMPT_LIMIT:
             error = (
                 f"{ATTEMPT_LIMIT} workers died while this frame was in work: see their logs and the machine's memory"
@@ -532,7 +537,7 @@ class Inspector:
         """Let a scored frame's verdict leave, and its description follow when it was not accepted.
 
         1. Make the verdict. A frame that it fails for, though the model is well, is a dead letter.
-        2. Send it, and let the shadow model have the frame; a verdict that is in the topic already stands.
+        2. Send it, and let the shadow model have the frame.
         3. Queue the description; the frame is finished when its defect has left too.
         """
         job, frame = opened.job, opened.picture.frame
@@ -551,13 +556,8 @@ class Inspector:
         # 2.
         for stage, seconds in vars(timings).items():
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
-        if job.owes_defect_only:
-            job.lane.let_go(job)
-        else:
-            job.lane.complete(job, outcome)
-        if (
-            job.attempt == 1 and not job.owes_defect_only
-        ):  # a suspect of an earlier death is spared what may have been its reason
+        job.lane.complete(job, outcome)
+        if job.attempt == 1:  # a suspect of an earlier death is spared what may have been its reason
             self._shadow.add(
                 frame, job.record.partition, job.offset, opened.picture.pixels, opened.mask, detector.version, scores
             )

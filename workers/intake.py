@@ -29,7 +29,7 @@ from workers import expiry
 from workers.expiry import ReadFrames, last_frames_of, with_last_frames
 from workers.lane import Job, Lane, Outcome
 from workers.standing import Standing, standing_of
-from workers.suspects import ATTEMPT_LIMIT, Note, Suspicion, lives, suspicion, this_process
+from workers.suspects import ATTEMPT_LIMIT, MARGIN, TRANSACTION_MARGIN, Note, Suspicion, lives, suspicion, this_process
 from workers.transactions import TransactionalSender
 
 log = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ class Intake:
             note = Note.of(last.metadata if last else "")
             if note != Note() and not lives(note.owner):
                 log_end = self._consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)[partition]
-                suspected = suspicion(note, log_end)
+                suspected = suspicion(note, log_end, TRANSACTION_MARGIN if self._transactions else MARGIN)
                 if suspected and suspected.until > first_offset:
                     self._suspicions[partition] = suspected
                     self._one_at_a_time = True

@@ -39,6 +39,9 @@ A judgement: 0.2 s between commits at 300 frames a second. A killer behind it is
 the committed offset is nearer to it.
 """
 
+TRANSACTION_MARGIN = 16
+"""The same where each transaction writes the notes, every 0.05 s, and each trial costs two of them."""
+
 
 @functools.cache
 def this_process() -> str:
@@ -101,10 +104,10 @@ class Suspicion:
         return self.attempt if offset == self.trying else 1
 
 
-def suspicion(note: Note, log_end: int) -> Suspicion | None:
+def suspicion(note: Note, log_end: int, margin: int = MARGIN) -> Suspicion | None:
     """Return what a note says of frames that are in the log, which ends before offset `log_end`; None for nothing."""
     if note.until is not None:
         return Suspicion(min(note.until, log_end), note.trying, note.attempt)
     if note.begun is not None:
-        return Suspicion(min(note.begun + 1 + MARGIN, log_end))
+        return Suspicion(min(note.begun + 1 + margin, log_end))
     return None

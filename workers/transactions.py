@@ -256,8 +256,13 @@ class TransactionalSender(Sender):
         # 3.
         began = self._now()
         if self._transact(client):
-            self._closed.wait(max(0.0, began + self._period_s - self._now()))
+            with self._changed:
+                self._changed.wait_for(self._is_urgent, max(0.0, began + self._period_s - self._now()))
         return True
+
+    def _is_urgent(self) -> bool:
+        """Tell whether somebody waits for the next transaction: the intake, or all frames for a suspect."""
+        return bool(self._is_closing or self._requests or any(sent.job.ended for sent in self._queue))
 
     def _transact(self, client: Any) -> bool:
         """Do one transaction; return False when there was nothing to do."""

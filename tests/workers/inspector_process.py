@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import tomli_w
@@ -27,12 +28,12 @@ def start(settings: Settings, folder: Path, slot: int = 0) -> subprocess.Popen[b
 def main() -> None:
     """Inspect until a signal to stop."""
     settings = load_settings(Path(sys.argv[1]))
-    configure_logging(settings.log_level)
+    configure_logging(settings, "work")
     inspector = Inspector(
         settings, member_name(settings, int(sys.argv[2])), ModelRef(str(settings.worker.model)), load_any
     )
     with stop_on_signals() as stop:
-        stop.call(inspector.stop) if hasattr(stop, "call") else None
+        threading.Thread(target=lambda: stop.wait() and inspector.stop(), daemon=True).start()
         inspector.run()
 
 

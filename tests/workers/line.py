@@ -107,12 +107,29 @@ class DeadlyDetector(PlainDetector):
         return super()._one(image)
 
 
+@dataclass
+class MuteDetector(PlainDetector):
+    """Never ends a description of a frame that is no canary."""
+
+    is_at_work: bool = False
+
+    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
+        time.sleep(600 if self.is_at_work else 0)
+        return super().close_up(part)
+
+    def _one(self, image: np.ndarray) -> PlainScores:
+        self.is_at_work = self.is_at_work or image.shape[0] == SIDE
+        return super()._one(image)
+
+
 def load_any(path: Path, settings: WorkerSettings) -> PlainDetector:
-    """A plain, strict or deadly detector, as the version in folder `path` says; a lethal one ends its process."""
+    """A plain, strict, mute or deadly detector, as the version in folder `path` says; a lethal one ends its process."""
     plain = load_plain(path, settings)
     if plain.version.startswith("lethal"):
         os._exit(9)
-    kind = {"strict": StrictDetector, "deadly": DeadlyDetector}.get(plain.version.split("-")[0], PlainDetector)
+    kind = {"strict": StrictDetector, "mute": MuteDetector, "deadly": DeadlyDetector}.get(
+        plain.version.split("-")[0], PlainDetector
+    )
     return kind(plain.version, plain.seconds_per_image)
 
 
