@@ -431,7 +431,7 @@ class Intake:
             self._suspicions[lane.partition] = Suspicion(suspected.until, record.offset, attempt)
             at = Standing(record.offset, record.offset)
             if self._transactions:
-                at = lane.standing(record.offset, Counter())
+                at = lane.standing(record.offset, Counter()) or at
             trial = OffsetAndMetadata(at.offset, self._beside(lane, at), -1)
             try:
                 self._write(self._committable(self._lanes.values(), leaving=True) | {lane.partition: trial})
@@ -499,13 +499,15 @@ class Intake:
                 if last is None:  # nothing of it has begun
                     continue
                 standing = self._standing(lane, last.offset, outcomes)
+                if standing is None:
+                    continue
                 new = OffsetAndMetadata(standing.offset, self._beside(lane, standing, leaving), -1)
                 if new != last:
                     offsets[lane.partition] = new
         return offsets
 
-    def _standing(self, lane: Lane, last_offset: int, outcomes: Counter[Job] | None = None) -> Standing:
-        """Return how far a lane is whose last commit, or first record, is at `last_offset`."""
+    def _standing(self, lane: Lane, last_offset: int, outcomes: Counter[Job] | None = None) -> Standing | None:
+        """Return how far a lane is whose last commit is at `last_offset`; None when it has nothing to commit."""
         if self._transactions:
             return lane.standing(last_offset, outcomes or Counter())
         finished = lane.committable

@@ -369,13 +369,15 @@ class Lane:
         with self._state:
             return self._offsets.committable
 
-    def standing(self, last_offset: int, outcomes: Counter[Job]) -> Standing:
+    def standing(self, last_offset: int, outcomes: Counter[Job]) -> Standing | None:
         """Return how far the partition is once the broker also holds these further outcomes of its jobs.
 
         `outcomes` counts them; a verdict or dead letter is among them before the job's defect. `last_offset` is the
-        offset of the last commit.
+        offset of the last commit. Returns None for a closed lane, which knows no more.
         """
         with self._state:
+            if self._closed:
+                return None
             left = {
                 offset: self._jobs[offset]._outcomes_left - outcomes[self._jobs[offset]]
                 for offset in self._offsets.open()

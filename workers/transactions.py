@@ -337,7 +337,7 @@ class TransactionalSender(Sender):
         if (fatal := self._fatal(attempt, reason)) is not None:
             for other in sent:
                 self._drop(other)
-            self._on_fatal(fatal)
+            self._end(fatal)
             return
         # 2.
         if attempt.is_asked:
@@ -373,9 +373,17 @@ class TransactionalSender(Sender):
 
     def _renewed(self) -> Any:
         if self._is_replaced():
-            self._on_fatal(FlawlineError(FENCED))
+            self._end(FlawlineError(FENCED))
+            self._closed.set()
             raise FlawlineError(FENCED)
         return self._make()
+
+    def _end(self, error: Exception) -> None:
+        """Begin no further transaction, and let this worker end of an error."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._on_fatal(error)
 
     def _renew_stuck(self, client: Any, oldest: int | None) -> None:
         # A second client with the same id ends the first one, so none is tried beside it.
