@@ -240,6 +240,9 @@ class Inspector:
         """
         self._model.start()
         try:
+            if self._settings.kafka.exactly_once:
+                # Before the model is there: it ends a dead predecessor's transaction, for which all readers wait.
+                self._sender = self._once_the_broker_answers(self._new_sender)
             while not self._model.wait(MODEL_WAIT_S):
                 if self._stop.is_set():
                     return
@@ -249,18 +252,18 @@ class Inspector:
         finally:
             self._model.close()
             self._shadow.close()
+            if self._sender:
+                self._sender.close(self._worker.stop_timeout_s)
 
     def _work(self) -> None:
         if self._stop.is_set():
             return
-        sender = self._sender = self._once_the_broker_answers(self._new_sender)
-        if sender is None:
+        self._sender = self._sender or self._once_the_broker_answers(self._new_sender)
+        if self._sender is None:
             return
-        try:
-            if consumer := self._once_the_broker_answers(self._new_consumer):
-                self._inspect(sender, consumer)
-        finally:
-            sender.close(self._worker.stop_timeout_s)
+        if consumer := self._once_the_broker_answers(self._new_consumer):
+            self._inspect(self._sender, consumer)
+        self._sender.close(self._worker.stop_timeout_s)
         if self._error:
             known = isinstance(self._error, FlawlineError)
             raise self._error if known else FlawlineError(one_line(self._error, with_type=True))

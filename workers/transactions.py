@@ -218,10 +218,10 @@ class TransactionalSender(Sender):
         self._thread.join(timeout_s)
         super().close(0.0)
         self._thread.join(2 * WAIT_MS * 1e-3)
-        for sent in list(self._queue):
-            self._drop(sent)
-        for request in list(self._requests):
-            request.end(KafkaTimeoutError("this worker ends"))
+        while self._queue:
+            self._drop(self._queue.popleft())
+        while self._requests:
+            self._requests.popleft().end(KafkaTimeoutError("this worker ends"))
 
     # The thread
 
