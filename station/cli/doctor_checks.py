@@ -20,6 +20,7 @@ from kafka.errors import (
     NoError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailedError,
     for_code,
 )
 
@@ -27,7 +28,7 @@ from flawline import kafka_clients, topics
 from flawline.clock import utc_ns
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.kafka_refusal import first_that_answers
-from flawline.rights import ROLES, Operation, Right
+from flawline.rights import ROLES, TRANSACTIONAL_ID, Operation, Right, transactional_id
 from flawline.settings.tree import Settings
 from station import role_states
 
@@ -321,8 +322,15 @@ def rights(settings: Settings) -> list[Finding]:
         allowed |= _allowed_on_groups(client, [prefix + topics.WORKERS_GROUP, prefix + topics.DISCOVERY_GROUP])
     finally:
         client.close()
+    exactly_once = settings.kafka.exactly_once
+    if exactly_once:
+        allowed |= _allowed_on_transactional_ids(settings)
     lacking = {
-        name: [right for right in role.rights(prefix) if right.operation.upper() not in allowed[right.kind, right.name]]
+        name: [
+            right
+            for right in role.rights(prefix, exactly_once=exactly_once)
+            if right.operation.upper() not in allowed[right.kind, right.name]
+        ]
         for name, role in ROLES.items()
     }
     able = [name for name, missing in lacking.items() if not missing]
@@ -389,6 +397,19 @@ def _allowed_on_groups(client: Any, names: list[str]) -> dict[tuple[str, str], f
         except CoordinatorNotAvailableError:  # no group has ever been on this broker
             allowed["group", name] = EVERYTHING
     return allowed
+
+
+def _allowed_on_transactional_ids(settings: Settings) -> dict[tuple[str, str], frozenset[str]]:
+    """Tell whether workers may write transactions. The broker tells only who asks for an id, which begins none."""
+    prefix = transactional_id(settings.kafka.topic_prefix, "")
+    client = kafka_clients.producer(settings, transactional_id=prefix + "doctor")
+    try:
+        client.init_transactions()
+    except TransactionalIdAuthorizationFailedError:
+        return {(TRANSACTIONAL_ID, prefix): frozenset()}
+    finally:
+        kafka_clients.close_producer(client)
+    return {(TRANSACTIONAL_ID, prefix): EVERYTHING}
 
 
 def _operations(described: dict[str, Any]) -> frozenset[str]:

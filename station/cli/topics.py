@@ -43,6 +43,7 @@ def acls(
         if name not in ROLES:
             raise UsageError(f"--role {name}: choose from {', '.join(ROLES)}")
         terminal.out().print(f"# {name}", highlight=False)
-        for line in grants(ROLES[name].rights(settings.kafka.topic_prefix), principal.replace("{role}", name)):
+        rights = ROLES[name].rights(settings.kafka.topic_prefix, exactly_once=settings.kafka.exactly_once)
+        for line in grants(rights, principal.replace("{role}", name)):
             terminal.out().print(f"kafka-acls.sh --bootstrap-server {settings.bootstrap_servers} {line}",
                                  highlight=False)  # fmt: skip

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from discovery.topic_reader import TopicReader
 from flawline import kafka_clients, topics
 from flawline.errors import FlawlineError
-from flawline.rights import ROLES, Operation, Right, grants
+from flawline.rights import ROLES, TRANSACTIONAL_ID, Operation, Right, grants
 from flawline.settings.tree import Settings
 from ledger import reader
 from producers import service
@@ -27,6 +34,8 @@ from station.cli import doctor_checks, main
 from station.cli.doctor_checks import Status
 from tests.producers.doubles import until
 from tests.support.brokers import SecuredKafka, unique
+from workers.active_model import ModelRef
+from workers.inspector import Inspector, member_name
 
 ANSWER_S = 60.0
 """How long an answer of the broker, a record or a refusal, is waited for."""
@@ -80,7 +89,11 @@ def give(root: Settings, user: str, rights: Iterable[Right]) -> None:
             host="*",
             operation=ACLOperation[right.operation.name],
             permission_type=ACLPermissionType.ALLOW,
-            resource_pattern=ResourcePattern(ResourceType[right.kind.upper()], right.name),
+            resource_pattern=ResourcePattern(
+                ResourceType[right.kind.upper().replace("-", "_")],
+                right.name,
+                ACLResourcePatternType.PREFIXED if right.is_prefix else ACLResourcePatternType.LITERAL,
+            ),
         )
         for right in rights
     ]
@@ -257,6 +270,28 @@ def test_doctor_tells_the_right_to_join_a_group_that_is_lacking(login: Login, pr
     settings = login("work", [right for right in ROLES["work"].rights(prefix) if right != group])
     told = [finding.text for finding in doctor_checks.rights(settings)]
     assert f"this user may not work: it lacks {group}" in told
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_workers_write_transactions_with_the_right_to_their_ids_and_doctor_tells_when_it_is_lacking(
+    is_granted: bool, login: Login, prefix: str
+) -> None:
+    rights = ROLES["work"].rights(prefix, exactly_once=True)
+    given = [right for right in rights if is_granted or right.kind != TRANSACTIONAL_ID]
+    plain = login("work", given)
+    settings = plain.model_copy(update={"kafka": plain.kafka.model_copy(update={"delivery": "exactly-once"})})
+    inspector = Inspector(settings, member_name(settings, 0), ModelRef("nowhere"), lambda path, worker: None)
+    told = "".join(finding.text for finding in doctor_checks.rights(settings))
+    if is_granted:
+        kafka_clients.close_producer(inspector._connect_transactional())
+        assert "this user may work" in told
+    else:
+        with pytest.raises(FlawlineError, match="grant WRITE on the transactional id"):
+            inspector._connect_transactional()
+        assert f"it lacks WRITE on transactional-id {prefix}workers.*" in told
+    assert any(
+        f"--transactional-id {prefix}workers. --resource-pattern-type prefixed" in line for line in grants(rights, "U")
+    )
 
 
 def test_doctor_fails_for_a_user_without_any_right_and_for_none_else(login: Login, root: Settings) -> None:
