@@ -48,7 +48,7 @@ from benchmarks.small_disk import SmallDisk
 from discovery.store.store import Store
 from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
-from flawline.messages import DeadLetter, DeadLetterReason, Verdict
+from flawline.messages import DeadLetter, DeadLetterReason, Frame, Verdict
 
 PAUSE_S: Final = (1.0, 6.0)
 AWAY_S: Final = (0.5, 4.0)
@@ -315,6 +315,7 @@ def run(
     rate_hz: float = 4.0,
     every_s: float = 2.5,
     durability: str = "disk",
+    delivery: str = "at-least-once",
     kinds: list[str] | None = None,
     quiet_s: float = QUIET_S,
     settle_s: float = SETTLE_S,
@@ -338,6 +339,7 @@ def run(
             clocks=Clocks(Path(name) / "clocks") if any(kind.startswith("clock") for kind in chosen) else None,
             disk=SmallDisk(Path(name) / "broker", DISK_BYTES) if _needs_mount(broker) & set(chosen) else None,
             producer={"durability": durability},
+            kafka={"delivery": delivery},
         ) as line,
     ):
         try:
@@ -437,6 +439,7 @@ def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
             place = verdict.epoch, verdict.sequence
             disorder += place < last.get(verdict.camera, (0, 0))
             last[verdict.camera] = max(place, last.get(verdict.camera, (0, 0)))
+    sent_twice = _sent_twice(line)
     letters = Counter(letter.reason for letter in _messages(line, "dead-letters", DeadLetter))
     unreadable = letters[DeadLetterReason.WRONG_SCHEMA] + letters[DeadLetterReason.UNDECODABLE]
     store = Store(line.settings.store_url)
@@ -447,6 +450,9 @@ def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
     return {
         "verdicts": len(copies),
         "verdicts_twice": sum(count > 1 for name, count in copies.items() if name not in faults.duplicated),
+        "verdicts_repeated": sum(
+            count > 1 for name, count in copies.items() if name not in faults.duplicated | sent_twice
+        ),
         "verdicts_contradict": sum(len(found) > 1 for found in contents.values()),
         "out_of_order": disorder,
         "corrupt_without_letter": max(0, faults.corrupted - unreadable),
@@ -463,6 +469,12 @@ def _inconsistencies(store: Store) -> int:
     for note in findings.notes:
         print(note, file=sys.stderr)
     return findings.inconsistencies + findings.ids_doubled
+
+
+def _sent_twice(line: RunningLine) -> set[str]:
+    """Return the frames that a killed producer has sent twice, so that each of the two has its verdict."""
+    copies = Counter(frame.frame_id for frame in _messages(line, "frames", Frame))
+    return {name for name, count in copies.items() if count > 1}
 
 
 def _messages(line: RunningLine, name: str, kind: type) -> Iterator[Any]:
@@ -483,12 +495,14 @@ def _messages(line: RunningLine, name: str, kind: type) -> Iterator[Any]:
         consumer.close(autocommit=False)
 
 
-def goals(durability: str) -> dict[str, Goal]:
+def goals(durability: str, delivery: str) -> dict[str, Goal]:
     """Return what the audit must find."""
     zero = ("dropped", "in_flight", "ledger_conflicts", "verdicts_contradict", "out_of_order", "corrupt_without_letter")
     wanted: dict[str, Goal] = dict.fromkeys((*zero, "store_inconsistencies"), ("==", 0))
     if durability == "disk":
         wanted["gaps"] = ("==", 0)
+    if delivery == "exactly-once":
+        wanted["verdicts_repeated"] = ("==", 0)
     return wanted | {"balanced": ("==", 1), "up_runs": ("==", 1), "resumed_after_s": ("<=", 30)}
 
 
@@ -501,6 +515,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--rate-hz", type=float, default=4.0)
     parser.add_argument("--durability", choices=["memory", "disk"], default="disk")
+    parser.add_argument("--delivery", choices=["at-least-once", "exactly-once"], default="at-least-once")
     parser.add_argument("--only", nargs="+", choices=sorted(WEIGHTS), metavar="KIND")
     parser.add_argument("--log", type=Path, help="file for the log of the line")
     parser.add_argument("--json", type=Path)
@@ -514,12 +529,13 @@ def main() -> None:
             rate_hz=arguments.rate_hz,
             every_s=arguments.every,
             durability=arguments.durability,
+            delivery=arguments.delivery,
             kinds=arguments.only,
             log=arguments.log,
         )
     except FlawlineError as error:
         raise SystemExit(f"faults: {error}") from error
-    emit("faults", figures, goals(arguments.durability), arguments.json, details=details)
+    emit("faults", figures, goals(arguments.durability, arguments.delivery), arguments.json, details=details)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,12 @@ class LedgerReader:
             fetch_max_bytes=OUTCOME_FETCH_BYTES,
             max_partition_fetch_bytes=OUTCOME_FETCH_BYTES // 4,
         )
+        # It also tells where logs end: before the outcomes of a transaction that is about to be committed, offsets may be.
         self._frames = kafka_clients.consumer(
-            settings, fetch_max_bytes=FRAME_FETCH_BYTES, max_partition_fetch_bytes=FRAME_FETCH_BYTES
+            settings,
+            isolation_level="read_uncommitted",
+            fetch_max_bytes=FRAME_FETCH_BYTES,
+            max_partition_fetch_bytes=FRAME_FETCH_BYTES,
         )
         self._admin = kafka_clients.admin(settings)
         self._positions: dict[TopicPartition, int] = {}
@@ -326,7 +330,7 @@ class LedgerReader:
         partitions = self._partitions(consumer, names)
         if not partitions:
             return
-        ends = consumer.end_offsets(partitions)
+        ends = self._frames.end_offsets(partitions)
         first_offsets = consumer.beginning_offsets(partitions)
         for partition in partitions:
             self._positions[partition] = max(
