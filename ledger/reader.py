@@ -8,7 +8,8 @@ A poll reads in an order that makes its account consistent without stopping the 
    in it and gaps when not. It holds the images, so it is not read to learn what the other topics say.
 
 A worker waits until the outcome of a frame is acknowledged before it commits, so every frame before the committed
-offset of step 1 has its outcome in step 2. The numbers of captures of step 2 are older than the end of `frames` of
+offset of step 1 has its outcome in step 2. With exactly-once delivery both are in one transaction, and step 2 waits for
+those that are not at their end. The numbers of captures of step 2 are older than the end of `frames` of
 step 3, so no capture is missed in between.
 
 The first poll begins at the newest snapshot (`ledger.snapshot`) when it fits the topics.
@@ -100,7 +101,7 @@ class LedgerReader:
             fetch_max_bytes=OUTCOME_FETCH_BYTES,
             max_partition_fetch_bytes=OUTCOME_FETCH_BYTES // 4,
         )
-        # It also tells where logs end: before the outcomes of a transaction that is about to be committed, offsets may be.
+        # It also tells where logs end, since a transaction's offsets may be there before its outcomes are to be seen.
         self._frames = kafka_clients.consumer(
             settings,
             isolation_level="read_uncommitted",
