@@ -73,6 +73,7 @@ class Arrivals(threading.Thread):
 def inspecting(bootstrap: str, root: Path, delivery: str) -> Iterator[Settings]:
     """Give the settings of a new line with one inspector at work."""
     (root / "model").mkdir(exist_ok=True)
+    (root / "model" / "instant").touch()
     settings = Settings(
         data_dir=root,
         kafka=KafkaSettings(
