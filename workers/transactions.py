@@ -50,8 +50,8 @@ PERIOD_S = 0.02
 """Shortest time between the beginnings of two transactions.
 
 Measured at 20 frames/s on two very busy cores (load 28), two runs each, capture to visible verdict, p50 and p99 in ms:
-63 and 548 with 0.05 s, 36 and 407 with 0.02 s, 67 and 387 without; 32 and 270 with at-least-once delivery. A transaction
-took 4 ms of the worker's processor time.
+63 and 548 with 0.05 s, 36 and 407 with 0.02 s, 67 and 387 without; 32 and 270 with at-least-once delivery. One took
+4 ms of the worker's processor time.
 """
 
 TRANSACTION_BYTES = 8 << 20
