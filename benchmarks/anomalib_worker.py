@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def predict_s(model: Patchcore, pictures: Path, batch: int) -> float:
     return min(seconds)
 
 
-def load_weights(model: torch.nn.Module, inputs: Mapping[str, np.ndarray]) -> None:
+def load_weights(model: Any, inputs: Mapping[str, np.ndarray]) -> None:
     """Load the weights of the file `inputs` into the model's backbone."""
     weights = {name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")}
     model.feature_extractor.feature_extractor.load_state_dict(

@@ -94,8 +94,8 @@ def measure(folder: Path, names: Sequence[str], settings: ScorerSettings) -> dic
     return figures | _speeds(fitted, [LazyImages([sample.path])[0] for sample in _spread(test, _TIMED_IMAGES)])
 
 
-def _place(layer: LayerSettings) -> tuple[int, int, bool]:
-    return layer.size, layer.stride, layer.earlier
+def _place(layer: LayerSettings) -> tuple[str, bool]:
+    return layer.name, layer.earlier
 
 
 def _some(store: FeatureStore, layers: Sequence[int]) -> FeatureStore:

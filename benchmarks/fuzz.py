@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import random
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from benchmarks.report import Goal, emit
 from discovery import record_checks
@@ -131,7 +132,7 @@ class Readers:
 
 def items(seed: int, message_count: int, image_count: int) -> Iterator[Callable[[], tuple[str, type, bytes]]]:
     """Yield what makes each item: its kind, its type and its bytes. The same item for the same seed and number."""
-    types = messages.Message.__args__  # type: ignore[attr-defined]
+    types = get_args(messages.Message)
     originals = {kind: messages.encode(example(kind)) for kind in types}
 
     def message(number: int) -> tuple[str, type, bytes]:
@@ -144,9 +145,9 @@ def items(seed: int, message_count: int, image_count: int) -> Iterator[Callable[
         return "image", Frame, mutated(rng, pictures[number % len(pictures)], OF_IMAGES)
 
     for number in range(message_count):
-        yield lambda number=number: message(number)
+        yield functools.partial(message, number)
     for number in range(image_count):
-        yield lambda number=number: image(number)
+        yield functools.partial(image, number)
 
 
 def read_all(arguments: argparse.Namespace, first: int, at: Any, pipe: Connection) -> None:

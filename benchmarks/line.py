@@ -82,7 +82,8 @@ def main() -> None:
     options = ["--data", str(arguments.data)] if arguments.data else ["--frames", str(arguments.frames)]
     with tempfile.TemporaryDirectory() as scratch:
         peace, disturbed = Path(scratch) / "peace", Path(scratch) / "disturbed"
-        peace.mkdir(), disturbed.mkdir()
+        peace.mkdir()
+        disturbed.mkdir()
         result = run_demo(peace, options)
         ledger = result["ledger"]
         figures = {

@@ -103,16 +103,23 @@ def main() -> None:
         first.write_bytes(jpeg)
         for number in range(1, arguments.frames):
             (root / "images" / f"{number:06d}.jpg").hardlink_to(first)
-        base = {"data_dir": root / "data", "metrics": {"producers_port": 0}}
 
         def line(prefix: str, **camera: object) -> Settings:
             kafka = {"bootstrap_servers": broker.bootstrap, "topic_prefix": prefix}
             cameras = [{"kind": "folder", "name": "cam", "path": root / "images", **camera}]
             # So small a bound sends nearly every frame by way of the disk.
             bound = {"in_flight_limit_bytes": 1 << 20, "replay_limit_bytes_per_s": 1 << 30}
-            return Settings(**base, kafka=kafka, cameras=cameras, producer=bound if "when_full" in camera else {})
+            return Settings.model_validate(
+                {
+                    "data_dir": root / "data",
+                    "metrics": {"producers_port": 0},
+                    "kafka": kafka,
+                    "cameras": cameras,
+                    "producer": bound if "when_full" in camera else {},
+                }
+            )
 
-        figures = {"frame_bytes": len(jpeg)}
+        figures: dict[str, float] = {"frame_bytes": len(jpeg)}
         figures |= measure(line("inline."), None, len(jpeg), "folder")
         figures |= measure(line("spool.", when_full="spool"), None, len(jpeg), "spool")
         pixels = picture(1024, 12)

@@ -27,7 +27,7 @@ from scorer.cache import cache_dir, cpu_count
 from scorer.coreset import greedy_k_centre
 from scorer.evaluate.accuracy import image_accuracy
 from scorer.features import weights as weight_files
-from scorer.features.graph import resized
+from scorer.features.graph import Outputs, resized
 from scorer.fit import fit_detector
 from scorer.search.bank import unit_rows
 
@@ -36,6 +36,8 @@ RATIO = 0.02
 # The maps that PatchCore takes of this backbone, and the names of their layers in timm.
 STRIDES, LAYERS = (8, 16), ("blocks.2", "blocks.4")
 SIDE = 256
+# Tensors of timm's whole model that its feature extractor, which anomalib makes, does not have.
+HEAD = ("conv_head", "bn2", "classifier")
 BATCH = 8
 ROUNDS = 3
 
@@ -149,7 +151,7 @@ def _joined(weights: weight_files.Weights, images: Sequence[np.ndarray]) -> np.n
 
     from scorer.features.torch_engine import feature_extractor
 
-    module = feature_extractor(weights, SIDE, STRIDES)
+    module = feature_extractor(weights, SIDE, Outputs(STRIDES))
     vectors = []
     with torch.inference_mode():
         for image in images:
@@ -181,7 +183,9 @@ def run_worker(
     from scorer.features.torch_engine import feature_extractor
 
     settings = ScorerSettings()
-    module = feature_extractor(weight_files.find(settings.backbone, settings.weights), SIDE, STRIDES)
+    weights = weight_files.find(settings.backbone, settings.weights)
+    module = feature_extractor(weights, SIDE, Outputs(STRIDES))
+    state = weight_files.create(weights, SIDE).state_dict()
     with tempfile.TemporaryDirectory(prefix="flawline-anomalib-") as folder:
         inputs, output = Path(folder) / "in.npz", Path(folder) / "out.json"
         np.savez(
@@ -195,7 +199,7 @@ def run_worker(
             threads=cpu_count(),
             batch=BATCH,
             **options,
-            **{f"weights/{name}": value.numpy() for name, value in module.body.state_dict().items()},
+            **{f"weights/{name}": value.numpy() for name, value in state.items() if not name.startswith(HEAD)},
         )
         command = [str(environment()), str(Path(__file__).with_name(script)), str(inputs), *arguments, str(output)]
         subprocess.run(command, check=True, stdout=sys.stderr)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
     def half(rows: np.ndarray) -> np.ndarray:
         return rows.astype(np.float16).astype(np.float32)
 
-    lists = {
+    lists: dict[str, Any] = {
         field.name: list(value) * copies
         for field in dataclasses.fields(model)
         if isinstance(value := getattr(model, field.name), list) and len(value) == group_count and field.name != "means"

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +147,7 @@ def unknown(lab: Lab) -> tuple[Figures, dict[str, Goal]]:
         _, within = gallery.neighbours_of_members(lab.settings.look_alikes)
         gates = group_gates(gallery, within)
 
-        def share_unknown(chosen: NDArray[np.bool_], gallery: Gallery = gallery, gates=gates) -> float:  # type: ignore[no-untyped-def]
+        def share_unknown(chosen: NDArray[np.bool_], gallery: Gallery = gallery, gates: Any = gates) -> float:
             looks = [gallery.look(embedding, 1) for embedding in embeddings[chosen]]
             return float(np.mean([look.distance > gates[look.group] for look in looks]))
 

@@ -74,6 +74,7 @@ _ONE_PASS = (
 )
 # Why these layers, rows and weights: docs/scoring.md has the ablations (layers, weight of stride 32) and the quality of
 # smaller banks.
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 FOUNDATION_BACKBONE = "vit_small_patch14_reg4_dinov2.lvd142m"
 FOUNDATION_DEPTH = 12
 """Blocks of the transformers that the blocks of profile "foundation" are named for."""
@@ -98,7 +99,7 @@ class ScorerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = Field(
-        default="tf_efficientnet_lite0",
+        default=DEFAULT_BACKBONE,
         min_length=1,
         description="Name of the backbone, which is a timm model or a hub name (hf-hub:...).",
     )
@@ -176,7 +177,8 @@ class ScorerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _foundation_has_its_backbone(self) -> Self:
-        if self.profile == "foundation" and "backbone" not in self.model_fields_set:
+        # The default backbone has no blocks, so whoever asks for the profile means its transformer.
+        if self.profile == "foundation" and self.backbone == DEFAULT_BACKBONE:
             self.backbone = FOUNDATION_BACKBONE
         return self
 

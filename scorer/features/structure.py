@@ -76,8 +76,10 @@ def _require(layer: LayerSettings, structure: Structure) -> None:
     if structure.blocks and layer.stride:
         is_known = False  # one stride, and many blocks of it
     if not is_known:
+        remedy = 'take scorer.profile "foundation", or name blocks' if structure.blocks else "name strides"
         raise FlawlineError(
-            f"scorer.layers names {name}, which backbone {structure.backbone!r} lacks: it has {structure.text}"
+            f"the scorer's layers name {name}, which backbone {structure.backbone!r} lacks: it has {structure.text}: "
+            f"{remedy} in scorer.layers"
         )
 
 
