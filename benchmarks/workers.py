@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,10 @@ from flawline.settings.tree import KafkaSettings, Settings
 from flawline.settings.workers import WorkerSettings
 from producers.simulation import LineSettings, SimulatedLine
 from scorer.detector import Scores
+from scorer.features.graph import Image, Maps
 from scorer.fit import fit_detector
 from scorer.load import load_detector
+from scorer.regions.masks import Mask
 from workers.supervisor import Supervisor, stop_ray
 
 CAMERAS = 4
@@ -47,11 +49,11 @@ class InstantDetector:
     groups = 1
     field_px = None
 
-    def score(self, images: list[np.ndarray], masks: list[np.ndarray | None] | None = None) -> list[Scores]:
+    def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)
         return [Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
+    def close_up(self, part: Image) -> Maps:
         return [np.zeros((8, 8, 1), np.float32)]
 
 
