@@ -28,7 +28,7 @@ from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
 from discovery.store import pruning, registry, schema
-from discovery.store.database import DatabaseAway, fact
+from discovery.store.database import DatabaseAway, fact, parse_url
 from discovery.store.store import WITHDRAWN, Batch, Position, Store, TakenDefect
 from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
@@ -65,8 +65,10 @@ class Summary:
 def run(settings: Settings, stop: threading.Event) -> None:
     """Discover until `stop` is set, and wait for a store or a broker that is away.
 
-    Raises FlawlineError when the broker refuses, or a port or a file cannot be used.
+    Raises UsageError for a store.url that is none, FlawlineError when the broker refuses, or a port or a file cannot be
+    used.
     """
+    parse_url(settings.store_url)
     metrics, store_outage, broker_outage = (
         settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S), kafka_clients.broker_outage()
     )  # fmt: skip
