@@ -8,11 +8,13 @@ from sqlalchemy import func, select
 
 from discovery.round.lineage import DefectClass
 from discovery.store import decisions, registry, schema
+from discovery.store import undo as way_back
+from discovery.store.decision_records import find
 from discovery.store.decisions import SEVERITIES
 from discovery.store.pruning import frames_by_class
 from discovery.store.store import Store, stamp
 
-__all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "set_severity", "show", "split"]
+__all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "restore", "set_severity", "show", "split", "undo"]
 
 HISTORY = 50
 
@@ -33,7 +35,7 @@ def show(store: Store, reference: str) -> dict[str, Any]:
     with store.reading() as connection:
         known = registry.load(connection)
         by_id = {defect_class.id: defect_class for defect_class in known.classes}  # merged classes are shown, too
-        one = by_id.get(reference.upper()) or decisions.find(known, reference)
+        one = by_id.get(reference.upper()) or find(known, reference)
         frames = frames_by_class(connection).get(one.id, 0)
         places = connection.execute(
             select(d.c.camera, d.c.group_id, func.count().label("frames"))
@@ -100,6 +102,16 @@ def dismiss(store: Store, reference: str, who: str | None = None, why: str | Non
     """Say that a class is no defect; the class as it is then."""
     decisions.dismiss(store, reference, who=who, why=why)
     return show(store, reference)
+
+
+def undo(store: Store, reference: str | None, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Take back the last thing that people said, of all or about one class; return the class as it is then."""
+    return show(store, way_back.undo(store, reference, who=who, why=why))
+
+
+def restore(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Bring back a class that was dismissed or merged; return it as it is then."""
+    return show(store, way_back.restore(store, reference, who=who, why=why))
 
 
 def set_severity(

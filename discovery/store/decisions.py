@@ -1,32 +1,30 @@
 """What people say about classes: name, merge, split, dismiss, severity. It is audited, published and binding.
 
 Every function is one transaction over the store, so that the command line and the console may use them while discovery
-runs; it notices through the registry's revision. Raises UsageError in one line, and nothing has changed then.
+runs; it notices through the registry's revision. Raises UsageError in one line, and nothing has changed then. What was
+said is taken back by `discovery/store/undo.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from sqlalchemy import Connection, select, update
 
 from discovery.round import clustering
-from discovery.round.lineage import Change, DefectClass, Registry, class_id
-from discovery.round.single_round import event_of
+from discovery.round.lineage import Change, class_id
 from discovery.store import registry, schema
-from discovery.store.database import fact, insert, set_fact, stamp
-from discovery.store.store import Store, add_event, refresh_frame_classes
+from discovery.store.database import insert
+from discovery.store.decision_records import add_audit, add_note, find, measured, sample_of, write_changes
+from discovery.store.store import Store, refresh_frame_classes
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
-from flawline.user import user_name
 from scorer.vectors import unit
 
 SEVERITIES = ("minor", "major", "critical")
 NAME_LENGTH = 64
 SPLIT_MEMBERS_MIN = 4
-SPLIT_SAMPLE = 5_000
 
 
 def name(store: Store, reference: str, new_name: str, *, who: str | None = None, why: str | None = None) -> None:
@@ -41,8 +39,9 @@ def name(store: Store, reference: str, new_name: str, *, who: str | None = None,
             if other.id != one.id and new_name in (other.name, other.id):
                 raise UsageError(f"name {new_name!r} is taken by class {other.id}: choose another or merge the two")
         changed = replace(one, name=new_name, bound=True)
-        _write(store, connection, known, [(changed, Change(one.id, Transition.NAMED))], who, why)
-        _audit(store, connection, "name", one.id, new_name, one.name, who, why)
+        write_changes(store, connection, known, [(changed, Change(one.id, Transition.NAMED))], who, why)
+        entry = add_audit(store, connection, "name", one.id, new_name, one.name, who, why)
+        add_note(connection, entry, one)
 
 
 def set_severity(
@@ -55,8 +54,9 @@ def set_severity(
         known = registry.load(connection)
         one = find(known, reference)
         changed = replace(one, severity=severity)
-        _write(store, connection, known, [(changed, Change(one.id, Transition.SEVERITY_SET))], who, why)
-        _audit(store, connection, "severity", one.id, severity, one.severity, who, why)
+        write_changes(store, connection, known, [(changed, Change(one.id, Transition.SEVERITY_SET))], who, why)
+        entry = add_audit(store, connection, "severity", one.id, severity, one.severity, who, why)
+        add_note(connection, entry, one)
 
 
 def dismiss(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> None:
@@ -67,8 +67,9 @@ def dismiss(store: Store, reference: str, *, who: str | None = None, why: str | 
         if one.state is ClassState.DISMISSED:
             raise UsageError(f"class {one.id} is dismissed already")
         changed = replace(one, state=ClassState.DISMISSED, bound=True)
-        _write(store, connection, known, [(changed, Change(one.id, Transition.DISMISSED))], who, why)
-        _audit(store, connection, "dismiss", one.id, None, str(one.state), who, why)
+        write_changes(store, connection, known, [(changed, Change(one.id, Transition.DISMISSED))], who, why)
+        entry = add_audit(store, connection, "dismiss", one.id, None, str(one.state), who, why)
+        add_note(connection, entry, one)
 
 
 def merge(store: Store, reference: str, into: str, *, who: str | None = None, why: str | None = None) -> None:
@@ -105,38 +106,38 @@ def merge(store: Store, reference: str, into: str, *, who: str | None = None, wh
                 Change(survivor.id, Transition.GREW),
             ),
         ]
-        _write(store, connection, known, changes, who, why)
+        write_changes(store, connection, known, changes, who, why)
+        regions, totals = _members(connection, loser.id)
         registry.move_members(connection, loser.id, survivor.id)
-        _audit(store, connection, "merge", loser.id, survivor.id, None, who, why)
+        entry = add_audit(store, connection, "merge", loser.id, survivor.id, None, who, why)
+        add_note(connection, entry, loser, loser.members, regions, totals)
 
 
 def split(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> str:
     """Part a class in two by the looks of its members; the smaller part gets a new id, which is returned."""
-    r = schema.regions
     with store.transaction() as connection:
         known = registry.load(connection)
         one = find(known, reference)
-        rows = connection.execute(
-            select(r.c.id, r.c.defect_id, r.c.embedding)
-            .where((r.c.class_id == one.id) & (r.c.embedding_version == one.embedding_version))
-            .order_by(r.c.id.desc())
-            .limit(SPLIT_SAMPLE)
-        ).all()
-        if len(rows) < SPLIT_MEMBERS_MIN:
-            raise UsageError(f"class {one.id} has {len(rows)} members: splitting needs {SPLIT_MEMBERS_MIN}")
-        vectors = unit(np.stack([np.frombuffer(row.embedding, "<f2") for row in rows]))
+        ids, defects, vectors = sample_of(connection, one)
+        if len(ids) < SPLIT_MEMBERS_MIN:
+            raise UsageError(f"class {one.id} has {len(ids)} members: splitting needs {SPLIT_MEMBERS_MIN}")
         labels = clustering.fit(vectors, 2)
         if len(set(labels.tolist())) < 2:
             raise UsageError(f"class {one.id} cannot be split: its members look the same")
         smaller = labels == np.bincount(labels, minlength=2).argmin()
+        count = int(smaller.sum())
         child_id = class_id(known.next_number)
-        now = store.utc_ns()
+        centroid, radius = measured(one, vectors[smaller])
         child = replace(
-            _measured(one, vectors[smaller], int(smaller.sum())),
+            one,
             id=child_id,
             number=known.next_number,
             state=ClassState.CANDIDATE,
-            born_at=now,
+            members=count,
+            announced=count,
+            centroid=centroid,
+            radius=radius,
+            born_at=store.utc_ns(),
             born_round=known.round,
             confirmed_at=None,
             seen_rounds=0,
@@ -144,72 +145,27 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
             name=None,
             bound=True,
         )
-        rest = replace(_measured(one, vectors[~smaller], one.members - int(smaller.sum())), bound=True)
+        centroid, radius = measured(one, vectors[~smaller])
+        left = one.members - count
+        rest = replace(one, members=left, announced=left, centroid=centroid, radius=radius, bound=True)
         changes = [
             (rest, Change(one.id, Transition.SPLIT)),
             (child, Change(child_id, Transition.BORN, parents=(one.id,))),
         ]
-        _write(store, connection, known, changes, who, why, next_number=known.next_number + 1)
+        write_changes(store, connection, known, changes, who, why, next_number=known.next_number + 1)
         connection.execute(insert(connection, schema.class_parents).values(class_id=child_id, parent_id=one.id))
-        moved = [row for row, goes in zip(rows, smaller, strict=True) if goes]
-        for row in moved:
-            connection.execute(update(r).where(r.c.id == row.id).values(class_id=child_id, assigned_by="person"))
-        refresh_frame_classes(connection, [row.defect_id for row in moved])
-        _audit(store, connection, "split", one.id, child_id, None, who, why)
+        moved = [(region, defect) for region, defect, goes in zip(ids, defects, smaller, strict=True) if goes]
+        r = schema.regions
+        for region, _ in moved:
+            connection.execute(update(r).where(r.c.id == region).values(class_id=child_id, assigned_by="person"))
+        refresh_frame_classes(connection, [defect for _, defect in moved])
+        entry = add_audit(store, connection, "split", one.id, child_id, None, who, why)
+        add_note(connection, entry, one, count, [region for region, _ in moved])
     return child_id
 
 
-def find(known: Registry, reference: str) -> DefectClass:
-    """The living class with this id or name. Raises UsageError."""
-    for one in known.classes:
-        if reference in (one.id, one.name) or reference.upper() == one.id:
-            if one.merged_into is not None:
-                raise UsageError(f"class {one.id} was merged into {one.merged_into}: name that one")
-            return one
-    raise UsageError(f"no class {reference!r}: `flawline classes list` shows ids and names")
-
-
-def _measured(one: DefectClass, vectors: np.ndarray, members: int) -> DefectClass:
-    centroid = unit(vectors.mean(axis=0))
-    radius = clustering.radius_of(vectors, centroid)
-    return replace(one, centroid=centroid, radius=radius, members=members, announced=members)
-
-
-def _write(
-    store: Store,
-    connection: Connection,
-    known: Registry,
-    changes: Sequence[tuple[DefectClass, Change]],
-    who: str | None,
-    why: str | None,
-    next_number: int | None = None,
-) -> None:
-    revision = int(fact(connection, "revision", "0")) + 1
-    set_fact(connection, "revision", str(revision))
-    registry.save_classes(connection, [one for one, _ in changes], next_number or known.next_number)
-    for one, change in changes:
-        serial = f"p{revision}"  # by a person; rounds are numbered without a letter
-        who = who or user_name() or "unknown"
-        add_event(connection, event_of(one, change, known.round, store.utc_ns(), serial, who, why))
-
-
-def _audit(
-    store: Store,
-    connection: Connection,
-    action: str,
-    class_id: str,
-    value: str | None,
-    before: str | None,
-    who: str | None,
-    why: str | None,
-) -> None:
-    row = {
-        "at": stamp(store.utc_ns()),
-        "who": who or user_name() or "unknown",
-        "action": action,
-        "class_id": class_id,
-        "value": value,
-        "before": before,
-        "why": why,
-    }
-    connection.execute(schema.audit.insert().values(row))
+def _members(connection: Connection, name: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a class's regions, and of its defects that are only counted any more."""
+    r, t = schema.regions.c, schema.defect_totals.c
+    regions = connection.scalars(select(r.id).where(r.class_id == name).order_by(r.id)).all()
+    return list(regions), list(connection.scalars(select(t.id).where(t.class_id == name)))

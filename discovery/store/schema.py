@@ -14,7 +14,7 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `classes`: the registry; `state` is candidate, confirmed, dormant, merged or dismissed.
 - `class_parents`: from which classes a class was split.
 - `class_events`: every transition, as published on the topic `classes`; for annotations.
-- `audit`: what people did to classes: who, when, why.
+- `audit`: what people did to classes: who, when, why; `audit_notes` says how to take it back, and what was taken back.
 - `rounds`: every round of clustering with the number of classes, its range and how stable it was.
 - `rejections`: records that could not be used, by reason.
 - `positions`, `sequences_seen`, `facts`: bookkeeping that makes a redelivered record change nothing.
@@ -220,6 +220,19 @@ audit = Table(
     Column("value", Text, comment="The name, the severity or the other class."),
     Column("before", Text),
     Column("why", Text),
+)
+
+audit_notes = Table(
+    "audit_notes",
+    metadata,
+    Column("audit_id", _Id, ForeignKey("audit.id"), primary_key=True, autoincrement=False),
+    Column(
+        "before", Text, nullable=False, comment="The changed class as it was: JSON of state, name, severity, bound."
+    ),
+    Column("members", Integer, nullable=False, comment="Members that went to the other class."),
+    Column("regions", LargeBinary, nullable=False, comment="Their ids, int64, little endian."),
+    Column("totals", LargeBinary, nullable=False, comment="Ids of the `defect_totals` that went with them."),
+    Column("undone_by", _Id, ForeignKey("audit.id"), comment="The entry that took it back."),
 )
 
 rounds = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flawline.errors import UsageError
 from flawline.user import user_name
 from station.cli.options import Config, Json, JsonFile, debuggable, settings_of
 
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
     from discovery.store.store import Store
     from flawline.settings.tree import Settings
 
-app = typer.Typer(help="Defect classes: list them, name them, merge them.", no_args_is_help=True)
+app = typer.Typer(help="Defect classes: list them, name them, merge them, and take it back.", no_args_is_help=True)
 
 Reference = Annotated[str, typer.Argument(metavar="CLASS", help="Id or name of the class.")]
 Why = Annotated[str | None, typer.Option(help="Reason, for the audit trail.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 
 @app.command("list")
@@ -83,6 +86,7 @@ def merge(
     reference: Reference,
     into: Annotated[str, typer.Argument(metavar="INTO", help="Id or name of the class that stays.")],
     why: Why = None,
+    yes: Yes = False,
     json: Json = False,
     json_file: JsonFile = None,
     config: Config = None,
@@ -90,7 +94,11 @@ def merge(
     """Merge a class into another one."""
     from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: class_commands.merge(store, reference, into, who=user_name(), why=why))
+    def action(store: Store) -> dict[str, Any]:
+        _confirm(store, reference, f"go to {into}", yes)
+        return class_commands.merge(store, reference, into, who=user_name(), why=why)
+
+    _run(config, json, json_file, action)
 
 
 @app.command("split")
@@ -107,12 +115,49 @@ def split(
 @app.command("dismiss")
 @debuggable
 def dismiss(
-    reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
+    reference: Reference,
+    why: Why = None,
+    yes: Yes = False,
+    json: Json = False,
+    json_file: JsonFile = None,
+    config: Config = None,
 ) -> None:
     """Mark a class as no defect."""
     from discovery.store import class_commands
 
-    _run(config, json, json_file, lambda store: class_commands.dismiss(store, reference, who=user_name(), why=why))
+    def action(store: Store) -> dict[str, Any]:
+        _confirm(store, reference, "are no defects then, and leave the classes", yes)
+        return class_commands.dismiss(store, reference, who=user_name(), why=why)
+
+    _run(config, json, json_file, action)
+
+
+@app.command("undo")
+@debuggable
+def undo(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[CLASS]", help="Id or name of the class; default the last word of all.")
+    ] = None,
+    why: Why = None,
+    json: Json = False,
+    json_file: JsonFile = None,
+    config: Config = None,
+) -> None:
+    """Take back the last thing that people said about classes, or about one class."""
+    from discovery.store import class_commands
+
+    _run(config, json, json_file, lambda store: class_commands.undo(store, reference, who=user_name(), why=why))
+
+
+@app.command("restore")
+@debuggable
+def restore(
+    reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
+) -> None:
+    """Bring back a class that was dismissed or merged, whatever was said since."""
+    from discovery.store import class_commands
+
+    _run(config, json, json_file, lambda store: class_commands.restore(store, reference, who=user_name(), why=why))
 
 
 @app.command("severity")
@@ -187,6 +232,19 @@ def _store(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _confirm(store: Store, reference: str, what: str, yes: bool) -> None:
+    """Ask before frames are hidden. Raises UsageError where there is no terminal to ask at, typer.Abort for a no."""
+    from discovery.store import class_commands
+
+    shown = class_commands.show(store, reference)
+    text = f"{shown['frames']} frames of class {shown['name'] or shown['id']} {what}"
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{text}: confirm it with --yes")
+    typer.confirm(f"{text}. Do it?", abort=True, err=True)
 
 
 def _run(config: Path | None, json: bool, json_file: Path | None, action: Callable[[Store], dict[str, Any]]) -> None:

@@ -32,6 +32,12 @@ def heat_over(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (grey * (1 - weight) + heat_colours(heat) * weight).astype(np.uint8)
 
 
+def heat_layer(values: np.ndarray) -> np.ndarray:
+    """Return uint8 (H, W, 4) RGBA of a heat map in aligned units, as opaque as `heat_over` makes it."""
+    weight = np.clip(heat_share(values) * 2, 0, 0.8)
+    return np.dstack([heat_colours(values), (weight * 255).round().astype(np.uint8)])
+
+
 def heat_legend(steps: int = 9) -> list[tuple[float, str]]:
     """Return the colours of the scale: offset from 0 to 1, and colour as #rrggbb."""
     low, high = HEAT_RANGE

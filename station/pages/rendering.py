@@ -30,6 +30,7 @@ def _environment() -> Environment:
     )
     environment.filters["reasons"] = reasons
     environment.filters["time"] = _time
+    environment.filters["local"] = _local
     return environment
 
 
@@ -51,6 +52,13 @@ def data_uri(data: bytes, media_type: str) -> str:
 def reasons(counts: Mapping[str, int]) -> str:
     """Return counts with their reasons in one line, `0` for none."""
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
+
+
+def _local(at: datetime | int | None) -> Markup:
+    """Return a time as an element whose text the page's script changes from UTC into local time."""
+    if isinstance(at, int):
+        at = datetime.fromtimestamp(at * NS, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), _time(at)) if at else Markup("–")
 
 
 def _time(at: datetime | int | None) -> str:

@@ -16,25 +16,29 @@ from station.web.access import Access, LogIn, needs
 from station.web.accounts import Accounts, Role
 from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
+from station.web.live import LiveWatch
 from station.web.routes import classes, defects, line, people
+from station.web.routes import live as live_routes
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
 
 HEADING = "That did not work"
 
 
-def create(settings: Settings, stores: StoreWatch, watch: LedgerWatch, accounts: Accounts, is_open: bool) -> FastAPI:
-    """Return the console of a line, over its store, its ledger and its users.
+def create(
+    settings: Settings, stores: StoreWatch, watch: LedgerWatch, live: LiveWatch, accounts: Accounts, is_open: bool
+) -> FastAPI:
+    """Return the console of a line, over its store, its ledger, its verdicts and its users.
 
     `is_open` says that while there is no user everybody may do everything, since only this machine reaches it.
     """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
     access = Access(accounts, settings.console, is_open)
-    app.state.context = Context(settings, stores, watch, access)
+    app.state.context = Context(settings, stores, watch, live, access)
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
-    for module in (line, classes, defects, people):
+    for module in (live_routes, line, classes, defects, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
         app.include_router(router)

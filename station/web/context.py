@@ -15,7 +15,12 @@ from flawline.settings.tree import Settings
 from station.pages import rendering
 from station.web.access import Access, Visitor
 from station.web.ledger_watch import LedgerState, LedgerWatch
+from station.web.live import LiveWatch
 from station.web.store_watch import StoreWatch
+
+THEME_COOKIE = "flawline_theme"
+THEMES = ("light", "dark")
+"""What a person has chosen by the switch; else the page follows the system."""
 
 MAX_ROW_ID = 2**63 - 1
 
@@ -27,8 +32,10 @@ class Context:
     settings: Settings
     stores: StoreWatch
     watch: LedgerWatch
+    live: LiveWatch
     access: Access
     visitor: Visitor | None = None
+    theme: str = ""
 
     @property
     def store(self) -> Store:
@@ -37,13 +44,16 @@ class Context:
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page of the console."""
-        return HTMLResponse(rendering.render(template, line=self.settings.line, visitor=self.visitor, **values), status)
+        shared = {"line": self.settings.line, "visitor": self.visitor, "theme": self.theme}
+        return HTMLResponse(rendering.render(template, **shared, **values), status)
 
 
 def context_of(request: Request) -> Context:
     """Return the context that `create` gave to the app, with the visitor of this request."""
     context: Context = request.app.state.context
-    return replace(context, visitor=getattr(request.state, "visitor", None))
+    theme = request.cookies.get(THEME_COOKIE, "")
+    visitor = getattr(request.state, "visitor", None)
+    return replace(context, visitor=visitor, theme=theme if theme in THEMES else "")
 
 
 async def _context(request: Request) -> Context:

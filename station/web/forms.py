@@ -66,6 +66,10 @@ def person(form: Form, visitor: Visitor) -> tuple[str, str | None]:
     return who, why or None
 
 
+HIDING = ("dismiss", "merge")
+"""Actions that take frames from a person's eyes: they are confirmed on a page that counts the frames."""
+
+
 def act(store: Store, class_id: str, action: str, form: Form, visitor: Visitor) -> str:
     """Do to a class what a form asks for, and return the id of the class to show next. Raises UsageError."""
     who, why = person(form, visitor)
@@ -82,4 +86,6 @@ ACTIONS: dict[str, Action] = {
     "merge": class_commands.merge,
     "dismiss": lambda store, class_id, _, who, why: class_commands.dismiss(store, class_id, who, why),
     "split": lambda store, class_id, _, who, why: class_commands.split(store, class_id, who, why),
+    "restore": lambda store, class_id, _, who, why: class_commands.restore(store, class_id, who, why),
+    "undo": lambda store, class_id, _, who, why: class_commands.undo(store, class_id, who, why),
 }

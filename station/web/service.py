@@ -19,6 +19,7 @@ from station.web.accounts import Accounts
 from station.web.app import create
 from station.web.connections import CONNECTION_LIMIT, PatientProtocol
 from station.web.ledger_watch import LedgerWatch
+from station.web.live import LiveWatch
 from station.web.security import is_loopback
 from station.web.store_watch import ANSWER_TIMEOUT_S, StoreWatch
 
@@ -44,12 +45,15 @@ def _serve(
     settings: Settings, stores: StoreWatch, accounts: Accounts, listener: socket.socket, stop: threading.Event
 ) -> None:
     console = settings.console
-    watch, ended = LedgerWatch(settings), threading.Event()
+    watch, live, ended = LedgerWatch(settings), LiveWatch(settings), threading.Event()
     # What does not answer blocks these threads for seconds, and a stop must not wait for that.
     ledger = threading.Thread(target=watch.run, args=(ended,), name="ledger", daemon=True)
+    verdicts = threading.Thread(target=live.run, args=(ended,), name="verdicts", daemon=True)
     looking = threading.Thread(target=stores.run, args=(ended,), name="store", daemon=True)
     config = uvicorn.Config(
-        create(settings, stores, watch, accounts, is_open=_is_loopback_host(console.host) and not console.proxies),
+        create(
+            settings, stores, watch, live, accounts, is_open=_is_loopback_host(console.host) and not console.proxies
+        ),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -68,11 +72,12 @@ def _serve(
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
     looking.start()
     ledger.start()
+    verdicts.start()
     serving.start()
     log.info("the console is on %s://%s:%d", "https" if console.tls_certfile else "http", console.host, console.port)
     try:
         while not stop.wait(CHECK_S):
-            for thread in (serving, ledger, looking):
+            for thread in (serving, ledger, verdicts, looking):
                 if not thread.is_alive():
                     raise FlawlineError(
                         f"the console's {thread.name} thread has ended by itself: see what it reports above"
@@ -81,7 +86,7 @@ def _serve(
         ended.set()
         server.should_exit = True
         serving.join()
-        for thread in (ledger, looking):
+        for thread in (ledger, verdicts, looking):
             thread.join(STOP_TIMEOUT_S)
 
 

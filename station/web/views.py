@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import cv2
 import numpy as np
 
 from flawline import imaging
 from flawline.messages import Codec, Decision
 from ledger.accounting import Account, Report
-from station.pages.heat import heat_colours
+from station.pages.heat import heat_colours, heat_layer
 from station.web.queries import MinuteCount
 
 HOUR_MINUTES = 60
@@ -100,6 +101,14 @@ def ledger_rows(report: Report) -> list[tuple[str, Account]]:
 def heat_png(data: bytes, height: int, width: int) -> bytes:
     """Return the PNG of a stored heat map (float16, little endian)."""
     return imaging.encode(heat_colours(np.frombuffer(data, "<f2").reshape(height, width)), Codec.PNG)
+
+
+def layer_png(data: bytes, height: int, width: int) -> bytes:
+    """Return the PNG of a stored heat map to be laid over its picture: what is normal is transparent."""
+    layer = heat_layer(np.frombuffer(data, "<f2").reshape(height, width))
+    done, png = cv2.imencode(".png", cv2.cvtColor(layer, cv2.COLOR_RGBA2BGRA))
+    assert done, "a small array is always encoded"
+    return bytes(png)
 
 
 def next_page(ids: Sequence[int], limit: int) -> int | None:

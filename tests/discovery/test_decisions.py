@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from discovery.store import class_commands, decisions, schema
+from discovery.store.decision_records import find
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
@@ -63,7 +64,7 @@ def test_named_class_is_audited_published_and_bound(stream):
     }
     ((_, event),) = stream.store.outbox()
     assert (event.transition, event.name, event.who) == (Transition.NAMED, "long scratch", "ana")
-    assert decisions.find(stream.registry(), "long scratch").fixed
+    assert find(stream.registry(), "long scratch").fixed
 
 
 def test_merged_classes_stay_one_in_later_rounds(stream):
@@ -101,7 +102,7 @@ def test_dismissed_class_stays_dismissed_and_takes_in_its_like(stream):
     stream.feed([0, 1, 2] * 14)
     stream.round()
     assert ids(stream)[0] == first
-    assert decisions.find(stream.registry(), first).state is ClassState.DISMISSED
+    assert find(stream.registry(), first).state is ClassState.DISMISSED
     assert first not in {row["id"] for row in class_commands.list_classes(stream.store)}
     assert first in {row["id"] for row in class_commands.list_classes(stream.store, everything=True)}
 

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from discovery import service
 from discovery.service import DiscoveryService
 from discovery.store import decisions, registry, schema
+from discovery.store.decision_records import find
 from discovery.store.store import Store
 from flawline import messages, telemetry
 from flawline.errors import FlawlineError
@@ -210,7 +211,7 @@ def test_round_that_a_person_overtakes_is_run_again(settings, monkeypatch):
 
         monkeypatch.setattr(registry, "write_round", write_after_a_person)
         running.drain()
-        assert decisions.find(registry.read(running.store), "scratch").id == name
+        assert find(registry.read(running.store), "scratch").id == name
 
 
 def test_second_process_stands_by_until_the_first_has_gone(settings):

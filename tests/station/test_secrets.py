@@ -195,6 +195,8 @@ COMMANDS = [
     ["classes", "split", "C-1"],
     ["classes", "dismiss", "C-1"],
     ["classes", "severity", "C-1", "3"],
+    ["classes", "undo"],
+    ["classes", "restore", "C-1"],
     ["classes", "dismissed"],
     ["users", "list"],
     ["users", "list", "--json"],

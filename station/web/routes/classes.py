@@ -9,6 +9,8 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
+from discovery.store import class_commands
+from discovery.store import undo as way_back
 from discovery.store.decisions import NAME_LENGTH, SEVERITIES
 from flawline.errors import UsageError
 from station.web import forms, queries, views
@@ -28,11 +30,12 @@ router = APIRouter()
 
 
 @router.get("/classes")
-def classes(context: TheContext, store: TheStore, everything: Everything = False) -> Response:
+def classes(request: Request, context: TheContext, store: TheStore, everything: Everything = False) -> Response:
     """List the classes with some of their members."""
     rows = queries.classes(store, everything)
     crops = queries.salient_regions(store, [row.id for row in rows if row.merged_into is None], CLASS_CROPS)
-    return context.page("classes.html", classes=rows, crops=crops, everything=everything)
+    last = way_back.last(store)
+    return context.page("classes.html", classes=rows, crops=crops, everything=everything, last=last, who=_who(request))
 
 
 @router.get("/api/classes")
@@ -56,6 +59,8 @@ def act(
         raise HTTPException(404, f"a class has no action {action}: choose from {', '.join(forms.ACTIONS)}")
     if all(row.id != class_id for row in queries.classes(context.store, everything=True)):
         raise _no_class(class_id)
+    if action in forms.HIDING and form.get("confirmed") != "yes":
+        return _confirmation(context, class_id, action, form)
     try:
         shown_id = forms.act(context.store, class_id, action, form, visitor)
     except UsageError as error:
@@ -65,6 +70,14 @@ def act(
     if visitor.name is None:
         response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
     return response
+
+
+@router.post("/classes/undo", dependencies=[needs(Role.REVIEW)])
+def undo(context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Response:
+    """Take back the last thing that people said, and show the class that it was about."""
+    who, why = forms.person(form, visitor)
+    shown = class_commands.undo(context.store, None, who, why)
+    return RedirectResponse(f"/classes/{quote(shown['id'])}", 303)
 
 
 @router.get("/regions/{region_id}/crop.jpg")
@@ -99,11 +112,26 @@ def _class_page(
         "audit": queries.audit(store, class_id),
         "severities": SEVERITIES,
         "name_length": NAME_LENGTH,
-        "who": unquote(request.cookies.get(WHO_COOKIE, "")),
+        "who": _who(request),
         "problem": problem,
         "form": form or {},
     }
     return context.page("class.html", status, **values)
+
+
+def _confirmation(context: Context, class_id: str, action: str, form: forms.Form) -> Response:
+    """Return the page that says how many frames an action hides, and asks for a second word."""
+    rows = {row.id: row for row in queries.classes(context.store, everything=True)}
+    into = rows.get(form.get("value", "")) if action == "merge" else None
+    if action == "merge" and into is None:
+        raise _no_class(form.get("value", ""))
+    values = {"class": rows[class_id], "into": into, "action": action, "form": form}
+    return context.page("confirm.html", **values)
+
+
+def _who(request: Request) -> str:
+    """Return the name that a person gave in the last form, where no users exist."""
+    return unquote(request.cookies.get(WHO_COOKIE, ""))
 
 
 def _no_class(class_id: str) -> HTTPException:

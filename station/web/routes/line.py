@@ -1,4 +1,4 @@
-"""The live line: its ledger, its decisions, and whether the console works."""
+"""The account of the line: its ledger, its decisions, and whether the console works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ public = APIRouter()
 """What a health check asks for, which has no user."""
 
 
-@router.get("/")
+@router.get("/ledger")
 def line(context: TheContext, store: TheStore, ledger: TheLedger) -> Response:
     """Show the ledger, the decisions of the last hour, and the alarm share of each camera."""
     now = stamp(store.utc_ns())

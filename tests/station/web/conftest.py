@@ -17,6 +17,7 @@ from flawline.settings.tree import Settings, load_settings
 from station.web.accounts import Accounts
 from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
+from station.web.live import LiveWatch
 from station.web.store_watch import StoreWatch
 from tests.discovery import factories
 from tests.discovery.stream import Stream
@@ -83,11 +84,12 @@ def browser(
     is_open: bool = True,
     address: str = ADDRESS,
     client: str = "127.0.0.1",
+    live: LiveWatch | None = None,
 ) -> TestClient:
     """Return a browser on a machine, which gets an error of the console as a response and not as an exception."""
     stores = StoreWatch(lambda: store)
     stores.poll()
-    app = create(settings, stores, watch, accounts, is_open)
+    app = create(settings, stores, watch, live or LiveWatch(settings), accounts, is_open)
     return TestClient(
         app, base_url=address, follow_redirects=False, raise_server_exceptions=False, client=(client, 50_000)
     )

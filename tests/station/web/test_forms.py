@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def ids(store: Store) -> list[str]:
 
 
 def send(client: TestClient, class_id: str, action: str, **fields: str) -> Any:
-    form = {"token": token(client, class_id), "who": "ana", "why": "seen at the gate"} | fields
+    form = {"token": token(client, class_id), "who": "ana", "why": "seen at the gate", "confirmed": "yes"} | fields
     return client.post(f"/classes/{class_id}/{action}", data=form)
 
 
@@ -50,6 +51,39 @@ def test_every_action_does_what_its_command_does(client: TestClient, store: Stor
     merged = send(client, ids[0], "merge", value=ids[1])
     assert merged.headers["location"] == f"/classes/{ids[1]}"
     assert class_commands.show(store, ids[1])["merged_from"] == [ids[0]]
+
+
+@pytest.mark.parametrize("action", forms.HIDING)
+def test_action_that_hides_frames_is_confirmed_on_a_page_that_counts_them(
+    client: TestClient, store: Store, ids: list[str], action: str
+) -> None:
+    before = [class_commands.show(store, class_id) for class_id in ids]
+    page = send(client, ids[0], action, value=ids[1], confirmed="")
+    assert page.status_code == 200 and "<b>28 frames</b>" in page.text
+    assert [class_commands.show(store, class_id) for class_id in ids] == before
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.text.partition("confirm")[2]))
+    assert fields["confirmed"] == "yes" and fields["who"] == "ana"
+    assert client.post(f"/classes/{ids[0]}/{action}", data=fields).status_code == 303
+    assert class_commands.show(store, ids[0])["state"] in ("dismissed", "merged")
+
+
+@pytest.mark.parametrize("action", forms.HIDING)
+def test_class_that_was_hidden_comes_back_by_its_page_and_by_undo(
+    client: TestClient, store: Store, ids: list[str], action: str
+) -> None:
+    def shown() -> list[dict[str, Any]]:
+        """Return the classes, but for the latest capture: a survivor keeps that of what it had."""
+        return [row | {"last_seen_at": None} for row in client.get("/api/classes").json()["classes"]]
+
+    before = shown()
+    for way in (f"/classes/{ids[0]}/restore", f"/classes/{ids[0]}/undo", "/classes/undo"):
+        assert send(client, ids[0], action, value=ids[1]).status_code == 303
+        assert shown() != before
+        assert f"{ids[0]} was" in client.get("/classes").text, "the way back is offered"
+        form = {"token": token(client, ids[1]), "who": "ana", "why": "a slip"}
+        assert client.post(way, data=form).headers["location"] == f"/classes/{ids[0]}"
+        assert shown() == before
+    assert class_commands.show(store, ids[0])["audit"][-1]["why"] == "a slip"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
     assert process.returncode == code and "Traceback" not in stderr
 
 
-def answer_of(port: int, path: str = "/") -> tuple[int, str]:
+def answer_of(port: int, path: str = "/ledger") -> tuple[int, str]:
     """Status and text of a page; 0 while nothing listens."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
@@ -140,7 +140,7 @@ def test_roles_of_up_are_shown(
     assert client.get("/api/roles").json() == {"roles": None}
     states = [RoleState("discover", True, 3, 95.0), RoleState("work", True, 0, 0.0)]
     monkeypatch.setattr(role_states, "read", lambda settings: states)
-    text = client.get("/").text
+    text = client.get("/ledger").text
     assert "has been failing for 95 s" in text and "<td>runs</td>" in text
     assert [role["restarts"] for role in client.get("/api/roles").json()["roles"]] == [3, 0]
 

@@ -1,0 +1,231 @@
+"""The way back: what a person said about a class is taken back, and a class that was dismissed or merged comes back.
+
+An id that was given stays given: a class that came from a split is merged into the class it came from, and a class that
+was merged gets those of its former members back that are still where the merge put them. The members that have come
+since stay. Taking back is one transaction, audited and published like a decision. Raises UsageError in one line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, select, update
+
+from discovery.round.lineage import Change, DefectClass, Registry
+from discovery.store import registry, schema
+from discovery.store.database import parts
+from discovery.store.decision_records import add_audit, find, measured, sample_of, write_changes
+from discovery.store.store import Store, refresh_frame_classes
+from flawline.errors import UsageError
+from flawline.messages import ClassState, Transition
+
+UNDO = "undo"
+MOVES = ("merge", "split")
+"""Actions that speak of two classes: the entry's `value` is the other one."""
+
+
+def undo(store: Store, reference: str | None = None, *, who: str | None = None, why: str | None = None) -> str:
+    """Take back the last thing that people said, of all or about one class; return the id of the class to look at."""
+    with store.transaction() as connection:
+        known = registry.load(connection)
+        class_id = _find_any(known, reference).id if reference is not None else None
+        entry = next(
+            (entry for entry in _open_entries(connection) if class_id is None or class_id in _speaks_of(entry)), None
+        )
+        if entry is None:
+            raise UsageError(f"nothing to take back{f' about class {class_id}' if class_id else ''}")
+        later = next(other for other in _open_entries(connection) if set(_speaks_of(other)) & set(_speaks_of(entry)))
+        if later.id != entry.id:
+            raise UsageError(
+                f"{_words(later)} after {_words(entry)}: take that back first, `flawline classes undo {later.class_id}`"
+            )
+        return _take_back(store, connection, known, entry, who, why)
+
+
+def restore(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> str:
+    """Bring a class back that a person has dismissed or merged, whatever was said since; return its id."""
+    with store.transaction() as connection:
+        known = registry.load(connection)
+        known_class = _find_any(known, reference)
+        action = {ClassState.DISMISSED: "dismiss", ClassState.MERGED: "merge"}.get(known_class.state)
+        if action is None:
+            raise UsageError(f"class {known_class.id} is {known_class.state}: it was neither dismissed nor merged")
+        entries = (entry for entry in _open_entries(connection) if entry.action == action)
+        entry = next((entry for entry in entries if entry.class_id == known_class.id), None)
+        if entry is None:
+            raise UsageError(
+                f"class {known_class.id} was merged by a round: `flawline classes split` parts the other one"
+            )
+        return _take_back(store, connection, known, entry, who, why)
+
+
+def last(store: Store) -> dict[str, Any] | None:
+    """Return what `undo` would take back: class_id, who, at and words; None for nothing."""
+    with store.reading() as connection:
+        entry = next(iter(_open_entries(connection, limit=1)), None)
+    if entry is None:
+        return None
+    return {"class_id": entry.class_id, "who": entry.who, "at": entry.at, "words": _words(entry)}
+
+
+def _open_entries(connection: Connection, limit: int | None = None) -> list[Any]:
+    """Return what people said and nobody has taken back, the latest first, with the notes."""
+    a, n = schema.audit, schema.audit_notes
+    query = (
+        select(a, n.c.audit_id, n.c.before.label("state"), n.c.members)
+        .join_from(a, n, n.c.audit_id == a.c.id, isouter=True)
+        .where(a.c.action != UNDO, n.c.undone_by.is_(None))
+        .order_by(a.c.id.desc())
+        .limit(limit)
+    )
+    return list(connection.execute(query))
+
+
+def _speaks_of(entry: Any) -> tuple[str, ...]:
+    return (entry.class_id, entry.value) if entry.action in MOVES else (entry.class_id,)
+
+
+def _words(entry: Any) -> str:
+    """Return what a person did, as in "D-0001 was merged into D-0002"."""
+    done = {
+        "name": f"was named {entry.value}",
+        "severity": f"was rated {entry.value}",
+        "dismiss": "was dismissed",
+        "merge": f"was merged into {entry.value}",
+        "split": f"was split into itself and {entry.value}",
+    }
+    return f"{entry.class_id} {done.get(entry.action, entry.action)}"
+
+
+def _find_any(known: Registry, reference: str) -> DefectClass:
+    """Return a class by id, also a merged one, or by name. Raises UsageError."""
+    by_id = {known_class.id: known_class for known_class in known.classes}
+    return by_id.get(reference.upper()) or find(known, reference)
+
+
+def _take_back(
+    store: Store, connection: Connection, known: Registry, entry: Any, who: str | None, why: str | None
+) -> str:
+    if entry.audit_id is None and entry.action != "dismiss":
+        raise UsageError(
+            f"{_words(entry)} before this version, which noted nothing of how it was: do the opposite by hand"
+        )
+    by_id = {known_class.id: known_class for known_class in known.classes}
+    changed = by_id[entry.class_id]
+    # A dismissal of an older version has the state in its own entry.
+    before = json.loads(entry.state) if entry.audit_id is not None else {"state": entry.before, "bound": True}
+    if entry.action == "merge":
+        changes = _part(connection, by_id, entry, before)
+    elif entry.action == "split":
+        changes = _join(connection, by_id, entry)
+    else:
+        changes = [_as_before(known, changed, entry.action, before)]
+    write_changes(store, connection, known, changes, who, why)
+    undone_by = add_audit(store, connection, UNDO, entry.class_id, entry.action, entry.value, who, why)
+    n = schema.audit_notes
+    if entry.audit_id is None:
+        note = {"before": "{}", "members": 0, "regions": b"", "totals": b""}
+        connection.execute(n.insert().values(note | {"audit_id": entry.id, "undone_by": undone_by}))
+    connection.execute(update(n).where(n.c.audit_id == entry.id).values(undone_by=undone_by))
+    return str(entry.class_id)
+
+
+def _as_before(
+    known: Registry, changed: DefectClass, action: str, before: dict[str, Any]
+) -> tuple[DefectClass, Change]:
+    """Return a class with the former name, severity or state, and its event."""
+    if action == "name":
+        _require_free(known, changed.id, before["name"])
+        former = replace(changed, name=before["name"], bound=before["bound"])
+        return former, Change(changed.id, Transition.NAMED)
+    if action == "severity":
+        return replace(changed, severity=before["severity"]), Change(changed.id, Transition.SEVERITY_SET)
+    former = replace(changed, state=ClassState(before["state"]), bound=before["bound"])
+    return former, Change(changed.id, Transition.REVIVED)
+
+
+def _part(
+    connection: Connection, by_id: dict[str, DefectClass], entry: Any, before: dict[str, Any]
+) -> list[tuple[DefectClass, Change]]:
+    """Give a merged class its members back; both are bound, since a person has said that they are two."""
+    loser, survivor = by_id[entry.class_id], by_id[entry.value]
+    if survivor.merged_into is not None:
+        raise UsageError(
+            f"class {survivor.id} was merged into {survivor.merged_into} since: "
+            f"take that back first, `flawline classes restore {survivor.id}`"
+        )
+    n, t = schema.audit_notes.c, schema.defect_totals
+    note = connection.execute(select(n.regions, n.totals).where(n.audit_id == entry.id)).one()
+    elsewhere = _move(connection, np.frombuffer(note.regions, "<i8").tolist(), survivor.id, loser.id)
+    for part in parts(np.frombuffer(note.totals, "<i8").tolist()):
+        connection.execute(update(t).where(t.c.id.in_(part), t.c.class_id == survivor.id).values(class_id=loser.id))
+    count = max(entry.members - elsewhere, 0)
+    name = before["name"]
+    is_inherited = name is not None and survivor.name == name  # the survivor had none, and took this one
+    others = (known_class for known_class in by_id.values() if known_class.id != survivor.id)
+    is_taken = any(known_class.name == name for known_class in others)
+    back = replace(
+        loser,
+        state=ClassState(before["state"]),
+        merged_into=None,
+        members=count,
+        announced=count,
+        name=None if is_taken else name,
+        severity=before["severity"],
+        bound=True,
+    )
+    left = max(survivor.members - count, 0)
+    rest = replace(survivor, members=left, announced=left, name=None if is_inherited else survivor.name, bound=True)
+    return [
+        (_measured_anew(connection, rest), Change(survivor.id, Transition.SPLIT)),
+        (_measured_anew(connection, back), Change(loser.id, Transition.REVIVED, parents=(survivor.id,))),
+    ]
+
+
+def _join(connection: Connection, by_id: dict[str, DefectClass], entry: Any) -> list[tuple[DefectClass, Change]]:
+    """Merge the child of a split into the class it came from."""
+    parent, child = by_id[entry.class_id], by_id[entry.value]
+    for known_class in (parent, child):
+        if known_class.merged_into is not None:
+            raise UsageError(
+                f"class {known_class.id} was merged into {known_class.merged_into} since, by a round: "
+                "there is nothing to take back"
+            )
+    registry.move_members(connection, child.id, parent.id)
+    total = parent.members + child.members
+    gone = replace(child, state=ClassState.MERGED, merged_into=parent.id, members=0, name=None)
+    whole = replace(
+        parent, members=total, announced=total, bound=True, last_seen_at=max(parent.last_seen_at, child.last_seen_at)
+    )
+    return [
+        (gone, Change(child.id, Transition.MERGED, merged_into=parent.id)),
+        (_measured_anew(connection, whole), Change(parent.id, Transition.GREW)),
+    ]
+
+
+def _move(connection: Connection, regions: list[int], source: str, target: str) -> int:
+    """Move those of some regions that are in the class `source` to `target`; return how many are elsewhere now."""
+    r = schema.regions
+    elsewhere = 0
+    for part in parts(regions):
+        rows = connection.execute(select(r.c.id, r.c.defect_id, r.c.class_id).where(r.c.id.in_(part))).all()
+        there = [row for row in rows if row.class_id == source]
+        elsewhere += len(rows) - len(there)
+        ids = [row.id for row in there]
+        connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=target, assigned_by="person"))
+        refresh_frame_classes(connection, [row.defect_id for row in there])
+    return elsewhere
+
+
+def _measured_anew(connection: Connection, known_class: DefectClass) -> DefectClass:
+    centroid, radius = measured(known_class, sample_of(connection, known_class)[2])
+    return replace(known_class, centroid=centroid, radius=radius)
+
+
+def _require_free(known: Registry, class_id: str, name: str | None) -> None:
+    for other in known.classes:
+        if name is not None and other.id != class_id and other.name == name:
+            raise UsageError(f"name {name!r} is taken by class {other.id} since: give that one another name first")

@@ -1,0 +1,273 @@
+"""What the live page shows: the latest verdicts of each camera, and pictures of some of them.
+
+One thread follows the end of the topic `verdicts`, and reads for each camera at most one frame a second from the topic
+`frames` or the object store: the latest that was not accepted, else the latest. It is a reader beside the line, with
+limits in bytes, so that no verdict waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import cv2
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from flawline import clock, imaging, kafka_clients, messages, topics
+from flawline.errors import FlawlineError, one_line
+from flawline.messages import Codec, Decision, Frame, SchemaError, Verdict
+from flawline.object_store import ObjectStore, object_store
+from flawline.outage import Outage
+from flawline.settings.tree import Settings
+from station.web import camera_states
+
+log = logging.getLogger(__name__)
+
+STRIP = 50
+"""Verdicts that are kept of each camera."""
+POLL_MS = 250
+UP_INTERVAL_S = 2.0
+PICTURE_INTERVAL_S = 1.0
+PICTURE_SIDE_PX = 1280
+PICTURES_LIMIT_BYTES = 48 << 20
+SEARCHED_RECORDS = 8
+"""Records that are read to find a frame, from its capture on. One that waited in a spool lies further on."""
+VERDICT_FETCH_BYTES, FRAME_FETCH_BYTES = 1 << 20, 4 << 20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+"""Judgements, all of these: a picture a second is what an eye follows, and 1280 px fill half of a large screen."""
+
+
+@dataclass(frozen=True)
+class LiveVerdict:
+    """A verdict as the page shows it; `serial` grows with each, and boxes are x, y, width, height in pixels."""
+
+    serial: int
+    frame_id: str
+    camera: str
+    captured_at: int
+    decided_at: int
+    decision: Decision
+    score: float
+    boxes: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame as JPEG, at most PICTURE_SIDE_PX wide and high; `height` and `width` are the frame's own."""
+
+    frame_id: str
+    jpeg: bytes
+    height: int
+    width: int
+
+
+class Pictures:
+    """The latest pictures, up to a limit in bytes. Safe for several threads."""
+
+    def __init__(self, limit_bytes: int = PICTURES_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._by_frame: OrderedDict[str, Picture] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, picture: Picture) -> None:
+        """Keep a picture; the oldest go."""
+        with self._lock:
+            known = self._by_frame.pop(picture.frame_id, None)
+            self._bytes += len(picture.jpeg) - (len(known.jpeg) if known else 0)
+            self._by_frame[picture.frame_id] = picture
+            while self._bytes > self._limit_bytes and len(self._by_frame) > 1:
+                self._bytes -= len(self._by_frame.popitem(last=False)[1].jpeg)
+
+    def get(self, frame_id: str) -> Picture | None:
+        """Return a picture that is still kept."""
+        with self._lock:
+            return self._by_frame.get(frame_id)
+
+
+class LiveWatch:
+    """Follows the verdicts of a line for all who look at it."""
+
+    def __init__(self, settings: Settings, utc_ns: clock.UtcNs = clock.utc_ns) -> None:
+        self._settings = settings
+        self._utc_ns = utc_ns
+        self._outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._serials = count(1)
+        self._strips: dict[str, deque[LiveVerdict]] = {}
+        self._places: dict[str, int] = {}
+        self._shown: dict[str, LiveVerdict] = {}
+        self._shown_at: dict[str, int] = {}
+        self._verdicts: Any = None
+        self._frames: Any = None
+        self._objects: ObjectStore | None = None
+        self._asked_at = 0
+        self.cameras_up: dict[str, bool] = {}
+        self.pictures = Pictures()
+        self.problem: str | None = "the verdicts are being read"
+
+    @property
+    def cameras(self) -> list[str]:
+        """The names of the cameras that have had a verdict since this console started."""
+        return sorted(self._strips)
+
+    def strip(self, camera: str, after: int = 0) -> list[LiveVerdict]:
+        """Return the latest verdicts of a camera, the oldest first; only serials above `after`."""
+        return [verdict for verdict in tuple(self._strips.get(camera, ())) if verdict.serial > after]
+
+    def shown(self, camera: str) -> LiveVerdict | None:
+        """Return the verdict that stands in a camera's tile: of those in the last second the one that matters most."""
+        return self._shown.get(camera)
+
+    def run(self, stop: threading.Event) -> None:
+        """Poll until `stop`."""
+        try:
+            while not stop.is_set():
+                stop.wait(self.poll())
+        finally:
+            self.close()
+
+    def poll(self) -> float:
+        """Read what is new and return the seconds to wait. For one thread."""
+        if self._utc_ns() - self._asked_at > UP_INTERVAL_S / clock.NS:
+            self.cameras_up, self._asked_at = camera_states.cameras_up(self._settings), self._utc_ns()
+        try:
+            self._read_verdicts()
+            for camera in self.cameras:
+                self._renew(camera)
+        except (KafkaError, FlawlineError, OSError) as error:
+            self.problem = one_line(error)
+            self.close()
+            failure = self._outage.failed()
+            if failure.is_reported:
+                log.warning("the live page has no verdicts: %s; trying again with growing pauses", self.problem)
+            return failure.pause_s
+        if self._outage.is_on:
+            log.info("the live page has verdicts again, after %.0f s", self._outage.age_s())
+            self._outage.ended()
+        self.problem = None
+        return 0.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in (self._verdicts, self._frames):
+            if client is not None:
+                client.close()
+        self._verdicts = self._frames = None
+
+    def _read_verdicts(self) -> None:
+        if self._verdicts is None:
+            self._verdicts = self._at_the_end()
+            self._frames = kafka_clients.consumer(
+                self._settings,
+                max_poll_records=1,
+                fetch_max_bytes=FRAME_FETCH_BYTES,
+                max_partition_fetch_bytes=FRAME_FETCH_BYTES,
+            )
+            self._objects = object_store(self._settings)
+        polled = self._verdicts.poll(timeout_ms=POLL_MS)
+        fresh = (live for records in polled.values() for record in records if (live := self._seen(record)))
+        for verdict in fresh:
+            self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
+
+    def _at_the_end(self) -> Any:
+        """Return a consumer that begins some verdicts before the end of each partition."""
+        consumer = kafka_clients.consumer(
+            self._settings,
+            isolation_level="read_committed",
+            max_poll_records=500,
+            fetch_max_bytes=VERDICT_FETCH_BYTES,
+            max_partition_fetch_bytes=VERDICT_FETCH_BYTES,
+        )
+        name = self._settings.topic(topics.VERDICTS.name)
+        places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+        if not places:
+            consumer.close()
+            raise FlawlineError(f"topic {name} does not exist yet: no worker has started")
+        consumer.assign(places)
+        firsts = consumer.beginning_offsets(places)
+        for place, end in consumer.end_offsets(places).items():
+            consumer.seek(place, max(firsts[place], end - STRIP))
+        return consumer
+
+    def _seen(self, record: Any) -> LiveVerdict | None:
+        try:
+            verdict = messages.decode(Verdict, record.value or b"")
+        except SchemaError:
+            return None  # the ledger counts it
+        self._places[verdict.camera] = record.partition
+        return LiveVerdict(
+            serial=next(self._serials),
+            frame_id=verdict.frame_id,
+            camera=verdict.camera,
+            captured_at=verdict.captured_at,
+            decided_at=verdict.decided_at,
+            decision=verdict.decision,
+            score=verdict.score,
+            boxes=tuple(region.box for region in verdict.regions),
+        )
+
+    def _renew(self, camera: str) -> None:
+        """Show another verdict of a camera with its picture, at most once in PICTURE_INTERVAL_S."""
+        now, before = self._utc_ns(), self._shown.get(camera)
+        fresh = self.strip(camera, before.serial if before else 0)
+        if not fresh or now - self._shown_at.get(camera, 0) < PICTURE_INTERVAL_S / clock.NS:
+            return
+        target = most_important(fresh)
+        try:
+            frame = self._frame_of(target)
+            if frame is not None:
+                limit_bytes = self._settings.frames.decoded_limit_bytes
+                self.pictures.add(picture_of(frame, self._bytes_of(frame), limit_bytes))
+        except (FlawlineError, imaging.ImageError) as error:
+            log.debug("no picture of %s: %s", target.frame_id, error)
+        # What came before the target is passed over, so a later acceptance does not show an older reject again.
+        self._shown[camera], self._shown_at[camera] = replace(target, serial=fresh[-1].serial), now
+
+    def _frame_of(self, verdict: LiveVerdict) -> Frame | None:
+        """Return the frame of a verdict, None when it does not lie where it was captured."""
+        place = TopicPartition(self._settings.topic(topics.FRAMES.name), self._places[verdict.camera])
+        self._frames.assign([place])
+        start = self._frames.offsets_for_times({place: verdict.captured_at // 1_000_000})[place]
+        if start is None:
+            return None
+        self._frames.seek(place, start.offset)
+        for _ in range(SEARCHED_RECORDS):
+            for record in self._frames.poll(timeout_ms=POLL_MS).get(place, ()):
+                if dict(record.headers).get("frame-id", b"").decode("utf-8", "replace") == verdict.frame_id:
+                    try:
+                        return messages.decode(Frame, record.value or b"")
+                    except SchemaError:
+                        return None
+        return None
+
+    def _bytes_of(self, frame: Frame) -> bytes:
+        if frame.object_key is None:
+            return frame.data
+        if self._objects is None:
+            raise FlawlineError(f"{frame.frame_id} is object {frame.object_key} and frames.objects_url is not set")
+        return self._objects.get(frame.object_key, frame.size_bytes)
+
+
+def most_important(verdicts: Iterable[LiveVerdict]) -> LiveVerdict:
+    """Return the latest verdict that is no acceptance, or the latest of all."""
+    return max(verdicts, key=lambda verdict: (verdict.decision is not Decision.ACCEPT, verdict.serial))
+
+
+def picture_of(frame: Frame, data: bytes, limit_bytes: int) -> Picture:
+    """Return the picture of a frame, made smaller where it is larger than what is shown.
+
+    Raises ImageError, also when decoding would take more than `limit_bytes`.
+    """
+    shape = frame.height, frame.width, frame.channels
+    pixels = imaging.pixels(imaging.plan(data, frame.codec, shape=shape, memory_limit_bytes=limit_bytes))
+    share = min(PICTURE_SIDE_PX / max(pixels.shape[:2]), 1)
+    if share < 1 or frame.codec is not Codec.JPEG:
+        size = max(round(pixels.shape[1] * share), 1), max(round(pixels.shape[0] * share), 1)
+        data = imaging.encode(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), Codec.JPEG)
+    return Picture(frame.frame_id, data, frame.height, frame.width)
