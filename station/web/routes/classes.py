@@ -125,7 +125,7 @@ def _confirmation(context: Context, class_id: str, action: str, form: forms.Form
     into = rows.get(form.get("value", "")) if action == "merge" else None
     if action == "merge" and into is None:
         raise _no_class(form.get("value", ""))
-    values = {"class": rows[class_id], "into": into, "action": action, "form": form}
+    values: dict[str, Any] = {"class": rows[class_id], "into": into, "action": action, "form": form}
     return context.page("confirm.html", **values)
 
 
