@@ -41,6 +41,7 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from flawline import telemetry
 from flawline.checked_producer import CLIENT_STATE_LOST, CheckedProducer
 from flawline.errors import FlawlineError, one_line
+from flawline.outage import Outage
 from workers.lane import Job, Lane, Outcome
 from workers.sending import STUCK, Sender, Sent
 
@@ -67,7 +68,8 @@ ABORT_S = 5.0
 """How long an abort may take; then a new client takes over, whose start aborts too."""
 
 PAUSE_S = 0.1
-"""Pause after a transaction that failed."""
+LONGEST_PAUSE_S = 2.0
+"""First and longest pause after transactions that fail."""
 
 FENCED = "another process took this worker's place: run one `flawline work` per line and machine"
 
@@ -179,6 +181,7 @@ class TransactionalSender(Sender):
         self._requests: deque[CommitRequest] = deque()
         self._lost: list[Lane] = []
         self._is_closing = False
+        self._outage = Outage(PAUSE_S, LONGEST_PAUSE_S)
         super().__init__(*arguments, **options)
         self._thread = threading.Thread(target=self._guarded, name="transactions", daemon=True)
         self._thread.start()
@@ -295,9 +298,14 @@ class TransactionalSender(Sender):
                 attempt.commit(by_partition, group, lambda: self._client is client)
             except (KafkaError, OSError, ValueError) as error:
                 telemetry.TRANSACTIONS.labels("aborted").inc()
+                failure = self._outage.failed()
+                level = logging.WARNING if failure.is_reported else logging.DEBUG
+                reason = attempt.first_failure(error)[1]
+                log.log(level, "a transaction is not committed: %s", one_line(reason, with_type=True))
                 self._failed(attempt, sent, requests, offsets, error)
-                self._closed.wait(PAUSE_S)
+                self._closed.wait(failure.pause_s)
                 return False
+            self._outage.ended()
             telemetry.TRANSACTIONS.labels("committed").inc()
             place.remember(offsets)
             for item in sent:
@@ -335,7 +343,6 @@ class TransactionalSender(Sender):
         3. Otherwise the transaction has no effect. What it held is sent again, except for what the broker refuses.
         """
         item, reason = attempt.first_failure(error)
-        log.warning("a transaction is not committed: %s", one_line(reason, with_type=True))
         for request in requests:
             request.end(reason)
         # 1.
@@ -354,11 +361,13 @@ class TransactionalSender(Sender):
             self._replace(attempt.client, reason)
             return
         # 3.
-        if isinstance(reason, CLIENT_STATE_LOST) or not attempt.abort():
+        # A ValueError is of a partition that the client does not know: topics were replaced.
+        if isinstance(reason, (*CLIENT_STATE_LOST, ValueError)) or not attempt.abort():
             self._replace(attempt.client, reason)
         if item is not None and is_refused(reason):
             lane = item.job.lane
             lane.close()  # at once, so that nothing behind the refused frame leaves before it
+            self._lost.append(lane)
             self._answered(item)
             self._on_refused(item.job, item.outcome, one_line(reason, with_type=True))
             sent = [other for other in sent if other is not item]

@@ -166,6 +166,8 @@ def test_arguments_override_the_file(tmp_path: Path) -> None:
         ("[[cameras]]\nname = 'a'\nkind = 'simulated'\n" * 2, ["'a'", "twice"]),
         ("[[cameras]]\nname = 'a'\nkind = 'simulated'\npahts = 'x'", ["pahts", "unknown key"]),
         ("line = ", ["not valid TOML"]),
+        ("[kafka]\ndelivery = 'exactly-once'", ["kafka.delivery", "the embedded broker has no transactions"]),
+        ("[kafka]\ndelivery = 'at-most-once'", ["kafka.delivery", "'at-least-once' or 'exactly-once'"]),
     ],
 )
 def test_wrong_setting_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, words: list[str]) -> None:

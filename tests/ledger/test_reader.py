@@ -23,6 +23,7 @@ from ledger import reader as ledger
 from ledger.accounting import Account
 from ledger.reader import LedgerReader
 from station.cli.ledger import watch_ledger
+from tests.support.brokers import ApacheKafka, unique
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
@@ -242,6 +243,42 @@ def test_watch_serves_the_metric_and_outlives_a_broker_restart(
         stop.set()
         watcher.join(30)
     assert not watcher.is_alive()
+
+
+def test_offsets_are_accounted_for_when_the_outcomes_of_their_transaction_are_there(
+    apache_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        kafka={
+            "bootstrap_servers": apache_kafka.bootstrap,
+            "topic_prefix": unique("e") + ".",
+            "camera_partitions": 2,
+            "delivery": "exactly-once",
+        },
+    )
+    kafka_clients.ensure_topics(settings)
+    line, worker = TalkingLine(settings), TalkingLine(settings)
+    plain, worker._writer = worker._writer, kafka_clients.producer(settings, transactional_id=unique("worker"))
+    plain.close()
+    try:
+        line.captured(2, closed=True)
+        worker._writer.init_transactions()
+        worker._writer.begin_transaction()
+        worker.scored(0)
+        line.scored(1)  # another one's, behind the open transaction
+        with LedgerReader(settings) as reader:
+            reports: list[Any] = []
+            polling = threading.Thread(target=lambda: reports.append(reader.poll()))
+            polling.start()
+            polling.join(1.0)
+            assert polling.is_alive() and not reports
+            worker._writer.commit_transaction()
+            polling.join(60)
+        assert (reports[0].total.scored, reports[0].total.gaps) == (2, 0)
+    finally:
+        worker.close()
+        line.close()
 
 
 def scraped(port: int, outcome: str) -> float | None:

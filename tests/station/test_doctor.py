@@ -58,6 +58,21 @@ def test_healthy_line_has_no_failure_and_exit_0(
     assert not list((tmp_path / "objects").rglob("*.part"))
 
 
+@pytest.mark.parametrize("command", ["doctor", "work"])
+def test_exactly_once_on_a_broker_without_transactions_is_exit_2_with_one_line(
+    command: str, embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    file = tmp_path / "line.toml"
+    for address in ("", f'bootstrap_servers = "{embedded_broker.bootstrap}"\n'):
+        file.write_text(
+            f'data_dir = "{tmp_path}"\n[kafka]\n{address}delivery = "exactly-once"\n[metrics]\nworkers_port = 0\n'
+        )
+        done = flawline(command, "--config", str(file))
+        told = [line for line in done.stderr.splitlines() if "no transactions" in line]
+        assert done.returncode == 2 and len(told) == 1, done.stderr
+        assert "kafka.bootstrap_servers" in told[0] and "at-least-once" in told[0]
+
+
 @pytest.mark.system
 def test_any_failure_is_exit_1(tmp_path: Path, refusing_port: int) -> None:
     file = tmp_path / "line.toml"

@@ -298,6 +298,7 @@ def test_a_record_that_the_broker_refuses_closes_its_lane_and_nothing_behind_it_
     assert line.lane.closed
     wait_until(lambda: line.sender.unacknowledged_for_s == 0.0)
     assert client.committed == []
+    wait_until(lambda: line.lost == [line.lane])
 
 
 @pytest.mark.parametrize(
