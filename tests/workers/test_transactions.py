@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,7 +215,7 @@ class Case:
             return {}
         return {self.lane: OffsetAndMetadata(standing.offset, standing.beside(""), -1)}
 
-    def remember(self, offsets: dict[Lane, OffsetAndMetadata]) -> None:
+    def remember(self, offsets: Mapping[Lane, OffsetAndMetadata]) -> None:
         self.remembered += offsets.values()
 
     def send_all(self) -> None:
