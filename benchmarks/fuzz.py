@@ -125,7 +125,7 @@ class Readers:
             messages.decode(messages.DeadLetter, letter.record.value)
             return "refused"
         frame, pixels = picture.frame, picture.pixels
-        if pixels.shape != (frame.height, frame.width, 3) or pixels.dtype != "uint8":
+        if pixels.shape != (frame.height, frame.width, 3) or pixels.dtype not in ("uint8", "uint16"):
             raise AssertionError(f"{pixels.dtype} pixels of shape {pixels.shape}")
         return "taken"
 

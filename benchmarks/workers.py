@@ -48,6 +48,7 @@ class InstantDetector:
     alarm_rate = 0.0
     groups = 1
     field_px = None
+    sample_bits: tuple[int, ...] = (8,)
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)

@@ -39,17 +39,22 @@ class ImageError(FlawlineError):
 
 @dataclass(frozen=True)
 class Probe:
-    """The header of an encoded image."""
+    """The header of an encoded image: height and width as it is shown, turned by its EXIF `orientation` (1 to 8).
+
+    `sample_bits` are those of the format, 1 to 16, and 8 for a palette; the data of a 16-bit image may use fewer.
+    """
 
     codec: Codec
     height: int
     width: int
     channels: int
+    sample_bits: int = 8
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be decoded, and the most memory that this takes, with the pixels of uint8 (H, W, 3) that come out.
+    """What is to be decoded, and the most memory that this takes, with the pixels (H, W, 3) that come out.
 
     `data` has the image without what a decoder need not see.
     """
@@ -57,6 +62,32 @@ class Plan:
     header: Probe
     memory_bytes: int
     data: bytes = field(repr=False)
+
+
+# EXIF
+
+UPRIGHT = 1
+_ORIENTATION_TAG = 0x0112
+_UINT16 = 3
+
+
+def exif_orientation(block: bytes) -> int:
+    """Return the orientation (1 to 8) that a block of EXIF data names; 1, upright, where it is damaged or names none.
+
+    Source: Exif 2.32 (CIPA DC-008), 4.6.4; TIFF 6.0, section 2. At most 65,535 entries of 12 bytes are looked at.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 8:
+        return UPRIGHT
+    magic, first = struct.unpack_from(f"{order}HI", block, 2)
+    if magic != 42 or first + 2 > len(block):
+        return UPRIGHT
+    (entries,) = struct.unpack_from(f"{order}H", block, first)
+    for place in range(first + 2, min(first + 2 + 12 * entries, len(block) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+        if tag == _ORIENTATION_TAG:
+            return value if kind == _UINT16 and 1 <= value <= 8 else UPRIGHT
+    return UPRIGHT
 
 
 # PNG
@@ -89,7 +120,7 @@ def png_probe(data: bytes) -> Probe:
             f"PNG header announces colour type {colour} of {depth} bits, compression {compression}, filter "
             f"{filtering} and interlacing {interlace}, which the format does not know"
         )
-    return Probe(Codec.PNG, height, width, PNG_CHANNELS[colour])
+    return Probe(Codec.PNG, height, width, PNG_CHANNELS[colour], 8 if colour == 3 else depth)
 
 
 def png_plan(data: bytes) -> Plan:
@@ -106,9 +137,13 @@ def png_plan(data: bytes) -> Plan:
             f"PNG of {header.height}x{header.width} px has {data_bytes} bytes of data, which cannot hold its "
             f"{needed_bytes} bytes of pixels"
         )
-    # OpenCV 5.0 holds its array of all channels twice while it decodes, as measured; then ours stands beside it once.
-    library_bytes = (4 if colour == 3 else header.channels) * (2 if depth == 16 else 1)  # a palette may have alpha
-    memory_bytes = header.height * header.width * max(2 * library_bytes, library_bytes + 3)
+    # OpenCV 5.0 holds its array of all channels twice while it decodes, as measured; then ours stands beside it once,
+    # and beside ours of 16 bits one of 8 bits.
+    sample_bytes = 2 if depth == 16 else 1
+    library_bytes = (4 if colour == 3 else header.channels) * sample_bytes  # a palette may have alpha
+    result_bytes = 3 * sample_bytes
+    pixel_bytes = max(2 * library_bytes, library_bytes + result_bytes, result_bytes + 3 * (sample_bytes - 1))
+    memory_bytes = header.height * header.width * pixel_bytes
     whole = len(pieces) == 1 and len(pieces[0]) == len(data)
     return Plan(header, memory_bytes, data if whole else b"".join(pieces))
 
@@ -132,6 +167,8 @@ def _png_pieces(data: bytes) -> tuple[list[memoryview], int]:
         elif not kind.isalpha() or kind[:1].isupper():
             raise ImageError(f"PNG has a chunk {kind!r} at byte {place}, which the format does not know")
         else:
+            if kind == b"eXIf" and (orientation := exif_orientation(data[place + 8 : end - 4])) != UPRIGHT:
+                raise ImageError(f"PNG is to be turned by its EXIF data (orientation {orientation}): save it upright")
             pieces.append(view[start:place])
             start = end
             last = b"IDAT ended" if last == b"IDAT" else last
@@ -175,7 +212,8 @@ _SOF_UNREAD = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 """Tables, the restart interval, comments and application data."""
 
-_SOS, _EOI = 0xDA, 0xD9
+_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
+_EXIF = b"Exif\0\0"
 _KNOWN = frozenset(_SOF_READ | _SOF_UNREAD | _SKIPPED | {_SOS})
 _LENGTH = struct.Struct(">BBH")
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -184,9 +222,12 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 def jpeg_probe(data: bytes) -> Probe:
     """Read the header of a JPEG. Raises ImageError."""
+    orientation = None
     for marker, start, end in _jpeg_segments(data):
+        if orientation is None and marker == _APP1:
+            orientation = _jpeg_orientation(data, start, end)
         if marker in _SOF_READ or marker in _SOF_UNREAD:
-            return _jpeg_frame(data, marker, start, end)
+            return _jpeg_frame(data, marker, start, end, orientation or UPRIGHT)
         if marker == _SOS:
             break
     raise ImageError(f"JPEG of {len(data)} bytes has a damaged header: it has no frame")
@@ -194,14 +235,17 @@ def jpeg_probe(data: bytes) -> Probe:
 
 def jpeg_plan(data: bytes) -> Plan:
     """Follow the segments of a JPEG and return what decoding needs. Raises ImageError."""
-    header, scans, is_progressive = None, 0, False
+    header, scans, is_progressive, orientation = None, 0, False, None
     for marker, start, end in _jpeg_segments(data):
         if marker in _SKIPPED:
+            if orientation is None and marker == _APP1 and header is None:
+                orientation = _jpeg_orientation(data, start, end)
             continue
         if marker in _SOF_READ or marker in _SOF_UNREAD:
             if header is not None:
                 raise ImageError(f"JPEG of {len(data)} bytes has a second frame at byte {start}")
-            header, is_progressive = _jpeg_frame(data, marker, start, end), marker == 0xC2
+            header = _jpeg_frame(data, marker, start, end, orientation or UPRIGHT)
+            is_progressive = marker == 0xC2
         elif header is None:
             raise ImageError(f"JPEG of {len(data)} bytes has a damaged header: it has no frame")
         elif marker == _SOS:
@@ -217,9 +261,12 @@ def jpeg_plan(data: bytes) -> Plan:
 
 
 def _jpeg_memory(header: Probe, *, has_coefficients: bool) -> int:
-    """Return the bytes that decoding takes: our array, the library's for four channels, coefficients of 16 bits."""
+    """Return the bytes that decoding takes: our array, the library's for four channels, coefficients of 16 bits.
+
+    What is turned stands beside what is not.
+    """
     padded_px = -(-header.height // 32) * -(-header.width // 32) * 32 * 32  # blocks of 8 px, sampled up to fourfold
-    pixel_bytes = 6 if header.channels == 4 else 3
+    pixel_bytes = 6 if header.channels == 4 or header.orientation != UPRIGHT else 3
     return header.height * header.width * pixel_bytes + (2 * header.channels * padded_px if has_coefficients else 0)
 
 
@@ -250,7 +297,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise ImageError(f"JPEG of {size_bytes} bytes has more than {SEGMENT_LIMIT} segments")
 
 
-def _jpeg_frame(data: bytes, marker: int, start: int, end: int) -> Probe:
+def _jpeg_orientation(data: bytes, start: int, end: int) -> int | None:
+    """Return the orientation in a segment APP1, None for one that holds no EXIF data."""
+    return exif_orientation(data[start + len(_EXIF) : end]) if data.startswith(_EXIF, start, end) else None
+
+
+def _jpeg_frame(data: bytes, marker: int, start: int, end: int, orientation: int) -> Probe:
     if marker in _SOF_UNREAD:
         raise ImageError(f"JPEG is coded as SOF{marker - 0xC0}: baseline and progressive Huffman codes are read")
     if end - start < 6:
@@ -261,4 +313,6 @@ def _jpeg_frame(data: bytes, marker: int, start: int, end: int) -> Probe:
     factors = [divmod(data[place], 16) for place in range(start + 7, end, 3)]
     if not (height and width) or any(not (1 <= high <= 4 and 1 <= wide <= 4) for wide, high in factors):
         raise ImageError(f"JPEG header announces {height}x{width} px, sampled by {factors}")
-    return Probe(Codec.JPEG, height, width, channels)
+    if orientation > 4:  # turned by a quarter
+        height, width = width, height
+    return Probe(Codec.JPEG, height, width, channels, orientation=orientation)

@@ -94,7 +94,7 @@ class FolderReplay:
             data = b""
         if data and data[:2] != b"\xff\xd8" and not data.startswith(PNG_SIGNATURE):
             try:
-                return Capture(captured_at, pixels=imaging.read_image(path), codec=Codec.PNG, replay_key=key)
+                return Capture(captured_at, pixels=imaging.read_samples(path), codec=Codec.PNG, replay_key=key)
             except imaging.ImageError:
                 pass  # the publisher cannot read the bytes either, and counts the capture as a drop
         return Capture(captured_at, data=data, replay_key=key)

@@ -21,7 +21,7 @@ def to_frame(
     shape = None
     if capture.pixels is not None:
         pixels = capture.pixels
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8":
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype not in ("uint8", "uint16"):
             pixels = imaging.to_rgb(pixels)
         codec = codec or camera.codec
         shape = pixels.shape

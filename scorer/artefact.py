@@ -31,7 +31,10 @@ from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles, embedding_layers
 from scorer.whole_image import WholeUnit
 
-FORMAT = 2
+FORMAT = 3
+_READ = (2, FORMAT)
+"""Formats that are read. Format 2 does not hold the images' depth: those of 16 bits were taken to use them all."""
+_DEPTHS_OF_FORMAT_2 = [8, 16]
 _MANIFEST = "manifest.json"
 _ARRAYS = "model.safetensors"
 _EVIDENCE = "evidence.safetensors"
@@ -64,6 +67,7 @@ class Artefact:
                 for name, jpeg in arrays.items()
                 if name.startswith("picture.")
             },
+            sample_bits=self.model.sample_bits,
         )
 
     def settings(self) -> ScorerSettings:
@@ -180,6 +184,7 @@ def _write(
         "look_alikes": model.look_alikes,
         "tiles": None if model.tiles is None else [model.tiles.side_px, model.tiles.overlap_px],
         "alarm_rate": model.alarm_rate,
+        "sample_bits": list(model.sample_bits),
         "backbone": [asdict(graph) for graph, _ in graphs],
         "runtime": runtime,
         "precision": precision,
@@ -244,7 +249,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{file}: has format {version}, written by a newer release than this one, which reads {FORMAT}: update "
             "flawline, or fit it again"
         )
-    if version != FORMAT:
+    if version not in _READ:
         raise FlawlineError(f"{file}: has format {version!r}, this release reads {FORMAT}: fit it again")
     return whole
 
@@ -273,6 +278,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         look_alikes=int(manifest["look_alikes"]),
         alarm_rate=float(manifest["alarm_rate"]),
         tiles=_tiles(manifest["tiles"], arrays),
+        sample_bits=tuple(manifest.get("sample_bits", _DEPTHS_OF_FORMAT_2)),
     )
 
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, Decision
 from flawline.settings.scorer import ScorerSettings
-from scorer import artefact, calibration
+from scorer import artefact, calibration, odd_images, operating_points
 from scorer.detector import CoresetDetector
 from scorer.evaluate import evaluation
+from scorer.extend.audit import defective
 from scorer.features.dataset import (
     GOOD,
     Delivery,
@@ -28,9 +29,10 @@ from scorer.features.dataset import (
     good_images,
     test_samples,
     train_samples,
+    unread_folders,
 )
 from scorer.features.store import Progress
-from scorer.fit import fit_detector
+from scorer.fit import ODD, fit_detector
 from scorer.load import load_detector
 from scorer.model import Model
 from scorer.tiles import worst
@@ -48,15 +50,29 @@ def fit(
     report: bool = True,
     delivery: Delivery | None = None,
     progress_bar: ProgressBar = nullcontext,
+    *,
+    leave_out_odd: bool = False,
+    defects: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Fit a model on the good training images under `data`, save it to folder `out`, and return the report.
 
     With `report` the model is then evaluated on the test images under `data`, if there are any, and the report has the
     keys of `evaluate` as well. `delivery` passes all images through the codec of the line's cameras. Images that cannot
-    be read are named in the log, skipped and counted. Nothing is written unless the fit succeeds.
+    be read are named in the log, skipped and counted. Images that are odd (`scorer.odd_images`) are named in the log
+    before the fit, and left out with `leave_out_odd`; `defects` are training images that show defects, and are left
+    out. Nothing is written unless the fit succeeds.
     """
     settings = settings or ScorerSettings()
-    samples = train_samples(Path(data))
+    samples = _without(train_samples(Path(data)), defects)
+    for folder, count in unread_folders(Path(data)):
+        log.warning("%s: %d images in this folder are not read: move them to where the good images are", folder, count)
+    survey = odd_images.survey([sample.path for sample in samples], settings.sample_bits)
+    odd = [(str(samples[item.number].path), item.reason) for item in survey.odd]
+    for name, reason in odd:
+        log.warning(ODD, name, reason)
+    if leave_out_odd:
+        odd_numbers = {item.number for item in survey.odd}
+        samples = [sample for number, sample in enumerate(samples) if number not in odd_numbers]
     if len(samples) < settings.minimum_images:
         raise UsageError(
             f"{data}: holds {len(samples)} good images: at least {settings.minimum_images} are needed to say what is "
@@ -73,19 +89,23 @@ def fit(
 
     with progress_bar() as progress:
         fitted = fit_detector(
-            LazyImages([sample.path for sample in samples], delivery),
+            LazyImages([sample.path for sample in samples], delivery, survey.sample_bits),
             settings,
             progress,
             on_unreadable,
+            leave_out_odd=leave_out_odd,
         )
+    fitted.report["odd"] = [list(item) for item in odd] + fitted.report["odd"]
+    fitted.report["odd_left_out"] = leave_out_odd
     if delivery is not None:
         fitted.report["delivery"] = {"codec": str(delivery.codec), "quality": delivery.quality}
     fitted.save(Path(out))
     result = _about(fitted, Path(out)) | {"skipped_images": skipped}
+    rows: Sequence[evaluation.Row] = []
     if tests:
-        accuracy, _ = _evaluate(fitted, tests, progress_bar)
+        accuracy, rows = _evaluate(fitted, tests, progress_bar)
         result = accuracy | result | {"skipped_images": skipped + accuracy["skipped_images"]}
-    return result
+    return result | (_operation(fitted, rows) if report else {})
 
 
 def evaluate(
@@ -112,7 +132,7 @@ def evaluate(
     report, rows = _evaluate(loaded, samples, progress_bar)
     if scores is not None:
         evaluation.write_scores(rows, Path(scores))
-    return report | _about(loaded, Path(model))
+    return report | _about(loaded, Path(model)) | _operation(loaded, rows)
 
 
 def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullcontext) -> dict[str, Any]:
@@ -123,7 +143,10 @@ def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullc
     """
     from scorer.evaluate import scenarios
 
-    settings = artefact.load(Path(model)).settings()
+    stored = artefact.load(Path(model))
+    settings = stored.settings()
+    if deep := [bits for bits in stored.model.sample_bits if bits > 8]:
+        settings = settings.model_copy(update={"sample_bits": deep[0]})
     if settings.tile_px is not None:
         raise FlawlineError(
             f"{model}: is fitted on tiles of {settings.tile_px} px, and --scenarios compares whole images only: give a "
@@ -163,7 +186,7 @@ def extend(
         raise UsageError(f"--out {out}: is the model itself: choose another place for the extended model")
     artefact.check_place(Path(out))
     loaded = load_detector(model, runtime=runtime, precision=precision, weights=weights)
-    images = LazyImages(good_images(Path(data)), _delivery(loaded))
+    images = LazyImages(good_images(Path(data)), _delivery(loaded), loaded.sample_bits)
     skipped: list[str] = []
 
     def on_unreadable(index: int, error: FlawlineError) -> None:
@@ -211,6 +234,43 @@ def _evaluate(
     return report | _mistakes(rows) | {"skipped_images": skipped}, rows
 
 
+def _without(samples: Sequence[Sample], defects: Sequence[Path]) -> list[Sample]:
+    """Return the samples that are not among `defects`. Raises UsageError for a file that is no training image."""
+    paths = {sample.path.resolve() for sample in samples}
+    for path in defects:
+        if path.resolve() not in paths:
+            raise UsageError(f"--is-defect {path}: is none of the training images: give the path that the fit printed")
+    left_out = {path.resolve() for path in defects}
+    return [sample for sample in samples if sample.path.resolve() not in left_out]
+
+
+def _operation(fitted: CoresetDetector, rows: Sequence[evaluation.Row]) -> dict[str, Any]:
+    """Return the table of operating points: by the defects among the test images, else by defects that are pasted.
+
+    `defects` says which; `found` is the share that the model finds at its own alarm rate.
+    """
+    defects = [row for row in rows if row.label != GOOD]
+    kind = "test"
+    if not defects and fitted.evidence is not None:
+        kind = "pasted"
+        scores = fitted.score(defective(fitted.evidence, len(fitted.model.groups)))
+        defects = [evaluation.row(Sample(Path(), "", "pasted"), score) for score in scores]
+    standardised = operating_points.standardised(
+        [row.aligned for row in defects],
+        [row.group for row in defects],
+        [row.decision == Decision.UNKNOWN_PRODUCT for row in defects],
+        fitted.model.widths,
+    )
+    good = np.sort(_calibration(fitted.model, np.ones(len(fitted.model.groups), dtype=bool)))
+    points = operating_points.operating_points(good, calibration.RATES, standardised)
+    return {
+        "operating_points": [asdict(point) for point in points],
+        "defects": {"kind": kind, "count": len(defects)},
+        "found": operating_points.share_above(standardised, fitted.cut_offs[0].value),
+        "vouched_rate": calibration.vouched_rate(len(good)),
+    }
+
+
 def _mistakes(rows: Sequence[evaluation.Row]) -> dict[str, list[str]]:
     """Return the good parts that were not accepted, highest scores first, and the accepted defects, lowest first."""
     ordered = sorted(rows, key=lambda row: row.aligned)
@@ -235,6 +295,12 @@ def _about(fitted: CoresetDetector, folder: Path) -> dict[str, Any]:
         "good_images": len(model.groups) if model.tiles is None else len(np.unique(model.tiles.sources)),
         "left_out": fitted.report.get("left_out", []),
         "suspects": fitted.report.get("suspects", []),
+        "far_out": fitted.report.get("far_out", []),
+        "alarm_rate_asked": (fitted.report.get("settings") or {}).get("alarm_rate", model.alarm_rate),
+        "odd": fitted.report.get("odd", []),
+        "odd_left_out": fitted.report.get("odd_left_out", False),
+        "small_parts": fitted.report.get("small_parts", []),
+        "sample_bits": list(model.sample_bits),
         "thresholds": cuts,
         "finest_p_value": 1 / (len(_calibration(model, np.ones(len(model.groups), dtype=bool))) + 1),
         "per_group": [_about_group(fitted, k) for k in range(fitted.groups)],

@@ -59,7 +59,8 @@ class Detector(Protocol):
     `version` names the model, `alarm_rate` is the share of good parts that may fail to be accepted, `groups` the number
     of look-alike groups. `score` takes uint8 RGB images and their masks, see `CoresetDetector.score`. Regions use the
     rest: `heatmap_range` bounds the threshold of binarising, `field_px` is the side of what the model sees at once in
-    image pixels (None for the whole image), `close_up` gives feature maps (h, w, c) of an enlarged part of an image,
+    image pixels (None for the whole image), `sample_bits` are the depths of the images that it takes (8 to 16, at most
+    one of them above 8), `close_up` gives feature maps (h, w, c) of an enlarged part of an image,
     and `embedding_version` names these features.
     """
 
@@ -75,6 +76,8 @@ class Detector(Protocol):
     def groups(self) -> int: ...
     @property
     def field_px(self) -> int | None: ...
+    @property
+    def sample_bits(self) -> tuple[int, ...]: ...
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]: ...
     def close_up(self, part: Image) -> Maps: ...
 
@@ -219,6 +222,11 @@ class CoresetDetector:
     def field_px(self) -> int | None:
         """Side of the part of an image that the model sees at once, in image pixels; None where it sees all of it."""
         return None if self.model.tiles is None else self.model.tiles.side_px
+
+    @property
+    def sample_bits(self) -> tuple[int, ...]:
+        """The depths of the images that the model takes, in bits: those of its good images."""
+        return self.model.sample_bits
 
     def close_up(self, part: Image) -> Maps:
         """Return feature maps (h, w, c) of an enlarged part of an image: the first pass, from fine to deep."""

@@ -33,12 +33,13 @@ class Evidence:
 
     `sources[k][l]` int32 (m, 2) are the image and the patch that each row of a bank is, -1 where that is not known.
     Images have the numbers of the model's good images. `names` (n,) are their files, and empty where they were no
-    files; `pictures` hold some of them as JPEG, by number.
+    files; `pictures` hold some of them as JPEG, by number; `sample_bits` are the depths of the files.
     """
 
     sources: list[list[NDArray[np.int32]]]
     names: list[str]
     pictures: dict[int, bytes] = field(default_factory=dict)
+    sample_bits: tuple[int, ...] = (8,)
 
     def picture(self, image: int) -> Image | None:
         """Return a good image by number: its file where that is still in place, else the kept picture, else None."""
@@ -46,13 +47,17 @@ class Evidence:
             file, part = _place(self.names[image])
             if file.is_file():
                 try:
-                    whole = imaging.read_image(file)
+                    whole = imaging.at_depth(imaging.read_samples(file), self.sample_bits)
                     x, y, width, height = part or (0, 0, whole.shape[1], whole.shape[0])
                     if y + height <= whole.shape[0] and x + width <= whole.shape[1]:
                         return np.asarray(whole[y : y + height, x : x + width], dtype=np.uint8)
                 except FlawlineError:
                     pass  # the file is no image any more: the kept picture serves as well
-        return imaging.decode(self.pictures[image], Codec.JPEG) if image in self.pictures else None
+        return self.kept(image) if image in self.pictures else None
+
+    def kept(self, image: int) -> Image:
+        """Return the kept picture of a good image by number."""
+        return np.asarray(imaging.decode(self.pictures[image], Codec.JPEG), dtype=np.uint8)
 
 
 def part_name(name: str, x: int, y: int, width: int, height: int) -> str:
@@ -82,7 +87,7 @@ def gather(
         for image in np.argsort(-used, kind="stable")[:_PICTURES].tolist():
             if used[image]:
                 pictures[image] = _small(images[image])
-    return Evidence(sources, names, pictures)
+    return Evidence(sources, names, pictures, getattr(images, "sample_bits", (8,)))
 
 
 def _small(image: Image) -> bytes:

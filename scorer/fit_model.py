@@ -106,7 +106,8 @@ def calibrate_model(
     patch_scores = np.asarray([maps.log_score(image) for image in ratios])
     wholes, log_scores = _with_wholes(images, settings, patch_scores, look_alikes)
     aligned = _aligned(images.groups, log_scores, look_alikes)
-    review, reject = cut_offs(np.sort(aligned.standardised), settings.alarm_rate, settings.active_reject_rate)
+    alarm_rate, reject_rate = settings.rates(calibration.vouched_rate(len(np.unique(images.sources))))
+    review, reject = cut_offs(np.sort(aligned.standardised), alarm_rate, reject_rate)
 
     peaks = np.log([float(image.max()) for image in ratios]) - aligned.levels
     return Model(
@@ -126,7 +127,7 @@ def calibrate_model(
         reject=reject,
         heatmap_range=_heatmap_range(peaks, _foreign_heat(images, settings, banks, units, log_scores)),
         look_alikes=settings.look_alikes,
-        alarm_rate=settings.alarm_rate,
+        alarm_rate=alarm_rate,
     )
 
 
@@ -171,8 +172,8 @@ def _aligned(groups: NDArray[np.int64], log_scores: Floats, look_alikes: NDArray
     near = normal_level(log_scores, look_alikes)
     shares = neighbour_shares(log_scores, near, groups)
     levels = shrunk(near, group_levels(log_scores, groups)[groups], np.asarray(shares)[groups])
-    widths = calibration.group_widths(log_scores - levels, groups)
-    return _Aligned(levels, shares, widths, (log_scores - levels) / widths[groups])
+    widths, widths_of_others = calibration.decision_widths(log_scores - levels, groups)
+    return _Aligned(levels, shares, widths, (log_scores - levels) / widths_of_others)
 
 
 def _heatmap_range(peaks: Floats, foreign: float | None) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +34,7 @@ class Model:
     `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `shares[k]` of the neighbours in the normal
     level; `means[l]` (K, c) mean features of each group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and
     `standardised` (n,) of the good images, cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on
-    standardised scores; `heatmap_range` for binarising.
+    standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images.
     """
 
     layers: tuple[LayerSettings, ...]
@@ -56,6 +55,7 @@ class Model:
     look_alikes: int
     alarm_rate: float
     tiles: Tiles | None = None
+    sample_bits: tuple[int, ...] = (8,)
 
     @cached_property
     def group_levels(self) -> NDArray[np.float64]:
@@ -118,10 +118,6 @@ def whole_part(layers: Sequence[LayerSettings], means: Sequence[NDArray[np.float
 def cut_offs(scores: NDArray[np.float64], alarm_rate: float, reject_rate: float) -> tuple[Threshold, Threshold]:
     """Return the cut-offs of review and of reject on sorted standardised scores (n,), the second never below the first.
 
-    They may come from different estimators, one a rank and one a tail, and these can cross.
+    Both are of one tail, so that `reject_rate`, which is not above `alarm_rate`, has the higher one.
     """
-    review = calibration.threshold(scores, alarm_rate)
-    reject = calibration.threshold(scores, reject_rate)
-    if reject.value < review.value:
-        reject = dataclasses.replace(reject, value=review.value, upper_bound=review.upper_bound)
-    return review, reject
+    return calibration.threshold(scores, alarm_rate), calibration.threshold(scores, reject_rate)

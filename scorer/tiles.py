@@ -101,6 +101,7 @@ class TiledImages(Sequence[Image]):
                 continue
             self._tiles += [(number, box) for box in boxes(height, width, side_px, overlap_px)]
         self.sources = np.asarray([number for number, _ in self._tiles], dtype=np.int64)
+        self.sample_bits: tuple[int, ...] = getattr(images, "sample_bits", (8,))
         self._last: dict[int, Image] = {}  # tiles come in order: an image is read once, not once a tile
         self._lock = Lock()
 

@@ -68,7 +68,7 @@ def explain_image(model: Path, image: Path, worker: WorkerSettings) -> Explanati
     Raises FlawlineError for an image or a model that cannot be read.
     """
     detector = load_detector(model, runtime=worker.runtime, precision=worker.precision, weights=worker.weights)
-    pixels = imaging.read_image(image)
+    pixels = imaging.at_depth(imaging.read_samples(image), detector.sample_bits)
     (scores,) = detector.score([pixels])
     places = _places(pixels, scores, detector.heatmap_range)
     height, width = pixels.shape[:2]

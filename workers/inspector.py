@@ -14,7 +14,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ from flawline import clock, kafka_clients, messages, rights, telemetry, topics
 from flawline.byte_budget import ByteBudget
 from flawline.clock import NS
 from flawline.errors import FlawlineError, UsageError, one_line
+from flawline.imaging import ImageError
 from flawline.messages import (
     DeadLetterReason,
     Decision,
@@ -515,12 +516,14 @@ class Inspector:
         thread = threading.get_ident()
         self._scoring_since[thread] = started
         try:
-            results = scoring.score_each(
-                detector, [opened.picture.pixels for opened in batch], [opened.mask for opened in batch]
-            )
+            batch, refused = _at_depth(batch, detector)
+            pixels, masks = [opened.picture.pixels for opened in batch], [opened.mask for opened in batch]
+            results = scoring.score_each(detector, pixels, masks) if batch else []
         finally:
             del self._scoring_since[thread]
         score_s = clock.monotonic() - started
+        for opened, error in refused:
+            self._reject(opened.job, DeadLetterReason.UNDECODABLE, str(error), opened.picture.frame)
         for opened, result in zip(batch, results, strict=True):
             scored = _Scored(opened, result, detector, _timings(opened, started_ns, score_s))
             if not self._to_judge.put(scored, opened.picture.pixels.nbytes):
@@ -561,9 +564,11 @@ class Inspector:
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
         job.lane.complete(job, outcome)
         if job.attempt == 1:  # a suspect of an earlier death is spared what may have been its reason
+            picture = opened.picture
             self._shadow.add(
-                frame, job.record.partition, job.offset, opened.picture.pixels, opened.mask, detector.version, scores
-            )
+                frame, job.record.partition, job.offset, picture.pixels, opened.mask, detector.version, scores,
+                picture.sample_bits,
+            )  # fmt: skip
         # 3.
         if located is not None:
             self._describe(Judged(job, frame, opened.picture.pixels, scores, located, detector))
@@ -640,6 +645,17 @@ class Inspector:
 
 def _limit_of(topic: topics.Topic, settings: Settings) -> int:
     return int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
+
+
+def _at_depth(batch: list[_Opened], detector: Detector) -> tuple[list[_Opened], list[tuple[_Opened, ImageError]]]:
+    """Return frames in 8 bits as the model reads them, and those of another depth with what is wrong with them."""
+    readable, refused = [], []
+    for opened in batch:
+        try:
+            readable.append(replace(opened, picture=opened.picture.at_depth(detector.sample_bits)))
+        except ImageError as error:
+            refused.append((opened, error))
+    return readable, refused
 
 
 def _timings(opened: _Opened, scoring_started_ns: int, score_s: float) -> Timings:

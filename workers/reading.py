@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +38,28 @@ class Rejected(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A frame and its pixels, uint8 (H, W, 3) RGB. `let_go` counts their memory as free before they are."""
+    """A frame and its pixels (H, W, 3) RGB: uint8, or uint16 until a model says how many of the 16 bits are used.
+
+    `sample_bits` is the depth they were read at. `let_go` counts their memory as free before they are.
+    """
 
     frame: Frame
     pixels: np.ndarray
-    let_go: Callable[[], object]
+    let_go: weakref.finalize
+    sample_bits: int = 8
+
+    def at_depth(self, depths: Sequence[int]) -> Picture:
+        """Return the picture in uint8, for a model whose good images have samples of these depths, in bits.
+
+        Raises ImageError for a picture of another depth.
+        """
+        pixels = imaging.at_depth(self.pixels, depths)
+        counted = None if pixels is self.pixels else self.let_go.detach()
+        if counted is None:
+            return self
+        _, release, arguments, _ = counted
+        bits = next(bits for bits in depths if bits > 8)
+        return Picture(self.frame, pixels, weakref.finalize(pixels, release, *arguments), bits)
 
 
 class Reader:

@@ -20,6 +20,7 @@ from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.byte_budget import ByteBudget
 from flawline.checked_producer import CheckedProducer
 from flawline.errors import FlawlineError, one_line
+from flawline.imaging import ImageError
 from flawline.messages import Decision, Frame, ShadowVerdict
 from flawline.settings.tree import Settings
 from workers import scoring
@@ -69,6 +70,7 @@ class Sample:
     active_version: str
     active_decision: Decision
     active_score: float
+    sample_bits: int
 
     @property
     def size_bytes(self) -> int:
@@ -134,14 +136,17 @@ class ShadowScorer:
 
     def add(
         self, frame: Frame, partition: int, offset: int, pixels: np.ndarray, mask: np.ndarray | None,
-        active_version: str, active: Scores,
+        active_version: str, active: Scores, sample_bits: int = 8,
     ) -> None:  # fmt: skip
-        """Take a frame that the active model has decided. Never waits, and takes what the queue has room for."""
+        """Take a frame that the active model has decided, and read at a depth of `sample_bits`.
+
+        Never waits, and takes what the queue has room for.
+        """
         if self._closed.is_set() or not self.slot.wait(0):
             return
         sample = Sample(
             frame.camera, frame.epoch, frame.sequence, frame.captured_at, frame.part, partition, offset, pixels, mask,
-            active_version, active.decision, float(active.aligned),
+            active_version, active.decision, float(active.aligned), sample_bits,
         )  # fmt: skip
         if not self._queue.put(sample):
             telemetry.SHADOW_FRAMES.labels(ShadowOutcome.OVER_SHARE).inc()
@@ -164,6 +169,8 @@ class ShadowScorer:
         detector = self.slot.current()
         if detector is None or detector.version == sample.active_version or self._closed.is_set():
             return None
+        if sample.sample_bits not in detector.sample_bits:
+            raise ImageError(f"frame was read at {sample.sample_bits} bits, and the shadow model takes another depth")
         (scores,) = scoring.score_each(detector, [sample.pixels], [sample.mask])
         if isinstance(scores, Exception):
             raise scores

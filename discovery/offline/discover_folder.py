@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 NORMAL_PEAK_QUANTILE = 0.99
 BATCH = 16
 NONE = "none"
+WITHOUT_MODEL = (8, 16)
+"""Depths of images where no model says how many bits of a 16-bit file are used."""
 
 Progress = Callable[[float, float, str], None]
 
@@ -155,7 +157,7 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
     described = Described()
     lo, hi = detector.heatmap_range
     for start in range(0, len(shown), BATCH):
-        readable = _readable(shown[start : start + BATCH], described)
+        readable = _readable(shown[start : start + BATCH], described, detector.sample_bits)
         scored = detector.score([image for _, image in readable])
         for (picture, image), scores in zip(readable, scored, strict=True):
             found: list[DefectRegion] = []
@@ -187,7 +189,7 @@ def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progre
     # Regions want features too; here they are described by their crops afterwards.
     nothing = np.ones((8, 8, 1), np.float32)
     for number, (picture, path) in enumerate(zip(shown, paths, strict=True)):
-        for _, image in _readable([picture], described):
+        for _, image in _readable([picture], described, WITHOUT_MODEL):
             found = (
                 regions.extract(image, anomaly_maps.read(path) - lo, nothing, nothing, 0.0, hi - lo)
                 if above[number]
@@ -382,11 +384,13 @@ def _vectors(described: Described, backbone: CropBackbone | None) -> np.ndarray:
     return np.stack([each.embedding.array().astype(np.float32) for each in described.regions])
 
 
-def _readable(shown: Sequence[Picture], described: Described) -> list[tuple[Picture, np.ndarray]]:
+def _readable(
+    shown: Sequence[Picture], described: Described, depths: Sequence[int]
+) -> list[tuple[Picture, np.ndarray]]:
     found = []
     for picture in shown:
         try:
-            found.append((picture, imaging.read_image(picture.path)))
+            found.append((picture, imaging.at_depth(imaging.read_samples(picture.path), depths)))
         except FlawlineError as error:
             log.warning("skipped: %s", error)
             described.skipped.append(str(picture.path))

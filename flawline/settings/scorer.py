@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -144,11 +144,20 @@ class ScorerSettings(BaseModel):
         le=0.5,
         description="Share of a tile that its neighbours cover too; a larger one costs more tiles for each image.",
     )
+    sample_bits: int | None = Field(
+        default=None,
+        ge=9,
+        le=16,
+        description="Bits that the data of 16-bit images uses, as 12 of a 12-bit camera; without it, the good images "
+        "tell.",
+    )
     look_alikes: int = Field(
         default=25, ge=1, le=1000, description="Number of similar good images whose scores an image is aligned with."
     )
-    alarm_rate: float = Field(
-        default=0.005, gt=0, lt=0.5, description="Share of good parts that may fail to be accepted."
+    alarm_rate: Annotated[float, Field(gt=0, lt=0.5)] | Literal["auto"] = Field(
+        default="auto",
+        description="Share of good parts that may fail to be accepted; auto is 0.005, or the lowest of 0.01, 0.02 and "
+        "0.05 that the good images can vouch for.",
     )
     reject_rate: float | None = Field(
         default=None,
@@ -198,7 +207,7 @@ class ScorerSettings(BaseModel):
                 raise ValueError(
                     f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last map"
                 )
-        if self.reject_rate is not None and self.reject_rate > self.alarm_rate:
+        if self.reject_rate is not None and self.alarm_rate != "auto" and self.reject_rate > self.alarm_rate:
             raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
         return self
 
@@ -217,7 +226,10 @@ class ScorerSettings(BaseModel):
         """Whether the layers may follow the backbone: nobody has asked for strides."""
         return self.profile == "foundation" or "profile" not in self.model_fields_set
 
-    @property
-    def active_reject_rate(self) -> float:
-        """The share of good parts that may be rejected; the rest of the alarm rate goes to `review`."""
-        return self.reject_rate or self.alarm_rate / 5
+    def rates(self, vouched_rate: float) -> tuple[float, float]:
+        """Return the shares of good parts that may fail to be accepted, and that may be rejected.
+
+        The rest of the first goes to `review`. `vouched_rate` is what the good images vouch for, and "auto" stands for.
+        """
+        alarm_rate = vouched_rate if self.alarm_rate == "auto" else self.alarm_rate
+        return alarm_rate, min(self.reject_rate or alarm_rate / 5, alarm_rate)

@@ -60,7 +60,7 @@ def evaluate(
     rows: list[Row] = []
     heatmaps: list[NDArray[np.float32]] = []
     seconds = 0.0
-    images = LazyImages([sample.path for sample in samples], delivery)
+    images = LazyImages([sample.path for sample in samples], delivery, detector.sample_bits)
     for start in range(0, len(samples), _BATCH):
         batch = _read(samples, images, range(start, min(start + _BATCH, len(samples))), on_unreadable)
         began = time.perf_counter()

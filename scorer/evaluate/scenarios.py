@@ -104,9 +104,7 @@ def compare(
     on_unreadable_training = None if on_unreadable is None else (lambda i, error: on_unreadable(train[i], error))
     folder = WorkFolder(cache_dir() / "fits", None)
     try:
-        store, readable_training = extract(
-            LazyImages([sample.path for sample in train]), features, folder, progress, on_unreadable_training
-        )
+        store, readable_training = extract(_images(train, settings), features, folder, progress, on_unreadable_training)
         labels = np.asarray([products.index(train[i].product) for i in readable_training], dtype=np.int64)
         sizes = np.bincount(labels, minlength=len(products))
         if sizes.min() < settings.folds:
@@ -120,13 +118,13 @@ def compare(
         }
     finally:
         folder.close()
-    readable, scores, routed = _standardised(fitted, features, products, test, progress, on_unreadable)
+    readable, scores, routed = _standardised(fitted, features, products, test, settings, progress, on_unreadable)
     tested = np.asarray([products.index(sample.product) for sample in readable])
     is_defect = np.asarray([sample.is_defect for sample in readable])
     report: dict[str, Any] = {}
     for name in NAMES:
         at_fit, at_test = name.split("-")
-        cuts = _cuts(fitted[at_fit].model, labels, settings.alarm_rate, per_product=at_test == "known")
+        cuts = _cuts(fitted[at_fit].model, labels, fitted[at_fit].model.alarm_rate, per_product=at_test == "known")
         report[name] = Scored(scores[name] - cuts[tested], np.asarray(products)[tested], is_defect).report()
     return {
         "scenarios": report,
@@ -136,9 +134,13 @@ def compare(
             name: _share((_products_of_groups(fitted["unknown"].model.groups, labels)[routed] == tested)[of_kind])
             for name, of_kind in (("good", ~is_defect), ("defective", is_defect))
         },
-        "alarm_rate_target": settings.alarm_rate,
+        "alarm_rate_target": fitted["unknown"].model.alarm_rate,
         "images": len(readable),
     }
+
+
+def _images(samples: Sequence[Sample], settings: ScorerSettings) -> LazyImages:
+    return LazyImages([sample.path for sample in samples], sample_bits=(8, settings.sample_bits or 16))
 
 
 def _standardised(
@@ -146,6 +148,7 @@ def _standardised(
     features: backbone.Backbone,
     products: Sequence[str],
     test: Sequence[Sample],
+    settings: ScorerSettings,
     progress: Progress | None,
     on_unreadable: OnUnreadable | None,
 ) -> tuple[list[Sample], dict[str, Floats], NDArray[np.int64]]:
@@ -153,7 +156,7 @@ def _standardised(
 
     Each image passes through the backbone once. Raises FlawlineError when no image can be read.
     """
-    images = LazyImages([sample.path for sample in test])
+    images = _images(test, settings)
 
     def scores_of(i: int) -> list[float] | FlawlineError:
         try:

@@ -210,8 +210,9 @@ def recalibrated(model: Model, is_calibration: NDArray[np.bool_]) -> Model:
     copies = first_copies(model.embeddings) if model.tiles is None else None
     look_alikes, within = gallery.neighbours_of_members(model.look_alikes, copies)
     aligned = model.log_scores - model.levels(model.groups, look_alikes)
-    widths = calibration.group_widths(aligned[is_calibration], model.groups[is_calibration])
-    standardised = np.where(is_calibration, aligned / widths[model.groups], np.nan)
+    widths, widths_of_others = calibration.decision_widths(aligned[is_calibration], model.groups[is_calibration])
+    standardised = np.full(len(aligned), np.nan)
+    standardised[is_calibration] = aligned[is_calibration] / widths_of_others
     review, reject = cut_offs(np.sort(standardised[is_calibration]), model.review.rate, model.reject.rate)
     return dataclasses.replace(
         model,
@@ -374,4 +375,9 @@ def _joined_evidence(evidence: Evidence, new: Evidence, new_names: Sequence[str]
     offset = np.asarray([first, 0])
     sources = [[np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in layers] for layers in new.sources]
     pictures = {first + number: picture for number, picture in new.pictures.items()}
-    return Evidence([*evidence.sources, *sources], [*evidence.names, *new_names], evidence.pictures | pictures)
+    return dataclasses.replace(
+        evidence,
+        sources=[*evidence.sources, *sources],
+        names=[*evidence.names, *new_names],
+        pictures=evidence.pictures | pictures,
+    )

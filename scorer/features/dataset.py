@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError, UsageError
-from flawline.imaging import decode, encode, image_size, read_image
+from flawline.imaging import ImageError, at_depth, decode, encode, image_size, read_samples
 from flawline.messages import Codec
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -57,12 +57,15 @@ class Delivery:
 class LazyImages(Sequence[NDArray[np.uint8]]):
     """The images of some files, each read at each access, as a camera would deliver it.
 
-    A JPEG file is taken as it is: a camera encodes an image once. An access raises FlawlineError for a file that cannot
-    be read as an image.
+    A JPEG file is taken as it is: a camera encodes an image once. `sample_bits` are the depths of the images, 8 to 16
+    bits. An access raises FlawlineError for a file that cannot be read as an image, or has another depth.
     """
 
-    def __init__(self, paths: Sequence[Path], delivery: Delivery | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], delivery: Delivery | None = None, sample_bits: tuple[int, ...] = (8, 16)
+    ) -> None:
         self.paths = list(paths)
+        self.sample_bits = sample_bits
         self._delivery = delivery
 
     def __len__(self) -> int:
@@ -70,8 +73,16 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index):
         path = self.paths[index]
-        pixels = read_image(path)
+        try:
+            pixels = np.asarray(at_depth(read_samples(path), self.sample_bits), dtype=np.uint8)
+        except ImageError as error:
+            raise error if str(error).startswith(str(path)) else ImageError(f"{path}: {error}") from error
         return pixels if self._delivery is None or _is_jpeg(path) else self._delivery(pixels)
+
+    @property
+    def depths_of_frames(self) -> tuple[int, ...]:
+        """Return the depths that a model of these images takes: theirs, and 8 bits where a camera's codec made that."""
+        return self.sample_bits if self._delivery is None else tuple(sorted({8, *self.sample_bits}))
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +90,7 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         return [str(path) for path in self.paths]
 
     def identities(self) -> list[tuple[str, int, int]]:
-        """Return what changes with the images: each file's path, bytes and time of change in ns, and the delivery."""
+        """Return what changes with the images: each file's path, bytes and time of change in ns; depths, delivery."""
         identities = []
         for path in self.paths:
             size, changed_ns = -1, -1  # for a missing file; the attempt to read it raises the error
@@ -87,6 +98,7 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
                 stat = path.stat()
                 size, changed_ns = stat.st_size, stat.st_mtime_ns
             identities.append((str(path.resolve()), size, changed_ns))
+        identities += [("sample bits", bits, 0) for bits in self.sample_bits]
         if self._delivery is not None:
             identities.append((str(self._delivery.codec), self._delivery.quality, 0))
         return identities
@@ -103,6 +115,7 @@ class Chosen(Sequence[NDArray[np.uint8]]):
     def __init__(self, images: Sequence[NDArray[np.uint8]], indices: Sequence[int]) -> None:
         self._images = images
         self._indices = list(indices)
+        self.sample_bits: tuple[int, ...] = getattr(images, "sample_bits", (8,))
         names = getattr(images, "names", [])
         self.names: list[str] = [names[i] for i in self._indices] if names else []
 
@@ -131,6 +144,25 @@ def train_samples(root: Path) -> list[Sample]:
             raise UsageError(f"{product}: product without good images: put some into {product / 'train' / GOOD}")
         samples += [Sample(path, product.name, GOOD) for path in good]
     return samples
+
+
+def unread_folders(root: Path) -> list[tuple[Path, int]]:
+    """Return the folders with images that lie where no good image is looked for, and how many images each holds.
+
+    These are folders inside a folder of good images, and folders that are no product beside loose images or products.
+    """
+    products = _products(root)
+    insides = [product / "train" / GOOD for product in products] or [root]
+    beside = [] if root in products else [path for path in _folders(root) if products and path not in products]
+    unread = [folder for inside in insides for folder in _folders(inside)] + beside
+    counted = [(folder, sum(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))) for folder in unread]
+    return [(folder, count) for folder, count in counted if count]
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def good_images(place: Path) -> list[Path]:
@@ -172,7 +204,7 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
         return np.zeros(size, dtype=bool)
     if sample.mask is None:
         return None
-    mask = read_image(sample.mask).max(axis=2) > 0
+    mask = read_samples(sample.mask, blends=True).max(axis=2) > 0
     if mask.shape == size:
         return mask
     area = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,17 @@ def fit(
         ),
     ] = None,
     quality: Annotated[int, typer.Option(min=30, max=100, help="JPEG quality of the cameras, with --codec jpeg.")] = 90,
+    leave_out_odd: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-odd",
+            help="Fit without the images whose shape, depth, colours or look leave the others by far.",
+        ),
+    ] = False,
+    is_defect: Annotated[
+        list[Path] | None,
+        typer.Option("--is-defect", help="Training image that shows a defect: fit without it. May be repeated."),
+    ] = None,
     json: Json = False,
     json_file: JsonFile = None,
     config: Config = None,
@@ -33,7 +45,9 @@ def fit(
     from station import terminal
 
     settings = settings_of(config)
-    report = fit_model(settings, data, out, _delivery(codec, quality))
+    report = fit_model(
+        settings, data, out, _delivery(codec, quality), leave_out_odd=leave_out_odd, defects=is_defect or ()
+    )
     if not terminal.emit_json(report, json, json_file):
         show(report, out)
 
@@ -50,13 +64,29 @@ def _delivery(codec: str | None, quality: int) -> Delivery | None:
     return Delivery(Codec(codec), quality)
 
 
-def fit_model(settings: Settings, data: Path, out: Path, delivery: Delivery | None = None) -> dict[str, Any]:
+def fit_model(
+    settings: Settings,
+    data: Path,
+    out: Path,
+    delivery: Delivery | None = None,
+    *,
+    leave_out_odd: bool = False,
+    defects: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Fit a model, evaluate it when there are test images, and return the report."""
     from scorer import commands
     from station import terminal
 
     try:
-        return commands.fit(data, out, settings.scorer, delivery=delivery, progress_bar=terminal.stage_progress)
+        return commands.fit(
+            data,
+            out,
+            settings.scorer,
+            delivery=delivery,
+            progress_bar=terminal.stage_progress,
+            leave_out_odd=leave_out_odd,
+            defects=defects,
+        )
     except KeyboardInterrupt:
         terminal.fail("interrupted, no model was written: the same command continues the fit where it stopped")
         raise
@@ -67,6 +97,11 @@ def show(report: dict[str, Any], out: Path) -> None:
     from station import fit_report
 
     fit_report.show(report, f"model {out}")
+    if fit_report.finds_nothing(report):
+        fit_report.show_next(
+            f"flawline fit DATA --out {out} again, with more good images or a higher scorer.alarm_rate"
+        )
+        return
     publish = f"flawline publish {out} makes it the one that workers use"
     if "pooled" in report:
         fit_report.show_next(publish)

@@ -94,7 +94,7 @@ def test_png_of_every_depth_and_order_is_read_within_its_memory(depth: int, colo
     data = black_png(height, width, depth=depth, colour=colour, interlace=interlace)
     planned = imaging.plan(data, Codec.PNG)
     assert 4 * height * width <= planned.memory_bytes <= 16 * height * width
-    assert not imaging.pixels(planned).any()
+    assert not imaging.pixels(planned, blends=True).any()
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,13 @@ def test_a_progressive_jpeg_counts_the_coefficients_that_the_library_keeps() -> 
 
 def test_sixteen_bits_and_alpha_are_converted_in_strips_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = np.random.default_rng(0).integers(0, 1 << 16, (31, 17, 4), np.uint16)
-    at_once = imaging.to_rgb(deep)
+    at_once = imaging.to_rgb(deep, blends=True)
+    eight_at_once = imaging.eight_bits(at_once)
     monkeypatch.setattr(imaging, "STRIP_PX", 17 * 4)
-    np.testing.assert_array_equal(imaging.to_rgb(deep), at_once)
-    eight = (deep >> 8).astype(np.uint32)
-    np.testing.assert_array_equal(at_once, (eight[..., :3] * eight[..., 3:] + 127) // 255)
+    np.testing.assert_array_equal(imaging.to_rgb(deep, blends=True), at_once)
+    np.testing.assert_array_equal(imaging.eight_bits(at_once), eight_at_once)
+    np.testing.assert_array_equal(eight_at_once, at_once >> 8)
+    np.testing.assert_allclose(at_once, deep[..., :3] * (deep[..., 3:] / 65_535), atol=1)
 
 
 # What breaks the format or a limit

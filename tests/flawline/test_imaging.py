@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flawline import imaging
 from flawline.errors import FlawlineError
+from flawline.image_structure import exif_orientation
 from flawline.imaging import ImageError
 from flawline.messages import MAX_SIDE_PX, Codec
 
@@ -97,11 +98,141 @@ def test_jpeg_of_any_mode_becomes_rgb(mode: str) -> None:
     assert abs(decoded.astype(int) - expected).mean() < 12
 
 
-def test_transparent_pixels_are_blended_with_black() -> None:
+@pytest.mark.parametrize("alpha", [(0, 0, 255, 255), (128, 128, 128, 128), (255, 255, 255, 254)])
+def test_transparent_image_is_refused_in_one_line_and_not_darkened(alpha: tuple[int, ...]) -> None:
     image = np.full((4, 4, 4), 200, np.uint8)
-    image[:, :, 3] = (0, 0, 255, 255)
-    decoded = imaging.decode(saved(Image.fromarray(image), "PNG"), Codec.PNG)
-    assert decoded[0, :, 0].tolist() == [0, 0, 200, 200]
+    image[:, :, 3] = alpha
+    data = saved(Image.fromarray(image), "PNG")
+    with pytest.raises(ImageError, match="save it without its alpha channel"):
+        imaging.decode(data, Codec.PNG)
+    with pytest.raises(ImageError, match="alpha"):
+        imaging.decode(image.tobytes(), Codec.RAW, shape=image.shape)
+
+
+def test_drawn_mask_is_black_where_it_is_transparent(tmp_path: Path) -> None:
+    drawing = np.full((4, 4, 4), 200, np.uint8)
+    drawing[:, :, 3] = (0, 0, 255, 255)
+    Image.fromarray(drawing).save(tmp_path / "mask.png")
+    assert imaging.read_samples(tmp_path / "mask.png", blends=True)[0, :, 0].tolist() == [0, 0, 200, 200]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_of_any_depth_are_scaled_by_their_own_depth(tmp_path: Path, bits: int, channels: int) -> None:
+    deep = (PIXELS[:, :, :channels].astype(np.uint16) << (bits - 8)) + 3
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    (tmp_path / "part.png").write_bytes(data)
+    cv2.imwrite(str(tmp_path / "part.tif"), deep)
+    expected = PIXELS[:, :, ::-1] if channels == 3 else np.repeat(PIXELS[:, :, :1], 3, axis=2)
+    planned = imaging.plan(data, Codec.PNG)
+    assert planned.header.sample_bits == 16 and imaging.pixels(planned).dtype == np.uint16
+    for name in ("part.png", "part.tif"):
+        np.testing.assert_array_equal(imaging.read_image(tmp_path / name, bits), expected)
+    np.testing.assert_array_equal(imaging.eight_bits(imaging.pixels(planned), bits), expected)
+
+
+def test_sample_beyond_the_depth_is_refused_with_both_depths(tmp_path: Path) -> None:
+    (tmp_path / "part.png").write_bytes(cv2.imencode(".png", np.full((4, 4), 5000, np.uint16))[1].tobytes())
+    with pytest.raises(ImageError, match=r"part\.png: samples up to 5000 take 13 bits, and images of 12 bits"):
+        imaging.read_image(tmp_path / "part.png", 12)
+
+
+def test_pixels_of_16_bits_survive_as_png_and_are_refused_in_other_codecs() -> None:
+    deep = PIXELS.astype(np.uint16) << 4
+    np.testing.assert_array_equal(imaging.pixels(imaging.plan(imaging.encode(deep, Codec.PNG), Codec.PNG)), deep)
+    for codec in (Codec.JPEG, Codec.RAW):
+        with pytest.raises(ImageError, match='codec = "png"'):
+            imaging.encode(deep, codec)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF"])
+def test_image_is_turned_as_its_exif_data_says(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"part.{kind.lower()}"
+    options = {"TIFF": {"tiffinfo": {0x0112: orientation}}, "WEBP": {"lossless": True, "exif": exif}}
+    Image.fromarray(PIXELS).save(file, kind, **options.get(kind, {"exif": exif, "quality": 95, "subsampling": 0}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    read = imaging.read_image(file)
+    assert read.shape == expected.shape and abs(read.astype(int) - expected).max() <= 3
+    assert imaging.image_size(file) == expected.shape[1::-1]
+    if kind == "JPEG":
+        header = imaging.probe(file.read_bytes())
+        assert (header.height, header.width) == expected.shape[:2]
+        assert imaging.decode(file.read_bytes(), Codec.JPEG, shape=expected.shape).shape == expected.shape
+
+
+def test_png_that_is_to_be_turned_is_refused_in_one_line() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
+    with pytest.raises(ImageError, match=r"orientation 6.*save it upright"):
+        imaging.decode(file.getvalue(), Codec.PNG)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"II",
+        b"XX*\0\x08\0\0\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff\x12\x01",
+        b"MM\0*" + bytes(40),
+    ],
+)
+def test_damaged_exif_data_leaves_the_image_upright(block: bytes) -> None:
+    assert exif_orientation(block) == 1
+
+
+def tiff(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+GREY = Image.fromarray(PIXELS[:, :, 0])
+COLOUR = Image.fromarray(PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (tiff(GREY.convert("1")), GREY.convert("1")),
+        (tiff(GREY.convert("1"), compression="group4"), GREY.convert("1")),
+        (tiff(COLOUR.convert("P")), COLOUR.convert("P")),
+        (saved(COLOUR.convert("P"), "BMP"), COLOUR.convert("P")),
+        (saved(GREY.convert("1"), "BMP"), GREY.convert("1")),
+        (saved(GREY.convert("1"), "PNG"), GREY.convert("1")),
+        (saved(COLOUR.convert("P"), "PNG"), COLOUR.convert("P")),
+    ],
+    ids=["1-bit tiff", "fax", "palette tiff", "palette bmp", "1-bit bmp", "1-bit png", "palette png"],
+)
+def test_files_of_1_bit_and_palettes_are_read_as_they_look(tmp_path: Path, data: bytes, expected: Image.Image) -> None:
+    (tmp_path / "part.tif").write_bytes(data)
+    np.testing.assert_array_equal(imaging.read_image(tmp_path / "part.tif"), np.asarray(expected.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tiff(Image.fromarray(PIXELS[:, :, 0].astype(np.float32) / 255)), "pixels of kind F"),
+        (tiff(Image.fromarray(PIXELS[:, :, 0].astype(np.int32))), "pixels of kind I "),
+        (tiff(COLOUR.convert("CMYK")), "pixels of kind CMYK"),
+        (tiff(GREY.convert("LA")), "pixels of kind LA"),
+        (tiff(COLOUR.convert("LAB")), "pixels of kind LAB"),
+        (tiff(COLOUR, save_all=True, append_images=[COLOUR, COLOUR]), "holds 3 pages"),
+        (tiff(COLOUR.convert("RGBA").point(lambda value: value // 2)), "alpha"),
+    ],
+    ids=["float", "32-bit", "cmyk", "grey with alpha", "lab", "pages", "transparent"],
+)
+def test_files_that_would_be_read_wrong_are_refused_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "part.tif").write_bytes(data)
+    with pytest.raises(ImageError, match=message) as caught:
+        imaging.read_image(tmp_path / "part.tif")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +350,12 @@ def test_mask_survives_its_encoding(height: int, width: int, draw: st.DataObject
 def test_floats_are_scaled_and_nan_is_black(dtype: type) -> None:
     image = np.array([[0.0, 0.5, 1.0, np.nan]], dtype)
     assert imaging.to_rgb(image)[0, :, 0].tolist() == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize("image", [np.array([[0.0, 200.0]]), np.array([[-0.1, 1.0]]), np.array([[np.inf]])])
+def test_floats_beyond_0_to_1_are_refused_and_not_made_white(image: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="what is white"):
+        imaging.to_rgb(image)
 
 
 @pytest.mark.parametrize(

@@ -124,13 +124,20 @@ def test_alarm_rate_on_unseen_good_parts_is_at_most_twice_the_target() -> None:
     assert max(alarms[groups == k].mean() for k in range(3)) <= 0.1
 
 
-def test_reject_is_never_easier_than_review_though_their_estimators_differ() -> None:
-    # One outlier far above the rest: the rank lands on it, the tail of the rarer rate stays below.
-    scores = np.sort(np.append(np.random.default_rng(0).normal(size=300), 9.0))
-    settings = SETTINGS.model_copy(update={"alarm_rate": 0.005})
-    review, reject = cut_offs(scores, settings.alarm_rate, settings.active_reject_rate)
-    assert (review.method, reject.method) == ("conformal", "generalised-pareto")
-    assert reject.value >= review.value == 9.0
+def test_reject_is_never_easier_than_review_and_one_far_image_decides_neither() -> None:
+    good = np.random.default_rng(0).normal(size=300)
+    alone = cut_offs(np.sort(good), *SETTINGS.model_copy(update={"alarm_rate": 0.005}).rates(0.005))
+    review, reject = cut_offs(np.sort(np.append(good, 9.0)), 0.005, 0.001)
+    assert review.value < reject.value < 9.0
+    assert (review.value, reject.value) == pytest.approx([cut.value for cut in alone], rel=0.1)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", (0.02, 0.004)), (0.3, (0.3, 0.06))])
+def test_auto_is_the_rate_that_the_images_vouch_for_and_a_number_stays_a_number(
+    asked: float | str, used: tuple[float, float]
+) -> None:
+    assert ScorerSettings(alarm_rate=asked).rates(0.02) == pytest.approx(used)
+    assert ScorerSettings(alarm_rate="auto", reject_rate=0.03).rates(0.02) == (0.02, 0.02)
 
 
 def test_heat_map_range_reaches_from_good_peaks_to_foreign_patches(model: Model) -> None:

@@ -54,6 +54,7 @@ class PlainDetector:
     embedding_version: str = "plain"
     groups: int = 1
     field_px: int | None = None
+    sample_bits: tuple[int, ...] = (8,)
     batches: list[int] = field(default_factory=list)
 
     def score(

@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.errors import MessageSizeTooLargeError
 from kafka.structs import MemberState, TopicPartition
 
 from embedded_broker import EmbeddedBroker
-from flawline import kafka_clients, messages, telemetry
+from flawline import imaging, kafka_clients, messages, telemetry
 from flawline.checked_producer import CheckedFuture, CheckedProducer
 from flawline.errors import FlawlineError
-from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
+from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect, Frame, Verdict
 from flawline.object_store import object_store
 from flawline.settings.tree import Settings
 from flawline.topics import WORKERS_GROUP
@@ -92,8 +93,14 @@ def _oversize(good: Frame) -> bytes:
     return messages.encode(replace(good, data=data, size_bytes=len(data), checksum=messages.checksum(data)))
 
 
+def _deep(good: Frame) -> bytes:
+    data = imaging.encode(np.full((good.height, good.width, 3), 900, np.uint16), Codec.PNG)
+    return messages.encode(replace(good, data=data, size_bytes=len(data), checksum=messages.checksum(data)))
+
+
 BAD_RECORDS: dict[str, tuple[DeadLetterReason, Callable[[Frame], bytes]]] = {
     "nonsense": (DeadLetterReason.UNDECODABLE, lambda good: b"\x00 this is no frame"),
+    "another depth than the model's": (DeadLetterReason.UNDECODABLE, _deep),
     "damaged image": (DeadLetterReason.UNDECODABLE, _damaged),
     "next schema": (
         DeadLetterReason.WRONG_SCHEMA,

@@ -491,6 +491,25 @@ def test_a_frame_is_decoded_when_there_is_memory_for_it_and_gives_it_back_whatev
     assert memory.held_bytes == 0
 
 
+def test_a_deep_frame_is_read_at_the_depth_of_the_model_and_its_memory_stays_counted() -> None:
+    pixels = np.full((SIDE, SIDE, 3), 100 << 4, np.uint16)
+    sent = _with_data(frame("cam-0", 1), imaging.encode(pixels, Codec.PNG))
+    memory = ByteBudget(1 << 20)
+    picture = Reader(FrameSettings(), None, memory, threading.Event()).read(messages.encode(sent))
+    assert picture.pixels.dtype == np.uint16
+    with pytest.raises(imaging.ImageError, match="samples of 16 bits, and the good images of the model have 8"):
+        picture.at_depth((8,))
+    with pytest.raises(imaging.ImageError, match="take 11 bits, and images of 10 bits"):
+        picture.at_depth((10,))
+    held_bytes = memory.held_bytes
+    picture = picture.at_depth((8, 12))
+    assert (picture.pixels == 100).all() and picture.pixels.dtype == np.uint8 and picture.sample_bits == 12
+    assert memory.held_bytes == held_bytes > 0
+    assert picture.at_depth((8, 12)) is picture
+    del picture
+    assert memory.held_bytes == 0
+
+
 def test_a_frame_that_takes_too_much_memory_is_oversize_and_names_the_setting() -> None:
     opener = Reader(FrameSettings(decoded_limit_bytes=6_000), None, ByteBudget(1 << 20), threading.Event())
     refused = rejection(opener, messages.encode(frame("cam-0", 1)))

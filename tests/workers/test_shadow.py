@@ -224,3 +224,13 @@ def test_a_report_is_written_when_it_changes_or_is_old_and_taken_back_when_its_a
     now = [report("a", "v1", REPEAT_S - 1), report("b", "v2", REPEAT_S - 1)]
     assert due(written, now, int((REPEAT_S - 1) * 1e9)) == {"b": now[1], "c": None}
     assert due(written, now, int(REPEAT_S * 1e9)) == {"a": now[0], "b": now[1], "c": None}
+
+
+def test_a_frame_of_a_depth_that_the_shadow_model_does_not_take_is_no_sample(tmp_path: Path) -> None:
+    failed = outcomes("failed")
+    sent: list[ShadowVerdict] = []
+    with scoring_shadow(tmp_path, "strict-1", sent=sent) as scorer:
+        assert scorer.slot.wait(10)
+        scorer.add(frame("cam-0", 5), 3, 75, PIXELS, None, "plain-1", ACTIVE, 12)
+        wait_until(lambda: outcomes("failed") == failed + 1)
+    assert not sent
