@@ -95,7 +95,10 @@ def fit(
             on_unreadable,
             leave_out_odd=leave_out_odd,
         )
-    fitted.report["odd"] = [list(item) for item in odd] + fitted.report["odd"]
+    named = {name for name, _ in odd}
+    fitted.report["odd"] = [list(item) for item in odd] + [
+        item for item in fitted.report["odd"] if item[0] not in named
+    ]
     fitted.report["odd_left_out"] = leave_out_odd
     if delivery is not None:
         fitted.report["delivery"] = {"codec": str(delivery.codec), "quality": delivery.quality}

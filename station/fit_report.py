@@ -100,7 +100,7 @@ def _show_operating_points(console: Console, report: Mapping[str, Any]) -> None:
     kind, count = report["defects"]["kind"], report["defects"]["count"]
     of = f"of {count} test defects" if kind == "test" else f"of {count} defects pasted into good images"
     table = Table(title="alarm rate asked, alarms expected, defects found")
-    for name in ("alarm rate", "good images above", "true rate below (95 %)", f"found {of}", ""):
+    for name in ("alarm rate", "good images above", "true rate below (95 %)", f"found {of}", "images"):
         table.add_column(name, justify="right")
     for point in report["operating_points"]:
         table.add_row(
@@ -108,7 +108,7 @@ def _show_operating_points(console: Console, report: Mapping[str, Any]) -> None:
             f"{point['above']} of {point['images']}",
             _percent(point["upper_bound"]),
             "" if point["found"] is None else f"{point['found']:.0%}",
-            "" if point["vouched"] else "too few images to vouch for it",
+            "enough" if point["vouched"] else "too few",
         )
     console.print(table)
     used, vouched = report["thresholds"]["review"]["rate"], report["vouched_rate"]
