@@ -166,6 +166,8 @@ def _write(
     arrays |= {f"means.{i}": means for i, means in enumerate(model.means)}
     if model.tiles is not None:
         arrays["tile_sources"] = model.tiles.sources
+    if model.copies is not None:
+        arrays["copies"] = model.copies
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
@@ -278,6 +280,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         look_alikes=int(manifest["look_alikes"]),
         alarm_rate=float(manifest["alarm_rate"]),
         tiles=_tiles(manifest["tiles"], arrays),
+        copies=arrays.get("copies"),
         sample_bits=tuple(manifest.get("sample_bits", _DEPTHS_OF_FORMAT_2)),
     )
 

@@ -296,6 +296,7 @@ def _about(fitted: CoresetDetector, folder: Path) -> dict[str, Any]:
         "runtime": fitted.runtime,
         "groups": fitted.groups,
         "good_images": len(model.groups) if model.tiles is None else len(np.unique(model.tiles.sources)),
+        "distinct_images": len(_calibration(model, np.ones(len(model.groups), dtype=bool))),
         "left_out": fitted.report.get("left_out", []),
         "suspects": fitted.report.get("suspects", []),
         "far_out": fitted.report.get("far_out", []),

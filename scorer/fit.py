@@ -40,7 +40,7 @@ ODD = "odd among the good images: %s: %s"
 """Names an image and why it is odd, in the log."""
 
 # Part of the key by which a killed fit is recognised: raise it whenever features or banks change their meaning.
-_WORK_FORMAT = 1
+_WORK_FORMAT = 2
 
 
 def fit_detector(
@@ -84,7 +84,9 @@ def fit_detector(
     finished = False
     try:
         # Step 3: features of all parts that can be read, and the number of each part's whole image.
-        store, readable = extract(parts, features, folder, progress, on_unreadable)
+        store, readable = extract(
+            parts, features, folder, progress, on_unreadable, with_details=settings.tile_px is None
+        )
         sources = None if sources is None else sources[readable]
         read = np.asarray(readable) if sources is None else sources
         odd = [] if sources is not None else _odd_looks(store, images, readable, settings)
@@ -95,7 +97,7 @@ def fit_detector(
 
         # Step 4: the model; once more without the parts that stand out, where the settings ask for it.
         model = fit_model(store, settings, features.threads, progress, sources=sources)
-        first_scores = model.standardised
+        first_scores = model.standardised if model.copies is None else model.standardised[model.copies]
         suspects = trimming.suspicious_images(first_scores, model.groups, sources)
         left_out = np.zeros(len(readable), dtype=bool)
         if settings.trim and suspects.any() and len(set(image_numbers[~suspects])) >= settings.minimum_images:
@@ -143,7 +145,8 @@ def _name(images: Sequence[Image], number: int) -> str:
 def _far_out(images: Sequence[Image], model: Model, numbers: NDArray[np.integer]) -> list[str]:
     """Return the names of the good images that are far out, those with the highest scores first."""
     scores = model.standardised if model.tiles is None else worst(model.standardised, model.tiles.sources)
-    distinct = numbers if model.tiles is None else np.unique(numbers)
+    counts = np.isfinite(scores)
+    distinct, scores = (numbers if model.tiles is None else np.unique(numbers))[counts], scores[counts]
     is_far = calibration.far_out(scores)
     return _named(images, distinct[is_far], scores[is_far])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from scorer.gallery import Gallery, first_copies, group_gates, image_embeddings
 from scorer.groups import find_groups
 from scorer.maps import LayerUnit
 from scorer.model import Model, cut_offs, embedding_layers, whole_part
+from scorer.near_copies import near_copies
 from scorer.vectors import Vectors
 from scorer.whole_image import WholeUnit
 
@@ -81,10 +83,17 @@ def fit_model(
     groups = find_groups(embeddings, settings.groups, settings.seed) if labels is None else labels
     # A copy of an image stays with it: apart, each would find itself in the bank, and score nothing. Tiles that are
     # alike are left alone, since an empty background would tie all images together.
-    copies = first_copies(embeddings) if sources is None else np.arange(len(store))
+    copies = np.arange(len(store)) if sources is not None else _copies(store, embeddings, groups)
     images = GoodImages(store, embeddings, groups, copies if sources is None else sources, copies)
     banks, distances = cross_fit(store, settings, images.members, images.sources, threads, progress)
-    return calibrate_model(images, settings, banks, distances, threads)
+    model = calibrate_model(images, settings, banks, distances, threads)
+    return model if sources is not None else dataclasses.replace(model, copies=copies)
+
+
+def _copies(store: FeatureStore, embeddings: Vectors, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each image (n,) the number of the first one that shows the same thing."""
+    same = first_copies(embeddings)
+    return same if store.details is None else near_copies(store.details, groups, same)
 
 
 def calibrate_model(
@@ -105,9 +114,10 @@ def calibrate_model(
     units, ratios = _layer_units(images, settings, distances, threads)
     patch_scores = np.asarray([maps.log_score(image) for image in ratios])
     wholes, log_scores = _with_wholes(images, settings, patch_scores, look_alikes)
-    aligned = _aligned(images.groups, log_scores, look_alikes)
+    aligned = _aligned(images.groups, log_scores, look_alikes, _counts_once(images))
     alarm_rate, reject_rate = settings.rates(calibration.vouched_rate(len(np.unique(images.sources))))
-    review, reject = cut_offs(np.sort(aligned.standardised), alarm_rate, reject_rate)
+    once = aligned.standardised[np.isfinite(aligned.standardised)]
+    review, reject = cut_offs(np.sort(once), alarm_rate, reject_rate)
 
     peaks = np.log([float(image.max()) for image in ratios]) - aligned.levels
     return Model(
@@ -168,12 +178,26 @@ class _Aligned:
     standardised: Floats
 
 
-def _aligned(groups: NDArray[np.int64], log_scores: Floats, look_alikes: NDArray[np.int64]) -> _Aligned:
+def _counts_once(images: GoodImages) -> NDArray[np.bool_]:
+    """Return which good images (n,) are counted: of copies the first; all where a group shows one thing only."""
+    counts = images.copies == np.arange(len(images.copies))
+    for members in images.members:
+        if counts[members].sum() < 2:
+            counts[members] = True
+    return np.asarray(counts)
+
+
+def _aligned(
+    groups: NDArray[np.int64], log_scores: Floats, look_alikes: NDArray[np.int64], counts: NDArray[np.bool_]
+) -> _Aligned:
+    """Return how good images stand to their look-alikes; the standardised score of one that does not count is NaN."""
     near = normal_level(log_scores, look_alikes)
     shares = neighbour_shares(log_scores, near, groups)
     levels = shrunk(near, group_levels(log_scores, groups)[groups], np.asarray(shares)[groups])
-    widths, widths_of_others = calibration.decision_widths(log_scores - levels, groups)
-    return _Aligned(levels, shares, widths, (log_scores - levels) / widths_of_others)
+    widths, widths_of_others = calibration.decision_widths((log_scores - levels)[counts], groups[counts])
+    standardised = np.full(len(log_scores), np.nan)
+    standardised[counts] = (log_scores - levels)[counts] / widths_of_others
+    return _Aligned(levels, shares, widths, standardised)
 
 
 def _heatmap_range(peaks: Floats, foreign: float | None) -> tuple[float, float]:

@@ -34,7 +34,8 @@ class Model:
     `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `shares[k]` of the neighbours in the normal
     level; `means[l]` (K, c) mean features of each group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and
     `standardised` (n,) of the good images, cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on
-    standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images.
+    standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images. `copies` (n,)
+    are the numbers of the first images that they are copies of, None for tiles.
     """
 
     layers: tuple[LayerSettings, ...]
@@ -56,6 +57,7 @@ class Model:
     alarm_rate: float
     tiles: Tiles | None = None
     sample_bits: tuple[int, ...] = (8,)
+    copies: NDArray[np.int64] | None = None
 
     @cached_property
     def group_levels(self) -> NDArray[np.float64]:
@@ -76,8 +78,8 @@ class Model:
     def calibration(self) -> NDArray[np.float64]:
         """The good images' standardised scores in rising order; a p-value is a rank among them.
 
-        Without NaN, which marks images that were added because of their high scores: they are good, but no sample of
-        what is to come.
+        Without NaN, which marks copies of other images, and images that were added because of their high scores: they
+        are good, but no sample of what is to come.
         """
         return np.sort(self.standardised[np.isfinite(self.standardised)])
 

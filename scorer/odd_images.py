@@ -100,6 +100,8 @@ def _common_depth(used: Sequence[int]) -> int:
 def _odd_shapes(headers: dict[int, FileHeader]) -> list[Odd]:
     """Return the images whose width or height only few others share, however slowly sizes change between them."""
     numbers = list(headers)
+    if not numbers:
+        return []
     sizes = np.log([[headers[number].width, headers[number].height] for number in numbers]).reshape(-1, 2)
     labels = _linked(sizes, math.log(_SHAPE_FACTOR))
     usual = _common([(headers[number].width, headers[number].height) for number in numbers])

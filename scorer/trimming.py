@@ -126,5 +126,6 @@ def only(store: FeatureStore, images: NDArray[np.intp]) -> FeatureStore:
         store,
         patches=[_Chosen(layer, images) for layer in store.patches],  # type: ignore[misc]  # reads as an array does
         means=[layer[images] for layer in store.means],
+        details=None if store.details is None else store.details[images],
         folder=None,
     )

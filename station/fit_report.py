@@ -61,6 +61,12 @@ def _show_what_was_read(console: Console, report: Mapping[str, Any]) -> None:
                 f"images of 16 bits are read as of {bits} bits, as the good ones are; others: set scorer.sample_bits",
                 highlight=False,
             )
+    if (distinct := report["distinct_images"]) < report["good_images"]:
+        console.print(
+            f"{report['good_images']} good images, about {distinct} different ones: copies (mirrored, turned, shots of "
+            "one part) count once",
+            highlight=False,
+        )
     names = [f"{name} {reason}" for name, reason in report["odd"]]
     if report["odd_left_out"]:
         _show_images(console, names, "training images are odd and were left out")

@@ -207,7 +207,7 @@ def recalibrated(model: Model, is_calibration: NDArray[np.bool_]) -> Model:
     """
     gallery = Gallery(model.embeddings, model.groups)
     # Tiles that are alike are no copies, as in a fit.
-    copies = first_copies(model.embeddings) if model.tiles is None else None
+    copies = first_copies(model.embeddings) if model.tiles is None and model.copies is None else model.copies
     look_alikes, within = gallery.neighbours_of_members(model.look_alikes, copies)
     aligned = model.log_scores - model.levels(model.groups, look_alikes)
     widths, widths_of_others = calibration.decision_widths(aligned[is_calibration], model.groups[is_calibration])
@@ -242,6 +242,7 @@ def _with_known(
         embeddings=np.concatenate([model.embeddings, *(candidate.embeddings for candidate in candidates)]),
         groups=np.concatenate([model.groups, *(candidate.groups for candidate in candidates)]),
         log_scores=np.concatenate([model.log_scores, *log_scores]),
+        copies=_copies_and(model, np.arange(sum(map(len, log_scores)))),
         tiles=_tiles_and(model, [len(candidate.groups) for candidate in candidates]),
     )
     names = [*evidence.names, *(name for candidate in candidates for name in candidate.names)]
@@ -283,6 +284,14 @@ def _tiles_and(model: Model, counts: Sequence[int]) -> Tiles | None:
         return None
     numbers = model.tiles.sources.max() + 1 + np.repeat(np.arange(len(counts)), counts)
     return dataclasses.replace(model.tiles, sources=np.concatenate([model.tiles.sources, numbers]))
+
+
+def _copies_and(model: Model, copies: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Return the copies of the model and those of further images, numbered from 0; None for a model of tiles."""
+    if model.tiles is not None or copies is None:
+        return None
+    known = first_copies(model.embeddings) if model.copies is None else model.copies
+    return np.concatenate([known, len(known) + copies])
 
 
 def _grown(model: Model, candidates: Sequence[Candidate]) -> Model:
@@ -366,6 +375,7 @@ def _joined(model: Model, new: Model, tiles: Tiles | None) -> Model:
         embeddings=np.concatenate([model.embeddings, new.embeddings]),
         groups=np.concatenate([model.groups, new.groups + len(model.banks)]),
         log_scores=np.concatenate([model.log_scores, new.log_scores]),
+        copies=_copies_and(model, new.copies),
         tiles=tiles,
     )
 

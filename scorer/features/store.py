@@ -16,6 +16,7 @@ from flawline.errors import FlawlineError
 from scorer.features.backbone import Backbone
 from scorer.features.graph import Image
 from scorer.features.workfolder import PatchFile, WorkFolder
+from scorer.near_copies import SIDE_PX, detail
 from scorer.search.bank import unit_rows
 from scorer.vectors import Vectors
 
@@ -25,6 +26,7 @@ OnUnreadable = Callable[[int, FlawlineError], None]
 """Takes the number of an image that cannot be read, and why."""
 LayerFeatures = tuple[NDArray[np.float16], NDArray[np.float32]]
 """One layer of an image: unit patch vectors (h * w, c), and the mean feature (c,) before scaling."""
+_ImageFeatures = tuple[list[LayerFeatures], NDArray[np.int8] | None]
 
 # Images in work beyond the one that is stored next; bounds memory whatever the number of images. A judgement:
 # 14 MB of features in the fast profile, 40 MB in the accurate one.
@@ -45,13 +47,15 @@ class FeatureStore:
     """Unit patch vectors and mean features of n images, for each layer.
 
     `patches[l]` is float16 (n, h * w, c), in memory or on disk; `means[l]` float32 (n, c) of the features before
-    scaling; `grids[l]` is h, equal to w. `folder` holds what is computed from them, for a fit that is stopped.
+    scaling; `grids[l]` is h, equal to w. `details` int8 (n, 64, 64) are the images' fine details, None for tiles.
+    `folder` holds what is computed from them, for a fit that is stopped.
     """
 
     patches: Sequence[NDArray[np.float16] | PatchFile]
     means: list[NDArray[np.float32]]
     grids: list[int]
     folder: WorkFolder | None = None
+    details: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.means[0])
@@ -77,23 +81,28 @@ def extract(
     folder: WorkFolder,
     progress: Progress | None = None,
     on_unreadable: OnUnreadable | None = None,
+    *,
+    with_details: bool = False,
 ) -> tuple[FeatureStore, list[int]]:
     """Return the features of all readable images, streamed into `folder`, and the numbers of those images.
 
     What the folder holds already is not computed again. `images` may read each image when it is asked for. An image
     that raises FlawlineError is handed to `on_unreadable(number, error)` and left out; without `on_unreadable` it ends
-    the fit. Raises FlawlineError when no image can be read, and when the disk has no room for the features.
+    the fit. `with_details` keeps the images' fine details too. Raises FlawlineError when no image can be read, and when
+    the disk has no room for the features.
     """
 
-    def features_of(number: int) -> list[LayerFeatures] | FlawlineError:
+    def features_of(number: int) -> _ImageFeatures | FlawlineError:
         try:
-            maps = backbone.features(checked(images[number]))
+            image = checked(images[number])
+            maps = backbone.features(image)
         except FlawlineError as error:
             if on_unreadable is None:
                 raise
             return error
         layers = [layer.reshape(-1, layer.shape[2]) for layer in maps]
-        return [(unit_rows(patches).astype(np.float16), patches.mean(axis=0)) for patches in layers]
+        features = [(unit_rows(patches).astype(np.float16), patches.mean(axis=0)) for patches in layers]
+        return features, detail(image) if with_details else None
 
     recorder = _Recorder(folder, len(images))
     for number, message in recorder.done.unreadable:
@@ -109,7 +118,7 @@ def extract(
                 on_unreadable(number, result)
                 recorder.skip(number, result)
             else:
-                recorder.add(number, result)
+                recorder.add(number, *result)
             if progress:
                 progress("features", number + 1, len(images))
     return recorder.store(), recorder.done.readable
@@ -124,6 +133,7 @@ class _Done:
 
     shapes: list[tuple[int, int]] = field(default_factory=list)
     means: list[list[NDArray[np.float32]]] = field(default_factory=list)
+    details: list[NDArray[np.int8]] = field(default_factory=list)
     readable: list[int] = field(default_factory=list)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
 
@@ -143,6 +153,8 @@ class _Done:
             self.readable.append(entry["image"])
             for means, mean in zip(self.means, entry["means"], strict=True):
                 means.append(np.frombuffer(base64.b64decode(mean), dtype=np.float32))
+            if "detail" in entry:
+                self.details.append(np.frombuffer(base64.b64decode(entry["detail"]), np.int8).reshape(SIDE_PX, SIDE_PX))
 
 
 class _Recorder:
@@ -169,10 +181,10 @@ class _Recorder:
             folder.note(entries)  # without a last line that a crash cut off
             self._require_space()
 
-    def add(self, number: int, features: Sequence[LayerFeatures]) -> None:
-        """Write the features of an image. Raises FlawlineError when the disk is full or fails."""
+    def add(self, number: int, features: Sequence[LayerFeatures], fine: NDArray[np.int8] | None) -> None:
+        """Write the features of an image, and its fine detail. Raises FlawlineError when the disk is full or fails."""
         try:
-            self._write(number, features)
+            self._write(number, features, fine)
         except OSError as error:
             raise FlawlineError(
                 f"{self._folder.path}: features cannot be written: {error.strerror}: free space and start again, "
@@ -188,9 +200,10 @@ class _Recorder:
         if not self.done.readable:
             raise FlawlineError("none of the images can be read: give at least a folder of good images")
         grids = [round(patches**0.5) for patches, _ in self.done.shapes]
-        return FeatureStore(self._files, [np.stack(means) for means in self.done.means], grids, self._folder)
+        details = np.stack(self.done.details) if self.done.details else None
+        return FeatureStore(self._files, [np.stack(means) for means in self.done.means], grids, self._folder, details)
 
-    def _write(self, number: int, features: Sequence[LayerFeatures]) -> None:
+    def _write(self, number: int, features: Sequence[LayerFeatures], fine: NDArray[np.int8] | None) -> None:
         if not self._files:
             shapes = [patches.shape for patches, _ in features]
             self._files = self._folder.patch_files(shapes)
@@ -200,7 +213,10 @@ class _Recorder:
             self._require_space()
         for file, (patches, _) in zip(self._files, features, strict=True):
             file.append(patches)
-        self._note({"image": number, "means": [_text(mean) for _, mean in features]})
+        entry: dict[str, Any] = {"image": number, "means": [_text(mean) for _, mean in features]}
+        if fine is not None:
+            entry["detail"] = base64.b64encode(fine.tobytes()).decode()
+        self._note(entry)
 
     def _note(self, entry: dict[str, Any]) -> None:
         self._folder.append(entry)

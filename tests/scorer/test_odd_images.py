@@ -64,6 +64,11 @@ def test_headers_alone_name_what_is_odd_and_nothing_else(tmp_path: Path) -> None
     assert found.sample_bits == (8, 12)
 
 
+def test_files_that_cannot_be_read_are_left_to_the_fit(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert odd_images.survey([tmp_path / "broken.png", tmp_path / "gone.png"]) == odd_images.Survey((8,), [])
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_depth_of_16_bit_files_is_that_of_their_data(tmp_path: Path, bits: int) -> None:
     assert odd_images.survey(write(tmp_path, bits=bits)).sample_bits == (bits,)

@@ -43,7 +43,8 @@ def report(**changes: Any) -> dict[str, Any]:
     return {
         "version": "v", "groups": 1, "model_bytes": 1, "thresholds": {"review": cut, "reject": cut},
         "per_group": [{"group": 0, "good_images": 40, "finest_p_value": 0.02}], "finest_p_value": 0.02,
-        "good_images": 40, "left_out": [], "suspects": [], "far_out": ["a/far.png"], "odd": [], "odd_left_out": False,
+        "good_images": 40, "distinct_images": 40,
+        "left_out": [], "suspects": [], "far_out": ["a/far.png"], "odd": [], "odd_left_out": False,
         "small_parts": [], "sample_bits": [8], "alarm_rate_asked": 0.005, "vouched_rate": 0.05, "found": 0.01,
         "defects": {"kind": "pasted", "count": 120}, "operating_points": [vars(point)],
     } | changes  # fmt: skip
