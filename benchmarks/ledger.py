@@ -44,8 +44,9 @@ def made_ledger(captures: int, holes: int, epoch: int, now_ns: int) -> Ledger:
         ledger.record_entry(LedgerEntry(camera, epoch, captures, (), now_ns))
         state = ledger.state.epochs[camera, epoch]
         places = sorted(chance.sample(range(captures), holes))
-        state.dead[DeadLetterReason.UNDECODABLE] = IntervalSet((at, at) for at in places[::20])
-        state.dropped[DropReason.OVERSIZE] = IntervalSet((at, at) for at in places if at not in set(places[::20]))
+        dead = set(places[::20])
+        state.dead[DeadLetterReason.UNDECODABLE] = IntervalSet((at, at) for at in sorted(dead))
+        state.dropped[DropReason.OVERSIZE] = IntervalSet((at, at) for at in places if at not in dead)
         outage = IntervalSet([(captures // 2, captures // 2 + captures // 1000)])
         settled = state.dead[DeadLetterReason.UNDECODABLE] | state.dropped[DropReason.OVERSIZE]
         state.dropped[DropReason.SPOOL_FULL] = outage - settled

@@ -42,7 +42,7 @@ def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_befo
     """
     defect = _checked(Defect, value)
     if defect.captured_at < forgotten_before:
-        raise Rejected("expired", f"{defect.frame_id}: older than discovery.keep_defects_days")
+        raise Rejected("expired", f"{defect.frame_id}: older than retention.defect_rows_days")
     if len(defect.heatmap.shape) != 2:
         raise Rejected("bad-heatmap", f"{defect.frame_id}: heat map of shape {list(defect.heatmap.shape)}")
     expected = dimensions.get(defect.embedding_version)

@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 LOCK_RETRY_S = 1.0
 HOUSEKEEPING_S = 2.0
-PRUNING_S = 600.0
 PUBLISH_TIMEOUT_S = 30.0
 ROUND_STEP_S = 0.05
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach the store; judgements, not measured
@@ -124,7 +123,8 @@ class DiscoveryService:
         self._dimensions: dict[str, int] = {}
         self._new_regions = 0
         self._made_at = self._round_at = monotonic()
-        self._housekeeping_at = self._pruned_at = -float("inf")
+        self._housekeeping_at = -float("inf")
+        self._pruner = pruning.Pruner(self.store, settings.retention, monotonic)
         self._forgotten_before = 0
 
     def __enter__(self) -> DiscoveryService:
@@ -248,16 +248,11 @@ class DiscoveryService:
         self._forget()
 
     def _forget(self) -> None:
-        """Prune a slice now and then, and the next one soon while there is more."""
-        if self._monotonic() - self._pruned_at < PRUNING_S:
-            return
-        pruned = pruning.prune(self.store, self.settings.discovery)
-        if pruned == pruning.Pruned():
-            self._pruned_at = self._monotonic()
-            return
-        log.info("too old: pictures of %d regions and frames, %d defects", pruned.pictures, pruned.defects)
-        with self.store.reading() as connection:
-            self._forgotten_before = pruning.forgotten_before(connection)
+        """Prune a slice when retention asks for it."""
+        pruned = self._pruner.step()
+        if pruned is not None and pruned.defects:
+            with self.store.reading() as connection:
+                self._forgotten_before = pruning.forgotten_before(connection)
 
     def _take_in(self, records: Mapping[TopicPartition, list[Any]]) -> None:
         assert self._reader is not None

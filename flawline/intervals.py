@@ -14,7 +14,7 @@ class IntervalSet:
 
     Each interval takes 16 bytes, whatever its length. Adding at the end, as sequence numbers come, takes constant time;
     elsewhere it takes a binary search and a move of the intervals behind. Union, intersection and difference sort the
-    bounds of both sets.
+    bounds of both sets, unless one of them is a single interval.
     """
 
     __slots__ = ("_count", "_starts", "_stops")
@@ -37,7 +37,7 @@ class IntervalSet:
         result = cls()
         result._starts.frombytes(np.ascontiguousarray(bounds[0::2], np.uint64).tobytes())
         result._stops.frombytes(np.ascontiguousarray(bounds[1::2], np.uint64).tobytes())
-        result._count = int(bounds[1::2].sum()) - int(bounds[0::2].sum())
+        result._count = int((bounds[1::2] - bounds[0::2]).sum())
         return result
 
     def bounds(self) -> np.ndarray:
@@ -110,14 +110,60 @@ class IntervalSet:
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
+    # A set of one interval, such as all captures of an epoch, needs no merge of bounds.
+
     def __or__(self, other: IntervalSet) -> IntervalSet:
-        return self._combined(other, np.logical_or)
+        large, small = (self, other) if len(self._starts) >= len(other._starts) else (other, self)
+        if len(small._starts) > 1:
+            return union((large, small))
+        result = large._copy()
+        for first, last in small.ranges():
+            result.add(first, last)
+        return result
 
     def __and__(self, other: IntervalSet) -> IntervalSet:
-        return self._combined(other, np.logical_and)
+        large, small = (self, other) if len(self._starts) >= len(other._starts) else (other, self)
+        if len(small._starts) > 1:
+            return self._combined(other, np.logical_and)
+        return large._between(small._starts[0], small._stops[0]) if small else IntervalSet()
 
     def __sub__(self, other: IntervalSet) -> IntervalSet:
+        if len(other._starts) <= 1:
+            result = self._copy()
+            for first, last in other.ranges():
+                result.discard(first, last)
+            return result
+        if len(self._starts) == 1:
+            return other._outside(self._starts[0], self._stops[0])
         return self._combined(other, lambda mine, theirs: mine & ~theirs)
+
+    def _copy(self) -> IntervalSet:
+        return IntervalSet._of(self._starts[:], self._stops[:], self._count)
+
+    @classmethod
+    def _of(cls, starts: array[int], stops: array[int], count: int) -> IntervalSet:
+        result = cls()
+        result._starts, result._stops, result._count = starts, stops, count
+        return result
+
+    def _between(self, start: int, stop: int) -> IntervalSet:
+        """Return the members from `start` to before `stop`."""
+        low, high = bisect_right(self._stops, start), bisect_left(self._starts, stop)
+        if low >= high:
+            return IntervalSet()
+        starts, stops = self._starts[low:high], self._stops[low:high]
+        starts[0], stops[-1] = max(starts[0], start), min(stops[-1], stop)
+        return IntervalSet._of(starts, stops, _total(starts, stops))
+
+    def _outside(self, start: int, stop: int) -> IntervalSet:
+        """Return the numbers from `start` to before `stop` that are no members."""
+        inner = self._between(start, stop)
+        starts, stops = array("Q", [start]) + inner._stops, inner._starts + array("Q", [stop])
+        if starts[0] == stops[0]:
+            del starts[0], stops[0]
+        if starts and starts[-1] == stops[-1]:
+            del starts[-1], stops[-1]
+        return IntervalSet._of(starts, stops, stop - start - len(inner))
 
     def _combined(self, other: IntervalSet, rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> IntervalSet:
         """Return the set whose members `rule` chooses from being in this set and being in `other`."""
@@ -143,10 +189,22 @@ class IntervalSet:
 
 def union(sets: Iterable[IntervalSet]) -> IntervalSet:
     """Return the members of at least one of the sets."""
-    result = IntervalSet()
-    for item in sets:
-        result = result | item if result else item
-    return result
+    several = [item for item in sets if item]
+    if len(several) < 2:
+        return several[0]._copy() if several else IntervalSet()
+    # Twice the bound, and one more where an interval ends: at the same number, those that begin come first.
+    starts = np.concatenate([np.frombuffer(item._starts, np.uint64) for item in several])
+    stops = np.concatenate([np.frombuffer(item._stops, np.uint64) for item in several])
+    marks = np.concatenate((starts << np.uint64(1), stops << np.uint64(1) | np.uint64(1)))
+    marks.sort()
+    ends = (marks & np.uint64(1)).astype(np.int8)
+    depth = np.cumsum(1 - 2 * ends, dtype=np.int64)
+    bounds = marks[(depth == 0) | ((depth == 1) & (ends == 0))] >> np.uint64(1)
+    return IntervalSet.of_bounds(bounds)
+
+
+def _total(starts: array[int], stops: array[int]) -> int:
+    return int((np.frombuffer(stops, np.uint64) - np.frombuffer(starts, np.uint64)).sum())
 
 
 def _half_open(first: int, last: int | None) -> tuple[int, int]:

@@ -37,6 +37,10 @@ def _histogram(name: str, text: str, *labels: str) -> Histogram:
     return Histogram(f"flawline_{name}", text, labels, buckets=LATENCY_BUCKETS_S, registry=REGISTRY)
 
 
+# Discovery and ledger
+DISK_FREE_BYTES = _gauge("disk_free_bytes", "Free bytes of the disk that holds the store, or the data.", "disk")
+DISK_SHORT = _gauge("disk_short", "1 while a disk has less free than retention.min_free_bytes.", "disk")
+
 # Producers and workers
 OBJECT_STORE_AWAY = _gauge("object_store_away", "1 while frames wait because the object store is away.")
 
@@ -136,7 +140,15 @@ ROUND_SECONDS = _histogram("round_seconds", "Duration of a discovery round.")
 ROUNDS = _counter("rounds", "Discovery rounds.")
 DISCOVERY_LAG = _gauge("discovery_lag_records", "Records that discovery has not read yet.", "topic")
 STORE_AWAY_SECONDS = _gauge("store_away_seconds", "Time since discovery's store went away, 0 while it answers.")
+FORGOTTEN_PICTURES = _counter("forgotten_pictures", "Frames whose pictures retention removed.", "value", "reason")
+FORGOTTEN_DEFECTS = _counter("forgotten_defects", "Defects that are only counted any more.")
+PICTURE_BYTES = _gauge("picture_bytes", "Bytes of crops, masks and heat maps in the store.", "value")
 OF_DISCOVERY: tuple[Collector, ...] = (
+    DISK_FREE_BYTES,
+    DISK_SHORT,
+    FORGOTTEN_PICTURES,
+    FORGOTTEN_DEFECTS,
+    PICTURE_BYTES,
     DEFECTS,
     REGIONS,
     REJECTED_RECORDS,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flawline.settings.retention import RetentionSettings
+    from flawline.settings.tree import Settings
 
 WORKERS_GROUP = "workers"
 """Consumer group of the workers; its committed offsets are the frames that are finished."""
@@ -28,168 +33,173 @@ its own clock, for good."""
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How long a topic keeps its records, and its largest size over all partitions."""
+
+    age_ms: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
 class Topic:
     """One topic. Topics that are `per_camera` have the line's camera partitions, the others have one.
 
-    `retention_bytes` is the limit of one partition. `max_message_bytes` None stands for the line's largest frame.
+    `max_message_bytes` None stands for the line's largest frame. `kept` says of the settings of retention what they
+    mean for this topic; None stands for a compacted topic, which keeps the newest record of each key for ever.
     """
 
     name: str
     key: str
     per_camera: bool
-    retention_ms: int
-    retention_bytes: int
     max_message_bytes: int | None
     writers: str
     readers: str
-    compacted: bool = False
+    kept: Callable[[RetentionSettings], Kept] | None = None
 
-    def configs(self, frame_limit_bytes: int) -> dict[str, str]:
-        """Return the settings of the topic on the broker, for frames of at most `frame_limit_bytes`."""
-        common = {
-            "max.message.bytes": str(self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES),
-            "message.timestamp.after.max.ms": str(LONGEST_MS),
-        }
-        if self.compacted:
+    @property
+    def compacted(self) -> bool:
+        """Whether the topic keeps the newest record of each key for ever."""
+        return self.kept is None
+
+    def partitions(self, settings: Settings) -> int:
+        """Return how many partitions the topic has."""
+        return settings.kafka.camera_partitions if self.per_camera else 1
+
+    def message_limit_bytes(self, frame_limit_bytes: int) -> int:
+        """Return the largest record, for frames of at most `frame_limit_bytes`."""
+        return self.max_message_bytes or frame_limit_bytes + ENVELOPE_BYTES
+
+    def configs(self, settings: Settings) -> dict[str, str]:
+        """Return the settings of the topic on the broker.
+
+        A broker deletes whole segments, and not before the rest is as large as its limit. So the limit is a segment
+        less than a partition's share of the bytes, and the topic does not outgrow them between two looks of the broker.
+        """
+        message_bytes = self.message_limit_bytes(settings.frames.limit_bytes)
+        common = {"max.message.bytes": str(message_bytes), "message.timestamp.after.max.ms": str(LONGEST_MS)}
+        if self.kept is None:
             return {"cleanup.policy": "compact", **common}
+        kept = self.kept(settings.retention)
+        share_bytes = kept.limit_bytes // self.partitions(settings)
+        # No segment is smaller than the largest record, which Apache Kafka would refuse.
+        segment_bytes = max(message_bytes, 1 << 20, min(LARGEST_SEGMENT_BYTES, share_bytes // 8))
         return {
             "cleanup.policy": "delete",
-            "retention.ms": str(self.retention_ms),
-            "retention.bytes": str(self.retention_bytes),
-            "segment.bytes": str(self._segment_bytes()),
+            "retention.ms": str(kept.age_ms),
+            "retention.bytes": str(max(segment_bytes, share_bytes - segment_bytes)),
+            "segment.bytes": str(segment_bytes),
             **common,
         }
 
-    def _segment_bytes(self) -> int:
-        """Return an eighth of the byte limit, because only whole segments are deleted; between 1 and 64 MiB."""
-        if self.retention_bytes == UNBOUNDED:
-            return LARGEST_SEGMENT_BYTES
-        return max(1 << 20, min(LARGEST_SEGMENT_BYTES, self.retention_bytes // 8))
+
+def _kept(days: float, limit_bytes: int) -> Kept:
+    return Kept(round(days * DAY_MS), limit_bytes)
 
 
 FRAMES = Topic(
     "frames",
     key="camera id",
     per_camera=True,
-    retention_ms=6 * HOUR_MS,
-    retention_bytes=2 << 30,
     max_message_bytes=None,
     writers="producers",
     readers="workers",
+    kept=lambda keep: _kept(keep.frames_hours / 24, keep.frames_limit_bytes),
 )
 
 VERDICTS = Topic(
     "verdicts",
     key="camera id",
     per_camera=True,
-    retention_ms=7 * DAY_MS,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="workers",
     readers="workers, discovery, ledger, console",
+    kept=lambda keep: _kept(keep.verdicts_days, keep.verdicts_limit_bytes),
 )
 
 DEFECTS = Topic(
     "defects",
     key="camera id",
     per_camera=True,
-    retention_ms=28 * DAY_MS,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=16 << 20,  # crops and masks of the regions may be larger than the frame's own encoding
     writers="workers",
     readers="discovery, console",
+    kept=lambda keep: _kept(keep.defects_days, keep.defects_limit_bytes),
 )
 
 CLASSES = Topic(
     "classes",
     key="class id",
     per_camera=False,
-    retention_ms=UNBOUNDED,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="discovery",
     readers="console, dashboards",
-    compacted=True,
 )
 
 DEAD_LETTERS = Topic(
     "dead-letters",
     key="original key",
     per_camera=False,
-    retention_ms=28 * DAY_MS,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=34 << 20,  # it holds the whole original record: twice the largest frame by default
     writers="workers",
     readers="replay, ledger",
+    kept=lambda keep: _kept(keep.dead_letters_days, keep.dead_letters_limit_bytes),
 )
 
 MODELS = Topic(
     "models",
     key="role, or role-history",
     per_camera=False,
-    retention_ms=UNBOUNDED,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="publish, promote, rollback",
     readers="workers, models",
-    compacted=True,
 )
 
 MODEL_REPORTS = Topic(
     "model-reports",
     key="actor",
     per_camera=False,
-    retention_ms=UNBOUNDED,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="workers",
     readers="models",
-    compacted=True,
 )
 
 SHADOW_VERDICTS = Topic(
     "shadow-verdicts",
     key="camera id",
     per_camera=False,
-    retention_ms=7 * DAY_MS,
-    retention_bytes=1 << 30,
     max_message_bytes=1 << 20,
     writers="workers",
     readers="models",
+    kept=lambda keep: _kept(7, 1 << 30),
 )
 
 LEDGER = Topic(
     "ledger",
     key="camera id",
     per_camera=False,
-    retention_ms=28 * DAY_MS,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=4 << 20,
     writers="producers, workers",
     readers="ledger, console",
+    kept=lambda keep: _kept(keep.verdicts_days + 1, 4 << 30),
 )
 
 LEDGER_SNAPSHOTS = Topic(
     "ledger-snapshots",
     key="none",
     per_camera=False,
-    retention_ms=28 * DAY_MS,
-    retention_bytes=128 << 20,  # only the newest snapshot is read
     max_message_bytes=16 << 20,
     writers="ledger, console",
     readers="ledger, console, replay",
+    kept=lambda keep: _kept(keep.verdicts_days, 128 << 20),
 )
 
 PARTITIONS = Topic(
     "partitions",
     key="camera id",
     per_camera=False,
-    retention_ms=UNBOUNDED,
-    retention_bytes=UNBOUNDED,
     max_message_bytes=1 << 20,
     writers="producers",
     readers="producers, doctor",
-    compacted=True,
 )
 
 ALL = (

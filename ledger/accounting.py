@@ -440,21 +440,26 @@ class Ledger:
 
 
 class _Split(NamedTuple):
-    """The captures of an epoch: all, those without an outcome, and those of the latter that are in flight."""
+    """The captures of an epoch: all, those without an outcome, and those of the latter that are in flight.
+
+    `outcomes` are all that records name, `claimed` those of them that can belong to the camera. `settled` are the
+    outcomes that are no frame in the log.
+    """
 
     captures: IntervalSet
     unsettled: IntervalSet
     in_flight: IntervalSet
     claimed: IntervalSet
-    """The outcomes that can belong to the camera."""
+    outcomes: IntervalSet
+    settled: IntervalSet
 
 
 def _split(epoch: Epoch, in_log: IntervalSet, *, alive: bool) -> _Split:
     """Return which captures of an epoch exist and which are in flight; `in_log` are those that wait for a worker."""
     # 1. The captures: those that the camera reports, and those that were published before it could report them.
     reported = _below(epoch.captured)
-    published = union((epoch.scored, *epoch.dead.values(), in_log))
-    outcomes = published | union(epoch.dropped.values())
+    settled = union((epoch.scored, *epoch.dead.values(), *epoch.dropped.values()))
+    outcomes = settled | in_log
     claimed = outcomes & _below(epoch.captured + UNREPORTED_LIMIT)
     captures = reported if epoch.closed else reported | claimed
     if epoch.first is None:
@@ -463,12 +468,13 @@ def _split(epoch: Epoch, in_log: IntervalSet, *, alive: bool) -> _Split:
         captures = captures - _below(epoch.first)
 
     # 2. Those without an outcome. A record ahead of the reports says nothing about those before it.
-    unsettled = captures - union((epoch.scored, *epoch.dead.values(), *epoch.dropped.values()))
+    unsettled = captures - settled
     in_flight = unsettled & in_log
     if alive:
-        passed = published & reported
-        in_flight = in_flight | (unsettled - _below(passed.last + 1 if passed else 0))
-    return _Split(captures, unsettled, in_flight, claimed)
+        published = (epoch.scored, *epoch.dead.values(), in_log)
+        passed = max((part.last + 1 for item in published if (part := item & reported)), default=0)
+        in_flight = in_flight | (unsettled - _below(passed))
+    return _Split(captures, unsettled, in_flight, claimed, outcomes, settled)
 
 
 def _account(number: int, epoch: Epoch, in_log: IntervalSet, expired: IntervalSet, *, alive: bool) -> Account:
@@ -477,29 +483,34 @@ def _account(number: int, epoch: Epoch, in_log: IntervalSet, expired: IntervalSe
     `in_log` are its frames that wait for a worker, `expired` those captures that are expired when they have no outcome;
     `alive` says that a producer may still hold captures of it.
     """
-    captures, unsettled, in_flight, claimed = _split(epoch, in_log, alive=alive)
+    split = _split(epoch, in_log, alive=alive)
+    captures = split.captures
     scored = epoch.scored & captures
     dropped = {reason: sequences & captures for reason, sequences in epoch.dropped.items()}
-    dead = {reason: (sequences & captures) - scored for reason, sequences in epoch.dead.items()}
-    unexplained = unsettled - in_flight
+    dead = {reason: sequences & captures for reason, sequences in epoch.dead.items()}
+    recovered = conflicts = IntervalSet()
+    outcomes = (epoch.scored, *epoch.dead.values(), *epoch.dropped.values())
+    if sum(map(len, outcomes)) != len(split.settled):  # some capture has two outcomes, which is rare and takes long
+        recovered = union(epoch.dead.values()) & scored
+        dead = {reason: sequences - scored for reason, sequences in dead.items()}
+        conflicts = _overlaps((scored, *dropped.values(), *dead.values()))
+    unexplained = split.unsettled - split.in_flight
     unread = unexplained & expired
     dropped[DropReason.EXPIRED] = dropped.get(DropReason.EXPIRED, IntervalSet()) | unread
     gaps = unexplained - unread
     # Captures with two outcomes, and outcomes after the last capture.
-    ended = _below(epoch.captured) if epoch.closed else claimed
-    contradictions = _overlaps((scored, *dropped.values(), *dead.values())) | (claimed - ended)
-    everything = union((epoch.scored, *epoch.dead.values(), in_log, *epoch.dropped.values()))
+    contradictions = conflicts | (split.claimed - _below(epoch.captured) if epoch.closed else IntervalSet())
     return Account(
         captured=len(captures),
         scored=len(scored),
         dropped=_sizes(dropped),
         dead_lettered=_sizes(dead),
-        in_flight=len(in_flight),
+        in_flight=len(split.in_flight),
         gaps=len(gaps),
         contradictions=len(contradictions),
         conflicting_verdicts=len(epoch.conflicting & captures),
-        recovered=len(union(epoch.dead.values()) & scored),
-        unclaimed=len(everything - claimed),
+        recovered=len(recovered),
+        unclaimed=len(split.outcomes) - len(split.claimed),
         left_out=epoch.captured if epoch.first is None else min(epoch.first, epoch.captured),
         gap_ranges=_first_ranges(number, gaps),
         conflict_ranges=_first_ranges(number, contradictions | (epoch.conflicting & captures)),

@@ -93,6 +93,7 @@ class LedgerReader:
         self._settings = settings
         self._clock = clock
         self._since_ns = since_ns
+        self._kept_ns = round(settings.retention.verdicts_days * 86_400e9)
         # Verdicts of an aborted transaction do not count.
         self._outcomes = kafka_clients.consumer(
             settings,
@@ -159,7 +160,7 @@ class LedgerReader:
         try:
             if snapshot.was_written_since(self._settings, self._outcomes, now - int(interval_s * 1e9)):
                 return False
-            self._ledger.forget_before(now - 1_000_000 * topics.VERDICTS.retention_ms)
+            self._ledger.forget_before(now - self._kept_ns)
             size_bytes = snapshot.write(self._settings, now, self._read_positions(), self._ledger.state)
         except (FlawlineError, KafkaError) as error:
             log.warning("ledger: no snapshot is written: %s", one_line(error, with_type=True))
@@ -412,7 +413,7 @@ class LedgerReader:
         truncated = [partition for partition in partitions if first_offsets[partition] > 0]
         if not truncated:
             return 0
-        horizon_ms = self._clock() // 1_000_000 - topics.VERDICTS.retention_ms
+        horizon_ms = (self._clock() - self._kept_ns) // 1_000_000
         unread = {partition for partition in truncated if first_offsets[partition] < ends[partition]}
         if unread:
             consumer.assign(sorted(unread))

@@ -644,7 +644,7 @@ class Inspector:
 
 
 def _limit_of(topic: topics.Topic, settings: Settings) -> int:
-    return int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
+    return topic.message_limit_bytes(settings.frames.limit_bytes)
 
 
 def _at_depth(batch: list[_Opened], detector: Detector) -> tuple[list[_Opened], list[tuple[_Opened, ImageError]]]:

@@ -38,6 +38,9 @@ FORMER_VERSION = "1"
 SERVER_KEEPALIVES = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """A client whose machine has gone is noticed by the server within a minute, which then gives its lock to a standby."""
 PARAMETERS_PER_QUERY = 500
+LISTED_AT_ONCE = 2_000
+MINUTE_NS = 60_000_000_000
+HOUR_NS = 60 * MINUTE_NS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AWAY = (OperationalError, InterfaceError, InternalError)
 """What network, disk or failover cause (a read-only standby is InternalError); other errors are mistakes of ours."""
@@ -129,6 +132,12 @@ class Database:
         ):
             yield connection
 
+    def checkpoint(self) -> None:
+        """Write the log of a SQLite store into its file, which gets as small as it can be. Raises DatabaseAway."""
+        if self.sqlite_file:
+            with self._translated("check that it has room"), self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").all()
+
     def try_lock(self) -> contextlib.ExitStack | None:
         """Return the right to be the one writer of this store, until it is closed; None when another process has it.
 
@@ -204,6 +213,8 @@ class Database:
                     connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
                 _upgrade(connection)
                 schema.metadata.create_all(connection)
+                if schema.pictures.name not in tables:
+                    _list_pictures(connection)
                 set_fact(connection, "schema", current)
 
 
@@ -231,6 +242,22 @@ def _upgrade(connection: Connection) -> None:
         connection.exec_driver_sql("DROP VIEW IF EXISTS defect_minutes")
 
 
+def _list_pictures(connection: Connection) -> None:
+    """Fill the table `pictures` of a store that had none, in slices, so that no statement takes too long."""
+    d, r = schema.defects.c, schema.regions.c
+    of_regions = select(func.sum(func.length(r.crop) + func.length(r.mask))).where(r.defect_id == d.id)
+    size_bytes = func.length(d.heatmap) + func.coalesce(of_regions.scalar_subquery(), 0)
+    last = 0
+    while rows := connection.execute(
+        select(d.id, d.captured_ns, d.decision, size_bytes).where(d.id > last).order_by(d.id).limit(LISTED_AT_ONCE)
+    ).all():
+        last = rows[-1][0]
+        names = ("defect_id", "hour", "decision", "size_bytes")
+        listed = [dict(zip(names, (row[0], row[1] // HOUR_NS, *row[2:]), strict=True)) for row in rows if row[3]]
+        if listed:
+            connection.execute(schema.pictures.insert(), listed)
+
+
 def fact(connection: Connection, name: str, default: str) -> str:
     """Return a single remembered value, or the default; nothing is written."""
     value = connection.scalar(select(schema.facts.c.value).where(schema.facts.c.name == name))
@@ -250,6 +277,8 @@ def _engine(url: URL, answer_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes too late for a consistent read
+        # Of a new file: it gets smaller when pages are given back. Before WAL, which writes the file's first page.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")

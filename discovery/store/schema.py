@@ -8,8 +8,9 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
 - `defect_minutes` (view): `defects` by minute, camera, group, decision and class, with the class's name and severity,
   as they are known now: a class that is found later is found in the past as well.
-- `defect_totals`: defects that are only counted any more, since they are older than `discovery.keep_defects_days`; the
-  view has them too.
+- `defect_totals`: defects that are only counted any more, since they are older than `retention.defect_rows_days`; the
+  view has them too. Like `verdict_minutes` it counts by the hour what is older than `retention.minutes_days`.
+- `pictures`: how large the crops, masks and heat map of a defect are, until they are forgotten.
 - `regions`: the pieces of a defect with crop, mask and embedding; each has its own class.
 - `classes`: the registry; `state` is candidate, confirmed, dormant, merged or dismissed.
 - `class_parents`: from which classes a class was split.
@@ -195,6 +196,18 @@ regions = Table(
     UniqueConstraint("defect_id", "position"),
     Index("regions_class", "class_id", "embedding_version"),
     Index("regions_exemplar", "exemplar", "embedding_version"),
+)
+
+pictures = Table(
+    "pictures",
+    metadata,
+    # No foreign key: it is looked up from here, and a row whose defect has gone does no harm.
+    Column("defect_id", _Id, primary_key=True, autoincrement=False),
+    Column("hour", Integer, nullable=False, comment="Of the capture, counted from 1970."),
+    Column("decision", Text, nullable=False),
+    Column("held", Boolean, nullable=False, server_default=false(), comment="What is left belongs to exemplars."),
+    Column("size_bytes", BigInteger, nullable=False, comment="Of crops, masks and heat map, when it was taken in."),
+    Index("pictures_worth", "held", "decision", "hour", "size_bytes"),
 )
 
 verdict_minutes = Table(

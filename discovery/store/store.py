@@ -6,6 +6,7 @@ topics have been read, is one transaction: the positions here, not those at the 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,9 @@ from sqlalchemy import Connection, literal, select, update
 
 from discovery.frame_class import frame_class
 from discovery.store import first_verdicts, schema
-from discovery.store.database import Database, greatest, insert, parts, stamp, upsert
+from discovery.store.database import HOUR_NS, MINUTE_NS, Database, greatest, insert, parts, stamp, upsert
 from flawline.intervals import IntervalSet
 from flawline.messages import ClassEvent, ClassState, Decision, Defect, DefectRegion, Transition, Verdict
-
-MINUTE_NS = 60_000_000_000
 
 WITHDRAWN = "withdrawn"
 """The reason that counts defects of frames that their first verdict accepts."""
@@ -244,6 +243,7 @@ def _add_defects(
         ]
         if rows:
             connection.execute(schema.regions.insert(), rows)
+        connection.execute(schema.pictures.insert().values(_picture_row(key[0], defect)))
         for name in classes:
             if name is not None:
                 add_members(connection, name, defect.captured_at)
@@ -303,6 +303,12 @@ def _defect_row(defect: Defect, decision: Decision, frame: str | None) -> dict[s
         "heatmap_width": width,
         "class_id": frame,
     }
+
+
+def _picture_row(defect_id: int, defect: Defect) -> dict[str, Any]:
+    size_bytes = 2 * math.prod(defect.heatmap.shape) + sum(len(item.crop) + len(item.mask) for item in defect.regions)
+    hour = defect.captured_at // HOUR_NS
+    return {"defect_id": defect_id, "hour": hour, "decision": str(defect.decision), "size_bytes": size_bytes}
 
 
 def _region_row(defect_id: int, position: int, region: DefectRegion, version: str, name: str | None) -> dict[str, Any]:

@@ -83,16 +83,4 @@ class DiscoverySettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device that runs the crop backbone; auto takes CUDA where there is a GPU."
     )
-    keep_images_days: float | None = Field(
-        None,
-        gt=0,
-        description="Days for which crops, masks and heat maps are kept, except those of exemplars; without a number "
-        "they stay for ever.",
-    )
-    keep_defects_days: float | None = Field(
-        None,
-        gt=0,
-        description="Days for which each defect is kept, before it is only counted; without a number defects stay for "
-        "ever.",
-    )
     seed: int = Field(0, description="Seed of all random choices of a round.")

@@ -43,6 +43,7 @@ from flawline.settings.producers import (
     UsbCamera,
     VideoCamera,
 )
+from flawline.settings.retention import RetentionSettings
 from flawline.settings.scorer import ScorerSettings
 from flawline.settings.secret_files import with_secrets
 from flawline.settings.workers import WorkerSettings
@@ -263,6 +264,7 @@ class Settings(BaseSettings):
     scorer: ScorerSettings = ScorerSettings()
     discovery: DiscoverySettings = DiscoverySettings()
     store: StoreSettings = StoreSettings()
+    retention: RetentionSettings = RetentionSettings()
     metrics: MetricsSettings = MetricsSettings()
     console: ConsoleSettings = ConsoleSettings()
     grafana: GrafanaSettings = GrafanaSettings()

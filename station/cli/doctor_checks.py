@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -11,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
 from kafka.errors import (
     AuthorizationError,
@@ -231,21 +232,106 @@ def objects(settings: Settings) -> list[Finding]:
 
 
 def disk(settings: Settings) -> list[Finding]:
-    """Check that the data directory has room for everything that the settings let grow there."""
-    folder = settings.data_dir.absolute()
-    place = _writable("disk", folder / "x", "")
-    if place.status is Status.FAIL:
-        return [place]
-    free = shutil.disk_usage(_existing(folder)).free
-    spool = settings.producer.spool_limit_bytes if settings.cameras else 0
-    log = topics.FRAMES.retention_bytes * settings.kafka.camera_partitions
-    need = spool + (log if settings.kafka.bootstrap_servers is None else 0)
-    text = f"{folder}: {free / 1e9:.1f} GB free, spool and frame log may grow to {need / 1e9:.1f} GB"
-    if free < LEAST_FREE_BYTES:
-        return [Finding("disk", Status.FAIL, text, "free at least 1 GB or move data_dir")]
-    if free < need:
-        return [Finding("disk", Status.WARN, text, "free space, or lower producer.spool_limit_bytes or the partitions")]
-    return [Finding("disk", Status.OK, text)]
+    """Check that the disks of the data and of the objects have room for all that the settings let grow there."""
+    findings = []
+    for folder, limits in _growing(settings).items():
+        place = _writable("disk", folder / "x", "")
+        if place.status is Status.FAIL:
+            findings.append(place)
+            continue
+        free = shutil.disk_usage(_existing(folder)).free
+        growth = max(0, sum(limits.values()) - _size_of(folder))
+        floor = settings.retention.min_free_bytes
+        text = f"{folder}: {free / 1e9:.1f} GB free, {', '.join(limits)} may grow by {growth / 1e9:.1f} GB"
+        if free < LEAST_FREE_BYTES:
+            findings.append(Finding("disk", Status.FAIL, text, "free at least 1 GB or move data_dir"))
+        elif free < growth + floor:
+            text = f"{text}; below {floor / 1e9:.1f} GB the least valuable goes before its time"
+            remedy = "free space, or lower the limits in [retention] and producer.spool_limit_bytes"
+            findings.append(Finding("disk", Status.WARN, text, remedy))
+        else:
+            findings.append(Finding("disk", Status.OK, text))
+    return findings
+
+
+def _growing(settings: Settings) -> dict[Path, dict[str, int]]:
+    """Return the folders that grow, with what grows there and to how many bytes."""
+    keep, data = settings.retention, settings.data_dir.absolute()
+    here: dict[str, int] = {}
+    if settings.cameras and settings.producer.spool_dir is None:
+        here["spool"] = settings.producer.spool_limit_bytes
+    if settings.kafka.bootstrap_servers is None:
+        here["topics"] = sum(topic.kept(keep).limit_bytes for topic in topics.ALL if topic.kept)
+    if settings.store_url.startswith("sqlite"):
+        here["pictures"] = keep.pictures_limit_bytes
+    result = {data: here}
+    url = settings.frames.objects_url or ""
+    if url.startswith("file://"):
+        objects = Path(url.removeprefix("file://"))
+        result.setdefault(data if objects.is_relative_to(data) else objects, {})["objects"] = keep.objects_limit_bytes
+    return result
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def retention(settings: Settings) -> list[Finding]:
+    """Check that the topics have the retention of the settings, and show how far back they reach and what has gone."""
+    if not _reachable(settings):
+        return []
+    findings = []
+    for name, configs in kafka_clients.retention_differences(settings).items():
+        text = f"{name} has not {', '.join(f'{key}={value}' for key, value in configs.items())}"
+        findings.append(
+            Finding(
+                "retention", Status.WARN, text, "`flawline topics create` gives topics the retention of [retention]"
+            )
+        )
+    with contextlib.closing(kafka_clients.consumer(settings)) as client:
+        reaches = [reach for name, topic in topics.named(settings.kafka.topic_prefix) if topic.kept
+                   for reach in _reach(client, name)]  # fmt: skip
+    if reaches:
+        findings.append(Finding("retention", Status.OK, "; ".join(reaches)))
+    return findings
+
+
+def _reach(client: KafkaConsumer, name: str) -> list[str]:
+    """Return in words how many records a topic holds, and how many are gone; nothing for one that does not exist."""
+    places = [TopicPartition(name, number) for number in client.partitions_for_topic(name) or ()]
+    if not places:
+        return []
+    first, ends = client.beginning_offsets(places), client.end_offsets(places)
+    gone = sum(first.values())
+    return [f"{name} holds {sum(ends.values()) - gone:,} records" + (f", {gone:,} are gone" if gone else "")]
+
+
+def forgotten(settings: Settings) -> list[Finding]:
+    """Show what retention has taken from the store of classes."""
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from discovery.store import pruning, schema
+    from discovery.store.database import parse_url
+
+    url = parse_url(settings.store_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return []
+    engine = create_engine(url, connect_args={"connect_timeout": 5} if url.get_backend_name() != "sqlite" else {})
+    try:  # a Store would create what is missing
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(schema.pictures.name):
+                return []
+            sizes, gone = pruning.picture_bytes(connection), pruning.forgotten(connection)
+    except SQLAlchemyError:
+        return []  # the check of the store names the reason
+    finally:
+        engine.dispose()
+    limit = settings.retention.pictures_limit_bytes
+    text = f"pictures in the store take {sum(sizes.values()) / 1e9:.2f} GB of {limit / 1e9:.1f} GB"
+    if gone:
+        text += "; forgotten: " + ", ".join(f"{count:,} {what}" for what, count in gone.items())
+    return [Finding("retention", Status.OK, text)]
 
 
 def ports(settings: Settings) -> list[Finding]:
@@ -358,6 +444,8 @@ ALL = (
     store,
     objects,
     disk,
+    retention,
+    forgotten,
     ports,
     roles,
     clock,
@@ -426,7 +514,7 @@ def _limits_of_settings(settings: Settings) -> list[Finding]:
         text = f"a frame of frames.limit_bytes {limit} does not fit into a dead letter of {letter} bytes"
         findings.append(Finding("limits", Status.FAIL, text, f"lower it to {letter - 2 * topics.ENVELOPE_BYTES}"))
     client = kafka_clients.largest_message_bytes(settings)
-    frame_record = int(topics.FRAMES.configs(limit)["max.message.bytes"])
+    frame_record = topics.FRAMES.message_limit_bytes(limit)
     if client < frame_record:
         text = f"clients send at most {client} bytes, a frame record may have {frame_record}"
         findings.append(Finding("limits", Status.FAIL, text, "lower frames.limit_bytes"))
@@ -450,7 +538,7 @@ def _int_config(configs: Any, key: str) -> int:
 
 
 def _compare_limit(settings: Settings, name: str, topic: topics.Topic, limit: int | None) -> list[Finding]:
-    wanted = int(topic.configs(settings.frames.limit_bytes)["max.message.bytes"])
+    wanted = topic.message_limit_bytes(settings.frames.limit_bytes)
     if limit is None or limit >= wanted:
         return []
     text = f"{name} takes records of {limit} bytes, the settings need {wanted}"

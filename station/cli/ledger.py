@@ -124,7 +124,7 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
 
     A broker that is away is waited for.
     """
-    from flawline import telemetry
+    from flawline import kafka_clients, telemetry
     from flawline.outage import Outage
     from ledger import object_collection, reader
 
@@ -137,7 +137,10 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
         try:
             while not stop.is_set():
                 try:
-                    ledger = ledger or reader.LedgerReader(settings)
+                    if ledger is None:
+                        if settings.kafka.bootstrap_servers is None:
+                            kafka_clients.change_retention(settings)  # nobody else does it on a broker of our own
+                        ledger = reader.LedgerReader(settings)
                     report = ledger.poll()
                     reader.export(report)
                     is_fine = _is_fine(report)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError, TopicAuthorizationFailedError
 from pydantic import SecretStr
 
@@ -78,14 +79,45 @@ def test_dead_letter_of_the_largest_frame_fits(line_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("limit", [1 << 10, 1 << 20, 16 << 20, 100 << 20])
-def test_every_topic_has_all_settings(limit: int) -> None:
+@pytest.mark.parametrize("share", [256 << 20, 2 << 30, 1 << 40])
+@pytest.mark.parametrize("partitions", [1, 8, 64])
+def test_topics_stay_within_their_bytes_between_two_looks_of_the_broker(
+    limit: int, share: int, partitions: int
+) -> None:
+    sizes = {f"{name}_limit_bytes": share for name in ("frames", "verdicts", "defects", "dead_letters")}
+    settings = Settings.model_validate(
+        {"frames": {"limit_bytes": limit}, "kafka": {"camera_partitions": partitions}, "retention": sizes}
+    )
     for topic in topics.ALL:
-        configs = topic.configs(limit)
+        configs = topic.configs(settings)
         assert int(configs["max.message.bytes"]) >= (limit if topic is topics.FRAMES else 1 << 20)
-        if topic.compacted:
+        if topic.kept is None:
             assert configs["cleanup.policy"] == "compact" and "retention.ms" not in configs
-        else:
-            assert int(configs["retention.ms"]) > 0 and int(configs["segment.bytes"]) >= 1 << 20
+            continue
+        kept, segment = topic.kept(settings.retention), int(configs["segment.bytes"])
+        assert int(configs["retention.ms"]) == kept.age_ms > 0
+        assert segment >= int(configs["max.message.bytes"]), "Apache Kafka refuses a record that is larger"
+        # A broker deletes a segment when the rest has the limit, so the topic never has a segment more than that.
+        largest = topic.partitions(settings) * (int(configs["retention.bytes"]) + segment)
+        smallest = topic.partitions(settings) * 2 * int(configs["max.message.bytes"])
+        assert largest <= max(kept.limit_bytes, smallest)
+
+
+def test_topics_that_exist_get_the_retention_of_the_settings(line_settings: Settings) -> None:
+    kafka_clients.ensure_topics(line_settings)
+    assert kafka_clients.change_retention(line_settings) == []
+    retention = line_settings.retention.model_copy(update={"frames_hours": 2.0, "defects_limit_bytes": 1 << 30})
+    changed = line_settings.model_copy(update={"retention": retention})
+    wanted = sorted(map(changed.topic, ("defects", "frames")))
+    assert kafka_clients.retention_differences(changed).keys() == set(wanted)
+    assert sorted(kafka_clients.change_retention(changed)) == wanted
+    assert kafka_clients.retention_differences(changed) == {}
+    admin = kafka_clients.admin(changed)
+    frames = ConfigResource(ConfigResourceType.TOPIC, changed.topic("frames"))
+    configs = admin.describe_configs([frames], config_filter="all")["topic"][changed.topic("frames")]
+    admin.close()
+    assert str(configs["retention.ms"]["value"]) == "7200000"
+    assert int(configs["max.message.bytes"]["value"]) == changed.frames.limit_bytes + topics.ENVELOPE_BYTES
 
 
 def test_broker_that_is_away_names_its_address_and_the_remedy(line_settings: Settings, refusing_port: int) -> None:

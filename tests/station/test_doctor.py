@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from discovery.store import pruning
+from discovery.store.store import Batch, Store, TakenDefect
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
 from flawline.object_store import MARKER, object_store
@@ -22,6 +25,7 @@ from flawline.settings.tree import Settings
 from producers.partitions import Partitions
 from station.cli import doctor, doctor_checks
 from station.cli.doctor_checks import Finding, Status
+from tests.discovery.factories import START_NS, defect, directions
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
@@ -220,6 +224,29 @@ def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
         embedded = changed(line_settings, "kafka", bootstrap_servers=None)
         assert doctor_checks.disk(embedded)[0].status is status
+
+
+def test_retention_that_a_topic_has_not_is_named_with_the_remedy(line_settings: Settings) -> None:
+    kafka_clients.ensure_topics(line_settings)
+    [found] = doctor_checks.retention(line_settings)
+    assert found.status is Status.OK and "frames holds 0 records" in found.text
+    [wrong, _] = doctor_checks.retention(changed(line_settings, "retention", frames_hours=1.0))
+    assert wrong.status is Status.WARN and "retention.ms=3600000" in wrong.text and "topics create" in wrong.remedy
+
+
+def test_what_the_store_has_forgotten_is_shown(line_settings: Settings, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    settings = changed(line_settings, "store", url=SecretStr(url))
+    assert doctor_checks.forgotten(settings) == [] and not (tmp_path / "store.db").exists()
+    store = Store(url)
+    at = START_NS + 100 * pruning.DAY_NS
+    taken = [defect(n, directions(1)[0], captured_at=when) for n, when in enumerate((START_NS, at))]
+    store.ingest(Batch(defects=[TakenDefect(item, (None,)) for item in taken]))
+    store.utc_ns = lambda: at
+    assert pruning.prune(store, settings.retention).pictures == 1
+    store.close()
+    [found] = doctor_checks.forgotten(settings)
+    assert found.status is Status.OK and "1 pictures DEFECT age" in found.text
 
 
 def test_ports_in_use(line_settings: Settings) -> None:
