@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         "--housekeeping-interval", type=seconds, default=defaults.housekeeping_interval_s, metavar="SECONDS"
     )
     parser.add_argument(
+        "--min-free-bytes",
+        type=_number(int, 0, 1 << 62),
+        default=defaults.min_free_bytes,
+        metavar="BYTES",
+        help="of the disk; below, records that every group has read go before their time (default: %(default)s, never)",
+    )
+    parser.add_argument(
         "--partitions",
         type=_number(int, 1, 1000),
         default=defaults.default_partitions,
@@ -95,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         default_partitions=args.partitions,
         auto_create_topics=not args.no_auto_create,
         group_initial_delay_s=args.group_initial_delay,
+        min_free_bytes=args.min_free_bytes,
     )
 
     def listening(host: str, port: int) -> None:

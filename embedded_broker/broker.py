@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from embedded_broker import compaction
+from embedded_broker.disk_floor import DiskFloor
 from embedded_broker.groups import Group
 from embedded_broker.log import PartitionLog, wall_clock_ms
 from embedded_broker.members import GroupState
@@ -46,6 +47,8 @@ class BrokerOptions:
     # Long enough that members that start together are all in the first generation; a judgement, not measured.
     group_initial_delay_s: float = 0.2
     max_request_bytes: int = 128 << 20
+    # Below so many free bytes of the disk, records that every group has read go; 0 turns this off.
+    min_free_bytes: int = 0
     topic_defaults: TopicConfig = field(default_factory=TopicConfig)
 
 
@@ -68,6 +71,7 @@ class Broker:
                 f"the broker's data directory {options.data_dir} cannot be opened ({error}): "
                 "free space or correct its permissions, or name another one with --data"
             ) from error
+        self._floor = DiskFloor(options.data_dir, options.min_free_bytes)
         self._groups: dict[str, Group] = {}
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
 
@@ -147,6 +151,10 @@ class Broker:
                         await self._compact(partition)
                 except (OSError, sqlite3.Error) as error:
                     log.error("housekeeping of %s failed, tried again later: %s", partition.folder, error)
+            try:
+                self._floor.keep(self.topics, self.store)
+            except (OSError, sqlite3.Error) as error:
+                log.error("no room is made on the disk of %s, tried again later: %s", self.options.data_dir, error)
 
     async def _compact(self, partition: PartitionLog) -> None:
         plan = compaction.plan(partition, wall_clock_ms())

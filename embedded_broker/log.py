@@ -226,6 +226,13 @@ class PartitionLog:
         self.cleaned_to = max(self.cleaned_to, self.log_start)
         oldest.delete()
 
+    def delete_through(self, last: Segment) -> None:
+        """Delete the segments up to `last`; one that is still written to is closed before."""
+        if last is self.segments[-1]:
+            self.roll()
+        while self.segments[0].base_offset <= last.base_offset and len(self.segments) > 1:
+            self._drop_first()
+
     def delete_before(self, offset: int) -> int:
         """Make records before `offset` unreadable and return the new log start. Raises `OffsetOutOfRange`."""
         if not 0 <= offset <= self.next_offset:

@@ -28,10 +28,13 @@ class Value(IntEnum):
 
 @dataclass(frozen=True)
 class Holding(Generic[Key]):
-    """Things of one value that can go together; `at_ns` is the time of the newest of them, `key` names them."""
+    """Things of one value that can go together; `at_ns` is the time of the newest of them, `key` names them.
+
+    The lower the value, the sooner they go: a Value, or another number of things that are no pictures.
+    """
 
     key: Key
-    value: Value
+    value: int
     at_ns: int
     size_bytes: int
 
@@ -40,7 +43,7 @@ class Holding(Generic[Key]):
 class Limits:
     """How long each value is kept (a value without an age is kept for ever), and how large all of them may be."""
 
-    ages_ns: Mapping[Value, int] = field(default_factory=dict)
+    ages_ns: Mapping[int, int] = field(default_factory=dict)
     limit_bytes: int | None = None
 
 

@@ -171,7 +171,15 @@ STORED_OBJECTS = _gauge("stored_objects", "Objects in the object store after the
 STORED_OBJECT_BYTES = _gauge("stored_object_bytes", "Bytes of the objects in the object store.")
 COLLECTED_OBJECTS = _counter("collected_objects", "Objects removed because no record refers to them any more.")
 COLLECTED_OBJECT_BYTES = _counter("collected_object_bytes", "Bytes of the objects that were removed.")
+EARLY_OBJECTS = _counter("early_objects", "Objects of frames with a verdict that were removed for want of room.")
+EARLY_OBJECT_BYTES = _counter("early_object_bytes", "Bytes of the objects that were removed for want of room.")
+TOPIC_DELETED = _gauge("topic_deleted_records", "Records that retention has deleted from a topic.", "topic")
 OF_THE_LEDGER: tuple[Collector, ...] = (
+    DISK_FREE_BYTES,
+    DISK_SHORT,
+    EARLY_OBJECTS,
+    EARLY_OBJECT_BYTES,
+    TOPIC_DELETED,
     STORED_OBJECTS,
     STORED_OBJECT_BYTES,
     COLLECTED_OBJECTS,

@@ -11,16 +11,24 @@ A producer writes an object, then the record that names it; when it puts the sam
 acknowledgement, it writes the object again. So a record that is published after step 2 names an object that is younger
 than the limit, as long as `frames.objects_min_age_s` is longer than a producer's `FRESH_S` and the clocks of producers
 and store differ by less than the rest.
+
+When the store is larger than `retention.objects_limit_bytes`, or its disk has less than `retention.min_free_bytes`
+free, old objects go too whose frames all have their verdict, the oldest first: nobody has to read them any more. What
+a dead letter or an unread frame names stays.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import logging
 import re
+import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
@@ -29,7 +37,9 @@ from flawline import kafka_clients, telemetry, topics
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import DeadLetter, Frame, SchemaError, decode
 from flawline.object_store import ObjectStore, StoreAway, StoredObject, is_key, object_store
+from flawline.retention import Holding, Limits, going
 from flawline.settings.tree import Settings
+from ledger import committed_offsets
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +49,10 @@ STALLED_AFTER_S = 30.0
 REMOVAL_PAUSE_S = 0.002
 """Pause after each removal, so that a pass leaves the store to the line: at most 500 a second. A judgement, not
 measured."""
+
+CHOSEN_AT_ONCE = 20_000
+"""Objects among which one pass chooses those that go for want of room, so that its memory is bounded. A judgement, not
+measured; the next pass goes on."""
 
 _KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
@@ -72,6 +86,15 @@ class References:
         packed = bytes.fromhex(key)
         return any(packed in offsets for offsets in self._last_offsets.values())
 
+    def are_finished(self, key: str, finished: Mapping[Place, int]) -> bool:
+        """Tell whether all records that name the object lie before the offsets `finished` of their partitions."""
+        packed = bytes.fromhex(key)
+        return all(
+            offsets[packed] < finished.get(place, 0)
+            for place, offsets in self._last_offsets.items()
+            if packed in offsets
+        )
+
     def __len__(self) -> int:
         return sum(len(offsets) for offsets in self._last_offsets.values())
 
@@ -103,12 +126,14 @@ def keys_in_dead_letter(value: bytes) -> set[str]:
 
 @dataclass(frozen=True)
 class Collected:
-    """What one pass found and did, in objects and bytes."""
+    """What one pass found and did, in objects and bytes; `early` are those that went for want of room."""
 
     objects: int = 0
     stored_bytes: int = 0
     removed: int = 0
     removed_bytes: int = 0
+    early: int = 0
+    early_bytes: int = 0
 
 
 def collect(
@@ -135,6 +160,39 @@ def collect(
             removed_bytes += stored.size_bytes
             stop.wait(REMOVAL_PAUSE_S)
     return Collected(objects - removed, stored_bytes - removed_bytes, removed, removed_bytes)
+
+
+def make_room(
+    store: ObjectStore,
+    references: References,
+    finished: Mapping[Place, int],
+    written_before_s: float,
+    lacking_bytes: int,
+    stop: threading.Event,
+) -> tuple[int, int]:
+    """Remove the oldest objects that were written before a time and whose frames are all finished.
+
+    `finished` are the offsets that the workers had committed before the references were read, `lacking_bytes` is how
+    much must go. Returns the number of objects that went, and their bytes. Raises StoreAway.
+    """
+    old = (
+        stored
+        for stored in store.objects()
+        if stored.written_at_s < written_before_s
+        and is_key(stored.key)
+        and references.are_finished(stored.key, finished)
+    )
+    oldest = heapq.nsmallest(CHOSEN_AT_ONCE, old, key=lambda stored: stored.written_at_s)
+    holdings = [Holding(stored.key, 0, round(1e9 * stored.written_at_s), stored.size_bytes) for stored in oldest]
+    removed = removed_bytes = 0
+    for holding in going(holdings, Limits(), 0, lacking_bytes).too_much:
+        if stop.is_set():
+            break
+        if store.remove(holding.key, written_before_s=written_before_s):
+            removed += 1
+            removed_bytes += holding.size_bytes
+            stop.wait(REMOVAL_PAUSE_S)
+    return removed, removed_bytes
 
 
 class TopicFollower:
@@ -262,26 +320,66 @@ class Collector:
     def collect(self) -> Collected:
         """Make one pass. Raises FlawlineError when broker or store cannot be used; then nothing else is removed."""
         self._follower = self._follower or TopicFollower(self._settings, self._stop)
+        min_age_s = self._settings.frames.objects_min_age_s
         try:
-            collected = collect(
-                self._store,
-                self._references,
-                self._follower.update,
-                self._settings.frames.objects_min_age_s,
-                self._stop,
-            )
+            finished = self._finished()
+            written_before_s = self._store.now_s() - min_age_s
+            collected = collect(self._store, self._references, self._follower.update, min_age_s, self._stop)
+            lacking_bytes = self._lacking_bytes(collected.stored_bytes)
+            if lacking_bytes > 0:
+                early, early_bytes = make_room(
+                    self._store, self._references, finished, written_before_s, lacking_bytes, self._stop
+                )
+                log.warning(
+                    "%s lacks %d bytes of room: %d objects (%d bytes) of frames that have their verdict are removed "
+                    "before their time", self._store.root, lacking_bytes, early, early_bytes,
+                )  # fmt: skip
+                collected = replace(
+                    collected,
+                    objects=collected.objects - early,
+                    stored_bytes=collected.stored_bytes - early_bytes,
+                    early=early,
+                    early_bytes=early_bytes,
+                )
         except StoreAway as error:
             raise FlawlineError(str(error)) from error
         telemetry.STORED_OBJECTS.set(collected.objects)
         telemetry.STORED_OBJECT_BYTES.set(collected.stored_bytes)
         telemetry.COLLECTED_OBJECTS.inc(collected.removed)
         telemetry.COLLECTED_OBJECT_BYTES.inc(collected.removed_bytes)
+        telemetry.EARLY_OBJECTS.inc(collected.early)
+        telemetry.EARLY_OBJECT_BYTES.inc(collected.early_bytes)
         return collected
+
+    def _finished(self) -> dict[Place, int]:
+        """Return the offsets that the workers have committed. Raises FlawlineError."""
+        try:
+            with contextlib.closing(kafka_clients.admin(self._settings)) as admin:
+                offsets = committed_offsets.of_workers(self._settings, admin)
+        except KafkaError as error:
+            raise FlawlineError(f"objects are not collected: {one_line(error, with_type=True)}") from error
+        return {_key_of(place): offset for place, offset in offsets.items()}
+
+    def _lacking_bytes(self, stored_bytes: int) -> int:
+        """Return how many bytes the store holds too much, by its limit or for its disk."""
+        keep = self._settings.retention
+        lacking_bytes = stored_bytes - keep.objects_limit_bytes
+        folder = disk_of_objects(self._settings)
+        if folder is not None:
+            lacking_bytes = max(lacking_bytes, keep.min_free_bytes - shutil.disk_usage(folder).free)
+        return lacking_bytes
 
     def close(self) -> None:
         """Close the connection to the broker."""
         if self._follower is not None:
             self._follower.close()
+
+
+def disk_of_objects(settings: Settings) -> Path | None:
+    """Return the folder of an object store of files; None for a bucket, without a store, and while it is away."""
+    url = settings.frames.objects_url or ""
+    folder = Path(url.removeprefix("file://"))
+    return folder if url.startswith("file://") and folder.is_dir() else None
 
 
 def start(settings: Settings, stop: threading.Event) -> None:

@@ -26,7 +26,7 @@ from typing import Protocol
 
 import msgpack
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import CoordinatorNotAvailableError, GroupIdNotFoundError, KafkaError
+from kafka.errors import KafkaError
 
 from flawline import kafka_clients, telemetry, topics
 from flawline.clock import UtcNs, utc_ns
@@ -45,7 +45,7 @@ from flawline.messages import (
     type_name,
 )
 from flawline.settings.tree import Settings
-from ledger import retention, snapshot
+from ledger import committed_offsets, retention, snapshot
 from ledger.accounting import Account, Identity, Ledger, Report, VerdictContent
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class Record(Protocol):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+
+
+class _RecordsGoneError(FlawlineError):
+    """Retention has deleted outcomes that this reader has not read, so what it knows has holes."""
 
 
 class LedgerReader:
@@ -140,8 +144,14 @@ class LedgerReader:
         `on_dead_letter` gets each dead letter that is kept, with its record; then the log is searched for replayed
         frames as well. Raises FlawlineError when the broker is away.
         """
+        progress = progress or (lambda done, total: None)
         try:
-            return self._poll(progress or (lambda done, total: None), on_dead_letter)
+            try:
+                return self._poll(progress, on_dead_letter)
+            except _RecordsGoneError as error:
+                log.warning("ledger: %s: it begins anew with what is kept", error)
+                self._forget()
+                return self._poll(progress, on_dead_letter)
         except KafkaError as error:
             raise FlawlineError(
                 f"ledger: broker {self._settings.bootstrap_servers} does not answer ({error}): "
@@ -176,12 +186,31 @@ class LedgerReader:
         try:
             places = self._partitions(self._frames, [self._settings.topic(topics.FRAMES.name)])
             now_ms = self._clock() // 1_000_000
-            return retention.unread_expire_in_s(self._frames, self._admin, places, self._committed(), now_ms)
+            return retention.unread_expire_in_s(
+                self._frames, self._admin, places, committed_offsets.of_workers(self._settings, self._admin), now_ms
+            )
         except KafkaError as error:
             raise FlawlineError(
                 f"ledger: nobody knows how long unread frames are kept ({one_line(error, with_type=True)}): "
                 "check the broker, and grant DESCRIBE_CONFIGS on the topic frames"
             ) from error
+
+    def export_retention(self) -> None:
+        """Set the metrics of what retention does: when unread frames go, what has gone, and what is free.
+
+        Raises FlawlineError when the broker is away.
+        """
+        retention.export_disks(self._settings)
+        for partition, seconds in self.unread_expire_in_s().items():
+            telemetry.UNREAD_EXPIRE_SECONDS.labels(partition).set(seconds)
+        prefix = self._settings.kafka.topic_prefix
+        names = {name: topic.name for name, topic in topics.named(prefix) if topic.kept is not None}
+        try:
+            deleted = retention.deleted_records(self._frames, names)
+        except KafkaError as error:
+            raise FlawlineError(f"ledger: what retention has deleted is not known ({one_line(error)})") from error
+        for name, records in deleted.items():
+            telemetry.TOPIC_DELETED.labels(names[name]).set(records)
 
     def replays_in_log(self) -> set[bytes]:
         """Return the headers `replayed-from` of the replayed frames that wait in the log."""
@@ -191,11 +220,17 @@ class LedgerReader:
         """Return the frames that wait for a worker, as of the last poll."""
         return (identity for waiting in self._in_log.values() for _, identity, _ in waiting if identity[0])
 
+    def _forget(self) -> None:
+        """Be as before the first poll."""
+        self._ledger = None
+        for known in (self._positions, self._last_records, self._snapshot_positions, self._in_log):
+            known.clear()
+
     def _poll(self, progress: Progress, on_dead_letter: Callable[[Record, DeadLetter], None] | None) -> Report:
         if self._ledger is None:
             # It is made here, because its horizon must be older than the first entry that is read.
             self._ledger = self._begin(all_dead_letters=on_dead_letter is not None)
-        ledger, committed = self._ledger, self._committed()
+        ledger, committed = self._ledger, committed_offsets.of_workers(self._settings, self._admin)
         readers: dict[str, Callable[[Record], None]] = {
             self._settings.topic(topics.LEDGER.name): self._read_entry,
             self._settings.topic(topics.VERDICTS.name): self._read_verdict,
@@ -335,9 +370,13 @@ class LedgerReader:
         ends = self._frames.end_offsets(partitions)
         first_offsets = consumer.beginning_offsets(partitions)
         for partition in partitions:
-            self._positions[partition] = max(
-                self._positions.get(partition, 0), first_offsets[partition], start.get(partition, 0)
-            )
+            position = self._positions.get(partition)
+            if consumer is self._outcomes and position is not None and position < first_offsets[partition]:
+                raise _RecordsGoneError(
+                    f"records {position} to {first_offsets[partition] - 1} of {partition.topic}/{partition.partition} "
+                    "are gone before they were read"
+                )
+            self._positions[partition] = max(position or 0, first_offsets[partition], start.get(partition, 0))
         unread = {partition: end for partition, end in ends.items() if self._positions[partition] < end}
         if not unread:
             return
@@ -377,15 +416,6 @@ class LedgerReader:
                 consumer.pause(partition)
         return has_moved
 
-    def _committed(self) -> dict[TopicPartition, int]:
-        """Return the workers' committed offsets in `frames`, of the partitions that have one."""
-        group = self._settings.topic(topics.WORKERS_GROUP)
-        try:
-            offsets = self._admin.list_group_offsets(group).get(group, {})
-        except (GroupIdNotFoundError, CoordinatorNotAvailableError):  # no worker has run on this broker yet
-            return {}
-        return {partition: offset.offset for partition, offset in offsets.items() if offset.offset >= 0}
-
     def _release(self, committed: dict[TopicPartition, int]) -> None:
         """Remove the frames before the committed offsets from those that wait."""
         for partition, waiting in self._in_log.items():
@@ -401,16 +431,25 @@ class LedgerReader:
             waiting.append((record.offset, _identity(record) or ("", 0, 0), origin))
 
     def _horizon_ns(self) -> int:
-        """Return the time (UTC) after which no verdict has expired; 0 when none has.
+        """Return the time (UTC) after which no outcome has expired; 0 when none has.
 
         1. Without a partition that has lost its first records, nothing has expired.
         2. A partition that is empty only shows that its records were older than the retention.
         3. Of the others, the newest of their first records is the horizon.
+
+        Dead letters are few, so their first record says little: they count only when they may have gone by size.
         """
         consumer = self._outcomes
-        partitions = self._partitions(consumer, [self._settings.topic(topics.VERDICTS.name)])
+        names = [self._settings.topic(topic.name) for topic in (topics.VERDICTS, topics.LEDGER, topics.DEAD_LETTERS)]
+        partitions = self._partitions(consumer, names)
         first_offsets, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-        truncated = [partition for partition in partitions if first_offsets[partition] > 0]
+        letters = self._settings.retention.dead_letters_limit_bytes // (topics.DEAD_LETTERS.max_message_bytes or 1)
+        truncated = [
+            partition
+            for partition in partitions
+            if first_offsets[partition] > 0
+            and (partition.topic != names[2] or ends[partition] - first_offsets[partition] >= letters)
+        ]
         if not truncated:
             return 0
         horizon_ms = (self._clock() - self._kept_ns) // 1_000_000
@@ -444,12 +483,6 @@ def export(report: Report) -> None:
     for camera, account in report.cameras.items():
         for outcome, reason, count in _series(account):
             telemetry.LEDGER.labels(camera, outcome, reason).set(count)
-
-
-def export_unread(expire_in_s: Mapping[int, float]) -> None:
-    """Set the Prometheus metric of the seconds, by partition, until an unread frame is deleted."""
-    for partition, seconds in expire_in_s.items():
-        telemetry.UNREAD_EXPIRE_SECONDS.labels(partition).set(seconds)
 
 
 def _series(account: Account) -> Iterator[tuple[str, str, int]]:

@@ -1,17 +1,21 @@
-"""How long it takes until retention deletes a frame that no worker has read."""
+"""What retention does: how long until it deletes a frame that no worker has read, what it has deleted, what is free."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
+from flawline import telemetry
+from flawline.settings.tree import Settings
 from flawline.topics import UNBOUNDED
 from ledger import snapshot
+from ledger.object_collection import disk_of_objects
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,24 @@ def unread_expire_in_s(
             now_ms, record.timestamp, size_bytes, ends[place] - unread[place], retention
         )
     return result | {place.partition: 0.0 for place in gone}
+
+
+def deleted_records(consumer: KafkaConsumer, names: Iterable[str]) -> dict[str, int]:
+    """Return how many records of each of the topics `names` are deleted, of those that exist. Raises KafkaError."""
+    places = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()]
+    deleted: dict[str, int] = {}
+    for place, offset in (consumer.beginning_offsets(places) if places else {}).items():
+        deleted[place.topic] = deleted.get(place.topic, 0) + offset
+    return deleted
+
+
+def export_disks(settings: Settings) -> None:
+    """Set the metrics of the disks of the data and of the objects, as far as this machine has them."""
+    for disk, folder in (("data", settings.data_dir), ("objects", disk_of_objects(settings))):
+        if folder is not None and folder.is_dir():
+            free_bytes = shutil.disk_usage(folder).free
+            telemetry.DISK_FREE_BYTES.labels(disk).set(free_bytes)
+            telemetry.DISK_SHORT.labels(disk).set(free_bytes < settings.retention.min_free_bytes)
 
 
 def _retention(admin: KafkaAdminClient, topic: str) -> Retention:

@@ -154,8 +154,8 @@ class Pruner:
             if not ids:
                 return None
             _empty(connection, ids)
-            _count(connection, f"pictures {holding.value.name} {reason}", len(ids))
-        telemetry.FORGOTTEN_PICTURES.labels(holding.value.name, reason).inc(len(ids))
+            _count(connection, f"pictures {Value(holding.value).name} {reason}", len(ids))
+        telemetry.FORGOTTEN_PICTURES.labels(Value(holding.value).name, reason).inc(len(ids))
         return Pruned(pictures=len(ids))
 
     def _release_held(self) -> Pruned | None:
@@ -309,7 +309,7 @@ def _empty(connection: Connection, ids: Sequence[int]) -> None:
 def _sizes(holdings: Sequence[Holding[_Pile]]) -> dict[Value, int]:
     sizes: Counter[Value] = Counter()
     for holding in holdings:
-        sizes[holding.value] += holding.size_bytes
+        sizes[Value(holding.value)] += holding.size_bytes
     return dict(sizes)
 
 

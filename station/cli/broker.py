@@ -14,6 +14,7 @@ def broker(config: Config = None) -> None:
     settings = settings_of(config, "broker")
     embedded = settings.embedded
     arguments = ["--data", str(settings.data_dir / "broker"), "--host", embedded.host, "--port", str(embedded.port)]
+    arguments += ["--min-free-bytes", str(settings.retention.min_free_bytes)]
     code = main([*arguments, "--fsync", embedded.fsync, "--no-auto-create"])
     if code:
         raise typer.Exit(code)

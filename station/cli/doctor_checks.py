@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
 from kafka.errors import (
     AuthorizationError,
@@ -31,6 +31,7 @@ from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.kafka_refusal import first_that_answers
 from flawline.rights import ROLES, TRANSACTIONAL_ID, Operation, Right, transactional_id
 from flawline.settings.tree import Settings
+from ledger.retention import deleted_records
 from station import role_states
 
 CONNECT_TIMEOUT_S = 3.0
@@ -288,22 +289,14 @@ def retention(settings: Settings) -> list[Finding]:
                 "retention", Status.WARN, text, "`flawline topics create` gives topics the retention of [retention]"
             )
         )
+    names = [name for name, topic in topics.named(settings.kafka.topic_prefix) if topic.kept]
     with contextlib.closing(kafka_clients.consumer(settings)) as client:
-        reaches = [reach for name, topic in topics.named(settings.kafka.topic_prefix) if topic.kept
-                   for reach in _reach(client, name)]  # fmt: skip
-    if reaches:
-        findings.append(Finding("retention", Status.OK, "; ".join(reaches)))
+        deleted = deleted_records(client, names)
+    gone = [f"{count:,} of {name}" for name, count in deleted.items() if count]
+    if deleted:
+        text = f"{len(deleted)} topics; records that have gone: {', '.join(gone) or 'none'}"
+        findings.append(Finding("retention", Status.OK, text))
     return findings
-
-
-def _reach(client: KafkaConsumer, name: str) -> list[str]:
-    """Return in words how many records a topic holds, and how many are gone; nothing for one that does not exist."""
-    places = [TopicPartition(name, number) for number in client.partitions_for_topic(name) or ()]
-    if not places:
-        return []
-    first, ends = client.beginning_offsets(places), client.end_offsets(places)
-    gone = sum(first.values())
-    return [f"{name} holds {sum(ends.values()) - gone:,} records" + (f", {gone:,} are gone" if gone else "")]
 
 
 def forgotten(settings: Settings) -> list[Finding]:

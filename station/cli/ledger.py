@@ -148,7 +148,7 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
                         log.log(logging.INFO if is_fine else logging.ERROR, "%s", _headline(report))
                     was_fine = is_fine
                     ledger.keep_snapshot()
-                    reader.export_unread(ledger.unread_expire_in_s())
+                    ledger.export_retention()
                     outage.ended()
                 except FlawlineError as error:
                     if outage.failed().is_reported:

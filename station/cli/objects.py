@@ -61,6 +61,10 @@ def collect(config: Config = None) -> None:
         done = collector.collect()
     terminal.out().print(
         f"{done.removed} unused objects ({done.removed_bytes / 1e6:.1f} MB) are removed, {done.objects} "
-        f"({done.stored_bytes / 1e6:.1f} MB) remain",
+        f"({done.stored_bytes / 1e6:.1f} MB) remain"
+        + (
+            f"; {done.early} ({done.early_bytes / 1e6:.1f} MB) went before their time, for want of room"
+            * bool(done.early)
+        ),
         highlight=False,
     )

@@ -28,6 +28,7 @@ from ledger.object_collection import (
     collect,
     keys_in,
     keys_in_dead_letter,
+    make_room,
     start,
 )
 from station.cli.main import main
@@ -284,6 +285,43 @@ def test_objects_go_with_the_records_that_name_them(
         assert collector.collect().removed == 0
     finally:
         collector.close()
+
+
+def test_store_beyond_its_limit_loses_the_oldest_objects_of_frames_that_have_their_verdict(
+    line_with_store: tuple[TalkingLine, Settings, ObjectStore],
+) -> None:
+    line, settings, store = line_with_store
+    keys = [old_object(store, b"frame %d" % i, age_s=(9 - i) * MIN_AGE_S) for i in range(5)]
+    for i, key in enumerate(keys):
+        line.say("frames", frame_of(key, i), partition=1)
+    line.say("dead-letters", letter_of(messages.encode(frame_of(keys[0]))))
+    retention = settings.retention.model_copy(update={"objects_limit_bytes": 4 * 7, "min_free_bytes": 0})
+    collector = Collector(settings.model_copy(update={"retention": retention}), store, threading.Event())
+    try:
+        assert collector.collect().early == 0, "no frame has its verdict"
+        line.committed(3)
+        before = telemetry.EARLY_OBJECTS._value.get()
+        assert collector.collect() == Collected(4, 4 * 7, early=1, early_bytes=7)
+        assert keys_of(store) == {keys[0], *keys[2:]}, "a dead letter keeps its object"
+        assert telemetry.EARLY_OBJECTS._value.get() == before + 1
+        assert collector.collect().early == 0
+    finally:
+        collector.close()
+
+
+def test_object_of_an_unread_frame_or_a_dead_letter_never_goes_for_room() -> None:
+    world, references = World(), References()
+    for number, key in enumerate(KEYS[:3]):
+        world.written_at_s[key] = float(number)
+        references.add(FRAMES, number, [key])
+    references.add(FRAMES, 7, [KEYS[0]])
+    references.add(LETTERS, 0, [KEYS[1]])
+    store: ObjectStore = _StoreOf(world)  # type: ignore[assignment]
+    assert make_room(store, references, {FRAMES: 7}, 2.5, 1_000, threading.Event()) == (1, 9)
+    assert world.written_at_s.keys() == {KEYS[0], KEYS[1]}
+    assert make_room(store, references, {FRAMES: 8}, -1.0, 1_000, threading.Event()) == (0, 0), "it is too young"
+    assert make_room(store, references, {FRAMES: 8}, 2.5, 1_000, threading.Event()) == (1, 9)
+    assert world.written_at_s.keys() == {KEYS[1]}
 
 
 def test_topic_that_was_deleted_and_made_again_is_read_from_its_beginning(
