@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     AuthorizationError,
@@ -408,64 +407,6 @@ def ensure_topics(settings: Settings, only: Iterable[str] | None = None) -> list
     finally:
         client.close()
     return created
-
-
-RETENTION_CONFIGS = ("retention.ms", "retention.bytes", "segment.bytes")
-
-
-def retention_differences(settings: Settings) -> dict[str, dict[str, str]]:
-    """Return the settings of retention that existing topics do not have yet, by topic. Raises FlawlineError."""
-    with _changing_topics(settings) as client:
-        return _retention_differences(client, settings)
-
-
-def change_retention(settings: Settings) -> list[str]:
-    """Give the topics that exist the retention of the settings; return the names of those that had another.
-
-    Raises FlawlineError.
-    """
-    with _changing_topics(settings) as client:
-        changes = _retention_differences(client, settings)
-        if changes:
-            client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, *item) for item in changes.items()])
-        return list(changes)
-
-
-@contextlib.contextmanager
-def _changing_topics(settings: Settings) -> Iterator[KafkaAdminClient]:
-    """Give an admin client, and turn what goes wrong with it into a FlawlineError."""
-    client = admin(settings)
-    try:
-        yield client
-    except KafkaError as error:
-        raise FlawlineError(
-            f"the retention of topics on {settings.bootstrap_servers} cannot be read or changed ({one_line(error)}): "
-            "grant DESCRIBE_CONFIGS and ALTER_CONFIGS on them, or change them by hand as `flawline doctor` lists them"
-        ) from error
-    finally:
-        client.close()
-
-
-def _retention_differences(client: KafkaAdminClient, settings: Settings) -> dict[str, dict[str, str]]:
-    existing = set(client.list_topics())
-    wanted = {
-        name: {key: value for key, value in topic.configs(settings).items() if key in RETENTION_CONFIGS}
-        for name, topic in topics.named(settings.kafka.topic_prefix)
-        if topic.kept is not None and name in existing
-    }
-    if not wanted:
-        return {}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(RETENTION_CONFIGS)) for name in wanted]
-    differences = {}
-    for name, present in client.describe_configs(resources, config_filter="all")["topic"].items():
-        other = {key: value for key, value in wanted[name].items() if str(_value_of(present[key])) != value}
-        if other:
-            differences[name] = other
-    return differences
-
-
-def _value_of(config: Any) -> Any:
-    return config["value"] if isinstance(config, dict) else config
 
 
 class TopicNotKnownYetError(RetriableError):

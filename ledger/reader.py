@@ -29,7 +29,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from flawline import kafka_clients, telemetry, topics
-from flawline.clock import UtcNs, utc_ns
+from flawline.clock import Monotonic, UtcNs, utc_ns
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import (
     REPLAYED_FROM,
@@ -92,8 +92,16 @@ class LedgerReader:
     Raises FlawlineError when the broker cannot be used.
     """
 
-    def __init__(self, settings: Settings, clock: UtcNs = utc_ns, *, since_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: UtcNs = utc_ns,
+        *,
+        since_ns: int | None = None,
+        monotonic: Monotonic = time.monotonic,
+    ) -> None:
         """Account for the captures from `since_ns` (UTC) on, None for all whose verdicts are kept."""
+        self._monotonic = monotonic
         self._settings = settings
         self._clock = clock
         self._since_ns = since_ns
@@ -119,7 +127,7 @@ class LedgerReader:
         self._snapshot_positions: dict[TopicPartition, ReadPosition] = {}
         self._in_log: dict[TopicPartition, deque[tuple[int, Identity, bytes | None]]] = {}
         self._ledger: Ledger | None = None
-        self._snapshot_due_s = time.monotonic() + snapshot.SNAPSHOT_INTERVAL_S
+        self._snapshot_due_s = monotonic() + snapshot.SNAPSHOT_INTERVAL_S
 
     def __enter__(self) -> LedgerReader:
         return self
@@ -163,9 +171,9 @@ class LedgerReader:
 
         Captures whose verdicts have expired are forgotten before. A failure is a line in the log.
         """
-        if self._ledger is None or self._since_ns is not None or time.monotonic() < self._snapshot_due_s:
+        if self._ledger is None or self._since_ns is not None or self._monotonic() < self._snapshot_due_s:
             return False
-        self._snapshot_due_s = time.monotonic() + interval_s
+        self._snapshot_due_s = self._monotonic() + interval_s
         now = self._clock()
         try:
             if snapshot.was_written_since(self._settings, self._outcomes, now - int(interval_s * 1e9)):

@@ -140,7 +140,7 @@ class Pruner:
 
     def _limits(self) -> Limits:
         near_ns = round(self._keep.near_miss_pictures_days * DAY_NS)
-        ages_ns = {
+        ages_ns: dict[int, int] = {
             Value.NEAR_MISS: near_ns,
             Value.DISMISSED: near_ns,
             Value.DEFECT: round(self._keep.rejected_pictures_days * DAY_NS),

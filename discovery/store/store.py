@@ -230,7 +230,7 @@ def _add_defects(
     for frame_id in accepted:
         del fresh[frame_id]
     survivors = _survivors(connection, {name for item in fresh.values() for name in item.classes if name})
-    added, count = [], 0
+    added, pictures, count = [], [], 0
     for item in fresh.values():
         defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
         frame = frame_class(classes, [region.peak for region in defect.regions])
@@ -243,12 +243,14 @@ def _add_defects(
         ]
         if rows:
             connection.execute(schema.regions.insert(), rows)
-        connection.execute(schema.pictures.insert().values(_picture_row(key[0], defect)))
+        pictures.append(_picture_row(key[0], defect))
         for name in classes:
             if name is not None:
                 add_members(connection, name, defect.captured_at)
         added.append(defect)
         count += len(rows)
+    if pictures:
+        connection.execute(schema.pictures.insert(), pictures)
     return tuple(added), count, accepted
 
 

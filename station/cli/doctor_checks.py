@@ -31,6 +31,7 @@ from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.kafka_refusal import first_that_answers
 from flawline.rights import ROLES, TRANSACTIONAL_ID, Operation, Right, transactional_id
 from flawline.settings.tree import Settings
+from ledger import topic_retention
 from ledger.retention import deleted_records
 from station import role_states
 
@@ -282,7 +283,7 @@ def retention(settings: Settings) -> list[Finding]:
     if not _reachable(settings):
         return []
     findings = []
-    for name, configs in kafka_clients.retention_differences(settings).items():
+    for name, configs in topic_retention.differences(settings).items():
         text = f"{name} has not {', '.join(f'{key}={value}' for key, value in configs.items())}"
         findings.append(
             Finding(

@@ -124,9 +124,9 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
 
     A broker that is away is waited for.
     """
-    from flawline import kafka_clients, telemetry
+    from flawline import telemetry
     from flawline.outage import Outage
-    from ledger import object_collection, reader
+    from ledger import object_collection, reader, topic_retention
 
     metrics = settings.metrics
     with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
@@ -139,7 +139,7 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
                 try:
                     if ledger is None:
                         if settings.kafka.bootstrap_servers is None:
-                            kafka_clients.change_retention(settings)  # nobody else does it on a broker of our own
+                            topic_retention.change(settings)  # nobody else does it on a broker of our own
                         ledger = reader.LedgerReader(settings)
                     report = ledger.poll()
                     reader.export(report)

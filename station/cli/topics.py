@@ -17,11 +17,12 @@ app = typer.Typer(help="The line's Kafka topics.", no_args_is_help=True)
 def create(config: Config = None) -> None:
     """Create the topics that are missing, and give the others the retention of the settings."""
     from flawline import kafka_clients, topics
+    from ledger import topic_retention
     from station import terminal
 
     settings = settings_of(config)
     kafka_clients.ensure_topics(settings)
-    for name in kafka_clients.change_retention(settings):
+    for name in topic_retention.change(settings):
         terminal.out().print(f"{name}: has another retention now", highlight=False)
     for name, topic in topics.named(settings.kafka.topic_prefix):
         terminal.out().print(f"{name}: written by {topic.writers}, read by {topic.readers}", highlight=False)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError, TopicAuthorizationFailedError
 from pydantic import SecretStr
 
@@ -101,23 +100,6 @@ def test_topics_stay_within_their_bytes_between_two_looks_of_the_broker(
         largest = topic.partitions(settings) * (int(configs["retention.bytes"]) + segment)
         smallest = topic.partitions(settings) * 2 * int(configs["max.message.bytes"])
         assert largest <= max(kept.limit_bytes, smallest)
-
-
-def test_topics_that_exist_get_the_retention_of_the_settings(line_settings: Settings) -> None:
-    kafka_clients.ensure_topics(line_settings)
-    assert kafka_clients.change_retention(line_settings) == []
-    retention = line_settings.retention.model_copy(update={"frames_hours": 2.0, "defects_limit_bytes": 1 << 30})
-    changed = line_settings.model_copy(update={"retention": retention})
-    wanted = sorted(map(changed.topic, ("defects", "frames")))
-    assert kafka_clients.retention_differences(changed).keys() == set(wanted)
-    assert sorted(kafka_clients.change_retention(changed)) == wanted
-    assert kafka_clients.retention_differences(changed) == {}
-    admin = kafka_clients.admin(changed)
-    frames = ConfigResource(ConfigResourceType.TOPIC, changed.topic("frames"))
-    configs = admin.describe_configs([frames], config_filter="all")["topic"][changed.topic("frames")]
-    admin.close()
-    assert str(configs["retention.ms"]["value"]) == "7200000"
-    assert int(configs["max.message.bytes"]["value"]) == changed.frames.limit_bytes + topics.ENVELOPE_BYTES
 
 
 def test_broker_that_is_away_names_its_address_and_the_remedy(line_settings: Settings, refusing_port: int) -> None:
