@@ -60,7 +60,7 @@ def decisions(connection: Connection, defects: Iterable[Defect]) -> dict[str, De
 
 def settle(connection: Connection, verdicts: Sequence[Verdict]) -> list[str]:
     """Let defects that were here before the first verdicts go along with them; return the frames that lost theirs."""
-    d = schema.defects
+    d, p = schema.defects, schema.pictures
     wins = {verdict.frame_id: verdict.decision for verdict in verdicts}
     withdrawn: dict[int, str] = {}
     for part in parts(list(wins)):
@@ -71,6 +71,7 @@ def settle(connection: Connection, verdicts: Sequence[Verdict]) -> list[str]:
                 withdrawn[row.id] = row.frame_id
             elif decision != row.decision:
                 connection.execute(update(d).where(d.c.id == row.id).values(decision=str(decision)))
+                connection.execute(update(p).where(p.c.defect_id == row.id).values(decision=str(decision)))
     if withdrawn:
         _withdraw(connection, list(withdrawn))
     return list(withdrawn.values())

@@ -40,6 +40,7 @@ SHORT_PASS_S = 10.0
 VACUUM_PAGES = 2_000
 """Pages that one transaction gives back to the disk: 8 MB, some tens of milliseconds."""
 FORGOTTEN_BEFORE = "forgotten_before"
+DECIDED_BEFORE = "decided_before"
 COUNTED_BY_HOUR_BEFORE = "counted_by_hour_before"
 FORGOTTEN = "forgotten"
 """Prefix of the facts that count what has gone: `forgotten pictures DEFECT age`, `forgotten defects`."""
@@ -121,6 +122,7 @@ class Pruner:
                 while pruned := self._forget_pictures(holding, reason):
                     total += pruned
                     yield pruned
+        self._forget_decisions(now_ns)
         for work in (self._release_held, lambda: self._forget_defects(now_ns), lambda: self._count_by_hour(now_ns)):
             while (done := work()) is not None:
                 total += done
@@ -183,6 +185,16 @@ class Pruner:
             _count(connection, "defects", count)
         telemetry.FORGOTTEN_DEFECTS.inc(count)
         return Pruned(defects=count)
+
+    def _forget_decisions(self, now_ns: int) -> None:
+        """Once an hour, forget what was decided on frames whose messages no topic holds any more."""
+        keep = self._keep
+        days = max(keep.verdicts_days, keep.defects_days, keep.dead_letters_days)
+        before_ns = (now_ns - round(days * DAY_NS)) // HOUR_NS * HOUR_NS
+        with self._store.transaction() as connection:
+            if before_ns > int(fact(connection, DECIDED_BEFORE, "0")):
+                first_verdicts.forget(connection, before_ns)
+                set_fact(connection, DECIDED_BEFORE, str(before_ns))
 
     def _count_by_hour(self, now_ns: int) -> Pruned | None:
         with self._store.transaction() as connection:

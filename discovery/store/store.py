@@ -243,7 +243,7 @@ def _add_defects(
         ]
         if rows:
             connection.execute(schema.regions.insert(), rows)
-        pictures.append(_picture_row(key[0], defect))
+        pictures.append(_picture_row(key[0], defect, row["decision"]))
         for name in classes:
             if name is not None:
                 add_members(connection, name, defect.captured_at)
@@ -307,10 +307,10 @@ def _defect_row(defect: Defect, decision: Decision, frame: str | None) -> dict[s
     }
 
 
-def _picture_row(defect_id: int, defect: Defect) -> dict[str, Any]:
+def _picture_row(defect_id: int, defect: Defect, decision: str) -> dict[str, Any]:
     size_bytes = 2 * math.prod(defect.heatmap.shape) + sum(len(item.crop) + len(item.mask) for item in defect.regions)
     hour = defect.captured_at // HOUR_NS
-    return {"defect_id": defect_id, "hour": hour, "decision": str(defect.decision), "size_bytes": size_bytes}
+    return {"defect_id": defect_id, "hour": hour, "decision": decision, "size_bytes": size_bytes}
 
 
 def _region_row(defect_id: int, position: int, region: DefectRegion, version: str, name: str | None) -> dict[str, Any]:
