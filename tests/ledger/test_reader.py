@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 from prometheus_client import generate_latest
 
 from embedded_broker import EmbeddedBroker
@@ -159,7 +161,6 @@ def test_expired_verdicts_leave_their_captures_out(line: TalkingLine) -> None:
     line.captured(3)
     line.scored(0, 1, 2)
     admin = kafka_clients.admin(line.settings)
-    from kafka import TopicPartition
 
     admin.delete_records({TopicPartition(line.settings.topic("verdicts"), 1): 3})
     admin.close()
@@ -357,3 +358,37 @@ def test_ledger_reads_apache_kafka_the_same(apache_kafka: Any, line_settings: Se
         line.close()
     assert (account.scored, account.in_flight, account.gaps, account.dropped) == (1, 2, 1, {"oversize": 1})
     assert account.balanced
+
+
+def let_go(line: TalkingLine, topic: str, partition: int, before: int) -> None:
+    """As retention by size does: the records before an offset are gone."""
+    with contextlib.closing(kafka_clients.admin(line.settings)) as admin:
+        admin.delete_records({TopicPartition(line.settings.topic(topic), partition): before})
+
+
+def test_reader_whose_unread_verdicts_are_gone_begins_anew_and_shows_no_gaps_for_them(
+    line: TalkingLine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LedgerReader(line.settings) as reader:
+        line.captured(2)
+        line.scored(0, 1)
+        assert reader.poll().total.scored == 2
+        line.scored(2, 3, 4)
+        line.captured(5, closed=True)
+        let_go(line, "verdicts", 1, 4)
+        total = reader.poll().total
+        assert (total.gaps, total.left_out) == (0, 5)
+        assert "begins anew" in caplog.text
+        assert reader.poll().total == total
+
+
+def test_dropped_captures_whose_report_is_gone_are_left_out_and_are_no_gaps(line_settings: Settings) -> None:
+    kafka_clients.ensure_topics(line_settings)
+    with contextlib.closing(TalkingLine(line_settings, epoch=time.time_ns() // 1_000_000)) as line:
+        line.captured(1, dropped=(DroppedRange(0, 0, DropReason.OVERSIZE),))
+        line.captured(2, closed=True)
+        line.scored(1)
+        let_go(line, "ledger", 0, 1)
+        with LedgerReader(line.settings) as reader:
+            total = reader.poll().total
+            assert (total.gaps, total.left_out) == (0, 2)
