@@ -135,8 +135,8 @@ class Database:
     def checkpoint(self) -> None:
         """Write the log of a SQLite store into its file, which gets as small as it can be. Raises DatabaseAway."""
         if self.sqlite_file:
-            with self._translated("check that it has room"), self._engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").all()
+            with self._translated("check that it has room"), contextlib.closing(self._engine.raw_connection()) as raw:
+                raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # not in a transaction
 
     def try_lock(self) -> contextlib.ExitStack | None:
         """Return the right to be the one writer of this store, until it is closed; None when another process has it.

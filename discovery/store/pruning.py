@@ -420,25 +420,29 @@ def _add_up(
 
 
 def _free_page_bytes(store: Store) -> int:
-    """Return the size of the pages of a SQLite file that hold nothing."""
+    """Return what a SQLite file has of room: pages that hold nothing, and those that the next checkpoint cuts off."""
     if store.sqlite_file is None:
         return 0
     with store.reading() as connection:
-        pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
-        return int(pages) * int(connection.exec_driver_sql("PRAGMA page_size").scalar() or 0)
+        page, pages, free = (
+            int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+    return page * free + max(0, store.sqlite_file.stat().st_size - page * pages)
 
 
 def _give_back_pages(store: Store) -> bool:
     """Give a slice of the file's free pages back to the disk; False when none is left, or the file cannot shrink."""
     if store.sqlite_file is None:
         return False
-    before = _free_page_bytes(store)
     with store.transaction() as connection:
+        before = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0)
         # Each step of this statement gives back a page; SQLAlchemy would make one, as no row comes back.
         driver = connection.connection.cursor()
         driver.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
         driver.close()
-    after = _free_page_bytes(store)
-    if after == 0 or after == before:
-        store.checkpoint()
-    return 0 < after < before
+        after = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0)
+    if 0 < after < before:
+        return True
+    store.checkpoint()
+    return False

@@ -275,7 +275,11 @@ def _growing(settings: Settings) -> dict[Path, dict[str, int]]:
 
 
 def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size_bytes = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a running line deletes files meanwhile
+            size_bytes += file.stat().st_size if file.is_file() else 0
+    return size_bytes
 
 
 def retention(settings: Settings) -> list[Finding]:
