@@ -464,6 +464,7 @@ class LedgerReader:
         unread = {partition for partition in truncated if first_offsets[partition] < ends[partition]}
         if unread:
             consumer.assign(sorted(unread))
+            consumer.resume(*unread)  # a reader that begins anew may have paused it
             for partition in unread:
                 consumer.seek(partition, first_offsets[partition])
         deadline = time.monotonic() + STALLED_AFTER_S
