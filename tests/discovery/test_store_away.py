@@ -24,6 +24,7 @@ from discovery.store.database import DatabaseAway, LockLost
 from discovery.store.store import Batch, Store
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
+from flawline.messages import Decision
 from flawline.settings.tree import Settings
 from tests.discovery import line
 from tests.discovery.factories import defect, directions, verdict
@@ -44,7 +45,8 @@ def records(start: int, count: int) -> list:
     """Verdicts of `count` frames, every second one with a defect."""
     vector = directions(1)[0]
     frames = range(start, start + count)
-    return [message for n in frames for message in ([verdict(n), defect(n, vector)] if n % 2 else [verdict(n)])]
+    of_frame = ([verdict(n, decision=Decision.REJECT), defect(n, vector)] if n % 2 else [verdict(n)] for n in frames)
+    return [message for messages in of_frame for message in messages]
 
 
 def counts(url: str) -> tuple[int, int]:
