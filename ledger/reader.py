@@ -169,16 +169,16 @@ class LedgerReader:
     def keep_snapshot(self, interval_s: float = snapshot.SNAPSHOT_INTERVAL_S) -> bool:
         """Write a snapshot after a poll, when nobody has for `interval_s`; return whether one was written.
 
-        Captures whose verdicts have expired are forgotten before. A failure is a line in the log.
+        Captures whose verdicts have expired are forgotten before, whoever writes. A failure is a line in the log.
         """
         if self._ledger is None or self._since_ns is not None or self._monotonic() < self._snapshot_due_s:
             return False
         self._snapshot_due_s = self._monotonic() + interval_s
         now = self._clock()
+        self._ledger.forget_before(now - self._kept_ns)
         try:
             if snapshot.was_written_since(self._settings, self._outcomes, now - int(interval_s * 1e9)):
                 return False
-            self._ledger.forget_before(now - self._kept_ns)
             size_bytes = snapshot.write(self._settings, now, self._read_positions(), self._ledger.state)
         except (FlawlineError, KafkaError) as error:
             log.warning("ledger: no snapshot is written: %s", one_line(error, with_type=True))

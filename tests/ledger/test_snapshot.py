@@ -293,6 +293,19 @@ def test_only_one_of_several_watchers_writes(line: TalkingLine) -> None:
         assert not partial.keep_snapshot(interval_s=0.0)
 
 
+def test_watcher_forgets_what_has_expired_also_while_another_one_writes(
+    line: TalkingLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy(line)
+    days = [0]
+    with LedgerReader(line.settings, lambda: time.time_ns() + days[0] * 86_400_000_000_000) as reader:
+        assert reader.poll().total.captured
+        days[0], reader._snapshot_due_s = 8, 0.0
+        monkeypatch.setattr(snapshot, "was_written_since", lambda *_: True)
+        assert not reader.keep_snapshot()
+        assert reader.poll().total.captured == 0
+
+
 def test_replay_finds_the_dead_letters_from_before_the_snapshot(line: TalkingLine) -> None:
     busy(line)
     watch(line)
