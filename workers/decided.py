@@ -22,7 +22,7 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from flawline import clock, kafka_clients, messages, telemetry, topics
-from flawline.errors import FlawlineError, one_line
+from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.messages import Defect, Frame, SchemaError, Tensor, Verdict
 from flawline.settings.tree import Settings
 from scorer.regions import regions
@@ -68,13 +68,16 @@ class Recall:
     def __call__(self, partition: int, last: Mapping[str, tuple[int, int]]) -> dict[Identity, bytes] | None:
         """Return the first verdict, encoded, of each frame of a partition behind the `last` finished ones.
 
-        `last` is epoch and sequence of each camera's last finished frame. Returns None when it must be tried again. A
-        topic that cannot be read to the end of PATIENCE_S, or back far enough, counts as unknown.
+        `last` is epoch and sequence of each camera's last finished frame. Returns None when it must be tried again,
+        as while the broker is away. A topic that cannot be read for PATIENCE_S, or not back far enough, counts as
+        unknown.
         """
         started = self._tried_since.setdefault(partition, self._now())
         try:
             decided, is_complete = self._read(partition, last)
         except (KafkaError, FlawlineError) as error:
+            if self._client is None and not isinstance(error, UsageError):
+                started = self._tried_since[partition] = self._now()  # the broker is away: nothing could be sent anyway
             self.close()
             if not kafka_clients.is_refusal(error) and self._now() - started < PATIENCE_S:
                 log.debug("verdicts of partition %d are read back later: %s", partition, one_line(error))

@@ -9,10 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, messages, telemetry
+from flawline.errors import FlawlineError
 from flawline.messages import Decision, Defect, Frame, ModelPointer, Region, Timings, Verdict
 from flawline.settings.tree import Settings
 from flawline.topics import WORKERS_GROUP
@@ -209,10 +211,17 @@ def test_a_topic_that_cannot_be_read_is_tried_again_for_a_while(
 ) -> None:
     now_s, before = [100.0], unknown()
 
-    def away(self: Recall, partition: int, last: object) -> None:
-        raise decided.FlawlineError("the broker is away")
+    class Silent:
+        def assign(self, places: object) -> None: ...
+        def unsubscribe(self) -> None: ...
+        def close(self, autocommit: bool) -> None: ...
+        def partitions_for_topic(self, topic: str) -> set[int]:
+            return {0}
 
-    monkeypatch.setattr(Recall, "_read", away)
+        def beginning_offsets(self, places: object, timeout_ms: int) -> None:
+            raise KafkaTimeoutError("no leader")
+
+    monkeypatch.setattr(kafka_clients, "consumer", lambda *_, **__: Silent())
     recall = Recall(line_settings("127.0.0.1:1", tmp_path), lambda: now_s[0])
     for waited_s in (0.0, PATIENCE_S - 1):
         now_s[0] = 100.0 + waited_s
@@ -222,3 +231,17 @@ def test_a_topic_that_cannot_be_read_is_tried_again_for_a_while(
     assert recall(0, {}) == {}
     assert unknown() == before + 1
     assert recall(0, {}) is None, "the next time it is waited for again"
+
+
+def test_a_broker_that_is_away_is_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, before = [100.0], unknown()
+
+    def fail(*_: object, **__: object) -> None:
+        raise FlawlineError("the broker cannot be used")
+
+    monkeypatch.setattr(kafka_clients, "consumer", fail)
+    recall = Recall(line_settings("127.0.0.1:1", tmp_path), lambda: now_s[0])
+    for at_s in (100.0, 200.0, 3_700.0):
+        now_s[0] = at_s
+        assert recall(0, {}) is None
+    assert unknown() == before
