@@ -118,6 +118,8 @@ const drawFact = (tile) => {
 
 const apply = (state) => {
   skew = new Date(state.now) - Date.now();
+  const problem = document.getElementById("problem");
+  if (problem.textContent !== (state.problem || "")) problem.textContent = problem.title = state.problem || "";
   for (const fresh of state.tiles) {
     const tile = tiles.get(fresh.camera);
     if (!tile) return location.reload();  // a camera that nobody has configured

@@ -171,6 +171,15 @@ def test_camera_that_does_not_answer_is_told_so(
     assert [tile["kind"] for tile in state["tiles"]] == ["silent", "away"]
 
 
+def test_page_says_why_there_are_no_verdicts(
+    with_cameras: Settings, store: Store, watch: LedgerWatch, accounts: Accounts
+) -> None:
+    following = LiveWatch(with_cameras)
+    following.problem = "broker <b>127.0.0.1:1</b> does not answer"
+    page = browser(with_cameras, store, watch, accounts, live=following).get("/").text
+    assert "broker &lt;b&gt;127.0.0.1:1&lt;/b&gt; does not answer</span>" in page
+
+
 def test_page_needs_no_store(with_cameras: Settings, store: Store, watch: LedgerWatch, accounts: Accounts) -> None:
     with store.transaction() as connection:
         connection.exec_driver_sql("DROP TABLE verdict_minutes")
