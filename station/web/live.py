@@ -137,7 +137,9 @@ class LiveWatch:
         if self._utc_ns() - self._asked_at > UP_INTERVAL_S / clock.NS:
             self.cameras_up, self._asked_at = camera_states.cameras_up(self._settings), self._utc_ns()
         try:
-            self._read_verdicts()
+            if not self._read_verdicts():
+                self.problem = "no verdict yet: no worker has started"
+                return LONGEST_PAUSE_S / 4
             for camera in self.cameras:
                 self._renew(camera)
         except (KafkaError, FlawlineError, OSError) as error:
@@ -160,9 +162,12 @@ class LiveWatch:
                 client.close()
         self._verdicts = self._frames = None
 
-    def _read_verdicts(self) -> None:
+    def _read_verdicts(self) -> bool:
+        """Read what is new; return False while there is no topic to read."""
         if self._verdicts is None:
             self._verdicts = self._at_the_end()
+            if self._verdicts is None:
+                return False
             self._frames = kafka_clients.consumer(
                 self._settings,
                 max_poll_records=1,
@@ -174,9 +179,10 @@ class LiveWatch:
         fresh = (live for records in polled.values() for record in records if (live := self._seen(record)))
         for verdict in fresh:
             self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
+        return True
 
     def _at_the_end(self) -> Any:
-        """Return a consumer that begins some verdicts before the end of each partition."""
+        """Return a consumer that begins some verdicts before the end of each partition, None without the topic."""
         consumer = kafka_clients.consumer(
             self._settings,
             isolation_level="read_committed",
@@ -188,7 +194,7 @@ class LiveWatch:
         places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
         if not places:
             consumer.close()
-            raise FlawlineError(f"topic {name} does not exist yet: no worker has started")
+            return None
         consumer.assign(places)
         firsts = consumer.beginning_offsets(places)
         for place, end in consumer.end_offsets(places).items():

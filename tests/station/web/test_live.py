@@ -333,6 +333,17 @@ def test_reject_between_two_pictures_is_not_passed_over(line: TalkingLine, follo
 
 
 @pytest.mark.system
+def test_line_without_topics_is_waited_for_in_silence(
+    settings: Settings, embedded_broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka = {"bootstrap_servers": embedded_broker.bootstrap, "topic_prefix": f"t{time.time_ns()}-"}
+    following = LiveWatch(Settings(**settings.model_dump() | {"kafka": kafka}))
+    assert following.poll() > 0
+    assert following.problem == "no verdict yet: no worker has started" and not caplog.records
+    following.close()
+
+
+@pytest.mark.system
 def test_broker_that_is_away_is_a_problem_in_words(settings: Settings) -> None:
     following = LiveWatch(settings)
     assert following.poll() > 0
