@@ -104,7 +104,7 @@ def add_note(
     before: DefectClass,
     members: int = 0,
     regions: Sequence[int] = (),
-    totals: Sequence[int] = (),
+    totals: Sequence[tuple[int, int, int]] = (),
 ) -> None:
     """Note how an entry of the audit is taken back: the class as it was, and the members that went to another one."""
     state = {"state": str(before.state), "name": before.name, "severity": before.severity, "bound": before.bound}

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select, update
 from discovery.round import clustering
 from discovery.round.lineage import Change, class_id
 from discovery.store import registry, schema
-from discovery.store.database import insert
+from discovery.store.database import insert, nanoseconds
 from discovery.store.decision_records import add_audit, add_note, find, measured, sample_of, write_changes
 from discovery.store.store import Store, refresh_frame_classes
 from flawline.errors import UsageError
@@ -164,8 +164,9 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
     return child_id
 
 
-def _members(connection: Connection, name: str) -> tuple[list[int], list[int]]:
-    """Return the ids of a class's regions, and of its defects that are only counted any more."""
+def _members(connection: Connection, name: str) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Return the ids of a class's regions; and id, minute and frames of its defects that are only counted any more."""
     r, t = schema.regions.c, schema.defect_totals.c
     regions = connection.scalars(select(r.id).where(r.class_id == name).order_by(r.id)).all()
-    return list(regions), list(connection.scalars(select(t.id).where(t.class_id == name)))
+    totals = connection.execute(select(t.id, t.minute, t.frames).where(t.class_id == name))
+    return list(regions), [(row.id, nanoseconds(row.minute), row.frames) for row in totals]

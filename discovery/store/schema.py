@@ -244,7 +244,12 @@ audit_notes = Table(
     ),
     Column("members", Integer, nullable=False, comment="Members that went to the other class."),
     Column("regions", LargeBinary, nullable=False, comment="Their ids, int64, little endian."),
-    Column("totals", LargeBinary, nullable=False, comment="Ids of the `defect_totals` that went with them."),
+    Column(
+        "totals",
+        LargeBinary,
+        nullable=False,
+        comment="Rows of `defect_totals` that went with them: id, minute in ns, frames.",
+    ),
     Column("undone_by", _Id, ForeignKey("audit.id"), comment="The entry that took it back."),
 )
 

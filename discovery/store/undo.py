@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select, update
 
 from discovery.round.lineage import Change, DefectClass, Registry
 from discovery.store import registry, schema
-from discovery.store.database import parts
+from discovery.store.database import nanoseconds, parts
 from discovery.store.decision_records import add_audit, find, measured, sample_of, write_changes
 from discovery.store.store import Store, refresh_frame_classes
 from flawline.errors import UsageError
@@ -157,11 +157,10 @@ def _part(
             f"class {survivor.id} was merged into {survivor.merged_into} since: "
             f"take that back first, `flawline classes restore {survivor.id}`"
         )
-    n, t = schema.audit_notes.c, schema.defect_totals
+    n = schema.audit_notes.c
     note = connection.execute(select(n.regions, n.totals).where(n.audit_id == entry.id)).one()
     elsewhere = _move(connection, np.frombuffer(note.regions, "<i8").tolist(), survivor.id, loser.id)
-    for part in parts(np.frombuffer(note.totals, "<i8").tolist()):
-        connection.execute(update(t).where(t.c.id.in_(part), t.c.class_id == survivor.id).values(class_id=loser.id))
+    _move_totals(connection, np.frombuffer(note.totals, "<i8").reshape(-1, 3).tolist(), survivor.id, loser.id)
     count = max(entry.members - elsewhere, 0)
     name = before["name"]
     is_inherited = name is not None and survivor.name == name  # the survivor had none, and took this one
@@ -218,6 +217,19 @@ def _move(connection: Connection, regions: list[int], source: str, target: str) 
         connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=target, assigned_by="person"))
         refresh_frame_classes(connection, [row.defect_id for row in there])
     return elsewhere
+
+
+def _move_totals(connection: Connection, totals: list[list[int]], source: str, target: str) -> None:
+    """Move the counts that are as they were; what was summed up by the hour since stays with the class `source`."""
+    t = schema.defect_totals
+    as_before = {row_id: (minute, frames) for row_id, minute, frames in totals}
+    for part in parts(list(as_before)):
+        rows = connection.execute(
+            select(t.c.id, t.c.minute, t.c.frames).where(t.c.id.in_(part), t.c.class_id == source)
+        )
+        # An id may have been given anew.
+        ids = [row.id for row in rows if (nanoseconds(row.minute), row.frames) == as_before[row.id]]
+        connection.execute(update(t).where(t.c.id.in_(ids)).values(class_id=target))
 
 
 def _measured_anew(connection: Connection, known_class: DefectClass) -> DefectClass:

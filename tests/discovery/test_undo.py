@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from discovery.store import class_commands, decisions, schema, undo
+from discovery.store.database import stamp
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
-from tests.discovery.factories import directions
+from tests.discovery.factories import START_NS, directions
 from tests.discovery.stream import Stream
 from tests.discovery.test_decisions import SETTINGS
 
@@ -168,6 +169,18 @@ def test_class_that_was_dismissed_by_an_older_version_is_restored(stream: Stream
         class_commands.restore(store, kinds[1])
     with pytest.raises(UsageError, match="neither dismissed nor merged"):
         class_commands.restore(store, kinds[0])
+
+
+def test_counts_that_are_as_they_were_go_back_and_others_stay(stream: Stream) -> None:
+    store, kinds, t = stream.store, stream.class_of_kind(), schema.defect_totals
+    row = {"minute": stamp(START_NS), "camera": "cam-1", "group_id": 0, "decision": "reject", "class_id": kinds[0]}
+    with store.transaction() as connection:
+        connection.execute(t.insert(), [row | {"frames": 3}, row | {"frames": 5}])
+    decisions.merge(store, kinds[0], kinds[1])
+    with store.transaction() as connection:
+        connection.execute(update(t).where(t.c.frames == 5).values(frames=50))
+    assert class_commands.restore(store, kinds[0])["frames"] == 28 + 3
+    assert class_commands.show(store, kinds[1])["frames"] == 28 + 50
 
 
 def test_name_that_another_class_took_since_is_not_given_back(stream: Stream) -> None:
