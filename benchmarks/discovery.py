@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from benchmarks.report import Goal, emit
+from discovery.frame_class import frame_class
 from discovery.round import clustering
 from discovery.store.store import Store
 from flawline import imaging
@@ -165,7 +166,7 @@ def by_frame(product: Product, labels: np.ndarray) -> list[str]:
     for row, owner in enumerate(product.owners):
         rows.setdefault(owner, []).append(row)
     return [
-        regions.frame_class([str(labels[i]) for i in rows[n]], [product.peaks[i] for i in rows[n]]) or ""
+        frame_class([str(labels[i]) for i in rows[n]], [product.peaks[i] for i in rows[n]]) or ""
         if n in rows
         else "none"
         for n in range(len(product.kinds))

@@ -107,8 +107,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.
 
 def centroids_of(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Unit centroids float32 (k, D) of labels 0..k-1."""
-    sums = np.zeros((int(labels.max()) + 1, vectors.shape[1]), np.float64)
-    np.add.at(sums, labels, vectors)
+    sums = np.stack([vectors[labels == label].sum(axis=0, dtype=np.float64) for label in range(int(labels.max()) + 1)])
     return unit(sums.astype(np.float32))
 
 

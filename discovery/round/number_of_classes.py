@@ -8,12 +8,10 @@ groups, stability says which numbers are possible, and how far apart kinds are w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
-from scipy.cluster.hierarchy import cut_tree, ward
+from scipy.cluster.hierarchy import ward
 from sklearn.cluster import HDBSCAN
-from sklearn.metrics import silhouette_score
 
 SAMPLE_LIMIT = 1000
 SUBSAMPLES = 16
@@ -97,8 +95,33 @@ def sample_of(points: np.ndarray, seed: int) -> np.ndarray:
 
 
 def merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
-    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts."""
-    return np.asarray(cut_tree(ward(sample), list(counts))).T
+    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts, none of them above n.
+
+    By hand, since scipy's `cut_tree` holds the labels of all n cuts, and takes most of the time of a round.
+    """
+    wanted = list(counts)
+    size = len(sample)
+    members = [[row] for row in range(size)]
+    alive = set(range(size))
+    cuts: dict[int, np.ndarray] = {}
+
+    def cut() -> np.ndarray:
+        labels = np.empty(size, int)
+        for label, node in enumerate(sorted(alive, key=lambda node: members[node][0])):
+            labels[members[node]] = label
+        return labels
+
+    if size in wanted:
+        cuts[size] = np.arange(size)
+    for step, (one, other) in enumerate(ward(sample)[:, :2].astype(int) if size > 1 else ()):
+        members.append(members[one] + members[other])
+        if members[-1][0] > members[other][0]:
+            members[-1] = members[other] + members[one]
+        alive -= {int(one), int(other)}
+        alive.add(size + step)
+        if size - step - 1 in wanted:
+            cuts[size - step - 1] = cut()
+    return np.stack([cuts[count] for count in wanted])
 
 
 def _chosen(
@@ -133,30 +156,36 @@ def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed
         part = np.sort(rng.choice(len(sample), size, replace=False))
         each[:, part] = merged(sample[part], counts)
     weights = [len(rows) for rows in strata]
-    result = {}
-    for column, k in enumerate(counts):
-        pairs = combinations(labels[:, column], 2)
-        agreement = [np.average([_agreement(a[rows], b[rows]) for rows in strata], weights=weights) for a, b in pairs]
-        result[k] = float(np.mean(agreement))
-    return result
+    return {
+        k: float(np.average([_agreement(labels[:, column, rows], k) for rows in strata], weights=weights))
+        for column, k in enumerate(counts)
+    }
 
 
-def _agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Adjusted Rand index (Hubert and Arabie 1985) of two labellings where both have one (not -1).
+def _agreement(labels: np.ndarray, count: int) -> float:
+    """Mean adjusted Rand index (Hubert and Arabie 1985) of any two of some labellings (m, n), 0..count-1 or -1.
 
-    By hand, since a round asks for it thousands of times, and scikit-learn's checks take most of its time.
+    Two are compared where both have a label. All tables at once, since a round asks for thousands of them: each is a
+    block of one product of matrices.
     """
-    both = (one >= 0) & (other >= 0)
-    a, b = one[both], other[both]
-    rows, columns = np.bincount(a), np.bincount(b)
+    many = len(labels)
+    inside = np.zeros((many, count, labels.shape[1]), np.float32)
+    row, place = np.nonzero(labels >= 0)
+    inside[row, labels[row, place], place] = 1
+    flat = inside.reshape(many * count, -1)
+    tables = (flat @ flat.T).reshape(many, count, many, count).transpose(0, 2, 1, 3)
+    one, other = np.triu_indices(many, 1)
+    table = tables[one, other].astype(np.float64)
+    rows, columns = table.sum(axis=2), table.sum(axis=1)
+    pairs = rows.sum(axis=1)
+    together, in_rows, in_columns = ((n * (n - 1)).reshape(len(n), -1).sum(axis=1) for n in (table, rows, columns))
+    expected = in_rows * in_columns / np.maximum(pairs * (pairs - 1), 1)
+    most = (in_rows + in_columns) / 2
+    apart = most > expected
+    index = np.where(apart, (together - expected) / np.where(apart, most - expected, 1), 1.0)
     # Two subsamples that divide nothing agree on nothing.
-    if np.count_nonzero(rows) < 2 or np.count_nonzero(columns) < 2:
-        return 0.0
-    together, in_rows, in_columns = (
-        float((n * (n - 1)).sum()) for n in (np.bincount(a * len(columns) + b), rows, columns)
-    )
-    expected, most = in_rows * in_columns / (len(a) * (len(a) - 1)), (in_rows + in_columns) / 2
-    return (together - expected) / (most - expected) if most > expected else 1.0
+    divided = ((rows > 0).sum(axis=1) > 1) & ((columns > 0).sum(axis=1) > 1)
+    return float(np.where(divided, index, 0.0).mean())
 
 
 def _separation(distances: np.ndarray, strata: list[np.ndarray], labels: np.ndarray) -> float:
@@ -166,9 +195,20 @@ def _separation(distances: np.ndarray, strata: list[np.ndarray], labels: np.ndar
 
 
 def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    if not 2 <= len(set(labels.tolist())) < len(labels):
+    """Mean silhouette (Rousseeuw 1987) of labels (n), 0 where they divide nothing."""
+    names, own = np.unique(labels, return_inverse=True)
+    if not 2 <= len(names) < len(labels):
         return 0.0
-    return float(silhouette_score(distances, labels, metric="precomputed"))
+    inside = np.eye(len(names), dtype=distances.dtype)[own]
+    sums, sizes = (distances @ inside).astype(np.float64), inside.sum(axis=0).astype(np.float64)
+    row = np.arange(len(own))
+    within = sums[row, own] / np.maximum(sizes[own] - 1, 1)
+    others = sums / sizes
+    others[row, own] = np.inf
+    between = others.min(axis=1)
+    widest = np.maximum(within, between)
+    worth = np.where((sizes[own] > 1) & (widest > 0), (between - within) / np.where(widest > 0, widest, 1), 0.0)
+    return float(worth.mean())
 
 
 def _dense_count(points: np.ndarray) -> int:
