@@ -44,6 +44,9 @@ FIT_PARTS: Final = 112
 FLOOD_HZ: Final = 40.0
 FLOOD_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 90.0
+DRAIN_S: Final = 300.0
+"""What cameras that end leave in their spool has no verdict until they start again, and here they do not."""
+
 POLL_S: Final = 0.05
 
 METRICS_PORTS: Final = tuple(f"{role}_port" for role in ("producers", "workers", "discovery", "ledger", "up"))
@@ -244,20 +247,24 @@ class RunningLine:
             time.sleep(POLL_S)
 
     def settle(self, timeout_s: float) -> Report:
-        """End the cameras, wait until no capture is in flight, and return the ledger's report."""
-        for process in self.processes("produce"):
-            process.terminate()
-        return self.account(timeout_s)
-
-    def account(self, timeout_s: float) -> Report:
-        """Return the ledger's report as soon as nothing is in flight, or the last one after `timeout_s`."""
+        """End the cameras; return the ledger's report when nothing is in flight any more, or after `timeout_s`."""
+        asked: set[int] = set()
         deadline = time.monotonic() + timeout_s
         with LedgerReader(self.settings) as reader:
             while True:
+                # One that has just been started does not know the signal yet: it dies of it, and `up` starts another.
+                for process in self.processes("produce"):
+                    if process.pid not in asked:
+                        asked.add(process.pid)
+                        process.terminate()
                 report = reader.poll()
-                if (report.total.captured and not report.total.in_flight) or time.monotonic() > deadline:
+                is_over = self._cameras_have_ended() and report.total.captured and not report.total.in_flight
+                if is_over or time.monotonic() > deadline:
                     return report
                 time.sleep(0.5)
+
+    def _cameras_have_ended(self) -> bool:
+        return b"produce has ended" in (self.folder / "up.log").read_bytes()
 
     def _read_verdicts(self) -> None:
         while not self._done.is_set():
@@ -325,6 +332,7 @@ class RunningLine:
             "kafka": kafka,
             "metrics": dict.fromkeys(METRICS_PORTS, 0),
             "console": {"port": 0},
+            "producer": {"drain_timeout_s": DRAIN_S},
             "worker": {"actors": self._actors, "num_cpus": 0.5, "model": str(self.folder / "model")},
             "cameras": [
                 {"name": f"camera-{i}", "kind": "folder", "path": str(self.folder / "parts"), "rate_hz": self._rate_hz}

@@ -132,7 +132,8 @@ def run(
     ):
         try:
             line.wait_for_verdicts(20, timeout_s=300)
-            samples, first, started = Samples(), len(line.arrivals.at_s), time.monotonic()
+            # What was captured while the workers still started waited for them, not for their work.
+            samples, first, started, started_ns = Samples(), len(line.arrivals.at_s), time.monotonic(), time.time_ns()
             while time.monotonic() < started + minutes * 60:
                 samples.take(line)
                 time.sleep(SAMPLE_S)
@@ -143,10 +144,12 @@ def run(
             if log is not None:
                 log.write_bytes((line.folder / "up.log").read_bytes())
         total, arrivals = report.total, line.arrivals
-        latencies = {
-            camera: np.array([s for s, at in zip(arrivals.latency_s, arrivals.camera, strict=True) if at == camera])
-            for camera in sorted(set(arrivals.camera))
-        }
+        measured = zip(arrivals.camera, arrivals.captured_at, arrivals.latency_s, strict=True)
+        by_camera: dict[str, list[float]] = defaultdict(list)
+        for camera, captured_at, latency_s in measured:
+            if captured_at >= started_ns:
+                by_camera[camera].append(latency_s)
+        latencies = {camera: np.array(by_camera[camera]) for camera in sorted(by_camera)}
         others = np.concatenate(list(latencies.values())[1:])
         scored = Counter(arrivals.camera)
         figures = {

@@ -38,6 +38,9 @@ SAMPLE_NS = 500_000_000
 SAMPLES = 20_000
 """Published frames whose capture time is remembered: one each half a second, for three hours."""
 
+WELL_S = 60.0
+"""At three times the load a camera gives up nothing for ten seconds now and then, which is no end of the overload."""
+
 PACE_SPANS = 15
 """Spans between two looks over which the workers' pace is measured, half a minute: a commit comes with each batch, so a
 single span says little. A judgement, not measured."""
@@ -173,8 +176,7 @@ class OverloadWatch:
         self._clock = clock
         self._every: dict[str, int] = {}
         self._paces: dict[str, Pace] = {}
-        self._given_up: dict[str, int] = {}
-        self._giving_up: set[str] = set()
+        self._given_up: dict[str, tuple[int, float | None]] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overload", daemon=True)
 
@@ -213,18 +215,27 @@ class OverloadWatch:
         lane.thin(every)
 
     def _foretell(self, name: str, lane: Any, offset: int | None, lag_s: float) -> None:
-        given_up, before = lane.given_up_late, self._given_up.get(name, 0)
-        if (given_up > before) != (name in self._giving_up):
-            self._giving_up ^= {name}
-            text = "those that cannot be in time are given up" if given_up > before else "every frame is sent again"
-            log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
-        self._given_up[name] = given_up
+        at_s = self._clock()
+        self._report(name, lane.given_up_late, lag_s, at_s)
         if offset is None:
             lane.outlook = None
             return
-        at_s, within_s = self._clock(), self._settings.producer.overload_after_s * 2.0**lane.camera.priority
+        within_s = self._settings.producer.overload_after_s * 2.0**lane.camera.priority
         per_s = self._paces.setdefault(name, Pace()).look(offset, lane.published.next_offset, at_s)
         lane.outlook = Outlook(offset, lag_s, per_s, within_s, at_s)
+
+    def _report(self, name: str, given_up: int, lag_s: float, at_s: float) -> None:
+        """Log the first frames that a camera gives up, and that it has given up none for WELL_S."""
+        before, last_at_s = self._given_up.get(name, (0, None))
+        if given_up > before:
+            if last_at_s is None:
+                text = "those that cannot be in time are given up"
+                log.warning("camera %s: its frames wait %.0f s for the workers: %s", name, lag_s, text)
+            last_at_s = at_s
+        elif last_at_s is not None and at_s - last_at_s > WELL_S:
+            log.warning("camera %s: every frame is sent again: it gave up %d", name, given_up)
+            last_at_s = None
+        self._given_up[name] = given_up, last_at_s
 
     def _offset(self, camera: str, committed: Mapping[int, int]) -> int | None:
         try:

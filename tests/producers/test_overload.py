@@ -158,6 +158,25 @@ def test_while_the_broker_does_not_say_how_far_the_workers_are_every_capture_is_
     assert "every capture is kept again" in caplog.text
 
 
+def test_the_log_says_once_that_frames_are_given_up_and_once_that_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    lane = SimpleNamespace(published=PublishedFrames(), camera=CameraBase(name="cam"), given_up_late=0, outlook=None)
+    seconds = iter([0.0, 2, 4, 6, 90, 92])
+    watch = OverloadWatch(
+        Settings(producer={"overload": "oldest-first"}),
+        {"cam": lane},
+        lambda _: 0,
+        committed=lambda _: {0: 1},
+        clock=lambda: next(seconds),
+    )
+    for given_up in (0, 3, 3, 7, 7, 7):
+        lane.given_up_late = given_up
+        watch.look()
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "its frames wait 0 s for the workers: those that cannot be in time are given up",
+        "every frame is sent again: it gave up 7",
+    ]
+
+
 def test_a_camera_without_a_partition_yet_is_not_thinned() -> None:
     thinned: list[int] = []
     lane = SimpleNamespace(published=PublishedFrames(), camera=CameraBase(name="cam"), thin=thinned.append)
