@@ -99,13 +99,13 @@ class Pace:
     def look(self, committed: int, published: int, at_s: float) -> float | None:
         """Return frames per second, None while unknown, from the next offsets of workers and producer at `at_s`.
 
-        A span in which the workers had nothing to do or finished nothing says nothing of their pace.
+        A span in which the workers had nothing to do, at its begin or its end, or finished nothing does not show it.
         """
         if self._last is not None:
             last, had_work, last_at_s = self._last
             if committed < last:  # the log was replaced by a new one
                 self._spans.clear()
-            elif had_work and committed > last and at_s > last_at_s:
+            elif had_work and last < committed < published and at_s > last_at_s:
                 self._spans.append((committed - last, at_s - last_at_s))
         self._last = committed, published > committed, at_s
         if not self._spans:

@@ -109,7 +109,8 @@ def test_the_pace_counts_only_spans_with_work_that_went_on() -> None:
     assert pace.look(110, 200, 30) is None, "they stand still, which says nothing of their pace"
     assert pace.look(130, 200, 40) == 2
     assert pace.look(170, 200, 50) == 3
-    assert pace.look(0, 10, 60) is None, "another log"
+    assert pace.look(200, 200, 60) == 3, "they had nothing to do at last"
+    assert pace.look(0, 10, 70) is None, "another log"
 
 
 def test_the_age_is_that_of_the_first_frame_behind_the_committed_offset() -> None:
