@@ -42,6 +42,7 @@ from kafka.structs import TopicPartition
 
 from benchmarks import clocks
 from benchmarks.clocks import Clocks
+from benchmarks.kafka_cluster import KafkaCluster
 from benchmarks.report import Goal, emit
 from benchmarks.running_line import ROLES, Footprint, RunningLine
 from benchmarks.small_disk import SmallDisk
@@ -223,16 +224,21 @@ class Faults:
     def _stop_broker(self) -> bool:
         return self._away(lambda: self.line.end_broker(kill=False))
 
+    def _broker_pid(self) -> int:
+        broker = self.line.broker
+        assert not isinstance(broker, KafkaCluster), "faults are for one broker"
+        return broker.pid
+
     def _pause_broker(self) -> bool:
         with self._free_broker() as is_free:
-            return is_free and self._pause(psutil.Process(self.line.broker.pid))()
+            return is_free and self._pause(psutil.Process(self._broker_pid()))()
 
     def _fill_broker(self) -> bool:
         with self._free_broker() as is_free:
             if not is_free:
                 return False
             if (disk := self.line.disk) is None:
-                return self._fill(psutil.Process(self.line.broker.pid))()
+                return self._fill(psutil.Process(self._broker_pid()))()
             disk.fill()
             time.sleep(self._between(PAUSE_S))
             disk.relieve()

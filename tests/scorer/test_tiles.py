@@ -186,7 +186,8 @@ def test_product_on_large_images_that_the_model_has_never_seen_is_joined(
     names = [f"grating {i}" for i in range(20)]
     with pytest.raises(FlawlineError, match=r"19 images are of no known product.*: grating 0, .*4, \.\.\.$"):
         extend_model(fitted, images[:19], names, settings)
-    result = extend_model(fitted, images, names, settings)
+    # With 24 audited images the cut-off moves by one of them: one alarm fewer, and three of 120 pasted defects.
+    result = extend_model(fitted, images, names, settings, bound=0.03)
     assert (result.known, result.new, result.accepted_before) == (0, 20, 0)
     assert result.new_groups >= 1
     assert result.accepted_after >= 18
