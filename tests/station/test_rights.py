@@ -258,7 +258,7 @@ def test_doctor_tells_each_role_which_rights_it_lacks(login: Login, prefix: str)
     work = told["this user may not work"]
     assert work.status is Status.WARN and "acls --role work" in work.remedy
     writes = ("verdicts", "defects", "dead-letters", "model-reports", "shadow-verdicts")
-    lacking = [*(f"READ on topic {prefix}{name}" for name in ("frames", "models")),
+    lacking = [*(f"READ on topic {prefix}{name}" for name in ("frames", "verdicts", "models")),
                *(f"WRITE on topic {prefix}{name}" for name in writes)]  # fmt: skip
     # The broker tells the rights on a group to those who may see it, and once it has had members.
     assert work.text.removeprefix("this user may not work: it lacks ").split(", ") == lacking
