@@ -277,8 +277,10 @@ def _engine(url: URL, answer_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes too late for a consistent read
-        # Of a new file: it gets smaller when pages are given back. Before WAL, which writes the file's first page.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # A new file gets smaller when pages are given back. Before WAL, which writes the file's first page. The pragma
+        # waits for the write lock, so a file that is there is left alone.
+        if connection.execute("PRAGMA page_count").fetchone() == (0,):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
