@@ -4,7 +4,7 @@ The rule, so that no test is left without a kind:
 
 - `contract`: a test in `tests/embedded_broker/contract`, which puts the same promise to two clients and two brokers;
 - `system`: a test that uses a fixture of a running system (`SYSTEM_FIXTURES`), lies in a folder that does
-  (`SYSTEM_FOLDERS`), or is marked `system` because it starts a process itself or fits a model;
+  (`SYSTEM_FOLDERS`), or is marked `system` because it starts a process itself, fits a model or takes seconds;
 - `unit`: every other test. A unit test that starts a process or listens on a port fails, so that `make test-fast`
   stays fast.
 """

@@ -13,6 +13,8 @@ from discovery.learned.augment import Crop
 from flawline.errors import FlawlineError
 from tests.discovery.pictures import KINDS, crops
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def vit(vit_weights):

@@ -172,6 +172,7 @@ def test_something_that_is_no_broker_is_told() -> None:
         kafka_refusal.check(KafkaSettings(), address)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["consumer", "admin"])
 def test_broker_that_is_away_is_waited_for_and_leaves_nothing_open(
     kind: str, refusing_port: int, monkeypatch: pytest.MonkeyPatch

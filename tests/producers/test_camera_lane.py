@@ -308,6 +308,7 @@ def test_full_spool_gives_up_the_oldest_frames_that_are_not_in_flight_when_the_p
     assert full.client.delivered[-30:] == list(range(270, 300)), "the newest"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("limit_frames", [100_000, 5_000], ids=["inside the cap", "beyond the cap"])
 def test_broker_that_is_away_for_two_hours_costs_no_frame_inside_the_cap_and_the_accounts_stay_small(
     rig: Callable[..., Rig], tmp_path: Path, limit_frames: int

@@ -141,6 +141,7 @@ def test_drops_of_a_long_outage_take_one_row_and_no_memory(tmp_path: Path) -> No
     assert the_entry(journal).dropped == (DroppedRange(0, 19_999, FULL),)
 
 
+@pytest.mark.system
 def test_journals_of_ten_cameras_without_a_broker_for_eight_hours_stay_small(tmp_path: Path) -> None:
     """One capture stands for three hundred; an entry is tried, and fails, every minute."""
     for camera in range(10):

@@ -26,6 +26,7 @@ def test_number_of_groups_and_members_are_found(sizes: list[int]) -> None:
     assert all(len(set(groups[labels == k])) == 1 for k in range(len(sizes)))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("count", [10, 100, 300])
 def test_many_products_are_told_apart_though_some_are_alike_and_some_are_rare(count: int) -> None:
     """A third of the products are variants of others, ten times nearer to them than products are to each other."""

@@ -116,6 +116,7 @@ def test_pooled_ranking_equals_the_products_own_ranking(model: Model) -> None:
     assert macro > 0.8
 
 
+@pytest.mark.system
 def test_alarm_rate_on_unseen_good_parts_is_at_most_twice_the_target() -> None:
     model = fit_model(store_of(raw_features(150, 1)[0]), SETTINGS, threads=2)
     _, aligned, groups = scores(model, store_of(raw_features(300, 5)[0]))

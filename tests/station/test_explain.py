@@ -25,6 +25,8 @@ from station import explanation
 from station.cli.main import app
 from tests.scorer.conftest import SIDE, draw
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
