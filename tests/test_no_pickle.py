@@ -73,6 +73,7 @@ def test_what_is_safe_is_let_pass(source: str) -> None:
     assert not unsafe(source)
 
 
+@pytest.mark.system
 def test_no_room_can_unpickle() -> None:
     sources = {name: file.read_text(encoding="utf-8") for name, file in modules().items()}
     assert not {name: calls for name, source in sources.items() if (calls := unsafe(source))}

@@ -99,6 +99,7 @@ def test_what_was_forgotten_follows_its_class_in_a_merge(stream):
     assert second not in frames(store)
 
 
+@pytest.mark.system
 def test_rounds_go_on_after_pruning_with_the_same_ids(stream):
     store = stream.store
     before = stream.class_of_kind()

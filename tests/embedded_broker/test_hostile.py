@@ -55,6 +55,7 @@ def throw(broker: EmbeddedBroker, data: bytes) -> None:
 quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.system
 @quick
 @given(data=st.binary(max_size=400))
 def test_random_bytes(broker: EmbeddedBroker, data: bytes) -> None:

@@ -191,6 +191,7 @@ QUICK = st.tuples(st.sampled_from(["put", "put", "publish", "die"]), KEY)
 STEP = st.one_of(HAPPENING, st.tuples(st.just("collect"), st.lists(QUICK, max_size=8)))
 
 
+@pytest.mark.system
 @settings(max_examples=400, deadline=None)
 @given(st.lists(STEP, max_size=40))
 def test_no_object_that_a_frame_or_a_dead_letter_names_is_ever_removed_and_every_other_one_at_last(

@@ -75,6 +75,7 @@ def shuffled(topics: list[list[Call]], chance: random.Random) -> list[Call]:
     return result
 
 
+@pytest.mark.system
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3), kinds), max_size=4, unique_by=lambda item: item[:2]),
     st.integers(0, 1 << 20),

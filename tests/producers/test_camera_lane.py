@@ -611,6 +611,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.system
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     answers=st.lists(st.sampled_from(sorted(ANSWERS)), max_size=60),
