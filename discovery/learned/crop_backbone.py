@@ -8,7 +8,7 @@ over them that changes nothing before it is trained.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from discovery.learned.augment import Crop
 from discovery.learned.masked_vit import MaskedVit, inside
 from flawline.errors import FlawlineError
 from scorer.features import weights as weight_files
-from scorer.features.torch_engine import MapsOf
+from scorer.features.torch_engine import MapsOf, configuration
 
 SIZE_PX = 224
 BATCH = 16
@@ -51,12 +51,13 @@ class MapBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """Return the class tokens (n, D) of tokens (n, 1 + p, D), with which cells are inside (n, p)."""
         count, _, dimension = tokens.shape
         normed = self.norm(tokens)
         query = self.query(normed[:, :1])
         key, value = self.key_value(normed).chunk(2, dim=-1)
         query, key, value = (
-            each.view(count, -1, HEADS, dimension // HEADS).transpose(1, 2) for each in (query, key, value)
+            part.view(count, -1, HEADS, dimension // HEADS).transpose(1, 2) for part in (query, key, value)
         )
         allowed = functional.pad(patches, (1, 0), value=True)[:, None, None]
         seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
@@ -79,10 +80,11 @@ class MaskedMaps(nn.Module):
 
     def _maps(self, pixels: Tensor) -> Tensor:
         maps = self.model(pixels)
-        return torch.cat([functional.interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps], dim=1)
+        side = maps[0].shape[2:]
+        return torch.cat([functional.interpolate(layer, side, mode="bilinear") for layer in maps], dim=1)
 
     def forward(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (n, 1 + p, D), the first being the mean inside the mask, and cells inside (n, p)."""
+        """Return tokens (n, 1 + p, D), of which the first is the mean inside the mask, and cells inside (n, p)."""
         cells = functional.pad(self._maps(pixels).flatten(2).transpose(1, 2), (0, self.padding))
         patches = inside(masks, self.grid)
         # Layers of large values would drown the others in every cosine.
@@ -91,12 +93,12 @@ class MaskedMaps(nn.Module):
         return torch.cat([(share[:, None] @ cells), cells], dim=1), patches
 
     def last_block(self) -> MapBlock:
-        """A block that may be trained; as it is, it hands on the mean inside the mask."""
+        """Return a block that may be trained; untrained, it hands on the mean inside the mask."""
         return MapBlock(self.dimension)
 
 
 class CropBackbone:
-    """A frozen backbone on a device, with the version of what it says of a crop."""
+    """A frozen backbone on a device; two versions differ where the same crop gets another embedding."""
 
     def __init__(self, trunk: MaskedVit | MaskedMaps, mean: Sequence[float], std: Sequence[float], device: str) -> None:
         self.device = torch.device(device)
@@ -108,69 +110,70 @@ class CropBackbone:
 
     @property
     def dimension(self) -> int:
+        """The length D of a token."""
         return self.trunk.dimension
 
     def tokens(self, pixels: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Tokens before the last block (n, t, D) and cells inside (n, p), of uint8 (n, S, S, 3), float (n, S, S)."""
+        """Return tokens before the last block (n, t, D) and cells inside (n, p).
+
+        `pixels` are uint8 (n, S, S, 3), `masks` float (n, S, S).
+        """
         with torch.inference_mode():
             images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
             return self.trunk((images - self._mean) / self._std, torch.from_numpy(masks).to(self.device))
 
     def last_block(self) -> nn.Module:
-        """A copy of the last block that may be trained."""
+        """Return a copy of the last block that may be trained."""
         return self.trunk.last_block().to(self.device)
 
     def embed(self, crops: Sequence[Crop]) -> np.ndarray:
-        """Unit vectors float32 (n, D) of crops: what is inside of their masks, nothing trained."""
-        found = []
+        """Return unit vectors float32 (n, D) of what is inside of the crops' masks, with nothing trained."""
+        embeddings = []
         for start in range(0, len(crops), BATCH):
-            shown = [augment.plain(crop, SIZE_PX) for crop in crops[start : start + BATCH]]
-            tokens, patches = self.tokens(np.stack([one for one, _ in shown]), np.stack([one for _, one in shown]))
+            pixels, masks = zip(*(augment.plain(crop, SIZE_PX) for crop in crops[start : start + BATCH]), strict=True)
+            tokens, patches = self.tokens(np.stack(pixels), np.stack(masks))
             with torch.inference_mode():
-                found.append(functional.normalize(self._last(tokens, patches), dim=1).cpu().numpy())
-        return np.concatenate(found) if found else np.zeros((0, self.dimension), np.float32)
+                embeddings.append(functional.normalize(self._last(tokens, patches), dim=1).cpu().numpy())
+        return np.concatenate(embeddings) if embeddings else np.zeros((0, self.dimension), np.float32)
 
 
 def load(name: str, weights: Path | None = None, device: str = "auto") -> CropBackbone:
-    """The backbone of a timm name with its packaged, given or (over the network) timm's own weights.
+    """Return the backbone of a timm name, with packaged weights, those of a local file, or timm's own.
 
-    Raises FlawlineError in one line when it cannot be had.
+    Raises FlawlineError when it cannot be had.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise FlawlineError("discovery.device 'cuda' is not available on this machine: choose 'cpu' or 'auto'")
-    found = _found(name, weights)
-    trunk, config = _trunk(found)
+    source = weight_files.find(name, weights, "discovery.crop_weights")
+    trunk, config = _trunk(source)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     torch.manual_seed(0)  # an untrained last block of maps hands its input on, whatever it was made of
     backbone = CropBackbone(
         trunk, config.get("mean", (0.485, 0.456, 0.406)), config.get("std", (0.229, 0.224, 0.225)), chosen
     )
-    identity = "|".join([name, found.key(), str(SIZE_PX), EMBEDDING_FORMAT])
+    identity = "|".join([name, source.key(), str(SIZE_PX), EMBEDDING_FORMAT])
     backbone.version = f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}+{EMBEDDING_FORMAT}"
     return backbone
 
 
-def _found(name: str, weights: Path | None) -> weight_files.Weights:
-    if weights is not None and not weights.is_file():
-        raise FlawlineError(f"{weights}: no such weights file: correct discovery.crop_weights or leave it out")
-    return weight_files.find(name, weights)
-
-
 def _trunk(weights: weight_files.Weights) -> tuple[MaskedVit | MaskedMaps, dict[str, Any]]:
-    import timm
+    """Return the backbone as tokens, and what timm knows of it. Raises FlawlineError."""
     from timm.models.vision_transformer import VisionTransformer
 
-    config = timm.get_pretrained_cfg(weights.name) if timm.is_model(weights.name) else None
-    values = config.to_dict() if config else {}
     model: Any = weight_files.create(weights, SIZE_PX)
+    known = configuration(model, weights.name)
     if isinstance(model, VisionTransformer) and model.has_class_token:
-        return MaskedVit(model), values
+        return MaskedVit(model), known
     strides = [int(info["reduction"]) for info in model.feature_info]
-    taken = sorted(_deepest(strides))
-    return MaskedMaps(MapsOf(model, taken), SIZE_PX), values
+    return MaskedMaps(MapsOf(model, _deepest(strides)), SIZE_PX), known
 
 
-def _deepest(reductions: Sequence[int]) -> Iterator[int]:
-    """Outputs of the two finest strides that are coarse enough to know kinds of defects; the last two otherwise."""
-    known = [len(reductions) - 1 - list(reductions)[::-1].index(each) for each in STRIDES if each in reductions]
-    yield from known if len(known) == len(STRIDES) else range(max(0, len(reductions) - 2), len(reductions))
+def _deepest(reductions: Sequence[int]) -> list[int]:
+    """Return the numbers, in rising order, of the last maps of STRIDES; of the last two where one of them is missing.
+
+    `reductions` are the strides of a backbone's maps. Finer maps do not know kinds of defects.
+    """
+    last = {stride: place for place, stride in enumerate(reductions)}
+    if all(stride in last for stride in STRIDES):
+        return sorted(last[stride] for stride in STRIDES)
+    return list(range(max(0, len(reductions) - 2), len(reductions)))

@@ -169,7 +169,7 @@ def feature_extractor(weights: Weights, size: int, outputs: Outputs) -> FeatureE
     Raises FlawlineError, see `weights.create`, and for a backbone that does not give what is asked for.
     """
     backbone: Any = weight_files.create(weights, size)
-    config = _configuration(backbone, weights.name)
+    config = configuration(backbone, weights.name)
     mean = torch.tensor(config.get("mean", _IMAGENET_MEAN), dtype=torch.float32) * 255
     std = torch.tensor(config.get("std", _IMAGENET_STD), dtype=torch.float32) * 255
     if outputs.blocks:
@@ -179,7 +179,7 @@ def feature_extractor(weights: Weights, size: int, outputs: Outputs) -> FeatureE
     return FeatureExtractor(maps, mean, std).eval()
 
 
-def _configuration(module: Any, name: str) -> dict[str, Any]:
+def configuration(module: Any, name: str) -> dict[str, Any]:
     """Return what timm knows of a backbone, its normalisation among it; empty for a backbone of which it knows none."""
     config: dict[str, Any] | None = getattr(module, "default_cfg", None) or getattr(module, "pretrained_cfg", None)
     if config:

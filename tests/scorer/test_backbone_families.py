@@ -21,14 +21,14 @@ from scorer.detector import Maps
 from scorer.explain import reasons
 from scorer.features import backbone, weights
 from scorer.features.conversion import prepare
-from scorer.features.structure import Structure, resolved, structure_of
+from scorer.features.structure import resolved, structure_of
+from scorer.features.torch_engine import TransformerMaps
 from scorer.fit import fit_detector
 from scorer.load import load_detector
 from tests.scorer.conftest import draw, good_images
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 BLOCKS = tuple(LayerSettings(size=96, block=block, rows=200) for block in (2, 4))
-DINO = Structure("vit_small_patch14_reg4_dinov2", (14,) * 12)
 
 
 def file_of(name: str, folder: Path, **options: object) -> Path:
@@ -87,16 +87,15 @@ def test_position_embeddings_are_brought_to_the_size_of_the_input(tmp_path: Path
     assert model.pos_embed.shape == expected.pos_embed.shape != load_file(file)["pos_embed"].shape
 
 
-@pytest.mark.system
-def test_vector_of_the_image_is_the_class_token_or_the_mean_of_the_patches(tmp_path: Path) -> None:
-    file = file_of("test_vit", tmp_path)
-    settings = ScorerSettings(backbone="test_vit", weights=file, layers=BLOCKS)
-    *_, last, vector = maps_of(settings, "torch")
-    assert not np.allclose(vector[0, 0], last.mean(axis=(0, 1)), rtol=1e-2)
-    name = "vit_base_patch16_siglip_224"  # without a class token
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False)
-    assert getattr(model, "cls_token", None) is None
+def test_vector_of_the_image_is_the_class_token_or_the_mean_of_the_patches() -> None:
+    pixels = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    for options, has_class_token in (({}, True), ({"class_token": False, "global_pool": "avg"}, False)):
+        torch.manual_seed(0)
+        maps = TransformerMaps(timm.create_model("test_vit", pretrained=False, **options).eval(), (2, 4))
+        with torch.inference_mode():
+            first, last, vector = maps(pixels)
+        assert first.shape == last.shape == (1, 64, 10, 10) and vector.shape == (1, 64, 1, 1)
+        assert torch.allclose(vector, last.mean(dim=(2, 3), keepdim=True), rtol=1e-3) != has_class_token
 
 
 @pytest.mark.system
@@ -207,6 +206,7 @@ def test_hub_that_is_silent_is_given_up_within_seconds(monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(FlawlineError, match="does not answer"):
-            weights.create(weights.find("hf-hub:timm/no-such-model"), 448)
+        for ask in (lambda name: weights.create(weights.find(name), 448), structure_of):
+            with pytest.raises(FlawlineError, match="does not answer"):
+                ask("hf-hub:timm/no-such-model")
         assert time.monotonic() - start < 30, "the hub's own client tries for minutes"
