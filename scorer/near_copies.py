@@ -26,8 +26,8 @@ _BLUR_PX = 1.5
 _DIFFERENCE = 0.005
 _SHARE_OF_USUAL = 0.1
 _USUAL = 20
-# Images that are compared with all others of their group at once: bounds memory. A judgement.
-_BLOCK = 512
+# Images that are compared at once, with so many others: bounds memory, also of a group of ten thousands. Judgements.
+_BLOCK, _OTHERS = 512, 4096
 
 
 def detail(image: Image) -> NDArray[np.int8]:
@@ -54,18 +54,29 @@ def near_copies(details: NDArray[np.int8], groups: Labels, same: Labels) -> Labe
 
 def _pairs(details: NDArray[np.int8]) -> NDArray[np.intp]:
     """Return the pairs (m, 2) of images that are copies of each other."""
-    turned = [_unit(np.rot90(side, turn, axes=(1, 2))) for side in (details, details[:, :, ::-1]) for turn in range(4)]
     place = min(_USUAL, len(details) - 1)
     near, usual = [], []
     for start in range(0, len(details), _BLOCK):
-        block = turned[0][start : start + _BLOCK]
-        difference = np.maximum(1 - np.max([block @ other.T for other in turned], axis=0), 0)
+        difference = _differences(details[start : start + _BLOCK], details)
         usual.append(np.partition(difference, place, axis=1)[:, place])  # the nearest of all is the image itself
         first, second = np.nonzero(difference < _DIFFERENCE)
         near.append((first + start, second, difference[first, second]))
     limit = _SHARE_OF_USUAL * float(np.median(np.concatenate(usual)))
     first, second, differences = (np.concatenate(parts) for parts in zip(*near, strict=True))
     return np.stack([first, second], axis=1)[differences < limit]
+
+
+def _differences(block: NDArray[np.int8], details: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return 1 - correlation (m, n) of details (m, 64, 64) and others (n, 64, 64), the least of all eight ways."""
+    turned = [_unit(np.rot90(side, turn, axes=(1, 2))) for side in (block, block[:, :, ::-1]) for turn in range(4)]
+    difference = np.empty((len(block), len(details)), dtype=np.float32)
+    for start in range(0, len(details), _OTHERS):
+        others = _unit(details[start : start + _OTHERS]).T
+        likeness = turned[0] @ others
+        for way in turned[1:]:
+            np.maximum(likeness, way @ others, out=likeness)
+        difference[:, start : start + _OTHERS] = np.maximum(1 - likeness, 0)
+    return difference
 
 
 def _unit(details: NDArray[np.int8]) -> NDArray[np.float32]:

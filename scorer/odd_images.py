@@ -8,6 +8,7 @@ their own: what at least ten images share is not odd.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _EXCESS = 1.0
 # Distances below this are noise: copies of one image through a camera differ by as much. A judgement.
 _NOISE = 0.02
 _DEVIATIONS = 4.0
+# Images that are compared with all of their group at once, to bound memory; the result is the same. A judgement.
+_BLOCK = 512
 
 Kind = TypeVar("Kind")
 
@@ -138,13 +141,13 @@ def _odd_kinds(headers: dict[int, FileHeader]) -> list[Odd]:
 
 def _few(numbers: Sequence[int], labels: Sequence[object]) -> list[int]:
     """Return the images whose label fewer than ten images have, except where it is the commonest."""
-    times = {label: labels.count(label) for label in set(labels)}
+    times = Counter(labels)
     most = max(times.values(), default=0)
     return [n for n, label in zip(numbers, labels, strict=True) if times[label] < min(_FEWEST_ALIKE, most)]
 
 
 def _common(values: Sequence[Kind]) -> Kind:
-    return max(values, key=values.count)
+    return Counter(values).most_common(1)[0][0]
 
 
 def odd_looks(embeddings: Vectors, groups: NDArray[np.int64], usual: Callable[[int], str] = str) -> list[Odd]:
@@ -155,10 +158,8 @@ def odd_looks(embeddings: Vectors, groups: NDArray[np.int64], usual: Callable[[i
     odd = []
     for k in np.unique(groups):
         members = np.flatnonzero(groups == k)
-        similarity = embeddings[members] @ embeddings[members].T
-        np.fill_diagonal(similarity, -np.inf)
         place = min(_FEWEST_ALIKE - 1, max(1, len(members) // 2))
-        nearest = -np.partition(-similarity, place - 1, axis=1)[:, place - 1]
+        nearest = _similarity_of(place, embeddings[members])
         logs = np.log(np.sqrt(np.maximum(2 - 2 * nearest.astype(np.float64), _NOISE**2)))
         excess = logs - np.median(logs)
         spread = 1.4826 * float(np.median(np.abs(excess)))
@@ -167,3 +168,14 @@ def odd_looks(embeddings: Vectors, groups: NDArray[np.int64], usual: Callable[[i
             Odd(int(members[i]), f"looks {np.exp(excess[i]):.1f} times as far from the others as is usual") for i in far
         ]
     return sorted(odd, key=lambda item: item.number)
+
+
+def _similarity_of(place: int, embeddings: Vectors) -> Vectors:
+    """Return the similarity (n,) of each of unit embeddings (n, d), n > 1, to its `place`-th nearest other, from 1."""
+    result = np.empty(len(embeddings), dtype=np.float32)
+    for start in range(0, len(embeddings), _BLOCK):
+        similarity = embeddings[start : start + _BLOCK] @ embeddings.T
+        rows = np.arange(len(similarity))
+        similarity[rows, start + rows] = -np.inf
+        result[start : start + _BLOCK] = -np.partition(-similarity, place - 1, axis=1)[:, place - 1]
+    return result

@@ -185,7 +185,6 @@ class LiveWatch:
         """Return a consumer that begins some verdicts before the end of each partition, None without the topic."""
         consumer = kafka_clients.consumer(
             self._settings,
-            isolation_level="read_committed",
             max_poll_records=500,
             fetch_max_bytes=VERDICT_FETCH_BYTES,
             max_partition_fetch_bytes=VERDICT_FETCH_BYTES,

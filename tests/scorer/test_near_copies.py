@@ -13,6 +13,7 @@ from flawline.messages import Codec
 from flawline.settings.scorer import ScorerSettings
 from producers.simulation import LineSettings, SimulatedLine
 from scorer import artefact, commands
+from scorer import near_copies as module
 from scorer.extend.extend import recalibrated
 from scorer.near_copies import detail, near_copies
 
@@ -40,6 +41,18 @@ def test_mirrored_turned_and_repeated_shots_are_copies_and_other_parts_are_not(p
     groups = np.zeros(len(images), dtype=np.int64)
     found = near_copies(np.stack([detail(image) for image in images]), groups, np.arange(len(images)))
     assert found.tolist() == [*range(PARTS), *np.repeat(range(4), 4).tolist()]
+
+
+def test_copies_are_the_same_ones_whatever_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    details = rng.integers(-127, 128, (30, 64, 64), dtype=np.int8)
+    details[20], details[29] = details[3][:, ::-1], np.rot90(details[7])
+    groups = np.zeros(30, dtype=np.int64)
+    expected = [3 if i == 20 else 7 if i == 29 else i for i in range(30)]
+    for block, others in ((512, 4096), (7, 11), (1, 1)):
+        monkeypatch.setattr(module, "_BLOCK", block)
+        monkeypatch.setattr(module, "_OTHERS", others)
+        assert near_copies(details, groups, np.arange(30)).tolist() == expected
 
 
 def test_copies_are_looked_for_inside_a_group_and_a_scene_that_never_changes_is_none() -> None:

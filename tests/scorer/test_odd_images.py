@@ -90,7 +90,11 @@ def test_two_products_of_two_shapes_and_depths_are_not_odd(tmp_path: Path) -> No
     assert odd_images.survey(paths) == odd_images.Survey((8, 12), [])
 
 
-def test_up_to_nine_alike_images_of_another_look_are_odd_and_a_spread_of_looks_is_not() -> None:
+@pytest.mark.parametrize("block", [512, 7])
+def test_up_to_nine_alike_images_of_another_look_are_odd_and_a_spread_of_looks_is_not(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(odd_images, "_BLOCK", block)
     rng = np.random.default_rng(0)
     usual = rng.normal(size=64) + 0.3 * rng.normal(size=(60, 64))
     others = rng.normal(size=64) + 0.05 * rng.normal(size=(9, 64))
