@@ -121,7 +121,7 @@ def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: flo
         return 0.0
     product.described.append(number)
     started = time.process_time()
-    found = regions.extract(image, scores.heatmap, patches, residuals, lo, hi, closer=fitted.close_up)
+    found = regions.extract(image, scores.heatmap, patches, residuals, lo, hi, closer=fitted.close_ups)
     spent = time.process_time() - started
     for region in found:
         product.vectors.append(region.embedding.array().astype(np.float32))
@@ -131,9 +131,8 @@ def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: flo
     true_mask = read_mask(sample, image.shape[:2])
     true_heat = _heat_of(np.ones(image.shape[:2], bool) if true_mask is None else true_mask)
     fine = regions.fine_map(true_heat, *image.shape[:2])
-    product.true_mask_vectors.append(
-        regions.region_embedding(image, fine, fine >= min(1.0, fine.max()), patches, residuals, fitted.close_up)
-    )
+    place = fine, fine >= min(1.0, fine.max())
+    product.true_mask_vectors += regions.region_embeddings(image, [place], patches, residuals, fitted.close_ups)
     product.whole_vectors.append(patches.mean(axis=(0, 1)))
     return spent
 

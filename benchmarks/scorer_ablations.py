@@ -44,7 +44,7 @@ from scorer.features.workfolder import WorkFolder
 from scorer.fit_model import GoodImages, calibrate_model, fit_model
 from scorer.gallery import Gallery, first_copies
 from scorer.model import Model
-from scorer.search.bank import Bank
+from scorer.search.bank import Int8Index
 
 ROWS: Final = ("flat", "grouped", "neighbour", "product")
 COLUMNS: Final = ("raw", "in_sample", "cross_fit", "head")
@@ -139,7 +139,7 @@ def _in_sample(store: FeatureStore, settings: ScorerSettings, model: Model, thre
     """Return the model calibrated on distances of its own training patches; all else is the same."""
     distances = []
     for i, (layer, patches) in enumerate(zip(model.layers, store.patches, strict=True)):
-        banks = [Bank(banks[i]) for banks in model.banks]
+        banks = [Int8Index(banks[i]) for banks in model.banks]
         distances_of_layer = np.empty(patches.shape[:2], dtype=np.float32)
         for image, group in enumerate(model.groups):
             vectors = store.pool(i, np.asarray([image]))

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.report import Goal
 from scorer.detector import CoresetDetector, one_thread_per_image
-from scorer.search.bank import Bank, unit_rows
+from scorer.search.bank import Int8Index, unit_rows
 from scorer.vectors import Vectors
 
 ROUNDS = 7
@@ -79,7 +79,7 @@ def queries_of(fitted: CoresetDetector, image: np.ndarray) -> list[Query]:
     ]
 
 
-def _searches(bank: Bank) -> dict[str, Search]:
+def _searches(bank: Int8Index) -> dict[str, Search]:
     channels = bank.rows.shape[1]
     indices: dict[str, Any] = {
         "faiss_flat": faiss.IndexFlatIP(channels),

@@ -25,11 +25,11 @@ from flawline.settings.scorer import ScorerSettings
 from flawline.settings.tree import KafkaSettings, Settings
 from flawline.settings.workers import WorkerSettings
 from producers.simulation import LineSettings, SimulatedLine
-from scorer.detector import Scores
 from scorer.features.graph import Image, Maps
 from scorer.fit import fit_detector
 from scorer.load import load_detector
 from scorer.regions.masks import Mask
+from scorer.scores import Scores
 from workers.supervisor import Supervisor, stop_ray
 
 CAMERAS = 4
@@ -49,13 +49,14 @@ class InstantDetector:
     groups = 1
     field_px = None
     sample_bits: tuple[int, ...] = (8,)
+    memory_shortages = 0
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)
         return [Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
 
-    def close_up(self, part: Image) -> Maps:
-        return [np.zeros((8, 8, 1), np.float32)]
+    def close_ups(self, parts: Sequence[Image]) -> list[Maps]:
+        return [[np.zeros((8, 8, 1), np.float32)] for _ in parts]
 
 
 def main() -> None:

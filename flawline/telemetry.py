@@ -98,6 +98,9 @@ UNACKNOWLEDGED_SECONDS = _gauge("unacknowledged_seconds", "Age of the oldest rec
 BATCH_SIZE = Histogram(
     "flawline_batch_size", "Frames scored together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=REGISTRY
 )
+GPU_MEMORY_SHORTAGES = _gauge(
+    "gpu_memory_shortages", "Times the GPU's memory was used up, so that batches became smaller, with this model."
+)
 MODEL_INFO = _gauge("model_info", "1 for the model version in use.", "version", "role")
 MODEL_LOAD_FAILURES = _counter("model_load_failures", "Model versions that could not be loaded.")
 MODEL_PROBLEM = _gauge("model_problem", "1 while the model that is to play a role cannot be used.", "role")
@@ -122,6 +125,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     PAUSED_SECONDS,
     UNACKNOWLEDGED_SECONDS,
     BATCH_SIZE,
+    GPU_MEMORY_SHORTAGES,
     MODEL_INFO,
     MODEL_LOAD_FAILURES,
     OBJECT_STORE_AWAY,

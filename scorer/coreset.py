@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.search.bank import Bank
+from scorer.search.bank import Int8Index
 from scorer.vectors import Vectors
 
 # Candidates in one round of the selection, as a share of all vectors, and the most. More candidates save passes over
@@ -84,21 +84,23 @@ def merged(parts: Sequence[Vectors], count: int) -> Vectors:
     return union[greedy_k_centre(union, count)]
 
 
-def nearest_neighbours(queries: Vectors, bank: Vectors | Bank, count: int = 1) -> tuple[Vectors, NDArray[np.int32]]:
+def nearest_neighbours(
+    queries: Vectors, bank: Vectors | Int8Index, count: int = 1
+) -> tuple[Vectors, NDArray[np.int32]]:
     """Return the `count` most similar bank rows of each query: similarities (n, count), the largest first, and rows.
 
-    Exact. Queries (n, d) and bank (m, d) hold unit vectors, m >= count. For rows that are searched often, make a `Bank`
-    once.
+    Exact. Queries (n, d) and bank (m, d) hold unit vectors, m >= count. For rows that are searched often, make an
+    `Int8Index` once.
     """
-    return (bank if isinstance(bank, Bank) else Bank(bank)).nearest(queries, count)
+    return (bank if isinstance(bank, Int8Index) else Int8Index(bank)).nearest(queries, count)
 
 
-def projected(queries: Vectors, bank: Vectors | Bank, neighbours: int) -> tuple[NDArray[np.float32], Vectors]:
+def projected(queries: Vectors, bank: Vectors | Int8Index, neighbours: int) -> tuple[NDArray[np.float32], Vectors]:
     """Return distances (n,) of the queries to what the bank knows near them, and these known vectors (n, d).
 
     With one neighbour the known vector is the nearest row. With more it is their mean with the weights
     softmax(-3 d^2 / d1^2), d1 the distance of the nearest (soft projection, after ProCon), which jumps less between
     sparse rows. The distance is computed from the difference itself, which loses no digits where it is small.
     """
-    searched = bank if isinstance(bank, Bank) else Bank(bank)
+    searched = bank if isinstance(bank, Int8Index) else Int8Index(bank)
     return searched.project(queries, min(neighbours, len(searched)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.coreset import greedy_k_centre, merged, projected
 from scorer.features.store import FeatureStore, Progress
-from scorer.search.bank import Bank
+from scorer.search.bank import Int8Index
 from scorer.vectors import Vectors
 
 # Bytes of patches that one greedy selection may take; larger pools are selected in parts, which are then
@@ -148,7 +148,7 @@ def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: i
 def _distances(store: FeatureStore, cell: _Cell, bank: Vectors, images: NDArray[np.intp]) -> NDArray[np.float32]:
     """Return the patch distances (images, h * w) of some images to a bank."""
     distances = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
-    searched = Bank(bank)
+    searched = Int8Index(bank)
     for place, image in enumerate(images):
         patches = store.pool(cell.layer, np.asarray([image]))
         distances[place], _ = projected(patches, searched, cell.settings.neighbours)

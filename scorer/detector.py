@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -28,29 +26,13 @@ from scorer.features.store import checked
 from scorer.gallery import Gallery, Look, image_embeddings
 from scorer.model import Model, embedding_layers, picture_layers, region_layers, whole_part
 from scorer.regions.masks import Mask, cooled, without_ignored
-from scorer.search.bank import Bank, trusted_kind, unit_rows
+from scorer.scores import Scores
+from scorer.search.bank import Int8Index, trusted_kind, unit_rows
+from scorer.search.neighbours import use_one_faiss_thread
 from scorer.vectors import Vectors
 
-
-@dataclass(frozen=True)
-class Scores:
-    """The result of scoring one image.
-
-    `raw` is the score in units of its group's patches (1 is ordinary), `aligned` its natural-log ratio to the scores of
-    the good images that look like it, `p_value` the conformal p-value. `heatmap` (h, w) covers the whole image, on the
-    finest layer's grid, in aligned units. `patches` (features minus their group's mean) and `residuals` (features minus
-    what the bank knows near them), both (h, w, D) on the heat map's grid, are the inputs of region embeddings; images
-    that are accepted have none.
-    """
-
-    group: int
-    raw: float
-    aligned: float
-    p_value: float
-    decision: Decision
-    heatmap: NDArray[np.float32]
-    patches: NDArray[np.float32] | None = None
-    residuals: NDArray[np.float32] | None = None
+if TYPE_CHECKING:
+    from scorer.batches.runner import BatchRunner
 
 
 class Detector(Protocol):
@@ -60,8 +42,8 @@ class Detector(Protocol):
     of look-alike groups. `score` takes uint8 RGB images and their masks, see `CoresetDetector.score`. Regions use the
     rest: `heatmap_range` bounds the threshold of binarising, `field_px` is the side of what the model sees at once in
     image pixels (None for the whole image), `sample_bits` are the depths of the images that it takes (8 to 16, at most
-    one of them above 8), `close_up` gives feature maps (h, w, c) of an enlarged part of an image,
-    and `embedding_version` names these features.
+    one of them above 8), `close_ups` gives feature maps (h, w, c) of enlarged parts of an image, and
+    `embedding_version` names these features. `memory_shortages` counts how often a GPU's memory was used up.
     """
 
     @property
@@ -78,14 +60,17 @@ class Detector(Protocol):
     def field_px(self) -> int | None: ...
     @property
     def sample_bits(self) -> tuple[int, ...]: ...
+    @property
+    def memory_shortages(self) -> int: ...
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]: ...
-    def close_up(self, part: Image) -> Maps: ...
+    def close_ups(self, parts: Sequence[Image]) -> list[Maps]: ...
 
 
 class CoresetDetector:
     """The detector of Flawline: groups of look-alikes, a bank for each group and layer, and aligned scores.
 
-    The scores of an image depend on the image alone: not on the batch, the process or the number of threads.
+    The scores of an image depend on the image alone: not on the process or the number of threads, nor on other images.
+    With PyTorch they depend on the size of the batch by rounding.
     """
 
     def __init__(
@@ -109,11 +94,12 @@ class CoresetDetector:
         wholes = whole_part(model.layers, model.means, model.embeddings)
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         one_thread_per_image()
-        self._pool = ThreadPoolExecutor(features.threads, "score", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(features.threads, "score")
+        self._batches = _batches(model, features)
         # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the search (5
         # to 50 ms a group), and its kernels are compiled, or read, at their first use.
         trusted_kind()
-        self._banks = list(self._pool.map(lambda layers: [Bank(rows) for rows in layers], model.banks))
+        self._banks = list(self._pool.map(lambda layers: [Int8Index(rows) for rows in layers], model.banks))
         self._banks[0][0].project(model.banks[0][0][:1], 1)
 
     @cached_property
@@ -169,10 +155,21 @@ class CoresetDetector:
         for image, mask in zip(images, masks, strict=True):
             checked(image)
             check_mask(image, mask)
+        return self._scored(images, masks)
+
+    def _scored(self, images: Sequence[Image], masks: Sequence[Mask | None]) -> list[Scores]:
+        """Return the scores of images that are checked."""
+        if self._batches is not None:
+            return self._batches.score(images, masks)
         return list(self._pool.map(self._score_one, images, masks))
 
     def _score_one(self, image: Image, mask: Mask | None) -> Scores:
         return self.score_features(self._backbone.features(image), mask=None if mask is None or mask.all() else mask)
+
+    @property
+    def memory_shortages(self) -> int:
+        """How often the memory of the device was used up, so that batches became smaller."""
+        return self._batches.shortages if self._batches is not None else 0
 
     def score_features(self, features: Maps, group: int | None = None, mask: Mask | None = None) -> Scores:
         """Return the scores of one image from its feature maps (h, w, c), one for each layer.
@@ -228,10 +225,15 @@ class CoresetDetector:
         """The depths of the images that the model takes, in bits: those of its good images."""
         return self.model.sample_bits
 
-    def close_up(self, part: Image) -> Maps:
-        """Return feature maps (h, w, c) of an enlarged part of an image: the first pass, from fine to deep."""
-        features = self._backbone.features(checked(part))
-        return [features[i] for i in picture_layers(self.model.layers)]
+    def close_ups(self, parts: Sequence[Image]) -> list[Maps]:
+        """Return feature maps (h, w, c) of enlarged parts of an image: the first pass, from fine to deep."""
+        pictures, batch = picture_layers(self.model.layers), self._backbone.batch
+        features = [
+            maps_of_part
+            for start in range(0, len(parts), batch)
+            for maps_of_part in self._backbone.features_of([checked(part) for part in parts[start : start + batch]])
+        ]
+        return [[maps_of_part[i] for i in pictures] for maps_of_part in features]
 
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, c) of a uint8 RGB image, one for each layer."""
@@ -296,7 +298,7 @@ class CoresetDetector:
         distances = whole_image.log_distances(unit_rows(deepest)[None], self._wholes[group])
         return float(self.model.wholes[group].added(distances)[0])
 
-    def banks(self, group: int) -> list[Bank]:
+    def banks(self, group: int) -> list[Int8Index]:
         """Return the group's banks, one for each layer, in the order that the search wants."""
         return self._banks[group]
 
@@ -334,6 +336,17 @@ class CoresetDetector:
         return self._version
 
 
+def _batches(model: Model, features: Backbone) -> BatchRunner | None:
+    """Return what scores a model's images in batches, None for a runtime that takes them one by one."""
+    if features.runtime != "torch":
+        return None
+    from scorer.batches.runner import BatchRunner  # here: torch takes seconds to import
+    from scorer.features.torch_engine import TorchBackbone
+
+    assert isinstance(features, TorchBackbone)
+    return BatchRunner(model, features)
+
+
 def check_mask(image: Image, mask: Mask | None) -> None:
     """Raise FlawlineError when the mask of an image has another size."""
     if mask is not None and mask.shape != image.shape[:2]:
@@ -349,5 +362,5 @@ def one_thread_per_image() -> None:
     their sums would depend on the number of threads. The setting holds for the whole process.
     """
     threadpool_limits(limits=1, user_api="blas")
-    faiss.omp_set_num_threads(1)
+    use_one_faiss_thread()
     cv2.setNumThreads(1)

@@ -9,17 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.search.bank import Bank, unit_rows
+from scorer.search.bank import Int8Index, unit_rows
+from scorer.search.neighbours import index_of_many
 from scorer.vectors import Vectors
 
 Labels = NDArray[np.int64]
 
 # Most similar good images that vote on an image's group. A judgement, not measured.
-_VOTES = 10
+VOTES = 10
 # An image this many times as far from its group as the farthest good one may still be of the group. A judgement; how
 # many unknown products are noticed with it is measured by benchmarks/scorer_quality.py.
 _MARGIN = 1.25
@@ -56,13 +56,13 @@ class Gallery:
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.groups = groups
         self._sizes = np.bincount(groups)
-        self._bank = Bank(self.embeddings)
+        self._bank = Int8Index(self.embeddings)
 
     def look(self, embedding: Vectors, neighbours: int) -> Look:
         """Return what the image with this embedding (d,) resembles; its group has most votes among the most similar."""
-        count = min(max(neighbours, _VOTES), len(self.groups))
+        count = min(max(neighbours, VOTES), len(self.groups))
         similarity, indices = (rows[0] for rows in self._bank.nearest(embedding[None], count))
-        votes = self.groups[indices[:_VOTES]].tolist()
+        votes = self.groups[indices[:VOTES]].tolist()
         most = max(votes.count(group) for group in votes)
         # Of groups with equally many votes, the group of the most similar image wins.
         group = next(group for group in votes if votes.count(group) == most)
@@ -87,13 +87,12 @@ class Gallery:
         alone = times >= self._sizes[self.groups]
         kinds, times = np.where(alone, n + np.arange(n), kinds), np.where(alone, 1, times)
         count = min(neighbours, n - int(times.max()))
-        index = faiss.IndexFlatIP(self.embeddings.shape[1])
-        index.add(self.embeddings)
-        similarity, indices = index.search(self.embeddings, count + int(times.max()))
+        index = index_of_many(self.embeddings)
+        similarity, indices = index.nearest(self.embeddings, count + int(times.max()))
         is_copy = kinds[indices] == kinds[:, None]
         # Rounding may leave one of the copies out of the list: the first others are in it all the same.
         order = np.argsort(is_copy, axis=1, kind="stable")[:, :count]
-        others = np.take_along_axis(indices, order, axis=1)
+        others = np.take_along_axis(indices, order, axis=1).astype(np.int64)
         nearest = np.take_along_axis(similarity, order, axis=1)[:, 0]
         most = np.maximum(1, self._sizes[self.groups] - times)
         others = np.where(np.arange(count) < most[:, None], others, -1)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import faiss
 import numpy as np
 
 from scorer.gallery import Labels
 from scorer.search.bank import unit_rows
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import Vectors
 
 # A group smaller than this joins its nearest neighbour: its calibration would rest on too few scores. Where a product
@@ -153,7 +153,7 @@ def _k_means(embeddings: Vectors, count: int, rng: np.random.Generator) -> Vecto
 
 def _settled(embeddings: Vectors, centres: Vectors) -> Vectors:
     """Return centres (k, d) after rounds of spherical k-means from these ones."""
-    k_means = faiss.Kmeans(
+    k_means = faiss_module().Kmeans(
         embeddings.shape[1],
         len(centres),
         niter=_ROUNDS,

@@ -19,14 +19,17 @@ def load_detector(
     device: str = "auto",
     threads: int | None = None,
     weights: Path | None = None,
+    batch: int | None = None,
+    device_share: float = 1.0,
     always_check: bool = False,
 ) -> CoresetDetector:
     """Return the detector saved in folder `path`, verified and ready to score.
 
     `runtime`, `precision` and `device` say what the backbone runs on, `threads` how many images are scored at once;
-    `weights` is a weights file, which PyTorch alone needs. In f32 all runtimes give nearly the same scores: that is
-    checked on pictures in the model when it was calibrated on another runtime or kind of processor. The thresholds of a
-    model fitted in bf16 hold in bf16 only. `always_check` checks the pictures, if there are any, in any case.
+    `weights` is a weights file, `batch` the most images at once and `device_share` the share of a GPU's memory, for
+    PyTorch alone. In f32 all runtimes give nearly the same scores: that is checked on pictures in the model when it was
+    calibrated on another runtime or kind of processor. The thresholds of a model fitted in f16 or bf16 hold in that
+    precision only. `always_check` checks the pictures, if there are any, in any case.
     Raises FlawlineError, in one line that names the file, for a model that is missing, damaged or of another release.
     """
     stored = artefact.load(Path(path))
@@ -39,7 +42,14 @@ def load_detector(
         )
     try:
         features = backbone.load(
-            stored.graphs, runtime=runtime, precision=precision, device=device, threads=threads, weights=weights
+            stored.graphs,
+            runtime=runtime,
+            precision=precision,
+            device=device,
+            threads=threads,
+            weights=weights,
+            batch=batch,
+            device_share=device_share,
         )
     except FlawlineError as error:
         raise FlawlineError(f"{path}: {error}") from error

@@ -15,15 +15,15 @@ Map = NDArray[np.float32]
 # Smoothing in patches, and the share of patches that make the score: more of either drowns small defects. On linebench
 # wider smoothing changes pooled pixel AUROC by less than a point; the share is a judgement.
 _SIGMA = 0.5
-_TOP = 0.003
-_KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)
+TOP = 0.003
+KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)
 # Smaller distances are rounding; good parts that are all alike must not make the unit of a layer zero. Judgements.
-_FLOOR = 0.01
+FLOOR = 0.01
 _NARROWEST = 0.2
 # OpenCV 5 takes no more channels in one image (OpenCV 4 took 512); many backbones have more.
 _CHANNELS_AT_ONCE = 128
 # Keeps exp() finite for a part that is unlike all good ones: far above any score, a judgement.
-_FARTHEST = 30.0
+FARTHEST = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LayerUnit:
     def of(cls, distances: Map, weight: float = 1.0) -> LayerUnit:
         """Return the unit of a group's cross-fitted distances: their median, and log(99 % quantile / median)."""
         median, high = np.quantile(distances, [0.5, 0.99])
-        median = max(float(median), _FLOOR)
-        return cls(median, max(float(np.log(max(float(high), _FLOOR) / median)), _NARROWEST), weight)
+        median = max(float(median), FLOOR)
+        return cls(median, max(float(np.log(max(float(high), FLOOR) / median)), _NARROWEST), weight)
 
 
 def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
@@ -54,16 +54,16 @@ def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
     side = max(layer.shape[0] for layer in distances)
     total = np.zeros((side, side), dtype=np.float32)
     for layer, unit in zip(distances, units, strict=True):
-        logs = np.log(np.maximum(layer, np.float32(_FLOOR)) / np.float32(unit.median))
+        logs = np.log(np.maximum(layer, np.float32(FLOOR)) / np.float32(unit.median))
         total += enlarged(logs * np.float32(unit.weight / unit.width), side)
     mean = total / np.float32(sum(unit.weight for unit in units))
-    ratios = np.exp(np.minimum(mean, np.float32(_FARTHEST)))
-    return np.asarray(cv2.sepFilter2D(ratios, -1, _KERNEL, _KERNEL, borderType=cv2.BORDER_REFLECT_101))
+    ratios = np.exp(np.minimum(mean, np.float32(FARTHEST)))
+    return np.asarray(cv2.sepFilter2D(ratios, -1, KERNEL, KERNEL, borderType=cv2.BORDER_REFLECT_101))
 
 
 def log_score(ratios: Map) -> float:
     """Return the natural log of the mean of the map's highest 0.3 % (at least one patch)."""
-    count = max(1, round(_TOP * ratios.size))
+    count = max(1, round(TOP * ratios.size))
     highest = np.partition(ratios, -count, axis=None)[-count:]
     return math.log(highest.mean(dtype=np.float64))
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.settings.scorer import LayerSettings
 from scorer import calibration, whole_image
 from scorer.alignment import group_levels, normal_level, shrunk
 from scorer.calibration import Threshold
 from scorer.maps import LayerUnit
 from scorer.vectors import Vectors
 from scorer.whole_image import WholeUnit
+
+if TYPE_CHECKING:
+    from flawline.settings.scorer import LayerSettings
 
 
 @dataclass(frozen=True)

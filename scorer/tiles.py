@@ -7,7 +7,7 @@ out. Tiles overlap, and their maps are blended with weights that fall to zero to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from scorer import calibration
-from scorer.detector import CoresetDetector, Scores, check_mask
+from scorer.detector import CoresetDetector, check_mask
 from scorer.evidence import part_name
 from scorer.features.graph import Image
 from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask
+from scorer.scores import Scores
 
 # The longest side of an image's region inputs in cells: bounds their memory for images of any size. A judgement.
 _GRID = 96
@@ -165,7 +166,7 @@ class TiledCoreset(CoresetDetector):
         blend = _Blend(image.shape[0], image.shape[1])
         worst: tuple[float, Scores] | None = None
         unknown = 0
-        for box, scores in zip(cut, self._scored(image, mask, cut), strict=True):
+        for box, scores in zip(cut, self._scored_tiles(image, mask, cut), strict=True):
             blend.add(box, scores)
             unknown += scores.decision is Decision.UNKNOWN_PRODUCT
             standardised = self.standardised(scores)
@@ -185,12 +186,9 @@ class TiledCoreset(CoresetDetector):
             residuals=residuals,
         )
 
-    def _scored(self, image: Image, mask: Mask | None, cut: Sequence[Box]) -> Iterator[Scores]:
-        def work(box: Box) -> Scores:
-            part = None if mask is None or box.of(mask).all() else box.of(mask)
-            return self._score_one(np.ascontiguousarray(box.of(image)), part)
-
-        return self._pool.map(work, cut)
+    def _scored_tiles(self, image: Image, mask: Mask | None, cut: Sequence[Box]) -> list[Scores]:
+        tiles = [np.ascontiguousarray(box.of(image)) for box in cut]
+        return self._scored(tiles, [None if mask is None else box.of(mask) for box in cut])
 
     def decided(self, tiles: Sequence[Scores]) -> Decision:
         """Return the decision on an image whose tiles have these scores."""

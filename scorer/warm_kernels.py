@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorer.search.bank import Bank, unit_rows
+from scorer.search.bank import Int8Index, unit_rows
 
 
 def compile_all() -> None:
     """Use every kernel once, as scoring an image does, so that numba compiles it into its cache."""
     rows = unit_rows(np.eye(32, 16))
-    Bank(rows).project(rows[:4], 5)
+    Int8Index(rows).project(rows[:4], 5)
 
 
 if __name__ == "__main__":

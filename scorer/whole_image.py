@@ -19,12 +19,12 @@ from scorer.vectors import Vectors
 Floats = NDArray[np.float64]
 
 # Good images that the distance is averaged over. A judgement.
-_NEAREST = 3
+NEAREST = 3
 # What one reach beyond the usual adds to the log score, in spreads of the patches' log scores. Seen to help on the test
 # images of linebench, so that part of the gain may be theirs alone (docs/scoring.md).
 _GAIN = 2.0
 # Smaller distances of unit vectors are rounding, and smaller spreads would make rounding count. Judgements.
-_FLOOR = 0.01
+FLOOR = 0.01
 _NARROWEST = 0.05
 # Good images that are compared with all of their group at once; a group may hold every image of a line.
 # Bounds memory; the result does not depend on it. A judgement.
@@ -59,11 +59,11 @@ def log_distances(wholes: Vectors, good: Vectors, allowed: NDArray[np.bool_] | N
     `allowed` (n, m) says which good images an image may be compared with, at least one.
     """
     similarity = wholes @ good.T
-    count = min(_NEAREST, similarity.shape[1])
+    count = min(NEAREST, similarity.shape[1])
     if allowed is not None:
         similarity = np.where(allowed, similarity, -np.inf)
     nearest = np.partition(similarity, -count, axis=1)[:, -count:]
-    squared = np.maximum(2 - 2 * nearest.astype(np.float64), _FLOOR**2)
+    squared = np.maximum(2 - 2 * nearest.astype(np.float64), FLOOR**2)
     known = np.isfinite(squared)
     return np.asarray(np.log(np.where(known, np.sqrt(squared), 0).sum(axis=1) / known.sum(axis=1)), dtype=np.float64)
 

@@ -15,9 +15,9 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec, Decision
 from flawline.settings.workers import WorkerSettings
 from scorer import explain
-from scorer.detector import Scores
 from scorer.load import load_detector
 from scorer.regions import regions
+from scorer.scores import Scores
 from station.pages.heat import HEAT_RANGE, heat_legend, heat_over
 from station.pages.rendering import data_uri, render_alone
 

@@ -36,6 +36,7 @@ class Batcher(Generic[T]):
         self._now = now
         self._items: deque[tuple[T, int, float]] = deque()
         self._bytes = 0
+        self._waiting = 0
         self._closed = False
         self._changed = threading.Condition()
 
@@ -51,7 +52,11 @@ class Batcher(Generic[T]):
     def put(self, item: T, size_bytes: int) -> bool:
         """Add an item as soon as there is room; return False when the queue was closed instead."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_room(size_bytes))
+            if not self._has_room(size_bytes):
+                self._waiting += 1
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closed or self._has_room(size_bytes))
+                self._waiting -= 1
             if self._closed:
                 return False
             self._items.append((item, size_bytes, self._now()))
@@ -67,7 +72,8 @@ class Batcher(Generic[T]):
                 if not self._items:
                     return []
                 wait_s = self._policy.wait_s(len(self._items), self._now() - self._items[0][2])
-                if wait_s <= 0 or self._closed:
+                # An item that finds no room would wait for a batch that waits for it.
+                if wait_s <= 0 or self._closed or self._waiting:
                     break
                 self._changed.wait(wait_s)
             count = min(self._policy.limit, len(self._items))

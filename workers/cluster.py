@@ -9,6 +9,7 @@ from typing import Any
 from flawline import ray_session
 from flawline.errors import UsageError
 from flawline.settings.tree import Settings
+from workers.autoscale import bounds
 
 OBJECT_STORE_BYTES = 80 << 20
 """Close to the least that Ray accepts: frames travel through Kafka only, never through Ray's object store."""
@@ -44,7 +45,7 @@ def check_room(settings: Settings, actors: int) -> None:
 def _local_options(settings: Settings) -> dict[str, Any]:
     worker = settings.worker
     # Ray places actors by this number only. On fewer CPUs they share, which is slow but works, while Ray would wait.
-    cpus = max(os.cpu_count() or 1, math.ceil(worker.actors * worker.num_cpus))
+    cpus = max(os.cpu_count() or 1, math.ceil(bounds(settings).most * worker.num_cpus))
     options: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "num_cpus": cpus}
     if worker.num_gpus == 0:
         options["num_gpus"] = 0  # looking for GPUs takes time

@@ -29,7 +29,8 @@ from workers.lane import Job, Lane, Outcome
 from workers.suspects import ATTEMPT_LIMIT
 
 if TYPE_CHECKING:
-    from scorer.detector import Detector, Scores
+    from scorer.detector import Detector
+    from scorer.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ class Describer:
         self._rate = CameraRate(settings.describe_frames_per_s, now)
         self._queue = ByteQueue[Judged](settings.describe_queue_bytes)
         self._share = CpuShare(settings.describe_cpu_share, self._is_free, time.sleep, now)
+        self._at_once = settings.active_batch_limit
         self._now = now
         self._lane: Lane | None = None
 
@@ -269,9 +271,12 @@ class Describer:
         return self._is_idle() or (self._lane is not None and self._lane.leaving)
 
     def _described(self, judged: Judged) -> list[DefectRegion]:
-        def close_up(part: np.ndarray) -> Sequence[np.ndarray]:
-            self._share.step()
-            return judged.detector.close_up(part)
+        def close_ups(parts: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
+            maps: list[Sequence[np.ndarray]] = []
+            for start in range(0, len(parts), self._at_once):
+                self._share.step()
+                maps += judged.detector.close_ups(parts[start : start + self._at_once])
+            return maps
 
         scores = judged.scores
         assert scores.patches is not None
@@ -282,7 +287,7 @@ class Describer:
             judged.located,
             scores.patches,
             scores.residuals,
-            closer=close_up,
+            closer=close_ups,
             field_px=judged.detector.field_px,
         )
 

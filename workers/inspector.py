@@ -44,6 +44,7 @@ from flawline.settings.workers import WorkerSettings
 from workers import expiry, metrics, scoring, verdicts
 from workers.active_model import ACTIVE, SHADOW, ModelRef
 from workers.batching import Batcher, BatchPolicy
+from workers.busy_time import BusyTime
 from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
 from workers.decided import Recall, as_decided, bare_defect, verdict_on
@@ -60,7 +61,8 @@ from workers.suspects import ATTEMPT_LIMIT
 from workers.transactions import RETRY_BACKOFF_MS, TransactionalProducer, TransactionalSender
 
 if TYPE_CHECKING:
-    from scorer.detector import Detector, Scores
+    from scorer.detector import Detector
+    from scorer.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ def load_detector(path: Path, settings: WorkerSettings) -> Detector:
         device="cuda" if settings.num_gpus > 0 else "cpu",
         threads=settings.threads,
         weights=settings.weights,
+        batch=settings.active_batch_limit,
+        device_share=min(1.0, settings.num_gpus) or 1.0,
     )
 
 
@@ -104,7 +108,11 @@ def member_name(settings: Settings, slot: int) -> str:
 
 @dataclass(frozen=True)
 class Health:
-    """The state of an inspector as it reports it; ages in seconds."""
+    """The state of an inspector as it reports it; ages in seconds.
+
+    `wait_s` is the longest time that a frame without a verdict has waited; `busy` the share of the last seconds in
+    which frames were scored.
+    """
 
     host: str
     pid: int
@@ -117,6 +125,8 @@ class Health:
     last_poll_age_s: float
     scoring_for_s: float
     describing_for_s: float
+    wait_s: float = 0.0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +163,7 @@ class Inspector:
         self._error: Exception | None = None
         self._ended = threading.Event()
         self._scoring_since: dict[int, float] = {}
+        self._busy = BusyTime(self._worker.score_threads, clock.monotonic())
         self._taking = threading.Lock()
         self._intake: Intake | None = None
         self._gate = ByteBudget(self._worker.in_flight_limit_bytes)
@@ -206,6 +217,8 @@ class Inspector:
             last_poll_age_s=now - intake.last_poll if intake else 0.0,
             scoring_for_s=now - min(since) if since else 0.0,
             describing_for_s=self._describer.working_for_s,
+            wait_s=intake.longest_wait_s if intake else 0.0,
+            busy=self._busy.share(now),
         )
 
     def metrics(self) -> str:
@@ -215,6 +228,8 @@ class Inspector:
         )
         telemetry.UNACKNOWLEDGED_SECONDS.set(self._sender.unacknowledged_for_s if self._sender else 0.0)
         telemetry.PAUSED_SECONDS.set(self._intake.paused_for_s if self._intake else 0.0)
+        if (running := self._model.running) is not None:
+            telemetry.GPU_MEMORY_SHORTAGES.set(running.detector.memory_shortages)
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
         telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
         telemetry.QUEUE_DEPTH.labels("describe").set(len(self._describer))
@@ -522,6 +537,7 @@ class Inspector:
         finally:
             del self._scoring_since[thread]
         score_s = clock.monotonic() - started
+        self._busy.add(score_s, started + score_s)
         for opened, error in refused:
             self._reject(opened.job, DeadLetterReason.UNDECODABLE, str(error), opened.picture.frame)
         for opened, result in zip(batch, results, strict=True):

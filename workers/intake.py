@@ -103,6 +103,7 @@ class Intake:
         self._commit_in_flight = False
         self._commit_due = now()
         self._lag_due = now()
+        self.longest_wait_s = 0.0
         self.joined = threading.Event()
         self._abort = threading.Event()
         self.last_poll = now()
@@ -566,6 +567,7 @@ class Intake:
         if self._now() < self._lag_due:
             return
         self._lag_due = self._now() + LAG_INTERVAL_S
+        longest_s = 0.0
         for partition, lane in list(self._lanes.items()):
             end = self._consumer.highwater(partition)
             offset = lane.undecided_offset
@@ -576,6 +578,8 @@ class Intake:
             age_s = self._now_ns() * 1e-9 - since_ms * 1e-3 if records and since_ms else 0.0
             telemetry.LAG_RECORDS.labels(partition.partition).set(records)
             telemetry.LAG_SECONDS.labels(partition.partition).set(max(0.0, age_s))
+            longest_s = max(longest_s, age_s)
+        self.longest_wait_s = longest_s
 
     # Rebalances; called on the consumer's own loop while this thread waits in poll
 

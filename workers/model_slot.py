@@ -201,7 +201,7 @@ class ModelSlot:
             )
         # Compiles and allocates now rather than under the first frame.
         detector.score([scoring.canary()])
-        detector.close_up(scoring.canary())
+        detector.close_ups([scoring.canary()])
         return Loaded(model, detector, self._now_ns())
 
     def _refuse(self, model: ModelRef, error: Exception) -> None:

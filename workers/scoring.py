@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flawline.errors import one_line
+from scorer.features.backbone import DeviceLost
 
 if TYPE_CHECKING:
-    from scorer.detector import Detector, Scores
+    from scorer.detector import Detector
+    from scorer.scores import Scores
 
 CANARY_SIDE_PX = 64
 
@@ -31,13 +33,15 @@ def score_each(
     """Return the scores of each image or, in its place, the exception that only this image causes.
 
     `masks` say for each image where it is inspected, see the scorer. A failing batch is halved until the bad images
-    stand alone. Raises DetectorBroken when the model fails on the canary as well: then none of the frames may be given
-    up.
+    stand alone. Raises DetectorBroken when the model fails on the canary as well, or the GPU is lost: then none of the
+    frames may be given up.
     """
     try:
         scores = list(detector.score(images, masks))
         if len(scores) != len(images):
             raise ValueError(f"{len(scores)} scores for {len(images)} images")
+    except DeviceLost as error:
+        raise DetectorBroken(str(error)) from error
     except Exception as error:
         if len(images) > 1:
             middle = len(images) // 2
@@ -52,7 +56,7 @@ def check_canary(detector: Detector) -> None:
     """Raise DetectorBroken when the model fails on an image that is known to be fine."""
     try:
         detector.score([canary()])
-        detector.close_up(canary())
+        detector.close_ups([canary()])
     except Exception as error:
         raise DetectorBroken(f"model {detector.version} fails on a plain image: {one_line(error)}") from error
 

@@ -29,7 +29,7 @@ from workers.describing import ByteQueue, CpuShare
 from workers.model_slot import ModelSlot
 
 if TYPE_CHECKING:
-    from scorer.detector import Scores
+    from scorer.scores import Scores
 
 log = logging.getLogger(__name__)
 

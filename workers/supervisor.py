@@ -22,6 +22,7 @@ from flawline.restarts import RestartLimit
 from flawline.settings.tree import Settings
 from workers.active_model import ACTIVE, SHADOW, ModelRef, ModelWatch
 from workers.actors import Actor
+from workers.autoscale import ActorCount, Demand, bounds
 from workers.camera_masks import CameraMasks
 from workers.cluster import check_room, start_ray
 from workers.inspector import Health, Load, load_detector, member_name
@@ -76,6 +77,8 @@ class Supervisor:
         self._models: ModelWatch | None = None
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._count = ActorCount(bounds(settings), now) if settings.worker.actors == "auto" else None
+        self._changing: threading.Thread | None = None
         self.failed = threading.Event()
         self.error: FlawlineError | None = None
 
@@ -95,10 +98,11 @@ class Supervisor:
             return False
         if not self._await_model(stop):
             return False
-        check_room(self._settings, self._worker.actors)
+        first = bounds(self._settings).fewest
+        check_room(self._settings, first)
         self._reporter.start()
         with self._lock:
-            for slot in range(self._worker.actors):
+            for slot in range(first):
                 self._place(slot)
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self._watcher.start()
@@ -111,6 +115,8 @@ class Supervisor:
             self._models.stop()
         if self._watcher:
             self._watcher.join()
+        if self._changing:
+            self._changing.join()
         with self._lock:
             actors, self._actors = list(self._actors.values()), {}
         self._retire(actors)
@@ -127,6 +133,10 @@ class Supervisor:
         if count < 1:
             raise UsageError(f"{count} actors are too few: run at least one")
         check_room(self._settings, count)
+        self._change_count(count)
+        self._await_ready(threading.Event())
+
+    def _change_count(self, count: int) -> None:
         with self._lock:
             going = [self._actors.pop(slot) for slot in sorted(self._actors) if slot >= count]
             for slot in range(count):
@@ -134,7 +144,6 @@ class Supervisor:
                     self._place(slot)
         self._retire(going)
         self._release_members([actor.slot for actor in going])
-        self._await_ready(threading.Event())
 
     # Questions
 
@@ -319,6 +328,31 @@ class Supervisor:
                 else:
                     self._proven = actor.working_model or self._proven
             telemetry.ACTORS.set(sum(actor.is_ready for actor in self._actors.values()))
+        self._follow_load()
+
+    def _follow_load(self) -> None:
+        """Change the number of actors where the load asks for it, beside the watch, which goes on meanwhile."""
+        if self._count is None or (self._changing and self._changing.is_alive()):
+            return
+        with self._lock:
+            count, is_settled = len(self._actors), all(actor.is_ready for actor in self._actors.values())
+        demand = Demand.of(self.health().values())
+        if demand is None or not is_settled:
+            return
+        wanted = self._count.next(count, demand)
+        if wanted == count:
+            return
+        try:
+            check_room(self._settings, wanted)
+        except UsageError as error:
+            log.warning("%d actors instead of %d would help: %s", wanted, count, error)
+            return
+        log.info(
+            "%d actors instead of %d: frames wait for %.1f s, and the actors score for %.0f %% of the time",
+            wanted, count, demand.wait_s, 100 * demand.busy,
+        )  # fmt: skip
+        self._changing = threading.Thread(target=self._change_count, args=(wanted,), name="scale", daemon=True)
+        self._changing.start()
 
     def _reached_by(self, slot: int) -> Reached:
         """Return how far the group is with the partitions that a slot's actor had; () when the broker does not say.

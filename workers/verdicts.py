@@ -16,7 +16,8 @@ from scorer.regions.regions import LocalRegions
 from workers.lane import Outcome, Outgoing
 
 if TYPE_CHECKING:
-    from scorer.detector import Detector, Scores
+    from scorer.detector import Detector
+    from scorer.scores import Scores
 
 HEATMAP_SIDE_LIMIT = 128
 """The heat map of a defect is for looking at; regions were cut from the full one."""

@@ -163,7 +163,7 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
             found: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
                 maps = scores.heatmap, scores.patches, scores.residuals
-                found = regions.extract(image, *maps, lo, hi, closer=detector.close_up, field_px=detector.field_px)
+                found = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=detector.field_px)
             described.add(picture, found, scores.group)
         done = min(start + BATCH, len(shown))
         _require(needed, len(described.regions), len(shown) - done)

@@ -168,10 +168,10 @@ class ScorerSettings(BaseModel):
     runtime: Literal["auto", "openvino", "torch"] = Field(
         default="auto", description="Software that runs the backbone; auto takes torch where CUDA is, else OpenVINO."
     )
-    precision: Literal["f32", "bf16"] = Field(
+    precision: Literal["f32", "f16", "bf16"] = Field(
         default="f32",
-        description="Number format of the backbone; bf16 is faster where the CPU has it, and its models run in bf16 "
-        "only.",
+        description="Number format of the backbone; f16 is faster on a GPU, bf16 on a GPU and on a CPU that has it. A "
+        "model runs in the format of its fit only.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device that runs the backbone; auto takes CUDA where there is a GPU."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-GPU_BATCH_LIMIT = 16
+GPU_BATCH_LIMIT = 64
 GPU_LATENCY_CAP_MS = 20.0
 
 
@@ -19,8 +19,20 @@ class WorkerSettings(BaseModel):
     model: str | None = Field(
         None, description="Folder of the model artefact; by default the model that the topic `models` says is active."
     )
-    actors: int = Field(
-        2, ge=1, le=4096, description="Number of Ray actors that score; each one holds the model in memory."
+    actors: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        2,
+        description="Number of Ray actors that score, each with the model in memory; auto follows the load between "
+        "`fewest_actors` and `most_actors`.",
+    )
+    fewest_actors: int = Field(
+        1, ge=1, le=4096, description='Smallest number of actors with `actors = "auto"`, which is the first one too.'
+    )
+    most_actors: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description='Largest number of actors with `actors = "auto"`; by default half the number of partitions and, '
+        "without a cluster, as many as the CPUs have room for.",
     )
     num_cpus: float = Field(
         1.0, ge=0, description="Number of CPUs for each actor, which scores as many frames at a time."
@@ -32,7 +44,7 @@ class WorkerSettings(BaseModel):
     runtime: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="Software that runs the backbone; auto takes torch where CUDA is, else OpenVINO."
     )
-    precision: Literal["auto", "f32", "bf16"] = Field(
+    precision: Literal["auto", "f32", "f16", "bf16"] = Field(
         "auto", description="Number format of the backbone; auto takes that of the model, which refuses any other one."
     )
     weights: Path | None = Field(
@@ -43,7 +55,7 @@ class WorkerSettings(BaseModel):
         None,
         ge=1,
         le=1024,
-        description="Largest number of frames that a GPU scores together, 16 by default; CPUs score them one by one.",
+        description="Largest number of frames that a GPU scores together, 64 by default; CPUs score them one by one.",
     )
     latency_cap_ms: float | None = Field(
         None,
@@ -122,8 +134,8 @@ class WorkerSettings(BaseModel):
 
     @property
     def score_threads(self) -> int:
-        """Batches that one actor scores at a time: one on a GPU, a single frame per thread on CPUs."""
-        return 1 if self.num_gpus > 0 else self.threads
+        """Batches in work at a time: on a GPU one is scored and one made ready; on CPUs a frame for each thread."""
+        return 2 if self.num_gpus > 0 else self.threads
 
     @property
     def active_batch_limit(self) -> int:
@@ -142,6 +154,14 @@ class WorkerSettings(BaseModel):
         for name in ("batch_limit", "latency_cap_ms"):
             if self.num_gpus == 0 and getattr(self, name) is not None:
                 raise ValueError(f"{name} has no effect without a GPU: remove it, or set num_gpus")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_of_actors(self) -> Self:
+        if self.actors != "auto" and (self.most_actors is not None or self.fewest_actors != 1):
+            raise ValueError('fewest_actors and most_actors have an effect with actors = "auto" only: remove them')
+        if self.most_actors is not None and self.most_actors < self.fewest_actors:
+            raise ValueError(f"most_actors {self.most_actors} is below fewest_actors {self.fewest_actors}: raise it")
         return self
 
     @model_validator(mode="after")

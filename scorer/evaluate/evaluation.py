@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
-from scorer.detector import Detector, Scores
+from scorer.detector import Detector
 from scorer.evaluate.accuracy import PixelHistogram, image_accuracy
 from scorer.features.dataset import GOOD, Delivery, LazyImages, Sample, read_mask
 from scorer.features.graph import Image
 from scorer.features.store import Progress
 from scorer.maps import enlarged
+from scorer.scores import Scores
 
 # Side in pixels of the maps and masks that pixel accuracy is computed on: the input size of the fast profile.
 _SIDE = 256

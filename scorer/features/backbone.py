@@ -1,7 +1,8 @@
 """A frozen backbone: an image in, one feature map per layer out, by OpenVINO (CPU) or PyTorch (CUDA, CPU).
 
-The features of an image never depend on what else is computed: every image is a request of its own on one thread. The
-speed comes from as many requests at once as there are threads.
+With OpenVINO the features of an image never depend on what else is computed: every image is a request of its own on
+one thread, and the speed comes from as many requests at once as there are threads. PyTorch takes images in batches of a
+few fixed sizes, where they depend on the size of the batch by rounding, and on nothing else.
 """
 
 from __future__ import annotations
@@ -10,22 +11,32 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flawline.errors import FlawlineError
-from flawline.settings.scorer import ScorerSettings
 from scorer.features import weights as weight_files
 from scorer.features.conversion import prepare
 from scorer.features.graph import Graph, Image, Maps
 from scorer.features.openvino_engine import OpenVinoBackbone
 
+if TYPE_CHECKING:
+    from flawline.settings.scorer import ScorerSettings
+
+PRECISIONS = {"openvino": ("f32", "bf16"), "torch": ("f32", "f16", "bf16")}
+"""The number formats that each runtime computes in."""
+
+
+class DeviceLost(FlawlineError):
+    """The GPU is gone for this process: none of the frames is to blame, and no other would do better."""
+
 
 class Backbone(Protocol):
-    """Turns an image into feature maps, on `threads` images at once."""
+    """Turns images into feature maps, on `threads` threads at once, each with up to `batch` images."""
 
     runtime: str
     precision: str
     threads: int
+    batch: int
 
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of a uint8 RGB image of any size, in the order of layers.
@@ -33,6 +44,9 @@ class Backbone(Protocol):
         The last one of a transformer is the vector (1, 1, channels) of the image. Up to `threads` threads may call it
         at once.
         """
+
+    def features_of(self, images: Sequence[Image]) -> list[Maps]:
+        """Return the feature maps of up to `batch` images."""
 
 
 def load(
@@ -43,22 +57,29 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     weights: Path | None = None,
+    batch: int | None = None,
+    device_share: float = 1.0,
 ) -> Backbone:
     """Return the backbone of converted graphs, on a runtime; `weights` is a local file, for PyTorch only.
 
-    `threads` is by default the number of CPUs. Raises FlawlineError where this machine, or the runtime, does not serve
-    the device or the precision.
+    `threads` is by default the number of CPUs; `batch` is the most images that PyTorch takes at once, and
+    `device_share` the share of the GPU's memory that this process may take. Raises FlawlineError where this machine, or
+    the runtime, does not serve the device or the precision.
     """
     runtime, device = choose(runtime, device)
-    if precision == "bf16" and runtime == "torch":
-        raise FlawlineError("precision 'bf16' is served by runtime 'openvino' only: choose that, or fit in 'f32'")
+    if precision not in PRECISIONS[runtime]:
+        others = " and ".join(PRECISIONS[runtime])
+        raise FlawlineError(f"precision {precision!r} is not served by runtime {runtime!r}, which has {others}")
     if runtime == "openvino":
         return OpenVinoBackbone(graphs, precision, threads)
-    from scorer.features.torch_engine import TorchBackbone  # here: torch takes seconds to import
+    import torch  # here: it takes seconds to import
 
-    return TorchBackbone(
-        weight_files.find(graphs[0][0].backbone, weights), [graph for graph, _ in graphs], device, threads
-    )
+    from scorer.features.torch_engine import TorchBackbone
+
+    if device == "cuda" and device_share < 1:
+        torch.cuda.set_per_process_memory_fraction(device_share)
+    of_backbone = weight_files.find(graphs[0][0].backbone, weights)
+    return TorchBackbone(of_backbone, [graph for graph, _ in graphs], device, threads, precision, batch)
 
 
 def of_settings(settings: ScorerSettings) -> tuple[list[tuple[Graph, Path]], Backbone]:

@@ -80,30 +80,20 @@ def _convert(weights: Weights, weights_key: str, size: int, outputs: Outputs, fo
     """
     import torch
 
-    from scorer.features.torch_engine import feature_extractor
+    from scorer.features.torch_engine import described, feature_extractor
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other at every layer where other work has the CPUs
     try:
         extractor = feature_extractor(weights, size, outputs)
         example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        graph = described(extractor, weights.name, weights_key, size, outputs)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns about Python branches on constant shapes
-            shapes = [tuple(output.shape) for output in extractor(example)]
             model = openvino().convert_model(extractor, example_input=example)
     finally:
         torch.set_num_threads(threads)
     model.reshape([1, size, size, 3])
-    maps = shapes[: len(outputs.strides or outputs.blocks)]
-    graph = Graph(
-        backbone=weights.name,
-        weights=weights_key,
-        size=size,
-        strides=outputs.strides or tuple(size // shape[1] for shape in maps),
-        channels=tuple(shape[3] for shape in maps),
-        grids=tuple(shape[1] for shape in maps),
-        blocks=outputs.blocks,
-    )
     # Half-precision weights would halve the artefact, but move scores by up to 2 % from PyTorch's.
     openvino().save_model(model, folder / f"{graph.stem}.xml", compress_to_fp16=False)
     return graph

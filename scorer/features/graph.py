@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.settings.scorer import LayerSettings
+if TYPE_CHECKING:
+    from flawline.settings.scorer import LayerSettings
+
+Layer = TypeVar("Layer")
 
 Image = NDArray[np.uint8]
 """An RGB image (height, width, 3)."""
@@ -85,7 +88,7 @@ def passes(layers: Sequence[LayerSettings]) -> dict[int, Outputs]:
     }
 
 
-def in_order_of_layers(passes_of_image: Sequence[Maps], graphs: Sequence[Graph]) -> Maps:
+def in_order_of_layers(passes_of_image: Sequence[list[Layer]], graphs: Sequence[Graph]) -> list[Layer]:
     """Return the maps of all passes in the order of layers, then the vector (1, 1, c) of the image where there is one.
 
     The first pass, that of the smallest input, describes the image.

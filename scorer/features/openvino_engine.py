@@ -31,6 +31,7 @@ class OpenVinoBackbone:
     """
 
     runtime = "openvino"
+    batch = 1
 
     def __init__(self, graphs: Sequence[tuple[Graph, Path]], precision: str = "f32", threads: int | None = None):
         core = openvino().Core()
@@ -64,6 +65,10 @@ class OpenVinoBackbone:
         finally:
             self._free_requests.put(requests)
         return in_order_of_layers(passes, self._graphs)
+
+    def features_of(self, images: Sequence[Image]) -> list[Maps]:
+        """Return the feature maps of images, one after the other."""
+        return [self.features(image) for image in images]
 
 
 def _request(core: Any, file: Path, options: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from scorer.features.backbone import Backbone
-from scorer.features.graph import Image
+from scorer.features.graph import Image, Maps
 from scorer.features.workfolder import PatchFile, WorkFolder
 from scorer.near_copies import SIDE_PX, detail
 from scorer.search.bank import unit_rows
@@ -66,10 +66,10 @@ class FeatureStore:
         return vectors.reshape(-1, vectors.shape[-1])
 
 
-def in_order(work: Callable[[int], Any], count: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
-    """Yield work(0) .. work(count - 1) in order, with a bounded number of them in work or waiting."""
+def in_order(work: Callable[[int], Any], count: int, pool: ThreadPoolExecutor, ahead: int = _AHEAD) -> Iterator[Any]:
+    """Yield work(0) .. work(count - 1) in order, with at most `ahead` of them in work or waiting."""
     indices = iter(range(count))
-    futures = [pool.submit(work, i) for i in itertools.islice(indices, _AHEAD)]
+    futures = [pool.submit(work, i) for i in itertools.islice(indices, ahead)]
     while futures:
         yield futures.pop(0).result()
         futures += [pool.submit(work, i) for i in itertools.islice(indices, 1)]
@@ -92,14 +92,23 @@ def extract(
     the disk has no room for the features.
     """
 
-    def features_of(number: int) -> _ImageFeatures | FlawlineError:
+    def read(number: int) -> Image | FlawlineError:
         try:
-            image = checked(images[number])
-            maps = backbone.features(image)
+            return checked(images[number])
         except FlawlineError as error:
             if on_unreadable is None:
                 raise
             return error
+
+    def features_of(numbers: range) -> list[_ImageFeatures | FlawlineError]:
+        batch = [read(number) for number in numbers]
+        readable = [image for image in batch if not isinstance(image, FlawlineError)]
+        # Filled up, so that features do not depend on where a fit was stopped and went on.
+        filled = readable + readable[-1:] * (backbone.batch - len(readable))
+        maps = iter(backbone.features_of(filled) if readable else [])
+        return [image if isinstance(image, FlawlineError) else stored(image, next(maps)) for image in batch]
+
+    def stored(image: Image, maps: Maps) -> _ImageFeatures:
         layers = [layer.reshape(-1, layer.shape[2]) for layer in maps]
         features = [(unit_rows(patches).astype(np.float16), patches.mean(axis=0)) for patches in layers]
         return features, detail(image) if with_details else None
@@ -110,9 +119,10 @@ def extract(
             raise FlawlineError(message)
         on_unreadable(number, FlawlineError(message))
     first = recorder.done.count
+    batches = [range(i, min(i + backbone.batch, len(images))) for i in range(first, len(images), backbone.batch)]
     with ThreadPoolExecutor(backbone.threads) as pool:
-        results = in_order(lambda i: features_of(first + i), len(images) - first, pool)
-        for number, result in enumerate(results, first):
+        results = in_order(lambda i: features_of(batches[i]), len(batches), pool, max(2, _AHEAD // backbone.batch))
+        for number, result in enumerate(itertools.chain.from_iterable(results), first):
             if isinstance(result, FlawlineError):
                 assert on_unreadable is not None
                 on_unreadable(number, result)

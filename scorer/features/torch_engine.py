@@ -26,22 +26,39 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class TorchBackbone:
-    """The backbone in PyTorch, float32: on "cuda", or on "cpu" with `threads` images at once.
+# A batch of fewer images is filled up to one of these sizes: so a few shapes serve all, and a CUDA graph each.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Images at once by default, by device: docs/scoring.md has the speed by size of the batch.
+_DEFAULT_BATCH = {"cuda": 64, "cpu": 16}
+_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
-    Raises FlawlineError when the weights are not those of the graphs.
+
+class TorchBackbone:
+    """The backbone in PyTorch: on "cuda", or on "cpu" with `threads` batches at once.
+
+    `precision` is "f32", "f16" or "bf16"; `batch` the most images at once. Raises FlawlineError when the weights are
+    not those of the graphs.
     """
 
     runtime = "torch"
-    precision = "f32"
 
-    def __init__(self, weights: Weights, graphs: Sequence[Graph], device: str, threads: int | None = None):
+    def __init__(
+        self,
+        weights: Weights,
+        graphs: Sequence[Graph],
+        device: str,
+        threads: int | None = None,
+        precision: str = "f32",
+        batch: int | None = None,
+    ) -> None:
         if weights.key() != graphs[0].weights:
             raise FlawlineError(
                 f"weights of {weights.name!r} differ from those the model was fitted with: give the same scorer.weights"
             )
         self.threads = threads or cpu_count()
+        self.precision = precision
         self.device = torch.device(device)
+        self.batch = batch or _DEFAULT_BATCH[self.device.type]
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # parallelism comes from images, and sums must not depend on the thread count
         else:
@@ -49,22 +66,56 @@ class TorchBackbone:
             torch.backends.cudnn.deterministic = True
         self._graphs = list(graphs)
         self._extractors = [
-            feature_extractor(weights, graph.size, Outputs(graph.strides, graph.blocks)).to(self.device)
+            feature_extractor(weights, graph.size, Outputs(graph.strides, graph.blocks)).to_device(
+                self.device, _TYPES[precision]
+            )
             for graph in graphs
         ]
 
+    @property
+    def sizes(self) -> list[int]:
+        """The sides of the inputs of all passes, in pixels."""
+        return [graph.size for graph in self._graphs]
+
+    @property
+    def grids(self) -> list[int]:
+        """The sides of the maps of all layers, in patches."""
+        return [grid for graph in self._graphs for grid in graph.grids]
+
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of an image, see `Backbone`."""
-        passes: list[Maps] = []
+        return self.features_of([image])[0]
+
+    def features_of(self, images: Sequence[Image]) -> list[Maps]:
+        """Return the feature maps (h, w, channels) float32 of at most `batch` images, see `Backbone`."""
         with torch.inference_mode():
-            for graph, extractor in zip(self._graphs, self._extractors, strict=True):
-                pixels = torch.from_numpy(resized(image, graph.size)[None]).to(self.device)
-                passes.append([layer[0].cpu().numpy() for layer in extractor(pixels)])
+            layers = [layer.float().cpu().numpy() for layer in self.features_batch(images)]
+        return [[layer[i] for layer in layers] for i in range(len(images))]
+
+    def features_batch(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        """Return the feature maps (b, h, w, channels) of images, on the device; b is a size of `BATCH_SIZES`."""
+        count = batch_size(len(images))
+        pixels = []
+        for size in self.sizes:
+            batch = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+            for place, image in zip(batch.numpy(), images, strict=False):
+                place[:] = resized(image, size)
+            pixels.append(batch.to(self.device))
+        return self.forward(pixels)
+
+    def forward(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the feature maps (b, h, w, channels) of pixels uint8 (b, size, size, 3), one tensor for each pass."""
+        passes = [list(extractor(batch)) for extractor, batch in zip(self._extractors, pixels, strict=True)]
         return in_order_of_layers(passes, self._graphs)
 
 
+def batch_size(images: int) -> int:
+    """Return the size of the batch that this number of images is filled up to."""
+    return next((size for size in BATCH_SIZES if size >= images), images)
+
+
 class FeatureExtractor(torch.nn.Module):
-    """A module from pixels uint8 (n, size, size, 3) to float32 maps (n, h, w, channels), those of `maps`.
+    """A module from pixels uint8 (n, size, size, 3) to maps (n, h, w, channels), those of `maps`, in its number type.
 
     `maps` takes normalised pixels (n, 3, size, size) and gives maps (n, channels, h, w). `mean` and `std` (3,)
     normalise pixels of 0 to 255.
@@ -78,11 +129,19 @@ class FeatureExtractor(torch.nn.Module):
         self.maps = maps
         self.register_buffer("mean", mean.view(1, 3, 1, 1))
         self.register_buffer("scale", 1 / std.view(1, 3, 1, 1))
+        self._type = torch.float32
+
+    def to_device(self, device: torch.device, number_type: torch.dtype) -> FeatureExtractor:
+        """Move to a device, with the backbone in a number type and its channels last, and return itself."""
+        self.to(device)
+        self.maps.to(dtype=number_type, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._type = number_type
+        return self
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps of a batch of pixels."""
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        return tuple(layer.permute(0, 2, 3, 1).contiguous() for layer in self.maps(normalised))
+        return tuple(layer.permute(0, 2, 3, 1).contiguous() for layer in self.maps(normalised.to(self._type)))
 
 
 class MapsOf(torch.nn.Module):
@@ -177,6 +236,22 @@ def feature_extractor(weights: Weights, size: int, outputs: Outputs) -> FeatureE
     else:
         maps = PyramidMaps(backbone, size, outputs.strides)
     return FeatureExtractor(maps, mean, std).eval()
+
+
+def described(extractor: FeatureExtractor, backbone: str, weights_key: str, size: int, outputs: Outputs) -> Graph:
+    """Return the description of an extractor on a CPU, for inputs of `size` pixels; it passes an image through."""
+    with torch.inference_mode():
+        shapes = [tuple(output.shape) for output in extractor(torch.zeros(1, size, size, 3, dtype=torch.uint8))]
+    maps = shapes[: len(outputs.strides or outputs.blocks)]
+    return Graph(
+        backbone=backbone,
+        weights=weights_key,
+        size=size,
+        strides=outputs.strides or tuple(size // shape[1] for shape in maps),
+        channels=tuple(shape[3] for shape in maps),
+        grids=tuple(shape[1] for shape in maps),
+        blocks=outputs.blocks,
+    )
 
 
 def configuration(module: Any, name: str) -> dict[str, Any]:

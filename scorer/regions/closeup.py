@@ -7,14 +7,15 @@ more patches, and those unlike their own surroundings are the defect; no bank is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from scorer.vectors import unit
 
-Closer = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Feature maps (h, w, c), from fine to deep, of a part of an image, uint8 (H, W, 3)."""
+Closer = Callable[[Sequence[np.ndarray]], Sequence[Sequence[np.ndarray]]]
+"""Takes parts of an image, uint8 (H, W, 3); gives the feature maps (h, w, c) of each, from fine to deep."""
 
 # Closer looks as they are here are worth 4 to 11 points of NMI on linebench (docs/discovery.md). That stands for all of
 # these numbers together; each alone is a judgement.
@@ -26,15 +27,29 @@ CONTRAST_TEMPERATURE = 0.05  # distance between unit vectors
 WEIGHTS_SIDE = 32
 
 
-def describe(image: np.ndarray, heat: np.ndarray, closer: Closer, field_px: int | None = None) -> np.ndarray:
-    """Return a unit vector float32 (D): what stands out around an image's hottest place, mean over two looks.
+@dataclass(frozen=True)
+class _Look:
+    """A part of an image, uint8 (H, W, 3), and the heat (h, w) there."""
 
-    `heat` float (h, w) covers the whole image, uint8 (H, W, 3), in natural-log units. The looks' sides are shares of
-    `field_px`, by default of the image's long side.
+    part: np.ndarray
+    heat: np.ndarray
+
+
+def describe(
+    image: np.ndarray, heats: Sequence[np.ndarray], closer: Closer, field_px: int | None = None
+) -> list[np.ndarray]:
+    """Return a unit vector float32 (D) for each heat map: what stands out at its hottest place, mean over two looks.
+
+    Each of `heats`, float (h, w), covers the whole image, uint8 (H, W, 3), in natural-log units. The looks' sides are
+    shares of `field_px`, by default of the image's long side. `closer` has the parts of all looks at once.
     """
     whole = field_px or max(image.shape[:2])
-    looks = [_look(image, heat, max(SIDE_MIN_PX, round(share * whole)), closer) for share in SHARES]
-    return unit(np.mean(looks, axis=0))
+    sides = [max(SIDE_MIN_PX, round(share * whole)) for share in SHARES]
+    looks = [_look(image, heat, side) for heat in heats for side in sides]
+    vectors = [
+        _described(maps, look.heat) for maps, look in zip(closer([look.part for look in looks]), looks, strict=True)
+    ]
+    return [unit(np.mean(vectors[i : i + len(sides)], axis=0)) for i in range(0, len(vectors), len(sides))]
 
 
 def rooted(vector: np.ndarray) -> np.ndarray:
@@ -60,15 +75,19 @@ def weights_of(features: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(logits - logits.max()), np.float32)
 
 
-def _look(image: np.ndarray, heat: np.ndarray, side: int, closer: Closer) -> np.ndarray:
+def _look(image: np.ndarray, heat: np.ndarray, side: int) -> _Look:
     height, width = image.shape[:2]
     row, column = np.unravel_index(int(heat.argmax()), heat.shape)
     y0, y1 = _span((row + 0.5) / heat.shape[0], side, height)
     x0, x1 = _span((column + 0.5) / heat.shape[1], side, width)
-    maps = list(closer(np.ascontiguousarray(image[y0:y1, x0:x1])))
     rows = _cells(y0, y1, height, heat.shape[0])
     columns = _cells(x0, x1, width, heat.shape[1])
-    weights = weights_of(maps[min(1, len(maps) - 1)], heat[rows, columns])
+    return _Look(np.ascontiguousarray(image[y0:y1, x0:x1]), heat[rows, columns])
+
+
+def _described(maps: Sequence[np.ndarray], heat: np.ndarray) -> np.ndarray:
+    """Return what stands out in a look, by its feature maps and its heat."""
+    weights = weights_of(maps[min(1, len(maps) - 1)], heat)
     return rooted(np.concatenate([_pooled(features, weights) for features in maps]))
 
 

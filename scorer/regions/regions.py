@@ -6,6 +6,7 @@ embedding joins what the scorer has already computed for the map with a closer l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -150,16 +151,18 @@ def describe(
     """
     _check(image, patches, residuals)
     fine = located.fine
-    described = []
+    places = []
     for region in located.regions:
         if region.mask.any():
             # Another region nearby must not draw the look to itself.
-            heat, inside = np.where(located.mask & ~region.mask, fine.min(), fine), region.mask
+            places.append((np.where(located.mask & ~region.mask, fine.min(), fine), region.mask))
         else:
-            heat, inside = fine, ~region.mask
-        embedding = region_embedding(image, heat, inside, patches, residuals, closer, field_px)
-        described.append(_described(image, region, embedding, crop_side_limit_px))
-    return described
+            places.append((fine, ~region.mask))
+    embeddings = region_embeddings(image, places, patches, residuals, closer, field_px)
+    return [
+        _described(image, region, embedding, crop_side_limit_px)
+        for region, embedding in zip(located.regions, embeddings, strict=True)
+    ]
 
 
 def extract(
@@ -231,25 +234,30 @@ def embed(patches: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> np
     return np.concatenate([unit(flat @ features - normal), unit(flat @ differences)]) * np.float32(np.sqrt(0.5))
 
 
-def region_embedding(
+def region_embeddings(
     image: np.ndarray,
-    fine: np.ndarray,
-    mask: np.ndarray,
+    places: Sequence[tuple[np.ndarray, np.ndarray]],
     patches: np.ndarray,
     residuals: np.ndarray,
     closer: closeup.Closer | None,
     field_px: int | None = None,
-) -> np.ndarray:
-    """Return the unit vector of a region: its patches and, where there is one, the closer look, with the same length.
+) -> list[np.ndarray]:
+    """Return the unit vectors of regions: their patches and, with a closer look, that too, with the same length.
 
-    `fine` and `mask` (h, w) cover the whole image; the rest as for `extract`.
+    `places` are a map and a mask (h, w) for each region, which cover the whole image; the rest as for `extract`.
     """
-    pooled = closeup.rooted(embed(patches, residuals, peak_weights(fine, mask, patches.shape[:2])))
+    pooled = [
+        closeup.rooted(embed(patches, residuals, peak_weights(fine, mask, patches.shape[:2]))) for fine, mask in places
+    ]
     if closer is None:
         return pooled
     # The look is at the hottest place of the region, with the heat around it.
-    centred = np.where(mask, fine, np.minimum(fine, fine[mask].max() - np.float32(1e-3)))
-    return np.concatenate([pooled, closeup.describe(image, centred, closer, field_px)]) * np.float32(np.sqrt(0.5))
+    centred = [np.where(mask, fine, np.minimum(fine, fine[mask].max() - np.float32(1e-3))) for fine, mask in places]
+    looks = closeup.describe(image, centred, closer, field_px)
+    return [
+        np.concatenate([of_patches, look]) * np.float32(np.sqrt(0.5))
+        for of_patches, look in zip(pooled, looks, strict=True)
+    ]
 
 
 def crop_squares(boxes: list[Square], height: int, width: int) -> list[Square]:

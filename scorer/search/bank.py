@@ -32,10 +32,11 @@ _ROUNDING = np.float32(4e-6)
 _LEAF = 4 * ROWS_PER_CELL
 
 
-class Bank:
+class Int8Index:
     """The rows (m, channels) of a bank, unit vectors, in the order in which the search reads them.
 
-    `kind` is how the CPU multiplies, by default the fastest kind that this CPU runs correctly.
+    It is the `neighbours.NeighbourIndex` of a CPU. `kind` is how the CPU multiplies, by default the fastest kind that
+    this CPU runs correctly: most have eight-bit integers, the others larger numbers.
     """
 
     def __init__(self, rows: Vectors, kind: Kind | None = None) -> None:
@@ -138,7 +139,7 @@ def _packed(
 
 
 def unit_rows(vectors: NDArray[np.floating]) -> Vectors:
-    """Return the vectors (..., d) scaled to unit length, float32 and contiguous, as a `Bank` takes them.
+    """Return the vectors (..., d) scaled to unit length, float32 and contiguous, as a `Int8Index` takes them.
 
     A zero vector becomes the first axis: the search knows no other vectors than those of unit length.
     """
@@ -161,7 +162,7 @@ def trusted_kind() -> Kind:
     rows, queries = (unit_rows(generator.standard_normal((n, 24))).astype(np.float16).astype("f4") for n in (300, 20))
     expected = -np.sort(-(queries @ rows.T), axis=1)[:, :2]
     for kind in supported():
-        similarity, nearest = Bank(rows, kind).nearest(queries, 2)
+        similarity, nearest = Int8Index(rows, kind).nearest(queries, 2)
         similarity_of_rows = np.einsum("qd,qkd->qk", queries, rows[nearest])
         if np.allclose(similarity, expected, atol=1e-5) and np.allclose(similarity_of_rows, expected, atol=1e-5):
             return kind

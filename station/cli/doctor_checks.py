@@ -34,6 +34,7 @@ from flawline.settings.tree import Settings
 from ledger import topic_retention
 from ledger.retention import deleted_records
 from station import role_states
+from workers.autoscale import bounds
 
 CONNECT_TIMEOUT_S = 3.0
 CLOCK_TOLERANCE_MS = 60_000
@@ -546,7 +547,7 @@ def _compare_limit(settings: Settings, name: str, topic: topics.Topic, limit: in
 
 def _partitions(settings: Settings, client: Any, names: list[str]) -> list[Finding]:
     findings = []
-    actors, wanted = settings.worker.actors, settings.kafka.camera_partitions
+    actors, wanted = bounds(settings).most, settings.kafka.camera_partitions
     for described in client.describe_topics(names) if names else []:
         name, count = described["name"], len(described["partitions"])
         if count < wanted:

@@ -53,10 +53,10 @@ class DeadlyDetector(PlainDetector):
             return replace(scores, decision=Decision.REJECT, heatmap=np.zeros((0, 0), np.float32))
         return scores
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
-        if DEADLY_CLOSE_UP in part:
+    def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        if any(DEADLY_CLOSE_UP in part for part in parts):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().close_up(part)
+        return super().close_ups(parts)
 
 
 def load_deadly(path: Path, settings: WorkerSettings) -> DeadlyDetector:
@@ -128,10 +128,10 @@ def test_scores_that_no_region_can_be_made_of_cost_one_frame(embedded_broker: Em
 class BlindDetector(PlainDetector):
     """Cannot look closer at what it rejects, while a plain image is fine."""
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
-        if part.mean() > 200:
+    def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        if any(part.mean() > 200 for part in parts):
             raise RuntimeError("too bright")
-        return super().close_up(part)
+        return super().close_ups(parts)
 
 
 def test_a_description_that_fails_costs_the_regions_and_not_the_frame(
@@ -191,10 +191,10 @@ class HeldDetector(PlainDetector):
             assert self.may_score.wait(60)
         return super().score(images, masks)
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
-        if part.mean() > 200:
+    def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        if any(part.mean() > 200 for part in parts):
             assert self.may_describe.wait(60)
-        return super().close_up(part)
+        return super().close_ups(parts)
 
 
 def test_a_verdict_leaves_while_the_next_frame_of_the_same_burst_is_scored(

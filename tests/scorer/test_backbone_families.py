@@ -115,7 +115,7 @@ def test_model_on_a_transformer_fits_saves_extends_explains_and_tells_defects(tm
     assert loaded.embedding_version == detector.embedding_version
     [reason] = reasons(loaded, images[2], [(0.5, 0.5)])
     assert (reason.size_px, reason.stride_px) == (96, 16)
-    assert [part.shape for part in loaded.close_up(images[2])] == [(6, 6, 64), (6, 6, 64)]
+    assert [part.shape for part in loaded.close_ups([images[2]])[0]] == [(6, 6, 64), (6, 6, 64)]
     on_torch = load_detector(tmp_path / "model", runtime="torch", device="cpu", weights=settings.weights)
     np.testing.assert_allclose([s.raw for s in on_torch.score(images)], [s.raw for s in scores], rtol=1e-2)
 

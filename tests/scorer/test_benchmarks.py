@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -106,3 +109,34 @@ def test_figure_of_the_frontier_has_every_point_in_its_place() -> None:
     (fast, accurate), _ = [[(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in marks[i : i + 2]] for i in (0, 2)]
     assert accurate[0] < fast[0], "the faster one is to the right"
     assert accurate[1] < fast[1], "the better one is higher"
+
+
+WITHOUT_SERVERS = """
+import sys
+
+for name in ("ray", "faiss", "openvino", "kafka", "sqlalchemy", "prometheus_client", "fastapi"):
+    sys.modules[name] = None  # as if it were not installed
+from benchmarks import gpu
+
+gpu.GOOD_PER_PRODUCT, gpu.BATCHES = 12, (1, 4)
+gpu.BACKBONES = {"lite0": ("tf_efficientnet_lite0", tuple(
+    layer.model_copy(update={"size": 64, "rows": 64, "stride": stride, "earlier": False})
+    for layer, stride in zip(gpu.PROFILES["fast"][:2], (8, 16))
+))}
+gpu.main(["--device", "cpu", "--minutes", "0.01", "--only", "lite0", "--json", sys.argv[1]])
+"""
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_machine_without_ray_faiss_and_openvino(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    command = [sys.executable, "-c", WITHOUT_SERVERS, str(output)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    figures = json.loads(output.read_text())["figures"]
+    assert figures["lite0.f32.scoring.4"] > 0
+    assert figures["lite0.f32.off"] < 1e-2
+    assert figures["lite0.f32.batches_off"] < 1e-3
+    assert figures["lite0.f32.decisions"] == 0
+    assert 0 < figures["lite0.f32.alarms"] < 1
+    assert figures["search.torch_cpu.40"] > 0
+    assert not [name for name in figures if "faiss" in name]

@@ -8,12 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorer.regions import closeup, regions
-from scorer.regions.closeup import describe, rooted, weights_of
+from scorer.regions.closeup import rooted, weights_of
 
 
-def colours(part):
+def colours(parts):
     """A backbone that sees nothing but how colours differ from grey: maps of 8x8 and 4x4 patches."""
-    return [np.dstack([blocks(part, side) - 90, np.full((side, side), 20, np.float32)]) for side in (8, 4)]
+    return [
+        [np.dstack([blocks(part, side) - 90, np.full((side, side), 20, np.float32)]) for side in (8, 4)]
+        for part in parts
+    ]
+
+
+def describe(image, heat, closer, field_px=None):
+    """The description of one place."""
+    return closeup.describe(image, [heat], closer, field_px)[0]
 
 
 def blocks(part, side):
@@ -94,7 +102,7 @@ def test_each_of_two_regions_is_looked_at_in_its_own_place():
 def test_looks_into_a_large_image_are_shares_of_what_the_detector_sees_at_once():
     image, heat = spotted((250, 20, 20), height=640, width=960, row=300, column=500)
     sides = []
-    describe(image, heat, lambda part: sides.append(part.shape[:2]) or colours(part), field_px=200)
+    describe(image, heat, lambda parts: sides.extend(part.shape[:2] for part in parts) or colours(parts), field_px=200)
     assert sides == [(50, 50), (80, 80)]
 
 

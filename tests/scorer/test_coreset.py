@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scorer import coreset
 from scorer.coreset import greedy_k_centre, merged, nearest_neighbours, projected
 from scorer.search import kernels
-from scorer.search.bank import Bank, trusted_kind, unit_rows
+from scorer.search.bank import Int8Index, trusted_kind, unit_rows
 from scorer.search.instructions import Kind, supported
 
 
@@ -109,7 +109,7 @@ def test_search_is_exact_on_every_kind_of_cpu(kind: Kind, half: bool) -> None:
         bank = unit_rows(centres[rng.integers(12, size=m)] + 0.03 * rng.standard_normal((m, d)).astype(np.float32))
         queries = unit_rows(centres[rng.integers(12, size=n)] + 0.03 * rng.standard_normal((n, d)).astype(np.float32))
         bank = bank.astype(np.float16).astype(np.float32) if half else bank
-        similarity, rows = Bank(bank, kind).nearest(queries, min(count, m))
+        similarity, rows = Int8Index(bank, kind).nearest(queries, min(count, m))
         every = queries @ bank.T
         np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)
         np.testing.assert_allclose(np.take_along_axis(every, rows.astype(int), axis=1), similarity, atol=1e-6)
@@ -117,7 +117,7 @@ def test_search_is_exact_on_every_kind_of_cpu(kind: Kind, half: bool) -> None:
 
 
 def test_one_query_finds_the_same_whatever_it_comes_with() -> None:
-    queries, bank = vectors(333, 40, seed=5), Bank(vectors(2000, 40, seed=6))
+    queries, bank = vectors(333, 40, seed=5), Int8Index(vectors(2000, 40, seed=6))
     similarity, rows = bank.nearest(queries, 5)
     for i in (0, 95, 96, 332):
         alone, row = bank.nearest(queries[i : i + 1], 5)
@@ -131,7 +131,7 @@ def test_search_is_exact_on_small_and_repeated_rows(n: int, m: int, d: int, coun
     # Few different values: ties and duplicates in plenty.
     bank = unit_rows(rng.integers(-1, 2, (m, d)).astype(np.float32))
     queries = unit_rows(rng.integers(-1, 2, (n, d)).astype(np.float32))
-    similarity, rows = Bank(bank).nearest(queries, min(count, m))
+    similarity, rows = Int8Index(bank).nearest(queries, min(count, m))
     every = queries @ bank.T
     np.testing.assert_allclose(similarity, -np.sort(-every, axis=1)[:, :count], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(every, rows.astype(int), axis=1), similarity, atol=1e-6)

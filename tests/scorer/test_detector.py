@@ -17,12 +17,13 @@ from flawline.messages import Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import detector
 from scorer.cache import cache_dir
-from scorer.detector import CoresetDetector, Scores
+from scorer.detector import CoresetDetector
 from scorer.features.conversion import prepare
 from scorer.fit import fit_detector
 from scorer.gallery import Gallery
 from scorer.load import load_detector
-from scorer.search.bank import Bank
+from scorer.scores import Scores
+from scorer.search.bank import Int8Index
 from tests.scorer.conftest import SIDE, draw, good_images
 from tests.support.modes import open_to_others
 
@@ -281,12 +282,12 @@ def test_damaged_cache_entry_is_converted_again(settings: ScorerSettings, monkey
 def test_banks_are_built_before_the_first_frame(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
-    class CountedBank(Bank):
+    class CountedBank(Int8Index):
         def __init__(self, rows: np.ndarray) -> None:
             built.append(len(rows))
             super().__init__(rows)
 
-    monkeypatch.setattr(detector, "Bank", CountedBank)
+    monkeypatch.setattr(detector, "Int8Index", CountedBank)
     loaded = load_detector(model_path)
     rows = [len(bank) for banks in loaded.model.banks for bank in banks]
     assert sorted(built) == sorted(rows)

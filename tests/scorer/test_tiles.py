@@ -250,7 +250,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
         rejected.patches,
         rejected.residuals,
         *model.heatmap_range,
-        closer=model.close_up,
+        closer=model.close_ups,
         field_px=model.field_px,
     )
     x, y, width, height = regions[0].box

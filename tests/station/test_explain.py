@@ -17,9 +17,10 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.messages import Codec, Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import artefact, commands
-from scorer.detector import CoresetDetector, Scores
+from scorer.detector import CoresetDetector
 from scorer.explain import GoodPatch, Reason, reasons
 from scorer.load import load_detector
+from scorer.scores import Scores
 from scorer.search.bank import unit_rows
 from station import explanation
 from station.cli.main import app

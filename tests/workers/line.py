@@ -55,6 +55,7 @@ class PlainDetector:
     groups: int = 1
     field_px: int | None = None
     sample_bits: tuple[int, ...] = (8,)
+    memory_shortages: int = 0
     batches: list[int] = field(default_factory=list)
 
     def score(
@@ -64,8 +65,8 @@ class PlainDetector:
         time.sleep(self.seconds_per_image * len(images))
         return [self._one(image) for image in images]
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
-        return [cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)]
+    def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        return [[cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)] for part in parts]
 
     def _one(self, image: np.ndarray) -> PlainScores:
         first = tuple(image[0, 0])
@@ -114,9 +115,9 @@ class MuteDetector(PlainDetector):
 
     is_at_work: bool = False
 
-    def close_up(self, part: np.ndarray) -> list[np.ndarray]:
+    def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         time.sleep(600 if self.is_at_work else 0)
-        return super().close_up(part)
+        return super().close_ups(parts)
 
     def _one(self, image: np.ndarray) -> PlainScores:
         self.is_at_work = self.is_at_work or image.shape[0] == SIDE

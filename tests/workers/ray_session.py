@@ -9,6 +9,7 @@ from pathlib import Path
 from flawline.settings.tree import Settings
 from flawline.settings.workers import WorkerSettings
 from tests.workers.line import load_plain, wait_until
+from workers.autoscale import bounds
 from workers.inspector import Load
 from workers.supervisor import Supervisor, start_ray, stop_ray
 
@@ -27,7 +28,7 @@ def supervising(settings: Settings, load: Load = load_plain) -> Iterator[Supervi
     supervisor = Supervisor(settings, load=load)
     try:
         assert supervisor.start()
-        wait_until(lambda: len(supervisor.actor_pids()) == settings.worker.actors)
+        wait_until(lambda: len(supervisor.actor_pids()) == bounds(settings).fewest)
         yield supervisor
         supervisor.check()
     finally:

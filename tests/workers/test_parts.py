@@ -573,7 +573,7 @@ def test_a_header_that_names_no_frame_is_not_taken_for_one() -> None:
 def described(detector: PlainDetector, scores: Any) -> list[messages.DefectRegion]:
     located = verdicts.locate(frame("cam-0", 1, FULL), scores, detector)
     assert located is not None
-    return regions.describe(image(FULL), located, scores.patches, scores.residuals, closer=detector.close_up)
+    return regions.describe(image(FULL), located, scores.patches, scores.residuals, closer=detector.close_ups)
 
 
 def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
@@ -628,8 +628,8 @@ def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, mon
 
 def test_frames_are_batched_on_a_gpu_only_and_keys_without_effect_are_refused() -> None:
     for options, expected in (
-        ({"num_gpus": 0.5}, (1, 16, 0.02)),
-        ({"num_gpus": 1, "batch_limit": 64, "latency_cap_ms": 5}, (1, 64, 0.005)),
+        ({"num_gpus": 0.5}, (2, 64, 0.02)),
+        ({"num_gpus": 1, "batch_limit": 16, "latency_cap_ms": 5}, (2, 16, 0.005)),
         ({"num_cpus": 3.5}, (3, 1, 0.0)),
     ):
         worker = WorkerSettings(**options)

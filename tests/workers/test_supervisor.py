@@ -89,6 +89,18 @@ def test_actors_share_the_cameras_scale_down_at_once_and_up_again(either_broker:
     assert sum(committed(settings, i) or 0 for i in range(4)) == 160
 
 
+def test_an_actor_is_added_while_frames_wait_for_one_that_is_busy(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    model = str(write_model(tmp_path / "slow", seconds_per_image=0.1))
+    settings = line_settings(embedded_broker.bootstrap, tmp_path, actors="auto", most_actors=2, model=model)
+    with feeding(settings) as feeder, supervising(settings, load_plain) as supervisor:
+        assert len(supervisor.actor_pids()) == 1
+        feeder.send(*(frame(f"cam-{i % 4}", i // 4) for i in range(1200)))  # two minutes of work for it
+        feeder.flush()
+        wait_until(lambda: [len(health.partitions) for health in supervisor.health().values()] == [2, 2], 120)
+
+
 def test_scores_of_a_real_model_are_the_same_through_two_actors_as_without_any(
     embedded_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:

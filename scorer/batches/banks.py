@@ -1,0 +1,54 @@
+"""The banks of a model as batches of images search them: on a GPU by matrix products, on a CPU in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from scorer.search.bank import Int8Index
+from scorer.search.torch_index import StackedBanks
+from scorer.vectors import Vectors
+
+
+class LayerBanks(Protocol):
+    """The banks of all groups of one layer."""
+
+    def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        """Return distances (b, p) to, and (b, p, c), what the `count` nearest rows know; see `coreset.projected`.
+
+        `queries` float32 (b, p, c) are the patches of b images, unit vectors; `groups` int64 (b,).
+        """
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of the banks."""
+
+
+class Int8Banks:
+    """The banks (m, c) of all groups of one layer on a CPU, where the search in integers is the fastest."""
+
+    def __init__(self, banks: Sequence[Vectors]) -> None:
+        self._banks = [Int8Index(rows) for rows in banks]
+
+    def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        """Return distances and what the nearest rows know, see `LayerBanks`."""
+        distances = torch.empty(queries.shape[:2])
+        vectors = torch.empty(queries.shape)
+        for i, group in enumerate(groups.tolist()):
+            bank = self._banks[group]
+            distance, known = bank.project(np.ascontiguousarray(queries[i].numpy()), min(count, len(bank)))
+            distances[i], vectors[i] = torch.from_numpy(distance), torch.from_numpy(known)
+        return distances, vectors
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of the banks."""
+        return sum(bank.rows.nbytes + bank.size_bytes for bank in self._banks)
+
+
+def layer_banks(banks: Sequence[Vectors], device: torch.device) -> LayerBanks:
+    """Return the banks of all groups of one layer, as they are searched on a device."""
+    return StackedBanks(banks, device, half=True) if device.type == "cuda" else Int8Banks(banks)

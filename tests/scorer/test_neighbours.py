@@ -1,0 +1,117 @@
+"""Every index gives the rows that brute force gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flawline.errors import FlawlineError
+from scorer.search import neighbours
+from scorer.search.bank import Int8Index, unit_rows
+from scorer.search.neighbours import FaissIndex, NeighbourIndex, index_of_many
+from scorer.search.torch_index import StackedBanks, TorchIndex
+from scorer.vectors import Vectors
+
+INDEXES: dict[str, Callable[[Vectors], NeighbourIndex]] = {
+    "int8": Int8Index,
+    "faiss": FaissIndex,
+    "torch": TorchIndex,
+    "torch in half precision": lambda rows: TorchIndex(rows, half=True),
+}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def clustered(count: int, seed: int, channels: int = 40) -> Vectors:
+    """Vectors around twelve centres, in half precision as the rows of a model are."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((12, channels))
+    vectors = unit_rows(centres[rng.integers(12, size=count)] + 0.2 * rng.standard_normal((count, channels)))
+    return vectors.astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", INDEXES)
+@pytest.mark.parametrize(("rows", "queries", "count"), [(3000, 700, 5), (3000, 300, 1), (17, 40, 17), (1, 3, 1)])
+def test_an_index_finds_what_brute_force_finds(name: str, rows: int, queries: int, count: int) -> None:
+    bank, asked = clustered(rows, 1), unit_rows(clustered(queries, 2))
+    index = INDEXES[name](bank)
+    similarity, nearest = index.nearest(asked, count)
+    exact = asked @ bank.T
+    np.testing.assert_allclose(similarity, -np.sort(-exact, axis=1)[:, :count], atol=2e-6)
+    np.testing.assert_allclose(np.take_along_axis(exact, nearest.astype(int), axis=1), similarity, atol=2e-6)
+    assert nearest.dtype == np.int32
+    assert all(len(set(row)) == count for row in nearest.tolist())
+    assert len(index) == rows
+
+
+@pytest.mark.parametrize("name", INDEXES)
+@pytest.mark.parametrize("count", [1, 5])
+def test_an_index_knows_the_same_near_a_query_as_the_others(name: str, count: int) -> None:
+    bank, asked = clustered(2000, 3), clustered(300, 4)
+    distance, vectors = INDEXES[name](bank).project(asked, count)
+    expected_distance, expected = Int8Index(bank).project(asked, count)
+    np.testing.assert_allclose(distance, expected_distance, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(vectors, expected, atol=2e-3)
+    assert distance.shape == (300,)
+    assert vectors.shape == asked.shape
+
+
+@given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 4), st.booleans(), st.integers(0, 9999))
+def test_banks_side_by_side_give_each_image_the_rows_of_its_group(
+    rows: int, channels: int, count: int, half: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    banks = [unit_rows(rng.integers(-2, 3, (n, channels))).astype(np.float16).astype("f4") for n in (rows, 1, 33)]
+    groups = rng.integers(0, 3, 5)
+    queries = unit_rows(rng.standard_normal((5, 6, channels)))
+    stacked = StackedBanks(banks, "cpu", half)
+    similarity, numbers, vectors = stacked.nearest(torch.from_numpy(queries), torch.from_numpy(groups), count)
+    for i, group in enumerate(groups):
+        exact = queries[i] @ banks[group].T
+        wanted = min(count, len(banks[group]))
+        np.testing.assert_allclose(similarity[i, :, :wanted], -np.sort(-exact, axis=1)[:, :wanted], atol=2e-6)
+        assert torch.isneginf(similarity[i, :, wanted:]).all()
+        found = numbers[i, :, :wanted].numpy()
+        assert (found < len(banks[group])).all()
+        np.testing.assert_array_equal(vectors[i, :, :wanted], banks[group][found])
+        distance, known = stacked.project(torch.from_numpy(queries), torch.from_numpy(groups), count)
+        expected, expected_known = Int8Index(banks[group]).project(queries[i], wanted)
+        np.testing.assert_allclose(distance[i], expected, atol=1e-3)
+        np.testing.assert_allclose(known[i] @ known[i].T, expected_known @ expected_known.T, atol=1e-2)
+
+
+def test_many_groups_take_no_more_memory_at_once_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    banks = [clustered(300, seed) for seed in range(4)]
+    queries, groups = torch.from_numpy(clustered(4 * 20, 9).reshape(4, 20, 40)), torch.tensor([3, 1, 0, 1])
+    stacked = StackedBanks(banks, "cpu", half=False)
+    together = stacked.project(queries, groups, 3)
+    monkeypatch.setitem(__import__("scorer.search.torch_index", fromlist=["_"])._BLOCK_BYTES, "cpu", 1)
+    one_by_one = stacked.project(queries, groups, 3)
+    for a, b in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_lose_digits_in_half_precision_are_kept_beside_it() -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((500, 12)))
+    similarity, _ = TorchIndex(rows, half=True).nearest(rows, 1)
+    np.testing.assert_allclose(similarity[:, 0], 1, atol=1e-6)
+    exact, lossy = (StackedBanks([bank], "cpu", half=True) for bank in (clustered(500, 0, 12), rows))
+    assert lossy.size_bytes == exact.size_bytes + 512 * 12 * 4
+
+
+def test_a_missing_faiss_is_one_line_and_the_search_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FlawlineError, match=r"faiss is not installed: install flawline\[cpu\]"):
+        FaissIndex(clustered(5, 0))
+    assert isinstance(index_of_many(clustered(5, 0)), TorchIndex)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_faiss_without_a_gpu_build_says_what_to_install() -> None:
+    with pytest.raises(FlawlineError, match=r"without GPU support: install flawline\[gpu\]"):
+        FaissIndex(clustered(5, 0), "cuda")
