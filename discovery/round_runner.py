@@ -130,7 +130,7 @@ class RoundRunner:
     def _write_learned(self, plan: Plan, result: Result) -> bool:
         at = self._utc_ns()
         known, last, regions = self._looked_at(plan.version)
-        shown = learned_round.clusters_of(regions, result.labels, plan.found)
+        shown = learned_round.clusters_of(regions, result.labels, plan.clustering)
         if shown is None:
             return False
         outcome = single_round.run_round(shown[0], known, self._settings.discovery, plan.version, last, at, shown[1])

@@ -256,7 +256,7 @@ def _learned(
         crops=[augment.decode(each.crop, each.mask) for each in described.regions],
         vectors=unit(described.vectors),
         start=labels,
-        told=np.zeros(len(labels), bool),
+        confirmed=np.zeros(len(labels), bool),
         scores=scores if settings.learning_correction else None,
         epochs=settings.learning_epochs,
         seed=settings.seed,
