@@ -229,8 +229,8 @@ class Epoch:
     def next_published(self, sequence: int) -> int | None:
         """Return the first claimed capture from `sequence` on with a verdict or dead letter; None without one."""
         sets = (self.scored, *self.dead.values())
-        found = [member for item in sets if (member := item.next_member(sequence)) is not None]
-        return min((member for member in found if member < self.captured + UNREPORTED_LIMIT), default=None)
+        members = [member for item in sets if (member := item.next_member(sequence)) is not None]
+        return min((member for member in members if member < self.captured + UNREPORTED_LIMIT), default=None)
 
     def is_alive(self, now_ns: int) -> bool:
         """Tell whether the producer may still hold captures."""

@@ -154,7 +154,7 @@ def undo(
 def restore(
     reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
 ) -> None:
-    """Bring back a class that was dismissed or merged, whatever was said since."""
+    """Bring back a class that was dismissed or merged, whatever later commands did to it."""
     from discovery.store import class_commands
 
     _run(config, json, json_file, lambda store: class_commands.restore(store, reference, who=user_name(), why=why))

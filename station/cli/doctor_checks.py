@@ -210,8 +210,8 @@ def store(settings: Settings) -> list[Finding]:
         what, _, remedy = str(error).partition(": ")
         return [Finding("store", Status.FAIL, what, remedy)]
     except (SQLAlchemyError, ImportError) as error:
-        told = f"{url.render_as_string()} cannot be used: {one_line(getattr(error, 'orig', None) or error)}"
-        return [Finding("store", Status.FAIL, told, remedy_of(error) or "start it, or correct store.url")]
+        problem = f"{url.render_as_string()} cannot be used: {one_line(getattr(error, 'orig', None) or error)}"
+        return [Finding("store", Status.FAIL, problem, remedy_of(error) or "start it, or correct store.url")]
     return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
 
 
@@ -263,7 +263,7 @@ def _growing(settings: Settings) -> dict[Path, dict[str, int]]:
     if settings.cameras and settings.producer.spool_dir is None:
         here["spool"] = settings.producer.spool_limit_bytes
     if settings.kafka.bootstrap_servers is None:
-        here["topics"] = sum(topic.kept(keep).limit_bytes for topic in topics.ALL if topic.kept)
+        here["topics"] = sum(topic.retention(keep).limit_bytes for topic in topics.ALL if topic.retention)
     if settings.store_url.startswith("sqlite"):
         here["pictures"] = keep.pictures_limit_bytes
     result = {data: here}
@@ -294,7 +294,7 @@ def retention(settings: Settings) -> list[Finding]:
                 "retention", Status.WARN, text, "`flawline topics create` gives topics the retention of [retention]"
             )
         )
-    names = [name for name, topic in topics.named(settings.kafka.topic_prefix) if topic.kept]
+    names = [name for name, topic in topics.named(settings.kafka.topic_prefix) if topic.retention]
     with contextlib.closing(kafka_clients.consumer(settings)) as client:
         deleted = deleted_records(client, names)
     gone = [f"{count:,} of {name}" for name, count in deleted.items() if count]
@@ -499,8 +499,8 @@ def _allowed_on_transactional_ids(settings: Settings) -> dict[tuple[str, str], f
 
 
 def _operations(described: dict[str, Any]) -> frozenset[str]:
-    told = described.get("authorized_operations")
-    return frozenset(name.replace("_", "") for name in told) if told else EVERYTHING
+    operations = described.get("authorized_operations")
+    return frozenset(name.replace("_", "") for name in operations) if operations else EVERYTHING
 
 
 def _limits_of_settings(settings: Settings) -> list[Finding]:
