@@ -30,12 +30,12 @@ class Rejected(Exception):
 
 
 def verdict_of(value: bytes | None) -> Verdict:
-    """The verdict in a record. Raises Rejected."""
+    """Return the verdict in a record. Raises Rejected."""
     return _checked(Verdict, value)
 
 
 def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_before: int = 0) -> Defect:
-    """The defect in a record. Raises Rejected.
+    """Return the defect in a record. Raises Rejected.
 
     `dimensions` has the embedding size of each known version. Captures before `forgotten_before` (ns UTC) are refused:
     they may have been counted and forgotten.
@@ -57,7 +57,7 @@ def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_befo
 
 
 def described_by_crops(defect: Defect, backbone: CropBackbone) -> Defect:
-    """The defect with embeddings of its regions' crops instead of those that the worker sent. Raises Rejected."""
+    """Return the defect with embeddings of its crops in place of those that the worker sent. Raises Rejected."""
     try:
         vectors = backbone.embed([augment.decode(region.crop, region.mask) for region in defect.regions])
     except FlawlineError as error:

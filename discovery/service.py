@@ -193,7 +193,7 @@ class DiscoveryService:
         return self.summary()
 
     def summary(self) -> Summary:
-        """What the store holds now."""
+        """Return what the store holds now."""
         with self.store.reading() as connection:
             verdicts = connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))) or 0
             defects = connection.scalar(select(func.count()).select_from(schema.defects)) or 0
@@ -203,7 +203,7 @@ class DiscoveryService:
             verdicts=int(verdicts),
             defects=int(defects),
             rounds=current.round,
-            members={one.id: one.members for one in current.classes if one.state in living},
+            members={entry.id: entry.members for entry in current.classes if entry.state in living},
             assignments=self.store.assignments(),
         )
 
@@ -288,7 +288,7 @@ class DiscoveryService:
             telemetry.REJECTED_RECORDS.labels(reason).inc()
 
     def _expected(self) -> Mapping[str, int]:
-        """Dimensions of the embeddings that workers send, by version; of no interest where they are not used."""
+        """Return the sizes of the embeddings that workers send, by version; empty where discovery uses none."""
         return self._dimensions if self.settings.discovery.embedding == "worker" else {}
 
     def _with_classes(self, defect: Defect) -> TakenDefect:
@@ -351,7 +351,7 @@ class DiscoveryService:
         self._registry = registry.read(self.store)
         self._assigners.clear()
         for state in ClassState:
-            telemetry.CLASSES.labels(str(state)).set(sum(one.state is state for one in self._registry.classes))
+            telemetry.CLASSES.labels(str(state)).set(sum(entry.state is state for entry in self._registry.classes))
 
     def _keep_house(self, now: bool = False) -> None:
         """Check the lock, publish what people have changed, commit offsets for the broker's tools, measure the lag."""

@@ -228,17 +228,17 @@ def free_disk_bytes(store: Store) -> int | None:
 
 
 def forgotten_before(connection: Connection) -> int:
-    """Captures before this, in ns UTC, are not taken in any more: they may have been counted and forgotten."""
+    """Return the time in ns UTC before which captures are refused: they may have been counted and forgotten."""
     return int(fact(connection, FORGOTTEN_BEFORE, "0"))
 
 
 def frames_by_class(connection: Connection) -> dict[str, int]:
-    """Frames of each class: those that are kept one by one, and those that are only counted."""
+    """Return the frames of each class: stored frames, and frames that are only counted."""
     d, t = schema.defects.c, schema.defect_totals.c
-    kept = select(d.class_id, func.count()).where(d.class_id.is_not(None)).group_by(d.class_id)
+    stored = select(d.class_id, func.count()).where(d.class_id.is_not(None)).group_by(d.class_id)
     counted = select(t.class_id, func.sum(t.frames)).where(t.class_id.is_not(None)).group_by(t.class_id)
     frames: Counter[str] = Counter()
-    for query in (kept, counted):
+    for query in (stored, counted):
         for name, count in connection.execute(query):
             frames[name] += int(count)
     return dict(frames)

@@ -1,4 +1,4 @@
-"""The tables of the store, the same on SQLite and PostgreSQL. This page is for whoever writes queries.
+"""The tables of the store, the same on SQLite and PostgreSQL. This page is for authors of queries.
 
 Stamps named `*_at` and `minute` are UTC: `timestamptz` on PostgreSQL (fit for Grafana's `$__timeFilter`), ISO text on
 SQLite. `captured_ns` is the exact capture time in nanoseconds. Defect classes have ids like `D-0007`, which are never
