@@ -16,11 +16,12 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import select
 
+from discovery.frame_files import SUFFIXES, file_of, stem_of, write_whole
 from discovery.store import schema
 from discovery.store.store import Store
-from flawline import imaging, kafka_clients, messages, topics
+from flawline import kafka_clients, messages, topics
 from flawline.errors import FlawlineError
-from flawline.messages import Codec, Frame, SchemaError
+from flawline.messages import Frame, SchemaError
 from flawline.object_store import ObjectStore, object_store
 from flawline.settings.tree import Settings
 
@@ -30,7 +31,6 @@ POLL_MS = 1_000
 FRAMES_PER_POLL = 50
 # A producer's clock and the broker's need not agree.
 CLOCK_SLACK_MS = 600_000
-SUFFIXES = {Codec.JPEG: ".jpg", Codec.PNG: ".png", Codec.RAW: ".png"}
 
 Progress = Callable[[float, float], None]
 
@@ -80,7 +80,7 @@ def export(
         present = {path.stem for path in folder.iterdir() if path.suffix in SUFFIXES.values()}
     except OSError as error:
         raise FlawlineError(f"--export {folder}: cannot be written: {error.strerror}") from error
-    missing = {frame.frame_id: frame for frame in wanted if _stem(frame.frame_id) not in present}
+    missing = {frame.frame_id: frame for frame in wanted if stem_of(frame.frame_id) not in present}
     copied: set[str] = set()
     if missing:
         objects = object_store(settings)
@@ -136,29 +136,9 @@ def _written(value: bytes | None, folder: Path, objects: ObjectStore | None) -> 
     """Write the frame in a record; False, with a line in the log, when its bytes cannot be had."""
     try:
         frame = messages.decode(Frame, value or b"")
-        data = _bytes_of(frame, objects)
-        if messages.checksum(data) != frame.checksum:
-            raise FlawlineError(f"{frame.frame_id}: its checksum does not fit its bytes")
-        if frame.codec is Codec.RAW:
-            shape = frame.height, frame.width, frame.channels
-            data = imaging.encode(imaging.decode(data, frame.codec, shape=shape), Codec.PNG)
+        data = file_of(frame, objects)
     except (SchemaError, FlawlineError) as error:
         log.warning("frame is left out: %s", error)
         return False
-    target = folder / f"{_stem(frame.frame_id)}{SUFFIXES[frame.codec]}"
-    part = target.with_suffix(".part")
-    part.write_bytes(data)
-    part.rename(target)
+    write_whole(folder / f"{stem_of(frame.frame_id)}{SUFFIXES[frame.codec]}", data)
     return True
-
-
-def _bytes_of(frame: Frame, objects: ObjectStore | None) -> bytes:
-    if frame.object_key is None:
-        return frame.data
-    if objects is None:
-        raise FlawlineError(f"{frame.frame_id} is object {frame.object_key} and frames.objects_url is not set")
-    return objects.get(frame.object_key, frame.size_bytes)
-
-
-def _stem(frame_id: str) -> str:
-    return frame_id.replace(":", "-")

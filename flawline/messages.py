@@ -578,6 +578,10 @@ def type_name(cls: type) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
 
+FRAME_OFFSET = "frame-offset"
+"""Header of a verdict: the offset of its frame in the partition of `frames` with the same number."""
+
+
 def headers(message: Message) -> list[tuple[str, bytes]]:
     """Return the Kafka headers of a message: its schema and, where it has one, its frame id."""
     result = [("schema", f"{type_name(type(message))}/{message.SCHEMA}".encode())]

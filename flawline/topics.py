@@ -102,7 +102,7 @@ FRAMES = Topic(
     per_camera=True,
     max_message_bytes=None,
     writers="producers",
-    readers="workers",
+    readers="workers, discovery, console",
     retention=lambda keep: _retention(keep.frames_hours / 24, keep.frames_limit_bytes),
 )
 

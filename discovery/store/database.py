@@ -269,6 +269,11 @@ def set_fact(connection: Connection, name: str, value: str) -> None:
     upsert(connection, schema.facts, {"name": name, "value": value})
 
 
+def add_to_fact(connection: Connection, name: str, more: int) -> None:
+    """Add to a remembered number."""
+    set_fact(connection, name, str(int(fact(connection, name, "0")) + more))
+
+
 def _engine(url: URL, answer_timeout_s: float) -> Engine:
     if url.get_backend_name() == "postgresql":
         return _postgresql_engine(url, answer_timeout_s)

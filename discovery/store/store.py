@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,16 @@ class Store(Database):
         with self.reading() as connection:
             return {(row.topic, row.partition): row.next_offset for row in connection.execute(select(table))}
 
-    def ingest(self, batch: Batch) -> Taken:
-        """Take a batch in, as one transaction; frames that are known already change nothing."""
+    def ingest(
+        self, batch: Batch, on_verdicts: Callable[[Connection, Sequence[Verdict]], None] = lambda *_: None
+    ) -> Taken:
+        """Take a batch in, as one transaction; frames that are known already change nothing.
+
+        `on_verdicts` gets the verdicts that are new, within the transaction.
+        """
         with self.transaction() as connection:
             verdicts = _new_verdicts(connection, batch.verdicts)
+            on_verdicts(connection, verdicts)
             _add_to_minutes(connection, verdicts)
             first_verdicts.remember(connection, verdicts)
             withdrawn = first_verdicts.settle(connection, verdicts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kafka import TopicPartition
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
@@ -267,10 +268,13 @@ def _growing(settings: Settings) -> dict[Path, dict[str, int]]:
     if settings.store_url.startswith("sqlite"):
         here["pictures"] = keep.pictures_limit_bytes
     result = {data: here}
-    url = settings.frames.objects_url or ""
-    if url.startswith("file://"):
-        objects = Path(url.removeprefix("file://"))
-        result.setdefault(data if objects.is_relative_to(data) else objects, {})["objects"] = keep.objects_limit_bytes
+    for name, url, limit_bytes in (
+        ("objects", settings.frames.objects_url or "", keep.objects_limit_bytes),
+        ("kept frames", settings.pictures_url, settings.pictures.limit_bytes),
+    ):
+        if url.startswith("file://"):
+            folder = Path(unquote(url.removeprefix("file://")))
+            result.setdefault(data if folder.is_relative_to(data) else folder, {})[name] = limit_bytes
     return result
 
 
@@ -309,7 +313,7 @@ def forgotten(settings: Settings) -> list[Finding]:
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.exc import SQLAlchemyError
 
-    from discovery.store import pruning, schema
+    from discovery.store import frame_pictures, pruning, schema
     from discovery.store.database import parse_url
 
     url = parse_url(settings.store_url)
@@ -321,6 +325,8 @@ def forgotten(settings: Settings) -> list[Finding]:
             if not inspect(connection).has_table(schema.pictures.name):
                 return []
             sizes, gone = pruning.picture_bytes(connection), pruning.forgotten(connection)
+            has_frames = inspect(connection).has_table(schema.frame_pictures.name)
+            frames = frame_pictures.report(connection) if has_frames else None
     except SQLAlchemyError:
         return []  # the check of the store names the reason
     finally:
@@ -329,7 +335,15 @@ def forgotten(settings: Settings) -> list[Finding]:
     text = f"pictures in the store take {sum(sizes.values()) / 1e9:.2f} GB of {limit / 1e9:.1f} GB"
     if gone:
         text += "; forgotten: " + ", ".join(f"{count:,} {what}" for what, count in gone.items())
-    return [Finding("retention", Status.OK, text)]
+    findings = [Finding("retention", Status.OK, text)]
+    if frames is not None:
+        limit = settings.pictures.limit_bytes
+        text = f"{frames.kept:,} whole frames take {frames.size_bytes / 1e9:.2f} GB of {limit / 1e9:.1f} GB"
+        text += f", {frames.waiting:,} wait"
+        if frames.lost:
+            text += "; lost: " + ", ".join(f"{count:,} {reason}" for reason, count in frames.lost.items())
+        findings.append(Finding("retention", Status.OK, text))
+    return findings
 
 
 def ports(settings: Settings) -> list[Finding]:
