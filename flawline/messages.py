@@ -492,6 +492,7 @@ class LedgerEntry(Limited):
     """How far a camera has captured in one epoch, and what was dropped since the last entry.
 
     `captured` is the number of captures so far, which is also the next sequence; `closed` means that the epoch ended.
+    When a later process closes it, it is not `exact`: one that was killed may have captured more than it could note.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -502,6 +503,7 @@ class LedgerEntry(Limited):
     dropped: tuple[DroppedRange, ...]
     at: TimeNs
     closed: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ def _plain_epoch(epoch: Epoch) -> dict[str, Any]:
 
 def _epoch_of(plain: Mapping[str, Any]) -> Epoch:
     epoch = Epoch(int(plain["captured"]), bool(plain["closed"]), int(plain["heard_at"]), plain["first"])
+    epoch.has_exact_end = bool(plain.get("has_exact_end", epoch.closed))  # older versions have no such field
     epoch.marks = [(int(at), int(captured)) for at, captured in plain["marks"]]
     for name in ("scored", "conflicting", "missed", "expired"):
         setattr(epoch, name, _unpacked(plain[name]))
