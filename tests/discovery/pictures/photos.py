@@ -23,8 +23,10 @@ def pick_of(scored: Verdict, probability: float = 1.0) -> Pick:
     return Pick(Candidate(scored, 0, scored.sequence), stratum, probability, chance_of(scored.frame_id))
 
 
-def keep(store: Store, *verdicts: Verdict, probability: float = 0.1, keys: tuple[str, ...] = ()) -> None:
-    """Count verdicts, and note that their frames are in the picture store, each as an object of 100 bytes."""
+def keep(
+    store: Store, *verdicts: Verdict, probability: float = 0.1, keys: tuple[str, ...] = (), size_bytes: int = 100
+) -> None:
+    """Count verdicts, and note that their frames are in the picture store, each as an object of `size_bytes`."""
     picks = [
         pick_of(scored, probability if stratum_of(scored, 0.02) is Stratum.ACCEPTED else 1.0) for scored in verdicts
     ]
@@ -34,5 +36,5 @@ def keep(store: Store, *verdicts: Verdict, probability: float = 0.1, keys: tuple
         for number, row in enumerate(frame_pictures.wanted(connection, len(picks))):
             key = keys[number] if keys else f"{row.id:064x}"
             frame_pictures.keep(
-                connection, row.id, object_key=key, codec="jpeg", height=64, width=64, size_bytes=100
+                connection, row.id, object_key=key, codec="jpeg", height=64, width=64, size_bytes=size_bytes
             )  # fmt: skip
