@@ -138,9 +138,9 @@ class SimulatedLine:
         verdicts: list[Verdict] = []
         defects: list[TakenDefect] = []
         for camera in range(self.plan.cameras):
-            made, found = self._camera_step(camera)
+            made, camera_defects = self._camera_step(camera)
             verdicts += made
-            defects += found
+            defects += camera_defects
         self._clock.second += self.plan.step_s
         return Batch(verdicts, defects)
 
@@ -199,17 +199,17 @@ class SimulatedLine:
         name = messages.frame_id(camera, self._epoch, sequence)
         return DeadLetter(DeadLetterReason.UNDECODABLE, "simulated", "frames", 0, sequence, None, b"", (), at, name)
 
-    def _say(self, topic: topics.Topic, partition: int, said: list[Any]) -> None:
+    def _say(self, topic: topics.Topic, partition: int, items: list[Any]) -> None:
         """Write messages as batches of at most half a MiB, each with the time of its capture."""
-        for batch in _batches(said):
+        for batch in _batches(items):
             error, _ = self._wire.produce(self._settings.topic(topic.name), batch, partition=partition)
             if error:
                 raise RuntimeError(f"the broker refuses a batch for {topic.name} with error {error}")
 
 
-def _batches(said: list[Message]) -> Iterator[bytes]:
+def _batches(items: list[Message]) -> Iterator[bytes]:
     builder, size = None, 0
-    for message in said:
+    for message in items:
         value, headers = messages.encode(message), messages.headers(message)
         if builder is not None and size + len(value) > 1 << 19:
             yield bytes(builder.build())
@@ -284,8 +284,8 @@ def _sizes(store: Store, settings: Settings, folder: Path) -> dict[str, float]:
     for name, topic in topics.named():
         size = sum(file.stat().st_size for file in folder.glob(f"broker/topics/{name}~*/*/*.log"))
         figures[f"topic_{name}_bytes"] = size
-        if topic.kept is not None:
-            limit = topic.kept(settings.retention).limit_bytes
+        if topic.retention is not None:
+            limit = topic.retention(settings.retention).limit_bytes
             figures[f"topic_{name}_limit_bytes"] = limit
             over += size > limit
     with store.reading() as connection:
@@ -308,9 +308,9 @@ def _counts_that_differ(store: Store, line: SimulatedLine) -> int:
     minutes, defects, totals = schema.verdict_minutes.c, schema.defects, schema.defect_totals.c
     with store.reading() as connection:
         frames = connection.scalar(select(func.sum(minutes.frames))) or 0
-        kept = connection.scalar(select(func.count()).select_from(defects)) or 0
+        stored = connection.scalar(select(func.count()).select_from(defects)) or 0
         counted = connection.scalar(select(func.sum(totals.frames))) or 0
-    return int(frames != line.scored) + int(kept + counted != line.defects)
+    return int(frames != line.scored) + int(stored + counted != line.defects)
 
 
 def _starts(settings: Settings, clock: Clock, broker: EmbeddedBroker) -> dict[str, float]:

@@ -39,7 +39,7 @@ from tests.discovery.stream import Stream
 
 # The five products of linebench with a mask for every defect that is local.
 PRODUCTS: Final = ("magnetic_tile", "pcb", "screw", "tire", "transistor")
-# Discovery sees frames that are not accepted; here nearly all defects shall be, as in the published protocol.
+# Discovery sees frames that are not accepted; here nearly all defects must be, as in the published protocol.
 ALARM_RATE: Final = 0.45
 STREAM_ROUNDS: Final = 40
 ENTERS, DIES = 10, 20
@@ -82,26 +82,26 @@ class Product:
     described: list[int] = field(default_factory=list)
 
 
-def accuracy(truth: Sequence[str], found: Sequence[str]) -> float:
-    """Share that is right under the best one-to-one naming of the clusters (the papers' micro F1)."""
+def accuracy(truth: Sequence[str], labels: Sequence[str]) -> float:
+    """Return the share of right labels under the best one-to-one naming of the clusters (the papers' micro F1)."""
     _, rows = np.unique(truth, return_inverse=True)
-    _, columns = np.unique(found, return_inverse=True)
+    _, columns = np.unique(labels, return_inverse=True)
     table = np.zeros((rows.max() + 1, columns.max() + 1))
     np.add.at(table, (rows, columns), 1)
     return float(table[linear_sum_assignment(-table)].sum() / len(truth))
 
 
-def scores_of(truth: Sequence[str], found: Sequence[str]) -> dict[str, float]:
-    """The three figures of the field."""
+def scores_of(truth: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Return the three usual figures: NMI, ARI and accuracy."""
     return {
-        "nmi": float(normalized_mutual_info_score(truth, found)),
-        "ari": float(adjusted_rand_score(truth, found)),
-        "accuracy": accuracy(truth, found),
+        "nmi": float(normalized_mutual_info_score(truth, labels)),
+        "ari": float(adjusted_rand_score(truth, labels)),
+        "accuracy": accuracy(truth, labels),
     }
 
 
 def collect(data: Path, profile: str) -> tuple[dict[str, Product], float]:
-    """Regions of every defective image from a model that knows no products; and milliseconds for each extraction."""
+    """Return the regions of every defective image by product, from a model without product labels, and ms per image."""
     settings = ScorerSettings(alarm_rate=ALARM_RATE, profile=profile)
     fitted = fit_detector(LazyImages([sample.path for sample in train_samples(data)]), settings)
     lo, hi = fitted.heatmap_range
@@ -121,9 +121,9 @@ def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: flo
         return 0.0
     product.described.append(number)
     started = time.process_time()
-    found = regions.extract(image, scores.heatmap, patches, residuals, lo, hi, closer=fitted.close_ups)
+    extracted = regions.extract(image, scores.heatmap, patches, residuals, lo, hi, closer=fitted.close_ups)
     spent = time.process_time() - started
-    for region in found:
+    for region in extracted:
         product.vectors.append(region.embedding.array().astype(np.float32))
         product.owners.append(number)
         product.peaks.append(region.peak)
@@ -138,29 +138,29 @@ def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: flo
 
 
 def _heat_of(mask: np.ndarray) -> np.ndarray:
-    """A map as hot as can be inside of a true mask, a little more so where it is widest."""
+    """Return a map that is hot inside a true mask and hottest where the mask is widest."""
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     return np.asarray(5.0 * mask + 0.01 * depth / max(1.0, float(depth.max())), np.float32)
 
 
 def joined(products: dict[str, Product]) -> Product:
-    """All products as one, kinds named by their product."""
+    """Return all products as one; a kind carries the name of its product."""
     result = Product()
-    for name, each in products.items():
+    for name, product in products.items():
         offset = len(result.kinds)
-        result.kinds += [f"{name}/{kind}" for kind in each.kinds]
-        result.owners += [owner + offset for owner in each.owners]
-        result.described += [number + offset for number in each.described]
-        result.vectors += each.vectors
-        result.peaks += each.peaks
-        result.groups += each.groups
-        result.true_mask_vectors += each.true_mask_vectors
-        result.whole_vectors += each.whole_vectors
+        result.kinds += [f"{name}/{kind}" for kind in product.kinds]
+        result.owners += [owner + offset for owner in product.owners]
+        result.described += [number + offset for number in product.described]
+        result.vectors += product.vectors
+        result.peaks += product.peaks
+        result.groups += product.groups
+        result.true_mask_vectors += product.true_mask_vectors
+        result.whole_vectors += product.whole_vectors
     return result
 
 
 def by_frame(product: Product, labels: np.ndarray) -> list[str]:
-    """A cluster for each image from those of its regions; images without regions count as a cluster of their own."""
+    """Return the cluster of each image by its regions; images without regions form one further cluster."""
     rows: dict[int, list[int]] = {}
     for row, owner in enumerate(product.owners):
         rows.setdefault(owner, []).append(row)
@@ -173,11 +173,11 @@ def by_frame(product: Product, labels: np.ndarray) -> list[str]:
 
 
 def spread_over(product: Product, labels: np.ndarray) -> list[str]:
-    """Labels of the described images, one a vector, as labels of all images."""
-    found = ["none"] * len(product.kinds)
+    """Return a label for every image from the labels of the described images."""
+    by_image = ["none"] * len(product.kinds)
     for number, label in zip(product.described, labels, strict=True):
-        found[number] = str(label)
-    return found
+        by_image[number] = str(label)
+    return by_image
 
 
 def compare(name: str, product: Product) -> Figures:
@@ -188,7 +188,7 @@ def compare(name: str, product: Product) -> Figures:
     assert estimated is not None
     whole = unit(np.stack(product.whole_vectors))
     true_masks = np.stack(product.true_mask_vectors)
-    found = {
+    by_variant = {
         "k_estimated": by_frame(product, estimated.labels),
         "k_given": by_frame(product, clustering.fit(clustering.reduced(vectors), kinds)),
         "true_masks": spread_over(product, clustering.fit(clustering.reduced(true_masks), kinds)),
@@ -196,14 +196,14 @@ def compare(name: str, product: Product) -> Figures:
     }
     figures = {
         f"{name}_{variant}_{figure}": value
-        for variant, labels in found.items()
+        for variant, labels in by_variant.items()
         for figure, value in scores_of(product.kinds, labels).items()
     }
     return figures | {f"{name}_k": float(kinds), f"{name}_k_error": float(abs(estimated.count - kinds))}
 
 
 def quality(data: Path, profile: str) -> Figures:
-    """The figures against the truth, per product, on average, and with all products in one pool."""
+    """Return the figures against the truth: per product, on average, and with all products in one pool."""
     products, extract_ms = collect(data, profile)
     figures: Figures = {"extract_ms": extract_ms}
     for name, product in products.items():
@@ -211,8 +211,8 @@ def quality(data: Path, profile: str) -> Figures:
     figures |= compare("pooled", joined(products))
     for variant in ("k_estimated", "k_given", "true_masks", "whole_images"):
         for figure in ("nmi", "ari", "accuracy"):
-            each = [figures[f"{name}_{variant}_{figure}"] for name in PRODUCTS]
-            figures[f"mean_{figure}_{variant}"] = float(np.mean(each))
+            measured = [figures[f"{name}_{variant}_{figure}"] for name in PRODUCTS]
+            figures[f"mean_{figure}_{variant}"] = float(np.mean(measured))
     figures["mean_k_error"] = float(np.mean([figures[f"{name}_k_error"] for name in PRODUCTS]))
     for name, values in PUBLISHED.items():
         figures |= {f"{name}_{figure}": value for figure, value in zip(("nmi", "ari", "accuracy"), values, strict=True)}
@@ -243,7 +243,7 @@ def stability() -> Figures:
             if outcome is None:
                 continue
             births += sum(event.transition == "born" for event in outcome.events)
-            states = {one.id: one.state for one in outcome.registry.classes}
+            states = {entry.id: entry.state for entry in outcome.registry.classes}
             now = stream.class_of_kind()
             moved += sum(now[kind] != name for kind, name in first.items())
             for kind, name in now.items():
@@ -261,22 +261,22 @@ def stability() -> Figures:
 
 
 def cost() -> Figures:
-    """One round's clustering over 100,000 regions of 256 dimensions, thirty kinds of them."""
+    """Return what one round's clustering costs over 100,000 regions of thirty kinds in 256 dimensions."""
     rng = np.random.default_rng(0)
     centres = unit(rng.normal(size=(30, 256)))
     vectors = (centres[rng.integers(30, size=100_000)] + 0.06 * rng.normal(size=(100_000, 256))).astype(np.float32)
     started = time.perf_counter()
-    found = clustering.cluster(vectors, centres, np.full(30, 0.4))
-    assert found is not None
+    clusters = clustering.cluster(vectors, centres, np.full(30, 0.4))
+    assert clusters is not None
     return {
         "seconds_100k_regions": time.perf_counter() - started,
-        "clusters_100k_regions": float(found.count),
+        "clusters_100k_regions": float(clusters.count),
         "peak_gb_100k_regions": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
 
 def history() -> Figures:
-    """What a round and the intake of a region cost after ten times the history, as ratios to what they cost before."""
+    """Return what a round and a region's intake cost after ten times the history, relative to the cost before."""
     settings = DiscoverySettings(window_regions=400, pool_regions=200)
     few, many = 1_000, 10_000
     with tempfile.TemporaryDirectory(prefix="flawline-bench-") as folder:

@@ -82,8 +82,8 @@ class Findings:
 
 
 def run(kills: int, store_url: str | None = None, seed: int = 0) -> dict[str, float]:
-    """The figures of so many kills."""
-    chance, found = random.Random(seed), Findings()
+    """Return the figures of `kills` kills."""
+    chance, findings = random.Random(seed), Findings()
     with tempfile.TemporaryDirectory(prefix="flawline-faults-") as name:
         folder = Path(name)
         broker = EmbeddedBroker(folder / "broker", port=0)
@@ -93,23 +93,23 @@ def run(kills: int, store_url: str | None = None, seed: int = 0) -> dict[str, fl
             store = Store(settings.store_url)
             sent = Sent()
             round_s = 0.0
-            while found.kills < kills:
+            while findings.kills < kills:
                 line.publish(settings, sent.more(seed + sent.frames))
-                if found.kills % KILLS_PER_MEASURE == 0 and found.measured <= found.kills // KILLS_PER_MEASURE:
+                if findings.kills % KILLS_PER_MEASURE == 0 and findings.measured <= findings.kills // KILLS_PER_MEASURE:
                     # Rounds get longer with what they look at; this one is left alone until it is written.
-                    round_s = _kill_in_a_round(folder, START_TIMEOUT_S, found) or 0.0
-                    found.measured += 1
+                    round_s = _kill_in_a_round(folder, START_TIMEOUT_S, findings) or 0.0
+                    findings.measured += 1
                 else:
-                    _kill_in_a_round(folder, chance.uniform(0, round_s), found)
-                check(store, found)
+                    _kill_in_a_round(folder, chance.uniform(0, round_s), findings)
+                check(store, findings)
             with DiscoveryService(settings) as running:
                 running.drain()
-            check(store, found)
-            figures = totals(store, settings, sent, found)
+            check(store, findings)
+            figures = totals(store, settings, sent, findings)
             store.close()
         finally:
             broker.stop()
-    for note in found.notes:
+    for note in findings.notes:
         print(note, file=sys.stderr)
     return figures
 
@@ -123,7 +123,7 @@ class Sent:
     regions: int = 0
 
     def more(self, seed: int) -> list[Verdict | Defect]:
-        """A stretch of production with defects of a few kinds, some of two regions; some records come twice."""
+        """Return a stretch of production with defects of a few kinds, some of two regions; some records come twice."""
         rng = np.random.default_rng(seed)
         axes = directions(KINDS)
         sent: list[Verdict | Defect] = []
@@ -143,7 +143,7 @@ class Sent:
         return sent + sent[-10:]
 
 
-def _kill_in_a_round(folder: Path, wait_s: float, found: Findings) -> float | None:
+def _kill_in_a_round(folder: Path, wait_s: float, findings: Findings) -> float | None:
     """Start the process and kill it so long after its first round has begun, or when that has been written.
 
     How long the round took, None where it did not get so far.
@@ -163,8 +163,8 @@ def _kill_in_a_round(folder: Path, wait_s: float, found: Findings) -> float | No
         begun = time.monotonic()
         written = _says(process, b"written", wait_s)
         round_s = time.monotonic() - begun
-        found.kills += not written
-        found.kills_after_rounds += written
+        findings.kills += not written
+        findings.kills_after_rounds += written
     finally:
         process.kill()
         process.wait()
@@ -174,28 +174,28 @@ def _kill_in_a_round(folder: Path, wait_s: float, found: Findings) -> float | No
 
 
 def _says(process: subprocess.Popen[bytes], word: bytes, timeout_s: float) -> bool:
-    """Whether the process says this word, in a line of its own, in time."""
+    """Return whether the process prints `word` as a whole line within `timeout_s`."""
     assert process.stdout is not None
-    deadline, said = time.monotonic() + timeout_s, b""
+    deadline, line = time.monotonic() + timeout_s, b""
     while (left := deadline - time.monotonic()) > 0:
         ready, _, _ = wait_select.select([process.stdout], [], [], left)
         letter = os.read(process.stdout.fileno(), 1) if ready else b""
         if not letter:
             return False
-        said = b"" if letter == b"\n" else said + letter
-        if said == word:
+        line = b"" if letter == b"\n" else line + letter
+        if line == word:
             return True
     return False
 
 
-def check(store: Store, found: Findings) -> None:
+def check(store: Store, findings: Findings) -> None:
     """Compare the registry with what was seen before and with the regions it counts."""
     known = registry.read(store)
-    now = {one.id: one.number for one in known.classes}
-    found.ids_lost += len(found.seen.keys() - now.keys())
-    found.ids_doubled += len(now) - len(set(now.values()))
-    found.ids_doubled += sum(now.get(name, number) != number for name, number in found.seen.items())
-    found.seen = now
+    now = {entry.id: entry.number for entry in known.classes}
+    findings.ids_lost += len(findings.seen.keys() - now.keys())
+    findings.ids_doubled += len(now) - len(set(now.values()))
+    findings.ids_doubled += sum(now.get(name, number) != number for name, number in findings.seen.items())
+    findings.seen = now
     r, c = schema.regions, schema.class_events
     with store.reading() as connection:
         rows = connection.execute(select(r.c.class_id, func.count()).group_by(r.c.class_id))
@@ -203,29 +203,29 @@ def check(store: Store, found: Findings) -> None:
         born = set(connection.scalars(select(c.c.class_id).where(c.c.transition == "born")))
         rounds = connection.scalar(select(func.count()).select_from(schema.rounds))
     complaints = [
-        f"{one.id} counts {one.members} members and has {members.get(one.id, 0)}"
-        for one in known.classes
-        if one.members != members.get(one.id, 0)
+        f"{entry.id} counts {entry.members} members and has {members.get(entry.id, 0)}"
+        for entry in known.classes
+        if entry.members != members.get(entry.id, 0)
     ]
     complaints += [f"regions point at {name}, which is no class" for name in members.keys() - now.keys()]
     complaints += [
-        f"{one.id} is merged and has members" for one in known.classes if _merged(one.state, members, one.id)
+        f"{entry.id} is merged and has members" for entry in known.classes if _merged(entry.state, members, entry.id)
     ]
     complaints += [f"{name} was never born" for name in now.keys() - born]
     if max([*now.values(), 0]) >= known.next_number:
         complaints.append(f"next number {known.next_number} was given already")
     if rounds != known.round:
         complaints.append(f"{rounds} rounds are written and {known.round} are counted")
-    found.inconsistencies += len(complaints)
-    found.notes += complaints
+    findings.inconsistencies += len(complaints)
+    findings.notes += complaints
 
 
 def _merged(state: ClassState, members: dict[str, int], name: str) -> bool:
     return state is ClassState.MERGED and bool(members.get(name))
 
 
-def totals(store: Store, settings: Settings, sent: Sent, found: Findings) -> dict[str, float]:
-    """The figures, once the stream was read to its end."""
+def totals(store: Store, settings: Settings, sent: Sent, findings: Findings) -> dict[str, float]:
+    """Return the figures after the stream was read to its end."""
     r, d = schema.regions, schema.defects
     with store.reading() as connection:
         frames = int(connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))) or 0)
@@ -236,17 +236,17 @@ def totals(store: Store, settings: Settings, sent: Sent, found: Findings) -> dic
         rounds = int(connection.scalar(select(func.count()).select_from(schema.rounds)) or 0)
     published = {event.event_id for event in line.published_events(settings)}
     return {
-        "kills": found.kills,
-        "kills_after_rounds": found.kills_after_rounds,
+        "kills": findings.kills,
+        "kills_after_rounds": findings.kills_after_rounds,
         "rounds": rounds,
-        "classes": len(found.seen),
+        "classes": len(findings.seen),
         "regions": regions,
-        "ids_lost": found.ids_lost,
-        "ids_doubled": found.ids_doubled,
+        "ids_lost": findings.ids_lost,
+        "ids_doubled": findings.ids_doubled,
         "regions_lost": max(0, sent.regions - distinct),
         "regions_counted_twice": (regions - distinct) + max(0, distinct - sent.regions),
         "frames_miscounted": abs(frames - sent.frames),
-        "inconsistencies": found.inconsistencies,
+        "inconsistencies": findings.inconsistencies,
         "events_lost": len(history - published),
     }
 

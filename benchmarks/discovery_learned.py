@@ -46,14 +46,16 @@ def compare(data: Path, fitted: Detector, products: Sequence[str], settings: Dis
             started = time.monotonic()
             chosen = settings.model_copy(update={"mode": mode})
             classes = discover_folder.classify(described, chosen, len(set(truth)), backbone)
-            found = [name or discover_folder.NONE for name in classes.by_picture]
-            measured = agreement.agreement(truth, found)
+            names = [name or discover_folder.NONE for name in classes.by_picture]
+            measured = agreement.agreement(truth, names)
             figures |= {f"{product}_{mode}_{name}": measured[name] for name in FIGURES}
             figures[f"{product}_{mode}_seconds"] = time.monotonic() - started
         figures[f"{product}_regions"] = len(described.regions)
     for mode in ("centroids", "learned"):
         for name in FIGURES:
-            figures[f"mean_{mode}_{name}"] = float(np.mean([figures[f"{each}_{mode}_{name}"] for each in products]))
+            figures[f"mean_{mode}_{name}"] = float(
+                np.mean([figures[f"{product}_{mode}_{name}"] for product in products])
+            )
     return figures
 
 

@@ -27,7 +27,7 @@ POLL_S = 0.3
 
 
 def run_demo(folder: Path, arguments: list[str], kill_after: int | None = None) -> dict[str, Any]:
-    """One demo in `folder`; an actor is killed with SIGKILL once there are `kill_after` verdicts."""
+    """Run one demo in `folder` and return its result; kill an actor with SIGKILL after `kill_after` verdicts."""
     command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
     process = subprocess.Popen([*command, "--json-file", str(folder / "result.json"), *arguments], stdout=sys.stderr)
     if kill_after is not None:

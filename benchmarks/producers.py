@@ -30,7 +30,7 @@ from producers.journal import Journal
 
 
 def picture(side: int, noise: float) -> np.ndarray:
-    """A smooth picture with sensor noise, uint8 (side, side, 3)."""
+    """Return a smooth picture with sensor noise, uint8 (side, side, 3)."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:side, 0:side] / side
     smooth = 128 + 90 * np.sin(7 * x)[..., None] * np.cos(np.array([5, 6, 7]) * y[..., None])
@@ -46,7 +46,7 @@ class PixelCamera:
         self._count = count
 
     def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no device."""
 
     def frames(self) -> Iterator[Capture]:
         """Yield the captures."""
@@ -54,7 +54,7 @@ class PixelCamera:
             yield Capture(time.time_ns(), pixels=self._pixels)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is no device."""
 
 
 def cpu_s() -> float:

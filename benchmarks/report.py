@@ -74,7 +74,7 @@ def emit(
 
 
 def markdown(report: Mapping[str, Any], tables: Mapping[str, str]) -> str:
-    """The report for people: named tables of its benchmark, all figures beside their goals, and what they depend on."""
+    """Return the report as Markdown: the benchmark's tables, all figures beside their goals, and the environment."""
     environment, goals = report["environment"], report["goals"]
     lines = [f"# Benchmark: {report['benchmark']}"]
     for name, table in tables.items():
@@ -85,8 +85,8 @@ def markdown(report: Mapping[str, Any], tables: Mapping[str, str]) -> str:
         lines.append(f"| {figure} | {value} | {goal} | {goal and ('no' if figure in report['missed'] else 'yes')} |")
     machine = {name: environment[name] for name in ("cpu", "cores", "memory_bytes", "system", "python")}
     lines += ["", "## Measured with", "", "| | |", "|---|---|"]
-    for each in (machine, environment["packages"], report.get("details", {})):
-        lines += [f"| {name} | {value} |" for name, value in each.items()]
+    for facts in (machine, environment["packages"], report.get("details", {})):
+        lines += [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join(lines) + "\n"
 
 

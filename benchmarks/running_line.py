@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -219,6 +220,15 @@ class RunningLine:
                 except psutil.Error:
                     continue
         return commands
+
+    def noted_captures(self) -> dict[tuple[str, int], int]:
+        """Return the captures that the cameras have noted on disk, by camera and its newest epoch."""
+        captures = {}
+        for file in (self.folder / "data" / "spool").glob("*/journal.db"):
+            with contextlib.closing(sqlite3.connect(file, timeout=5.0)) as journal, contextlib.suppress(sqlite3.Error):
+                if row := journal.execute("SELECT epoch, captured FROM epochs ORDER BY epoch DESC LIMIT 1").fetchone():
+                    captures[file.parent.name, row[0]] = row[1]
+        return captures
 
     def footprint(self) -> dict[str, Footprint]:
         """Return what each role and the broker hold, summed over the processes of a role."""

@@ -59,7 +59,7 @@ def groups(settings: ScorerSettings) -> dict[str, float]:
     images = [image for product in range(PRODUCTS) for image in drawn(product, GOOD_IMAGES)]
     few = fit_detector(images, settings.model_copy(update={"groups": PRODUCTS}))
     copies = GROUPS // few.groups
-    channels = [each.shape[1] for each in few.model.means]
+    channels = [mean.shape[1] for mean in few.model.means]
     rng = np.random.default_rng(0)
     turns = [[_rotation(c, rng) if copy else np.eye(c, dtype=np.float32) for c in channels] for copy in range(copies)]
     many = few.replaced(multiplied(few.model, turns), None, {})

@@ -97,7 +97,7 @@ def steadiness(samples: Samples) -> dict[str, float]:
     at_s = np.array(samples.at_s[first:])
     for role in ROLES:
         held = samples.footprints[role][first:]
-        memory = np.array([each.rss_bytes for each in held]) / MB
+        memory = np.array([sample.rss_bytes for sample in held]) / MB
         middle, low, high = slope(at_s, memory)
         figures |= {
             f"{role}_mb": float(np.median(memory)),
@@ -107,7 +107,7 @@ def steadiness(samples: Samples) -> dict[str, float]:
         }
         fifth = max(1, len(held) // 5)
         for name in ("descriptors", "threads"):
-            counts = [getattr(each, name) for each in held]
+            counts = [getattr(sample, name) for sample in held]
             figures[f"{role}_more_{name}"] = float(np.median(counts[-fifth:]) - np.median(counts[:fifth]))
     return figures
 

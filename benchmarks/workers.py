@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def bare(model: Path, images: list[np.ndarray], seconds: float) -> float:
-    """Images per second of the detector alone, as an actor of one CPU loads it."""
+    """Return the images per second of the detector alone, loaded as by an actor with one CPU."""
     loaded = load_detector(model, device="cpu", threads=1)
     loaded.score(images[:4])
     started, done = time.monotonic(), 0
@@ -101,13 +101,13 @@ def bare(model: Path, images: list[np.ndarray], seconds: float) -> float:
 
 
 def load_instant(path: Path, settings: WorkerSettings) -> InstantDetector:
-    """Stands in for loading a model."""
+    """Return a detector that needs no time, in place of a loaded model."""
     return InstantDetector()
 
 
 @contextmanager
 def working(bootstrap: str, root: Path, prefix: str, *, instant: bool = False) -> Iterator[Settings]:
-    """One actor at work on topics of its own."""
+    """Run one actor on separate topics and yield its settings."""
     settings = Settings(
         data_dir=root,
         line=prefix,
@@ -180,7 +180,7 @@ def send(settings: Settings, all_frames: Iterator[Frame]) -> None:
 
 
 def verdicts(settings: Settings, epoch: int, count: int) -> list[tuple[Verdict, int]]:
-    """All `count` verdicts of an epoch with their time in the log in ms, as soon as they are there."""
+    """Wait for all `count` verdicts of an epoch and return them with their time in the log in ms."""
     consumer = kafka_clients.consumer(settings)
     consumer.assign([TopicPartition(settings.topic("verdicts"), partition) for partition in range(CAMERAS)])
     consumer.seek_to_beginning()

@@ -16,11 +16,12 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import select
 
+from discovery.frame_files import SUFFIXES, file_of, stem_of, write_whole
 from discovery.store import schema
 from discovery.store.store import Store
-from flawline import imaging, kafka_clients, messages, topics
+from flawline import kafka_clients, messages, topics
 from flawline.errors import FlawlineError
-from flawline.messages import Codec, Frame, SchemaError
+from flawline.messages import Frame, SchemaError
 from flawline.object_store import ObjectStore, object_store
 from flawline.settings.tree import Settings
 
@@ -30,7 +31,6 @@ POLL_MS = 1_000
 FRAMES_PER_POLL = 50
 # A producer's clock and the broker's need not agree.
 CLOCK_SLACK_MS = 600_000
-SUFFIXES = {Codec.JPEG: ".jpg", Codec.PNG: ".png", Codec.RAW: ".png"}
 
 Progress = Callable[[float, float], None]
 
@@ -47,14 +47,14 @@ class DismissedFrame:
 
 @dataclass(frozen=True)
 class Exported:
-    """Frames that lie in the folder now, and those that the line does not keep any more."""
+    """Frames that are in the folder now, and frames that the line has deleted."""
 
     written: tuple[str, ...]
     gone: tuple[str, ...]
 
 
 def frames(store: Store) -> list[DismissedFrame]:
-    """The frames that were alarms for nothing, in order of capture. One doubtful region keeps a frame out."""
+    """Return the frames that were false alarms, in order of capture. One doubtful region excludes its frame."""
     d, r, c = schema.defects, schema.regions, schema.classes
     here = r.c.defect_id == d.c.id
     dismissed = select(c.c.id).where(c.c.state == "dismissed")
@@ -80,22 +80,22 @@ def export(
         present = {path.stem for path in folder.iterdir() if path.suffix in SUFFIXES.values()}
     except OSError as error:
         raise FlawlineError(f"--export {folder}: cannot be written: {error.strerror}") from error
-    missing = {each.frame_id: each for each in wanted if _stem(each.frame_id) not in present}
-    found: set[str] = set()
+    missing = {frame.frame_id: frame for frame in wanted if stem_of(frame.frame_id) not in present}
+    copied: set[str] = set()
     if missing:
         objects = object_store(settings)
         try:
             consumer = kafka_clients.consumer(settings, max_poll_records=FRAMES_PER_POLL)
             try:
-                found = _copy(settings, consumer, missing, folder, objects, progress)
+                copied = _copy(settings, consumer, missing, folder, objects, progress)
             finally:
                 consumer.close(autocommit=False)
         except KafkaError as error:
             raise FlawlineError(f"broker {settings.bootstrap_servers} does not give frames: {error}") from error
         except OSError as error:
             raise FlawlineError(f"--export {folder}: {error.strerror or error}") from error
-    lying = [each.frame_id for each in wanted if each.frame_id in found or each.frame_id not in missing]
-    gone = [each.frame_id for each in wanted if each.frame_id in missing and each.frame_id not in found]
+    lying = [frame.frame_id for frame in wanted if frame.frame_id in copied or frame.frame_id not in missing]
+    gone = [frame.frame_id for frame in wanted if frame.frame_id in missing and frame.frame_id not in copied]
     return Exported(tuple(lying), tuple(gone))
 
 
@@ -113,52 +113,32 @@ def _copy(
         return set()
     consumer.assign(places)
     ends = consumer.end_offsets(places)
-    since_ms = min(each.captured_ns for each in missing.values()) // 1_000_000 - CLOCK_SLACK_MS
+    since_ms = min(frame.captured_ns for frame in missing.values()) // 1_000_000 - CLOCK_SLACK_MS
     starts = consumer.offsets_for_times(dict.fromkeys(places, max(0, since_ms)))
     for place in places:
         first = starts.get(place)
         consumer.seek(place, first.offset if first is not None else ends[place])
     begun = sum(consumer.position(place) for place in places)
     total = max(1, sum(ends.values()) - begun)
-    found: set[str] = set()
-    while len(found) < len(missing) and any(consumer.position(place) < ends[place] for place in places):
+    copied: set[str] = set()
+    while len(copied) < len(missing) and any(consumer.position(place) < ends[place] for place in places):
         for records in consumer.poll(timeout_ms=POLL_MS).values():
             for record in records:
                 identity = dict(record.headers).get("frame-id", b"").decode("utf-8", "replace")
-                if identity in missing and identity not in found and _written(record.value, folder, objects):
-                    found.add(identity)
+                if identity in missing and identity not in copied and _written(record.value, folder, objects):
+                    copied.add(identity)
         if progress:
             progress(sum(consumer.position(place) for place in places) - begun, total)
-    return found
+    return copied
 
 
 def _written(value: bytes | None, folder: Path, objects: ObjectStore | None) -> bool:
     """Write the frame in a record; False, with a line in the log, when its bytes cannot be had."""
     try:
         frame = messages.decode(Frame, value or b"")
-        data = _bytes_of(frame, objects)
-        if messages.checksum(data) != frame.checksum:
-            raise FlawlineError(f"{frame.frame_id}: its checksum does not fit its bytes")
-        if frame.codec is Codec.RAW:
-            shape = frame.height, frame.width, frame.channels
-            data = imaging.encode(imaging.decode(data, frame.codec, shape=shape), Codec.PNG)
+        data = file_of(frame, objects)
     except (SchemaError, FlawlineError) as error:
         log.warning("frame is left out: %s", error)
         return False
-    target = folder / f"{_stem(frame.frame_id)}{SUFFIXES[frame.codec]}"
-    part = target.with_suffix(".part")
-    part.write_bytes(data)
-    part.rename(target)
+    write_whole(folder / f"{stem_of(frame.frame_id)}{SUFFIXES[frame.codec]}", data)
     return True
-
-
-def _bytes_of(frame: Frame, objects: ObjectStore | None) -> bytes:
-    if frame.object_key is None:
-        return frame.data
-    if objects is None:
-        raise FlawlineError(f"{frame.frame_id} is object {frame.object_key} and frames.objects_url is not set")
-    return objects.get(frame.object_key, frame.size_bytes)
-
-
-def _stem(frame_id: str) -> str:
-    return frame_id.replace(":", "-")

@@ -54,7 +54,7 @@ class CropVectors:
         return all(number in self._known for number in ids)
 
     def of(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
-        """The vectors of those regions whose crop could be used."""
+        """Return the vectors of the regions whose crop could be used."""
         return {number: vector for number in ids if (vector := self._known.get(number)) is not None}
 
     def keep(self, ids: Sequence[int]) -> None:
@@ -64,7 +64,7 @@ class CropVectors:
 
 
 def described(connection: Connection, ids: Sequence[int], embed: Embed) -> dict[int, np.ndarray | None]:
-    """Vectors of regions by their stored crops and masks, None for crops that cannot be used."""
+    """Return vectors of regions from their stored crops and masks, None for crops that cannot be used."""
     r = schema.regions
     crops: dict[int, Crop] = {}
     for part in parts(list(ids)):
@@ -81,7 +81,7 @@ def described(connection: Connection, ids: Sequence[int], embed: Embed) -> dict[
 
 
 def waiting(connection: Connection, version: str, settings: DiscoverySettings) -> tuple[dict[int, str], list[int]]:
-    """Exemplars of classes of other versions with their class, and regions of this one that nobody has compared.
+    """Return exemplars of other versions with their classes, and the regions of this version still to compare.
 
     Both are empty when there is nothing to carry over. Bounded by the exemplars and the window.
     """
@@ -103,12 +103,12 @@ def waiting(connection: Connection, version: str, settings: DiscoverySettings) -
         .order_by(r.c.id.desc())
         .limit(settings.window_regions)
     )
-    found = sorted(connection.scalars(fresh))
-    return (exemplars, found) if found else ({}, [])
+    waiting_ids = sorted(connection.scalars(fresh))
+    return (exemplars, waiting_ids) if waiting_ids else ({}, [])
 
 
 def alike(known: np.ndarray, names: Sequence[str], vectors: np.ndarray) -> list[str | None]:
-    """The class of each unit vector (n, D) by its nearest exemplars (m, D); None where they disagree or are far.
+    """Return the class of each unit vector (n, D) by its nearest exemplars (m, D); None where they disagree or are far.
 
     Four of the five nearest must be of one class, and the nearest as near as exemplars of that class are to each other.
     """
@@ -129,17 +129,15 @@ def alike(known: np.ndarray, names: Sequence[str], vectors: np.ndarray) -> list[
     result: list[str | None] = []
     for cosines in vectors @ known.T:
         order = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
-        found, counts = np.unique(labels[order], return_counts=True)
-        name = str(found[counts.argmax()])
+        candidates, counts = np.unique(labels[order], return_counts=True)
+        name = str(candidates[counts.argmax()])
         agreed = counts.max() >= min(AGREEING, len(order))
         close = name in reach and float(cosines[labels == name].max()) >= reach[name]
         result.append(name if agreed and close else None)
     return result
 
 
-def carry_over(
-    store: Store, version: str, exemplars: dict[int, str], found: Sequence[int], vectors: CropVectors
-) -> int:
+def carry_over(store: Store, version: str, exemplars: dict[int, str], ids: Sequence[int], vectors: CropVectors) -> int:
     """Give regions to the former classes that they look like, in one transaction; return how many joined a class.
 
     Steps: 1. Find the class of each region by its crop. 2. Add the regions to their classes. 3. Measure centroid and
@@ -148,7 +146,7 @@ def carry_over(
     """
     # 1. Find the classes.
     known = vectors.of(list(exemplars))
-    new = vectors.of(found)
+    new = vectors.of(ids)
     names = alike(
         np.stack(list(known.values())) if known else np.zeros((0, 1), np.float32),
         [exemplars[number] for number in known],
@@ -157,7 +155,7 @@ def carry_over(
     r, d = schema.regions, schema.defects
     with store.transaction() as connection:
         current = registry.load(connection)
-        living = {one.id: one for one in current.live}
+        living = {entry.id: entry for entry in current.live}
         joined: dict[str, list[int]] = {}
         for number, name in zip(new, names, strict=True):
             if name in living:
@@ -176,12 +174,12 @@ def carry_over(
                 changed.append(name)
         # 3. Measure the classes.
         current = registry.load(connection)
-        remeasured = [one for one in current.live if one.id in changed]
-        measured = [_measured(connection, one, version) for one in remeasured]
-        registry.save_classes(connection, [one for one in measured if one is not None], current.next_number)
+        remeasured = [entry for entry in current.live if entry.id in changed]
+        measured = [_measured(connection, entry, version) for entry in remeasured]
+        registry.save_classes(connection, [entry for entry in measured if entry is not None], current.next_number)
         # 4. Derive the classes of the frames.
-        refresh_frame_classes(connection, _defects_of(connection, [n for each in joined.values() for n in each]))
-        set_fact(connection, "compared_region", str(max(found)))
+        refresh_frame_classes(connection, _defects_of(connection, [n for members in joined.values() for n in members]))
+        set_fact(connection, "compared_region", str(max(ids)))
     return sum(map(len, joined.values()))
 
 
@@ -195,10 +193,10 @@ def describe_again(store: Store, version: str, settings: DiscoverySettings, embe
         newest = connection.scalar(select(func.max(r.c.id))) or 0
         of, _, place = fact(connection, "described_again", "").rpartition(" ")
         passed = int(place) if of == version else 0
-        kept: ColumnElement[bool] = r.c.exemplar.is_(True) | (r.c.id > newest - settings.window_regions)
+        in_use: ColumnElement[bool] = r.c.exemplar.is_(True) | (r.c.id > newest - settings.window_regions)
         query = (
             select(r.c.id)
-            .where(r.c.id > passed, r.c.embedding_version != version, kept)
+            .where(r.c.id > passed, r.c.embedding_version != version, in_use)
             .order_by(r.c.id)
             .limit(STEP_REGIONS)
         )
@@ -214,18 +212,18 @@ def describe_again(store: Store, version: str, settings: DiscoverySettings, embe
             return False
         set_fact(connection, "described_again", "")  # a version that comes back finds others to be described
         current = registry.load(connection)
-        outdated = [one for one in current.live if one.embedding_version != version]
-        measured = [_measured(connection, one, version, 1) for one in outdated]
-        registry.save_classes(connection, [one for one in measured if one is not None], current.next_number)
+        outdated = [entry for entry in current.live if entry.embedding_version != version]
+        measured = [_measured(connection, entry, version, 1) for entry in outdated]
+        registry.save_classes(connection, [entry for entry in measured if entry is not None], current.next_number)
     return True
 
 
-def _measured(connection: Connection, one: DefectClass, version: str, least: int = MEMBERS_MIN) -> DefectClass | None:
-    """A class with centroid and radius from its members of this version; None when they are too few."""
+def _measured(connection: Connection, entry: DefectClass, version: str, least: int = MEMBERS_MIN) -> DefectClass | None:
+    """Return a class with centroid and radius from its members of this version; None when they are too few."""
     r = schema.regions
     query = (
         select(r.c.embedding)
-        .where(r.c.class_id == one.id, r.c.embedding_version == version)
+        .where(r.c.class_id == entry.id, r.c.embedding_version == version)
         .order_by(r.c.id.desc())
         .limit(500)
     )
@@ -235,12 +233,12 @@ def _measured(connection: Connection, one: DefectClass, version: str, least: int
     vectors = unit(np.stack([np.frombuffer(row, "<f2") for row in rows]))
     centroid = unit(vectors.mean(axis=0))
     radius = clustering.radius_of(vectors, centroid)
-    return replace(one, centroid=centroid, radius=radius, embedding_version=version)
+    return replace(entry, centroid=centroid, radius=radius, embedding_version=version)
 
 
 def _defects_of(connection: Connection, ids: Sequence[int]) -> list[int]:
     r = schema.regions
-    found: list[int] = []
+    defect_ids: list[int] = []
     for part in parts(list(ids)):
-        found += connection.scalars(select(r.c.defect_id).where(r.c.id.in_(part)))
-    return found
+        defect_ids += connection.scalars(select(r.c.defect_id).where(r.c.id.in_(part)))
+    return defect_ids

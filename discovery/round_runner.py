@@ -78,12 +78,12 @@ class RoundRunner:
         return self._again_when_overtaken(lambda: self._cluster(version))
 
     def backbone(self) -> CropBackbone:
-        """The backbone that describes crops, loaded at its first use. Raises FlawlineError."""
+        """Return the backbone that describes crops; load it at the first use. Raises FlawlineError."""
         if self._backbone is None:
             from discovery.learned import crop_backbone
 
-            own = self._settings.discovery
-            self._backbone = crop_backbone.load(own.crop_backbone, own.crop_weights, own.device)
+            settings = self._settings.discovery
+            self._backbone = crop_backbone.load(settings.crop_backbone, settings.crop_weights, settings.device)
         return self._backbone
 
     def _again_when_overtaken(self, attempt: Callable[[], bool]) -> bool:
@@ -130,7 +130,7 @@ class RoundRunner:
     def _write_learned(self, plan: Plan, result: Result) -> bool:
         at = self._utc_ns()
         known, last, regions = self._looked_at(plan.version)
-        shown = learned_round.clusters_of(regions, result.labels, plan.found)
+        shown = learned_round.clusters_of(regions, result.labels, plan.clustering)
         if shown is None:
             return False
         outcome = single_round.run_round(shown[0], known, self._settings.discovery, plan.version, last, at, shown[1])
@@ -179,27 +179,27 @@ class RoundRunner:
         return version
 
     def _carried_over(self, version: str) -> bool:
-        """Whether classes of former versions have been carried over; a slice of that is done otherwise."""
-        own = self._settings.discovery
-        if own.embedding == "crop":
+        """Return whether all classes of former versions are carried over; if not, carry over a slice of them."""
+        settings = self._settings.discovery
+        if settings.embedding == "crop":
             return not self._usable() or embedding_change.describe_again(
-                self._store, version, own, self.backbone().embed
+                self._store, version, settings, self.backbone().embed
             )
         with self._store.reading() as connection:
-            exemplars, found = embedding_change.waiting(connection, version, own)
-            if not found or not self._usable():
+            exemplars, fresh = embedding_change.waiting(connection, version, settings)
+            if not fresh or not self._usable():
                 return True
             if self._crops is None:
                 self._crops = embedding_change.CropVectors(self.backbone().embed)
-            if not self._crops.prepare(connection, [*exemplars, *found]):
+            if not self._crops.prepare(connection, [*exemplars, *fresh]):
                 return False
-        joined = embedding_change.carry_over(self._store, version, exemplars, found, self._crops)
+        joined = embedding_change.carry_over(self._store, version, exemplars, fresh, self._crops)
         self._crops.keep(list(exemplars))
-        log.info("%d of %d regions joined classes of a former embedding by their crops", joined, len(found))
+        log.info("%d of %d regions joined classes of a former embedding by their crops", joined, len(fresh))
         return True
 
     def _usable(self) -> bool:
-        """Whether there is a backbone for crops; one line in the log when there is none."""
+        """Return whether there is a backbone for crops; log one line when there is none."""
         if not self._backbone_failed:
             try:
                 self.backbone()

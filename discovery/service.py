@@ -24,6 +24,7 @@ from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
 from discovery import record_checks
+from discovery.pictures.album import Album, Place
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
@@ -48,6 +49,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach the store; 
 WELL_S = 5.0
 # Splits and merges of confirmed classes need two rounds; a finite stream ends with as many as they ask for.
 CLOSING_ROUNDS = 3
+LAST_PICTURES_S = 60.0
+"""How long the end of a finite stream waits for pictures. A judgement: some thousands of frames."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class DiscoveryService:
         self._housekeeping_at = -float("inf")
         self._pruner = pruning.Pruner(self.store, settings.retention, monotonic)
         self._forgotten_before = 0
+        self._album = Album(settings, self.store, monotonic)
+        self._stack.callback(self._album.close)
 
     def __enter__(self) -> DiscoveryService:
         return self
@@ -141,6 +146,7 @@ class DiscoveryService:
             self._step()
             self._keep_house()
             on_progress()
+        self._album.step(close_minutes=True)
         self._keep_house(now=True)
 
     def age_s(self) -> float:
@@ -153,7 +159,7 @@ class DiscoveryService:
         """Read all records up to `until` (default: what the topics hold now), run the last rounds, return a summary.
 
         Steps: 1. Take the lock of the store. 2. Read to the end. 3. Finish the round in progress. 4. Run rounds as long
-        as splits or merges wait for their second one. 5. Publish, commit and sum up.
+        as splits or merges wait for their second one. 5. Have the last pictures kept, publish, commit and sum up.
 
         `until` maps (topic, partition), topics by their names on the broker, to the offset behind the last record.
         Raises FlawlineError when that takes longer than `timeout_s`.
@@ -188,12 +194,13 @@ class DiscoveryService:
         for last in range(CLOSING_ROUNDS):
             if (last == 0 and self._new_regions) or self._registry.pending:
                 self._round()
-        # 5. Publish, commit and sum up.
+        # 5. Have the last pictures kept, publish, commit and sum up.
+        self._keep_last_pictures(min(deadline, self._monotonic() + LAST_PICTURES_S))
         self._keep_house(now=True)
         return self.summary()
 
     def summary(self) -> Summary:
-        """What the store holds now."""
+        """Return what the store holds now."""
         with self.store.reading() as connection:
             verdicts = connection.scalar(select(func.sum(schema.verdict_minutes.c.frames))) or 0
             defects = connection.scalar(select(func.count()).select_from(schema.defects)) or 0
@@ -203,9 +210,16 @@ class DiscoveryService:
             verdicts=int(verdicts),
             defects=int(defects),
             rounds=current.round,
-            members={one.id: one.members for one in current.classes if one.state in living},
+            members={entry.id: entry.members for entry in current.classes if entry.state in living},
             assignments=self.store.assignments(),
         )
+
+    def _keep_last_pictures(self, deadline: float) -> None:
+        """Have all chosen frames copied; what is not done by the deadline is done by the next process."""
+        self._album.step(close_minutes=True)
+        while not self._album.is_idle and self._monotonic() < deadline:
+            time.sleep(ROUND_STEP_S)
+            self._album.step(close_minutes=True)
 
     def _open(self, stop: threading.Event, on_progress: Callable[[], None] = lambda: None) -> bool:
         """Take the store's lock and start reading where it stands; False when `stop` came first."""
@@ -246,6 +260,7 @@ class DiscoveryService:
             self._ask_for_round()
         self._step_round()
         self._forget()
+        self._album.step()
 
     def _forget(self) -> None:
         """Prune a slice when retention asks for it."""
@@ -260,11 +275,13 @@ class DiscoveryService:
         defects: list[TakenDefect] = []
         rejections: list[tuple[str, str]] = []
         positions: dict[Position, int] = {}
+        places: dict[str, Place] = {}
         for place, arrived in sorted(records.items()):
             for record in arrived:
                 try:
                     if self._names[place.topic] is Verdict:
                         verdicts.append(record_checks.verdict_of(record.value))
+                        places.setdefault(verdicts[-1].frame_id, record_checks.frame_place(record))
                     else:
                         defects.append(
                             self._with_classes(
@@ -275,7 +292,10 @@ class DiscoveryService:
                     log.warning("%s offset %d is left out (%s): %s", place, record.offset, error.reason, error)
                     rejections.append((error.reason, str(error)))
                 positions[place.topic, place.partition] = record.offset + 1
-        taken = self.store.ingest(Batch(verdicts, defects, rejections, positions))
+        taken = self.store.ingest(
+            Batch(verdicts, defects, rejections, positions),
+            lambda connection, fresh: self._album.take_in(connection, fresh, places),
+        )
         for (topic, partition), offset in positions.items():  # not before the store has them
             self._reader.done(TopicPartition(topic, partition), offset)
         self._new_regions += taken.regions
@@ -288,7 +308,7 @@ class DiscoveryService:
             telemetry.REJECTED_RECORDS.labels(reason).inc()
 
     def _expected(self) -> Mapping[str, int]:
-        """Dimensions of the embeddings that workers send, by version; of no interest where they are not used."""
+        """Return the sizes of the embeddings that workers send, by version; empty where discovery uses none."""
         return self._dimensions if self.settings.discovery.embedding == "worker" else {}
 
     def _with_classes(self, defect: Defect) -> TakenDefect:
@@ -351,7 +371,7 @@ class DiscoveryService:
         self._registry = registry.read(self.store)
         self._assigners.clear()
         for state in ClassState:
-            telemetry.CLASSES.labels(str(state)).set(sum(one.state is state for one in self._registry.classes))
+            telemetry.CLASSES.labels(str(state)).set(sum(entry.state is state for entry in self._registry.classes))
 
     def _keep_house(self, now: bool = False) -> None:
         """Check the lock, publish what people have changed, commit offsets for the broker's tools, measure the lag."""

@@ -35,7 +35,7 @@ class TopicReader:
         positions: Callable[[], Mapping[Position, int]],
         monotonic: clock.Monotonic = clock.monotonic,
     ) -> None:
-        """`positions` gives the next offset of each known partition; the group is for the broker's tools only."""
+        """Read from `positions`, the next offset of each known partition; only the broker's tools use the group."""
         self._settings, self._names, self._positions, self._monotonic = settings, sorted(names), positions, monotonic
         self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
         self._refreshed_at = -float("inf")
@@ -51,7 +51,7 @@ class TopicReader:
         self._consumer.close(autocommit=False)
 
     def poll(self) -> dict[TopicPartition, list[Any]]:
-        """The next records by partition, in their order; empty when nothing comes for a moment."""
+        """Return the next records by partition, in their order; empty when nothing comes for a moment."""
         try:
             if self._monotonic() - self._refreshed_at > PARTITION_REFRESH_S or not self._consumer.assignment():
                 self._assign()
@@ -80,14 +80,14 @@ class TopicReader:
                 log.warning("the broker did not take offsets (%s): nothing is lost, the store has them", error)
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset behind the last record of every partition. Raises FlawlineError."""
+        """Return the offset behind the last record of every partition. Raises FlawlineError."""
         try:
             return self._consumer.end_offsets(sorted(self._consumer.assignment()))
         except KafkaError as error:
             raise self._unusable(error) from error
 
     def behind(self, ends: Mapping[TopicPartition, int]) -> dict[str, int]:
-        """Records by topic that lie before `ends` and have not been read. Raises FlawlineError."""
+        """Return how many records before `ends` are unread, by topic. Raises FlawlineError."""
         try:
             lags = dict.fromkeys(self._names, 0)
             for place, end in ends.items():
@@ -99,14 +99,16 @@ class TopicReader:
     def _assign(self) -> None:
         self._refreshed_at = self._monotonic()
         consumer, present = self._consumer, self._consumer.assignment()
-        found = {TopicPartition(name, i) for name in self._names for i in consumer.partitions_for_topic(name) or ()}
-        added = sorted(found - present)
+        partitions = {
+            TopicPartition(name, i) for name in self._names for i in consumer.partitions_for_topic(name) or ()
+        }
+        added = sorted(partitions - present)
         if not added:
             return
         known = self._positions()
         first, end = consumer.beginning_offsets(added), consumer.end_offsets(added)
         added = [place for place in added if place in first and place in end]  # else it went away meanwhile
-        consumer.assign(sorted(found | present))
+        consumer.assign(sorted(partitions | present))
         for place in added:
             position = known.get((place.topic, place.partition), first[place])
             if position > end[place]:

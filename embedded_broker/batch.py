@@ -145,8 +145,8 @@ def has_null_key(batch: bytes) -> bool:
     return any(record.key is None for record in open_records(batch))
 
 
-def rebuild(original: bytes, kept: list[Record]) -> bytes:
-    """Return `original` with only the records in `kept`: same offsets, sequences, producer and offset range.
+def rebuild(original: bytes, records: list[Record]) -> bytes:
+    """Return `original` with only the records in `records`: same offsets, sequences, producer and offset range.
 
     The last offset delta stays, as in Apache Kafka, so that the next batch follows without a hole. A batch may have no
     record left. Records are written uncompressed.
@@ -161,11 +161,11 @@ def rebuild(original: bytes, kept: list[Record]) -> bytes:
         base_sequence=header.base_sequence,
         batch_size=1 << 31,  # no limit: what was compressed may grow
     )
-    for record in kept:
+    for record in records:
         builder.append(record.offset - header.base_offset, record.timestamp, record.key, record.value, record.headers)
-    body = bytes(builder.build())[HEADER_BYTES:] if kept else b""
-    first_timestamp = kept[0].timestamp if kept else header.first_timestamp
-    max_timestamp = max((record.timestamp for record in kept), default=header.max_timestamp)
+    body = bytes(builder.build())[HEADER_BYTES:] if records else b""
+    first_timestamp = records[0].timestamp if records else header.first_timestamp
+    max_timestamp = max((record.timestamp for record in records), default=header.max_timestamp)
     attributes = header.attributes & ~_COMPRESSION_MASK & ~_TIMESTAMP_TYPE_BIT
     fields = header._replace(
         length=HEADER_BYTES - LENGTH_PREFIX_BYTES + len(body),
@@ -173,7 +173,7 @@ def rebuild(original: bytes, kept: list[Record]) -> bytes:
         attributes=attributes,
         first_timestamp=first_timestamp,
         max_timestamp=max_timestamp,
-        record_count=len(kept),
+        record_count=len(records),
     )
     rebuilt = bytearray(HEADER.pack(*fields) + body)
     struct.pack_into(">I", rebuilt, CRC_START - 4, crc32c(memoryview(rebuilt)[CRC_START:]))

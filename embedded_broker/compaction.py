@@ -70,12 +70,12 @@ def rewrite(plan: Plan) -> list[Rewritten]:
     latest = _latest_offsets(plan.segments)
     results = []
     for group in _groups(plan.segments, plan.segment_bytes):
-        kept, dropped = _write_kept(group, latest, plan)
+        rewritten, dropped = _write_kept(group, latest, plan)
         if dropped or len(group) > 1:
-            results.append(Rewritten(group, kept))
-        elif kept is not None:
-            kept.path.unlink()
-            kept.close()
+            results.append(Rewritten(group, rewritten))
+        elif rewritten is not None:
+            rewritten.path.unlink()
+            rewritten.close()
     return results
 
 
@@ -146,12 +146,14 @@ def _write_kept(group: tuple[Segment, ...], latest: dict[bytes, int], plan: Plan
         for position, header in segment.headers():
             content = segment.read_batch(position, header)
             records = _records(content, header)
-            kept = None if records is None else [record for record in records if _stays(record, segment, latest, plan)]
-            if records is not None and kept is not None and len(kept) < len(records):
+            staying = (
+                None if records is None else [record for record in records if _stays(record, segment, latest, plan)]
+            )
+            if records is not None and staying is not None and len(staying) < len(records):
                 dropped = True
-                if not kept:
+                if not staying:
                     continue
-                content = rebuild(content, kept)
+                content = rebuild(content, staying)
             new.append(memoryview(content), parse_header(content), header.base_offset)
     if not new.size_bytes:
         path.unlink()

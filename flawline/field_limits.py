@@ -118,8 +118,8 @@ class Limited:
 def checks(cls: type) -> tuple[tuple[str, Check], ...]:
     """Return the names of a class's fields that have a limit, each with its check."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    found = ((item.name, _check_of(hints[item.name])) for item in fields(cls))
-    return tuple((name, check) for name, check in found if check is not None)
+    checks = ((item.name, _check_of(hints[item.name])) for item in fields(cls))
+    return tuple((name, check) for name, check in checks if check is not None)
 
 
 def is_optional(expected: Any) -> bool:

@@ -135,7 +135,7 @@ class IntervalSet:
             return result
         if len(self._starts) == 1:
             return other._outside(self._starts[0], self._stops[0])
-        return self._combined(other, lambda mine, theirs: mine & ~theirs)
+        return self._combined(other, lambda mine, others: mine & ~others)
 
     def _copy(self) -> IntervalSet:
         return IntervalSet._of(self._starts[:], self._stops[:], self._count)

@@ -492,6 +492,7 @@ class LedgerEntry(Limited):
     """How far a camera has captured in one epoch, and what was dropped since the last entry.
 
     `captured` is the number of captures so far, which is also the next sequence; `closed` means that the epoch ended.
+    When a later process closes it, it is not `exact`: one that was killed may have captured more than it could note.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -502,6 +503,7 @@ class LedgerEntry(Limited):
     dropped: tuple[DroppedRange, ...]
     at: TimeNs
     closed: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -576,6 +578,10 @@ M = TypeVar("M", bound=Message)
 def type_name(cls: type) -> str:
     """Return the name of a message type on the wire: `LedgerEntry` is `ledger-entry`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+
+FRAME_OFFSET = "frame-offset"
+"""Header of a verdict: the offset of its frame in the partition of `frames` with the same number."""
 
 
 def headers(message: Message) -> list[tuple[str, bytes]]:

@@ -195,7 +195,7 @@ class ObjectStore:
         self._seen_at = -BUCKET_TRUST_S
 
     def require(self, *, look: bool = True) -> None:
-        """Return when the store is there and is this line's; without `look`, a bucket that was there lately will do.
+        """Return when the store exists and belongs to this line; without `look`, a recent check of a bucket is enough.
 
         Raises StoreAway.
         """
@@ -327,12 +327,12 @@ class ObjectStore:
                 entries = self._filesystem.ls(folder, detail=True)
             except FileNotFoundError:
                 return []
-            found = []
+            objects = []
             for entry in entries:
                 name = entry["name"].rpartition("/")[2]
                 if entry["type"] == "file" and (is_key(name) or (is_key(name[:64]) and name.endswith(".part"))):
-                    found.append(StoredObject(name, entry["size"], self._written_at_s(entry)))
-            return found
+                    objects.append(StoredObject(name, entry["size"], self._written_at_s(entry)))
+            return objects
 
     def remove(self, key: str, *, written_before_s: float | None = None) -> bool:
         """Remove an object, unless it was written since; return whether it is gone now. Raises StoreAway.

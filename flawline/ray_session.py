@@ -8,9 +8,24 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from flawline.errors import FlawlineError, one_line
+
+log = logging.getLogger(__name__)
+
+START_LIMIT_S = 180.0
+"""Longest time that Ray may take to start. A judgement: it takes 3 s, and took 70 s on two cores at a load of 35."""
+
+SETTINGS: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no reports to its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about actors without a GPU
+    # Else `ray.init` waits for the first worker processes, and without end when one of them dies or is too slow.
+    "RAY_prestart_worker_first_driver": "0",
+    # Ray starts another worker process after 60 s: on a busy machine none would ever be quick enough.
+    "RAY_worker_register_timeout_seconds": f"{START_LIMIT_S:.0f}",
+}
+"""Variables that Ray reads when it is imported, and its processes when they start. Those that are set already stay."""
 
 _starting = threading.Lock()
 
@@ -19,11 +34,11 @@ def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None
     """Join the Ray cluster at `address`, or start Ray on this machine with the options `local` when it is None.
 
     Ray on this machine listens on loopback only.
-    Does nothing when this process has a session already. May be called from any thread. Raises FlawlineError.
+    Does nothing when this process has a session already. May be called from any thread. Raises FlawlineError. A start
+    that takes longer than START_LIMIT_S ends the process.
     """
-    # Ray reads these when it is imported: no reports to its makers, and no warning about actors without a GPU.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     if not address:
         # Ray 2.60 replaces 127.0.0.1 by the machine's address and listens on all of them, unless it believes that this
         # system has no clusters: then it listens on loopback only, which one machine needs.
@@ -34,7 +49,7 @@ def start_ray(address: str | None, *, log_to_driver: bool, **local: Any) -> None
             import ray
 
             if not ray.is_initialized():
-                with _kept_signal_handlers():
+                with _kept_signal_handlers(), _ended_after(START_LIMIT_S):
                     ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **options)
         except Exception as error:  # Ray raises bare ones, such as for a machine that is too slow for its time limits
             if address:
@@ -54,6 +69,23 @@ def stop_ray() -> None:
         import ray
 
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_after(limit_s: float) -> Iterator[None]:
+    """End this process when the block takes longer: Ray's core waits without end, and no exception reaches it there."""
+    timer = threading.Timer(limit_s, _end, [limit_s])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end(limit_s: float) -> None:
+    log.critical("Ray has not started within %.0f s, so this process ends: free memory and processor time", limit_s)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,9 @@ ROLES = {
         has_transactions=True,
     ),
     "discover": Role(
-        reads=(topics.VERDICTS, topics.DEFECTS), writes=(topics.CLASSES,), member_of=topics.DISCOVERY_GROUP
+        reads=(topics.VERDICTS, topics.DEFECTS, topics.FRAMES),  # frames for the pictures that it keeps
+        writes=(topics.CLASSES,),
+        member_of=topics.DISCOVERY_GROUP,
     ),
     "ledger": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),
     "console": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),

@@ -147,7 +147,19 @@ STORE_AWAY_SECONDS = _gauge("store_away_seconds", "Time since discovery's store 
 FORGOTTEN_PICTURES = _counter("forgotten_pictures", "Frames whose pictures retention removed.", "value", "reason")
 FORGOTTEN_DEFECTS = _counter("forgotten_defects", "Defects that are only counted any more.")
 PICTURE_BYTES = _gauge("picture_bytes", "Bytes of crops, masks and heat maps in the store.", "value")
+KEPT_FRAMES = _counter("kept_frames", "Whole frames put into the picture store.", "stratum")
+LOST_FRAMES = _counter("lost_frames", "Whole frames that were to be kept and could not be.", "reason")
+FORGOTTEN_FRAMES = _counter("forgotten_frames", "Whole frames removed from the picture store.", "value", "reason")
+KEPT_FRAME_BYTES = _gauge("kept_frame_bytes", "Bytes of the frames in the picture store.", "value")
+WAITING_FRAMES = _gauge("waiting_frames", "Whole frames that wait to be put into the picture store.")
+UNJUDGED_FRAMES = _gauge("unjudged_frames", "Frames that were not accepted, have a picture and no judgement.")
 OF_DISCOVERY: tuple[Collector, ...] = (
+    KEPT_FRAMES,
+    LOST_FRAMES,
+    FORGOTTEN_FRAMES,
+    KEPT_FRAME_BYTES,
+    WAITING_FRAMES,
+    UNJUDGED_FRAMES,
     DISK_FREE_BYTES,
     DISK_SHORT,
     FORGOTTEN_PICTURES,

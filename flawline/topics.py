@@ -33,7 +33,7 @@ its own clock, for good."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retention:
     """How long a topic keeps its records, and its largest size over all partitions."""
 
     age_ms: int
@@ -44,8 +44,8 @@ class Kept:
 class Topic:
     """One topic. Topics that are `per_camera` have the line's camera partitions, the others have one.
 
-    `max_message_bytes` None stands for the line's largest frame. `kept` says of the settings of retention what they
-    mean for this topic; None stands for a compacted topic, which keeps the newest record of each key for ever.
+    `max_message_bytes` None stands for the line's largest frame. `retention` reads the settings of retention for
+    this topic; None stands for a compacted topic, which keeps the newest record of each key for ever.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Topic:
     max_message_bytes: int | None
     writers: str
     readers: str
-    kept: Callable[[RetentionSettings], Kept] | None = None
+    retention: Callable[[RetentionSettings], Retention] | None = None
 
     @property
     def compacted(self) -> bool:
         """Whether the topic keeps the newest record of each key for ever."""
-        return self.kept is None
+        return self.retention is None
 
     def partitions(self, settings: Settings) -> int:
         """Return how many partitions the topic has."""
@@ -77,23 +77,23 @@ class Topic:
         """
         message_bytes = self.message_limit_bytes(settings.frames.limit_bytes)
         common = {"max.message.bytes": str(message_bytes), "message.timestamp.after.max.ms": str(LONGEST_MS)}
-        if self.kept is None:
+        if self.retention is None:
             return {"cleanup.policy": "compact", **common}
-        kept = self.kept(settings.retention)
-        share_bytes = kept.limit_bytes // self.partitions(settings)
+        limits = self.retention(settings.retention)
+        share_bytes = limits.limit_bytes // self.partitions(settings)
         # No segment is smaller than the largest record, which Apache Kafka would refuse.
         segment_bytes = max(message_bytes, 1 << 20, min(LARGEST_SEGMENT_BYTES, share_bytes // 8))
         return {
             "cleanup.policy": "delete",
-            "retention.ms": str(kept.age_ms),
+            "retention.ms": str(limits.age_ms),
             "retention.bytes": str(max(segment_bytes, share_bytes - segment_bytes)),
             "segment.bytes": str(segment_bytes),
             **common,
         }
 
 
-def _kept(days: float, limit_bytes: int) -> Kept:
-    return Kept(round(days * DAY_MS), limit_bytes)
+def _retention(days: float, limit_bytes: int) -> Retention:
+    return Retention(round(days * DAY_MS), limit_bytes)
 
 
 FRAMES = Topic(
@@ -102,8 +102,8 @@ FRAMES = Topic(
     per_camera=True,
     max_message_bytes=None,
     writers="producers",
-    readers="workers",
-    kept=lambda keep: _kept(keep.frames_hours / 24, keep.frames_limit_bytes),
+    readers="workers, discovery, console",
+    retention=lambda keep: _retention(keep.frames_hours / 24, keep.frames_limit_bytes),
 )
 
 VERDICTS = Topic(
@@ -113,7 +113,7 @@ VERDICTS = Topic(
     max_message_bytes=1 << 20,
     writers="workers",
     readers="workers, discovery, ledger, console",
-    kept=lambda keep: _kept(keep.verdicts_days, keep.verdicts_limit_bytes),
+    retention=lambda keep: _retention(keep.verdicts_days, keep.verdicts_limit_bytes),
 )
 
 DEFECTS = Topic(
@@ -123,7 +123,7 @@ DEFECTS = Topic(
     max_message_bytes=16 << 20,  # crops and masks of the regions may be larger than the frame's own encoding
     writers="workers",
     readers="discovery, console",
-    kept=lambda keep: _kept(keep.defects_days, keep.defects_limit_bytes),
+    retention=lambda keep: _retention(keep.defects_days, keep.defects_limit_bytes),
 )
 
 CLASSES = Topic(
@@ -142,7 +142,7 @@ DEAD_LETTERS = Topic(
     max_message_bytes=34 << 20,  # it holds the whole original record: twice the largest frame by default
     writers="workers",
     readers="replay, ledger",
-    kept=lambda keep: _kept(keep.dead_letters_days, keep.dead_letters_limit_bytes),
+    retention=lambda keep: _retention(keep.dead_letters_days, keep.dead_letters_limit_bytes),
 )
 
 MODELS = Topic(
@@ -170,7 +170,7 @@ SHADOW_VERDICTS = Topic(
     max_message_bytes=1 << 20,
     writers="workers",
     readers="models",
-    kept=lambda keep: _kept(7, 1 << 30),
+    retention=lambda keep: _retention(7, 1 << 30),
 )
 
 LEDGER = Topic(
@@ -180,7 +180,7 @@ LEDGER = Topic(
     max_message_bytes=4 << 20,
     writers="producers, workers",
     readers="ledger, console",
-    kept=lambda keep: _kept(keep.verdicts_days + 1, 4 << 30),
+    retention=lambda keep: _retention(keep.verdicts_days + 1, 4 << 30),
 )
 
 LEDGER_SNAPSHOTS = Topic(
@@ -190,7 +190,7 @@ LEDGER_SNAPSHOTS = Topic(
     max_message_bytes=16 << 20,
     writers="ledger, console",
     readers="ledger, console, replay",
-    kept=lambda keep: _kept(keep.verdicts_days, 128 << 20),
+    retention=lambda keep: _retention(keep.verdicts_days, 128 << 20),
 )
 
 PARTITIONS = Topic(

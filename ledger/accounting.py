@@ -10,7 +10,7 @@ and none is computed from the others, so the sum is a check. The rules:
    of several verdicts the first one. A frame whose verdicts differ is counted in `conflicting_verdicts`.
 3. A verdict replaces a dead letter: the frame was scored after a replay, or after a crash and a redelivery. It counts
    as scored, and also as `recovered`.
-4. Any other capture with two outcomes is a conflict, and so is an outcome after the end of a closed epoch.
+4. Any other capture with two outcomes is a conflict, and so is an outcome after the exact end of a closed epoch.
 5. A capture without an outcome is in flight when it is in the log after the workers' committed offset. It is also in
    flight when no later capture that its camera reports has left the producer, and its epoch is alive: not closed, and
    heard of recently.
@@ -18,7 +18,8 @@ and none is computed from the others, so the sum is a check. The rules:
    had been deleted unread: from the first that the worker reports, to the next capture with a verdict or dead letter.
 7. Every other capture without an outcome is a gap. Only captures that their camera reports can be gaps.
 
-A producer closes an epoch, also one of an earlier process, when none of its frames waits in memory or in the spool.
+A producer closes an epoch, also one of an earlier process, when none of its frames waits in memory or in the spool. It
+does not know the exact end of the latter: a process that is killed may not have noted its last captures.
 """
 
 from __future__ import annotations
@@ -207,11 +208,11 @@ class Report:
 class Epoch:
     """The records of one camera from one start of its producer.
 
-    `captured` is the number of captures that the camera reports, `heard_at` the time (UTC ns) of its newest report or
-    verdict. `first` is the first sequence that is accounted for: verdicts of those before it may have expired. None
-    means that it is not known yet. `marks` are times (UTC ns, ascending) with the number of captures that was reported
-    then. `missed` are captures that were not in the log when it was searched for them. `expired` are captures that are
-    expired when they have no outcome.
+    `captured` is the number of captures that the camera reports, and there are no more when the epoch `has_exact_end`.
+    `heard_at` is the time (UTC ns) of its newest report or verdict. `first` is the first sequence that is accounted
+    for: verdicts of those before it may have expired. None means that it is not known yet. `marks` are times (UTC ns,
+    ascending) with the number of captures that was reported then. `missed` are captures that were not in the log when
+    it was searched for them. `expired` are captures that are expired when they have no outcome.
     """
 
     captured: int = 0
@@ -225,12 +226,13 @@ class Epoch:
     expired: IntervalSet = field(default_factory=IntervalSet)
     dropped: dict[str, IntervalSet] = field(default_factory=lambda: defaultdict(IntervalSet))
     dead: dict[str, IntervalSet] = field(default_factory=lambda: defaultdict(IntervalSet))
+    has_exact_end: bool = False
 
     def next_published(self, sequence: int) -> int | None:
         """Return the first claimed capture from `sequence` on with a verdict or dead letter; None without one."""
         sets = (self.scored, *self.dead.values())
-        found = [member for item in sets if (member := item.next_member(sequence)) is not None]
-        return min((member for member in found if member < self.captured + UNREPORTED_LIMIT), default=None)
+        members = [member for item in sets if (member := item.next_member(sequence)) is not None]
+        return min((member for member in members if member < self.captured + UNREPORTED_LIMIT), default=None)
 
     def is_alive(self, now_ns: int) -> bool:
         """Tell whether the producer may still hold captures."""
@@ -287,6 +289,7 @@ class Ledger:
         epoch = self._epoch(entry.camera, entry.epoch)
         epoch.captured = max(epoch.captured, entry.captured)
         epoch.closed |= entry.closed
+        epoch.has_exact_end |= entry.closed and entry.exact
         epoch.heard_at = max(epoch.heard_at, entry.at)
         epoch.mark(entry.at, entry.captured)
         if epoch.first is None and entry.at >= self.state.horizon_ns:
@@ -461,7 +464,7 @@ def _split(epoch: Epoch, in_log: IntervalSet, *, alive: bool) -> _Split:
     settled = union((epoch.scored, *epoch.dead.values(), *epoch.dropped.values()))
     outcomes = settled | in_log
     claimed = outcomes & _below(epoch.captured + UNREPORTED_LIMIT)
-    captures = reported if epoch.closed else reported | claimed
+    captures = reported if epoch.has_exact_end else reported | claimed
     if epoch.first is None:
         captures = IntervalSet()
     elif epoch.first:
@@ -499,7 +502,7 @@ def _account(number: int, epoch: Epoch, in_log: IntervalSet, expired: IntervalSe
     dropped[DropReason.EXPIRED] = dropped.get(DropReason.EXPIRED, IntervalSet()) | unread
     gaps = unexplained - unread
     # Captures with two outcomes, and outcomes after the last capture.
-    contradictions = conflicts | (split.claimed - _below(epoch.captured) if epoch.closed else IntervalSet())
+    contradictions = conflicts | (split.claimed - _below(epoch.captured) if epoch.has_exact_end else IntervalSet())
     return Account(
         captured=len(captures),
         scored=len(scored),

@@ -169,7 +169,7 @@ class LedgerReader:
     def keep_snapshot(self, interval_s: float = snapshot.SNAPSHOT_INTERVAL_S) -> bool:
         """Write a snapshot after a poll, when nobody has for `interval_s`; return whether one was written.
 
-        Captures whose verdicts have expired are forgotten before, whoever writes. A failure is a line in the log.
+        First forgets captures whose verdicts have expired, also when another reader writes. A failure is a log line.
         """
         if self._ledger is None or self._since_ns is not None or self._monotonic() < self._snapshot_due_s:
             return False
@@ -212,7 +212,7 @@ class LedgerReader:
         for partition, seconds in self.unread_expire_in_s().items():
             telemetry.UNREAD_EXPIRE_SECONDS.labels(partition).set(seconds)
         prefix = self._settings.kafka.topic_prefix
-        names = {name: topic.name for name, topic in topics.named(prefix) if topic.kept is not None}
+        names = {name: topic.name for name, topic in topics.named(prefix) if topic.retention is not None}
         try:
             deleted = retention.deleted_records(self._frames, names)
         except KafkaError as error:
@@ -285,10 +285,10 @@ class LedgerReader:
         partitions = self._partitions(self._outcomes, names)
         if not partitions:
             return
-        found = self._outcomes.offsets_for_times(dict.fromkeys(partitions, max(0, at_ms)))
+        offsets = self._outcomes.offsets_for_times(dict.fromkeys(partitions, max(0, at_ms)))
         ends = self._outcomes.end_offsets(partitions)
         for partition in partitions:
-            place = found[partition]
+            place = offsets[partition]
             self._positions[partition] = ends[partition] if place is None else place.offset
 
     def _read_positions(self) -> tuple[ReadPosition, ...]:

@@ -154,8 +154,8 @@ def send(settings: Settings, letters: Iterable[Letter], progress: Progress | Non
 
     Raises FlawlineError when a letter is no longer in its topic, or when the broker does not acknowledge a frame.
     """
-    ours = {settings.topic(topics.FRAMES.name)}
-    chosen = [letter for letter in letters if letter.status is Status.OPEN and letter.origin[0] in ours]
+    own_topics = {settings.topic(topics.FRAMES.name)}
+    chosen = [letter for letter in letters if letter.status is Status.OPEN and letter.origin[0] in own_topics]
     if not chosen:
         return 0
     reader = kafka_clients.consumer(settings, max_poll_records=1)

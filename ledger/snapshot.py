@@ -112,6 +112,7 @@ def _plain_epoch(epoch: Epoch) -> dict[str, Any]:
 
 def _epoch_of(plain: Mapping[str, Any]) -> Epoch:
     epoch = Epoch(int(plain["captured"]), bool(plain["closed"]), int(plain["heard_at"]), plain["first"])
+    epoch.has_exact_end = bool(plain.get("has_exact_end", epoch.closed))  # older versions have no such field
     epoch.marks = [(int(at), int(captured)) for at, captured in plain["marks"]]
     for name in ("scored", "conflicting", "missed", "expired"):
         setattr(epoch, name, _unpacked(plain[name]))
@@ -201,9 +202,9 @@ def require_fit(snapshot: LedgerSnapshot, consumer: KafkaConsumer) -> None:
                 f"read to {item.offset - 1}"
             )
     # A topic that was made again has other records at the same offsets.
-    kept = {place: item.last_offset for place, item in positions.items() if item.last_offset >= first_offsets[place]}
-    records = records_at(consumer, kept)
-    for place, offset in kept.items():
+    offsets = {place: item.last_offset for place, item in positions.items() if item.last_offset >= first_offsets[place]}
+    records = records_at(consumer, offsets)
+    for place, offset in offsets.items():
         item, record = positions[place], records.get(place)
         if record is None or last_read(record, item.offset) != item:
             raise UnusableSnapshotError(f"{place.topic}/{place.partition} has another record at offset {offset}")
@@ -227,7 +228,7 @@ def records_at(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -
     consumer.resume(*offsets)
     for place, offset in offsets.items():
         consumer.seek(place, offset)
-    found: dict[TopicPartition, Any] = {}
+    records_by_place: dict[TopicPartition, Any] = {}
     waiting = set(offsets)
     for _ in range(math.ceil(TIMEOUT_S / 0.5)):
         for place, records in consumer.poll(timeout_ms=500).items():
@@ -235,7 +236,7 @@ def records_at(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -
                 waiting.discard(place)
                 consumer.pause(place)
                 if records[0].offset == offsets[place]:
-                    found[place] = records[0]
+                    records_by_place[place] = records[0]
         if not waiting:
             break
-    return found
+    return records_by_place

@@ -55,7 +55,7 @@ def _differences(client: KafkaAdminClient, settings: Settings) -> dict[str, dict
     wanted = {
         name: {key: value for key, value in topic.configs(settings).items() if key in RETENTION_CONFIGS}
         for name, topic in topics.named(settings.kafka.topic_prefix)
-        if topic.kept is not None and name in existing
+        if topic.retention is not None and name in existing
     }
     if not wanted:
         return {}

@@ -1,13 +1,17 @@
 """The undelivered frames of one camera, in memory and on disk, and the order in which they are sent.
 
-A backlog is in one of two modes, so that the order of frames is always defined:
+The order is that of three parts, of which each can be empty:
 
-- MEMORY: frames that are pending or unacknowledged in memory come before all frames in the spool.
-- SPOOL: all frames in the spool come before the frames that are pending in memory.
+1. FRONT: frames in memory that come before all frames on disk.
+2. The disk, which also holds the frames of earlier processes.
+3. BACK: frames in memory that come after all frames on disk, because the disk refused them.
 
-The mode changes from MEMORY to SPOOL when the memory is empty and the spool is not. It changes from SPOOL to MEMORY
-when all frames of the spool are acknowledged. A process starts in SPOOL mode, with the frames of earlier
-processes.
+Frames in flight come before all others. They are of one part: the next part is begun when all of them are
+acknowledged, and the back becomes the front when both parts before it are empty.
+
+With durability "disk" (`is_durable`) every frame goes to disk, and memory holds only what the disk has refused. When it
+works again, these frames are written to it before a newer one, those in flight too (they are RESCUED): from then on a
+kill costs none of them.
 
 No thread waits for the disk while it holds the lock of the lane: the Kafka client has one thread for the answers of all
 cameras, which needs that lock, so one slow disk would stop every camera. The order of frames does not need the lock:
@@ -22,7 +26,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from itertools import chain
 from typing import Any
 
@@ -47,23 +50,26 @@ REPLAY_SHARE = 0.5
 """Part of the shared byte budget that spools can use; the rest is for live cameras. A judgement, not measured."""
 
 
-class _Mode(Enum):
-    MEMORY = "memory"
-    SPOOL = "spool"
-
-
 @dataclass(eq=False)
 class Entry:
-    """Holds an undelivered frame; `client` is the Kafka client that the frame was handed to."""
+    """Holds an undelivered frame; `client` is the Kafka client that the frame was handed to.
+
+    `spooled` says that it was read from the disk, `rescued` that it was written there while it was in flight.
+    """
 
     frame: Frame
     spooled: bool = False
+    rescued: bool = False
     taken_at: float = 0.0
     client: Any = None
 
     @property
     def key(self) -> tuple[int, int]:
         return self.frame.epoch, self.frame.sequence
+
+    @property
+    def is_only_in_memory(self) -> bool:
+        return not (self.spooled or self.rescued)
 
     @property
     def size_bytes(self) -> int:
@@ -99,7 +105,7 @@ class Backlog:
 
     `give_up` is called with epoch, sequence and reason of each frame that is lost, never under the lock. `is_too_late`
     tells that a frame which is next need not be sent any more. With `sheds_oldest`, a spool at its limit makes room for
-    a new frame by giving up the oldest ones.
+    a new frame by giving up the oldest ones. With `is_durable` each frame goes to disk.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Backlog:
         changed: threading.Condition,
         is_too_late: Callable[[Frame], bool] = lambda _: False,
         sheds_oldest: bool = False,
+        is_durable: bool = False,
     ) -> None:
         self._camera = camera
         self._changed = changed
@@ -123,14 +130,16 @@ class Backlog:
         self._give_up = give_up
         self._is_too_late = is_too_late
         self._sheds_oldest = sheds_oldest
+        self._is_durable = is_durable
         self._clock = clock
         self._rate = RateLimit(settings.replay_limit_bytes_per_s, clock)
-        self._mode = _Mode.SPOOL
-        self._pending: deque[Entry] = deque()
+        self._front: deque[Entry] = deque()
+        self._back: deque[Entry] = deque()
         self._held: Entry | None = None  # read from the spool, not sent yet
         self._in_flight: dict[tuple[int, int], Entry] = {}
         self._returned: list[Entry] = []
         self._writing: list[Entry] = []  # on the way from memory to disk
+        self._rescuing: list[Entry] = []  # to be written before those, and in flight, or returned
         self._settled: deque[tuple[Entry, DropReason | None]] = deque()  # answered; the disk does not show it yet
         self._is_rewind_due = False
         self._not_before = 0.0
@@ -162,7 +171,7 @@ class Backlog:
     def _outside_of_disk(self) -> Iterator[Entry]:
         """Yield the entries that are not only on disk."""
         settled = (entry for entry, _ in self._settled)
-        return chain(self._in_flight.values(), self._returned, self._pending, self._writing, settled)
+        return chain(self._in_flight.values(), self._returned, self._front, self._back, self._writing, settled)
 
     @property
     def in_flight(self) -> int:
@@ -180,37 +189,70 @@ class Backlog:
         """Put a new frame in memory; return False when there is no room."""
         if not self._budget.acquire(entry.size_bytes):
             return False
-        self._pending.append(entry)
+        (self._back if self._back or self._on_disk.frames else self._front).append(entry)
         return True
 
-    def leave_memory(self, entry: Entry, *, expected: bool = False) -> None:
+    def leave_memory(self, entry: Entry) -> None:
         """Choose the frames that go to disk: a new one, and before it those in memory that must precede it.
 
-        `write` must follow, on the same thread. `expected` says that each frame goes there, so that it is no sign of a
-        broker that is away.
+        `write` must follow, on the same thread.
         """
-        if not self._on_disk.frames and expected:
+        if not self._on_disk.frames:
             self.oldest_on_disk_ns = entry.frame.captured_at
-        elif not self._on_disk.frames:
-            log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
-            self.oldest_on_disk_ns = entry.frame.captured_at
-        if self._mode is _Mode.SPOOL:  # the pending frames are older than this one
-            self._writing += self._pending
-            self._pending.clear()
+            if not self._is_durable:
+                log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
+        if self._is_durable:
+            sent = chain(self._in_flight.values(), self._returned)
+            self._rescuing = sorted((one for one in sent if one.is_only_in_memory), key=lambda one: one.key)
+            self._writing += self._front
+            self._front.clear()
+        self._writing += self._back
+        self._back.clear()
         self._writing.append(entry)
 
-    def write(self, no_room: DropReason) -> None:
-        """Write the frames of `leave_memory` to the spool; give up those without room with the reason `no_room`."""
+    def write(self, no_room: DropReason | None) -> bool:
+        """Write the frames of `leave_memory` to the spool, in their order, until the disk refuses one.
+
+        Those that it refuses stay in memory. There the new frame joins them when the disk has failed; if it finds no
+        room it is given up with the reason `no_room`. None says that its source waits for the disk instead: then
+        return False.
+        """
         with self._disk:
-            *earlier, new = self._writing
-            in_memory = False
-            for entry in earlier:
-                self._budget.release(entry.size_bytes)
-                in_memory = self._append_or_keep(entry, no_room, in_memory)
-            self._append_or_keep(new, no_room, in_memory)  # the budget never counted it
+            refusal: SpoolFull | None = None
+            try:
+                self._rescue()
+                while self._writing:
+                    self._store(self._writing[0])
+                    with self._changed:
+                        written = self._writing.pop(0)
+                        if self._writing:  # else it is the new one, which the budget never counted
+                            self._budget.release(written.size_bytes)
+            except SpoolFull as error:
+                log.debug("camera %s: %s", self._camera, error)
+                refusal = error
+            with self._changed:
+                self._rescuing, self._on_disk = [], _OnDisk.of(self._spool)
+                self._back.extend(self._writing[:-1])
+                refused = self._writing[-1:]  # the new frame
+                may_stay = isinstance(refusal, DiskFailed) and no_room is not None
+                if may_stay and self._budget.acquire(refused[0].size_bytes):
+                    self._back.append(refused.pop())
+            if no_room is not None:
+                for entry in refused:
+                    self._give_up(*entry.key, no_room)
             with self._changed:
                 self._writing = []
-                self._on_disk = _OnDisk.of(self._spool)
+            return no_room is not None or not refused
+
+    def _rescue(self) -> None:
+        """Write the frames in flight that are only in memory to the spool. Raises SpoolFull."""
+        for entry in self._rescuing:
+            self._store(entry)
+            with self._changed:
+                is_undelivered = entry.key in self._in_flight or entry in self._returned
+                entry.rescued = is_undelivered
+            if not is_undelivered:
+                self._spool.pass_over(*entry.key)
 
     def _append(self, entry: Entry, no_room: DropReason) -> None:
         """Write a frame to the spool, or give it up with the reason `no_room`."""
@@ -235,25 +277,6 @@ class Backlog:
                 for key in oldest:
                     self._give_up(*key, DropReason.OVERLOAD_OLDEST)
 
-    def _append_or_keep(self, entry: Entry, no_room: DropReason, in_memory: bool) -> bool:
-        """Write a frame to the spool, keep it in memory when the disk fails, or give it up with the reason `no_room`.
-
-        `in_memory` says that the frame before it is kept in memory, behind which it must stay; return the same of it.
-        """
-        if not in_memory:
-            try:
-                self._store(entry)
-                return False
-            except SpoolFull as error:
-                log.debug("camera %s: %s", self._camera, error)
-                in_memory = isinstance(error, DiskFailed)
-        with self._changed:
-            # In this order only, the frames on disk come before those in memory.
-            if in_memory and (self._mode is _Mode.SPOOL or not self._spool.frames) and self.keep(entry):
-                return True
-        self._give_up(*entry.key, no_room)
-        return in_memory
-
     # -- out -----------------------------------------------------------------------------------------------------
 
     def next(self) -> tuple[Entry | None, float | None]:
@@ -264,34 +287,44 @@ class Backlog:
         if self._settled:
             return None, 0.0
         if self._returned:
-            if self._in_flight:  # wait for the answers of the later frames, so that the order can be restored
+            # Wait for the answers of the later frames, so that the order can be restored.
+            if self._in_flight or self._rescuing:
                 return None, POLL_S
             self._restore()
         if (pause_s := self._not_before - self._clock()) > 0:
             return None, pause_s
-        if self._mode is _Mode.SPOOL:
-            if self._held is not None and self._is_too_late(self._held.frame):
-                self._settled.append((self._held, DropReason.OVERLOAD_OLDEST))  # the budget never counted it
-                self._held = None
-                return None, 0.0
-            if self._held is not None:
-                return self._replay(self._held)
-            if self._is_read_due:
-                return None, 0.0
+        if self._front:
+            return self._next_of_front()
+        if self._held is not None:
+            return self._next_of_disk(self._held)
+        if self.unread:
+            return None, POLL_S if self._is_sending_memory else 0.0
+        if self._back:
             if self._in_flight:
                 return None, POLL_S
-            self._mode = _Mode.MEMORY
-        if self._pending and self._is_too_late(self._pending[0].frame):
-            self.settle(self._pending.popleft(), DropReason.OVERLOAD_OLDEST)
-            return None, 0.0
-        if self._pending:
-            return self._take(self._pending.popleft()), None
-        if self._on_disk.unread:
-            if self._in_flight:
-                return None, POLL_S
-            self._mode = _Mode.SPOOL
+            self._front, self._back = self._back, self._front
             return None, 0.0
         return None, None
+
+    def _next_of_front(self) -> tuple[Entry | None, float | None]:
+        first = self._front.popleft()
+        if self._is_too_late(first.frame):
+            self.settle(first, DropReason.OVERLOAD_OLDEST)
+            return None, 0.0
+        return self._take(first), None
+
+    def _next_of_disk(self, held: Entry) -> tuple[Entry | None, float | None]:
+        if self._is_too_late(held.frame):
+            self._settled.append((held, DropReason.OVERLOAD_OLDEST))  # the budget never counted it
+            self._held = None
+            return None, 0.0
+        return self._replay(held)
+
+    @property
+    def _is_sending_memory(self) -> bool:
+        """Return whether frames of memory are in flight: then none of the disk is."""
+        first = next(iter(self._in_flight.values()), None)
+        return first is not None and not first.spooled
 
     def _take(self, entry: Entry) -> Entry:
         entry.taken_at = self._clock()
@@ -310,7 +343,7 @@ class Backlog:
 
     @property
     def _is_read_due(self) -> bool:
-        is_next = self._mode is _Mode.SPOOL and self._held is None and not self._returned
+        is_next = self._held is None and not (self._front or self._returned or self._is_sending_memory)
         return is_next and self.unread and self._not_before <= self._clock()
 
     def work_on_disk(self) -> None:
@@ -340,6 +373,8 @@ class Backlog:
             entry, reason = self._settled[0]  # it counts as waiting until the disk shows it
             if entry.spooled:
                 self._spool.confirm(*entry.key)
+            elif entry.rescued:
+                self._spool.pass_over(*entry.key)
             if reason is not None:
                 self._give_up(*entry.key, reason)
             with self._changed:
@@ -381,7 +416,7 @@ class Backlog:
     def settle(self, entry: Entry, reason: DropReason | None = None) -> None:
         """Forget an answered frame, which is delivered or, with a `reason`, given up."""
         self._budget.release(entry.size_bytes)
-        if entry.spooled or reason is not None:
+        if not entry.is_only_in_memory or reason is not None:
             self._settled.append((entry, reason))
 
     def give_back(self, entry: Entry) -> None:
@@ -391,15 +426,15 @@ class Backlog:
     def _restore(self) -> None:
         """Put the returned frames back in their place; no frame may be in flight."""
         returned, self._returned = sorted(self._returned, key=lambda entry: entry.key), []
+        in_memory = [entry for entry in returned if entry.is_only_in_memory]
         for entry in returned:
             entry.client = None
-        if self._mode is _Mode.MEMORY:
-            self._pending.extendleft(reversed(returned))
-        else:
-            for entry in returned:
+            if not entry.is_only_in_memory:
                 self._budget.release(entry.size_bytes)
-            self._held = None
-            self._is_rewind_due = True
+                self._held, self._is_rewind_due = None, True
+        # With durability "disk" all that the disk holds is older than what it has refused.
+        is_behind = self._is_durable and self._on_disk.frames and not self._front
+        (self._back if is_behind else self._front).extendleft(reversed(in_memory))
         self._not_before = self._clock() + RETRY_PAUSE_S
 
     # -- end -----------------------------------------------------------------------------------------------------
@@ -408,27 +443,40 @@ class Backlog:
         """Write the frames in memory to the spool for the next start; return the number of frames on disk."""
         with self._disk:
             with self._changed:
-                left = [*self._in_flight.values(), *self._returned, *self._pending]
+                sent = [*self._in_flight.values(), *self._returned]
+                first = [entry for entry in (*sent, *self._front) if entry.is_only_in_memory]
+                first.sort(key=lambda entry: entry.key)
+                last = list(self._back)
+                left = [*sent, *self._front, *last]
                 self._in_flight, self._returned, self._held = {}, [], None
-                self._pending.clear()
-                fresh = sorted((entry for entry in left if not entry.spooled), key=lambda entry: entry.key)
-                self._writing += fresh  # so that they count as waiting until they are on disk
+                self._front.clear()
+                self._back.clear()
+                self._rescuing = []
+                self._writing += [*first, *last]  # so that they count as waiting until they are on disk
             self._record_settled()  # no frame is in flight any more, so no later answer can settle one
             self._spool.rewind()
-            if has_spool and self._mode is _Mode.SPOOL:
-                for entry in fresh:
-                    self._append(entry, no_room)
+            if not has_spool:
+                for entry in (*first, *last):
+                    self._give_up(*entry.key, no_room)
             else:
-                refused = self._spool.put_first([entry.record for entry in fresh]) if has_spool else fresh
-                for epoch, sequence in [entry.key for entry in refused]:
-                    self._give_up(epoch, sequence, no_room)
+                self._put_away(first, last, no_room)
             with self._changed:
                 for entry in left:
                     self._budget.release(entry.size_bytes)
-                written = set(fresh)
+                written = {*first, *last}
                 self._writing = [entry for entry in self._writing if entry not in written]
                 self._on_disk = _OnDisk.of(self._spool)
                 return self._on_disk.frames
+
+    def _put_away(self, first: list[Entry], last: list[Entry], no_room: DropReason) -> None:
+        """Write frames to the spool, `first` before those that it holds and `last` behind them."""
+        if self._is_durable:  # what the disk has refused is newer than all that it holds
+            first, last = [], [*first, *last]
+        if first:
+            for record in self._spool.put_first([entry.record for entry in first]):
+                self._give_up(*record.key, no_room)
+        for entry in last:
+            self._append(entry, no_room)
 
     def close(self) -> None:
         """Close the spool."""

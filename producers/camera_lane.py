@@ -41,6 +41,10 @@ RECOVERY_PAUSE_S = 30.0
 """Pause of a camera's sending thread after an error that nobody foresaw. A judgement, not measured."""
 
 
+DISK_PAUSE_S = 0.5
+"""Pause between two attempts of a source that waits for a disk which refuses its frames. A judgement, not measured."""
+
+
 class CameraLane:
     """Keeps one camera's identity, order, limits and account.
 
@@ -77,7 +81,7 @@ class CameraLane:
         sheds_oldest = settings.overload is Overload.OLDEST_FIRST and camera.full_policy is not WhenFull.WAIT
         self._backlog = Backlog(
             camera.name, spool, budget, settings, self._drop, clock, self._changed,
-            self._is_too_late if sheds_oldest else lambda _: False, sheds_oldest,
+            self._is_too_late if sheds_oldest else lambda _: False, sheds_oldest, self._is_durable,
         )  # fmt: skip
         self._journal = Journal(spool.folder, camera.name, epoch, spool.last_sequence)
         self.epoch = self._journal.epoch
@@ -150,15 +154,18 @@ class CameraLane:
             self._changed.notify_all()
 
     def _offer(self, entry: Entry) -> None:
-        place = self._find_place(entry)
-        if place is WhenFull.DROP:
-            self._drop(*entry.key, DropReason.IN_FLIGHT_FULL)
-        elif place is WhenFull.SPOOL:
-            self._backlog.write(self._no_room)
-            if self._is_durable:
+        while (place := self._find_place(entry)) is WhenFull.SPOOL:
+            waits = self.camera.full_policy is WhenFull.WAIT and not self._finished
+            has_place = self._backlog.write(None if waits else self._no_room)
+            if has_place and self._is_durable:
                 self._backlog.sync()
             with self._changed:
                 self._changed.notify_all()
+                if has_place:
+                    return
+                self._changed.wait_for(lambda: self._finished, DISK_PAUSE_S)
+        if place is WhenFull.DROP:
+            self._drop(*entry.key, DropReason.IN_FLIGHT_FULL)
 
     def _find_place(self, entry: Entry) -> WhenFull | None:
         """Return what to do with a new frame, SPOOL or DROP, or None when it has found room in memory."""
@@ -167,7 +174,7 @@ class CameraLane:
             while True:
                 if self._is_durable:
                     if policy is WhenFull.SPOOL or self._finished or self._backlog.on_disk[1] <= self._disk_bytes:
-                        self._backlog.leave_memory(entry, expected=True)
+                        self._backlog.leave_memory(entry)
                         return WhenFull.SPOOL
                     if policy is WhenFull.DROP:
                         return WhenFull.DROP

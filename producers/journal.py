@@ -163,10 +163,13 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 class EpochAccount:
     """Holds the account of one epoch of a camera. Its journal's lock makes it thread-safe."""
 
-    def __init__(self, database: _Database, lock: threading.RLock, camera: str, epoch: int, captured: int) -> None:
+    def __init__(
+        self, database: _Database, lock: threading.RLock, camera: str, epoch: int, captured: int, exact: bool
+    ) -> None:
         self.camera = camera
         self.epoch = epoch
         self.captured = captured
+        self._exact = exact
         self._database = database
         self._lock = lock
         self._last: DroppedRange | None = None  # the newest range, unless an entry that is in flight has it
@@ -230,7 +233,7 @@ class EpochAccount:
             unchanged = not dropped and (self.captured, closed) == self._published
             if unchanged and (closed or at - self._published_at < HEARTBEAT_NS):
                 return None
-            self._entry = LedgerEntry(self.camera, self.epoch, self.captured, merged(dropped), at, closed)
+            self._entry = LedgerEntry(self.camera, self.epoch, self.captured, merged(dropped), at, closed, self._exact)
             self._taken = [taken.first for taken in dropped]
             # A range that is in flight must not grow: what is dropped meanwhile is not in the entry.
             self._last = None
@@ -293,12 +296,12 @@ class Journal:
             with self._database.writing() as write:
                 for old, count in missing.items():
                     write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", old, count)
-        self._accounts = {old: self._account(old, count) for old, count in (captured | missing).items()}
+        self._accounts = {old: self._account(old, count, exact=False) for old, count in (captured | missing).items()}
         # An epoch must never be used twice, whatever the clock does between two starts.
         self.epoch = max(epoch, max(self._accounts, default=0) + 1)
 
-    def _account(self, epoch: int, captured: int) -> EpochAccount:
-        return EpochAccount(self._database, self._lock, self._camera, epoch, captured)
+    def _account(self, epoch: int, captured: int, *, exact: bool) -> EpochAccount:
+        return EpochAccount(self._database, self._lock, self._camera, epoch, captured, exact)
 
     def _take_over_text_files(self, folder: Path) -> None:
         """Move the accounts of `<epoch>.journal` files, the old format, into the database.
@@ -353,7 +356,7 @@ class Journal:
     def _of(self, epoch: int) -> EpochAccount:
         account = self._accounts.get(epoch)
         if account is None:
-            account = self._accounts[epoch] = self._account(epoch, 0)
+            account = self._accounts[epoch] = self._account(epoch, 0, exact=epoch == self.epoch)
         return account
 
     def due(self, at: int, has_ended: Callable[[int], bool]) -> list[tuple[EpochAccount, LedgerEntry]]:

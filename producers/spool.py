@@ -366,6 +366,10 @@ class Spool:
             self._confirmed.add(key)
             self._confirm_prefix()
 
+    def pass_over(self, epoch: int, sequence: int) -> None:
+        """Mark a record that `next` has not returned yet as delivered: `next` leaves it out."""
+        self._confirmed.add((epoch, sequence))
+
     def _confirm_prefix(self) -> None:
         """Move the head past the leading confirmed records, and delete the segments before it."""
         position = None

@@ -167,8 +167,8 @@ def decision_widths(scores: Floats, groups: NDArray[np.int64]) -> tuple[Floats, 
     common = float(logs.mean())
     without = np.empty(len(scores))
     for k, of in enumerate(members):
-        own = np.log(_spreads_without(scores[of]))
-        without[of] = _drawn(own, np.full(len(of), sizes[k] - 1), common + (own - logs[k]) / count)
+        log_spreads = np.log(_spreads_without(scores[of]))
+        without[of] = _drawn(log_spreads, np.full(len(of), sizes[k] - 1), common + (log_spreads - logs[k]) / count)
     return _drawn(logs, sizes, common), without
 
 

@@ -42,7 +42,7 @@ class Evidence:
     sample_bits: tuple[int, ...] = (8,)
 
     def picture(self, image: int) -> Image | None:
-        """Return a good image by number: its file where that is still in place, else the kept picture, else None."""
+        """Return a good image by number: from its file while that exists, else the stored picture, else None."""
         if image < len(self.names):
             file, part = _place(self.names[image])
             if file.is_file():
@@ -52,11 +52,11 @@ class Evidence:
                     if y + height <= whole.shape[0] and x + width <= whole.shape[1]:
                         return np.asarray(whole[y : y + height, x : x + width], dtype=np.uint8)
                 except FlawlineError:
-                    pass  # the file is no image any more: the kept picture serves as well
-        return self.kept(image) if image in self.pictures else None
+                    pass  # the file is no longer an image: the stored picture serves as well
+        return self.stored_picture(image) if image in self.pictures else None
 
-    def kept(self, image: int) -> Image:
-        """Return the kept picture of a good image by number."""
+    def stored_picture(self, image: int) -> Image:
+        """Return the stored picture of a good image by number."""
         return np.asarray(imaging.decode(self.pictures[image], Codec.JPEG), dtype=np.uint8)
 
 

@@ -91,8 +91,8 @@ def fit_detector(
         read = np.asarray(readable) if sources is None else sources
         odd = [] if sources is not None else _odd_looks(store, images, readable, settings)
         if leave_out_odd and odd:
-            kept = np.setdiff1d(np.arange(len(readable)), [item.number for item in odd])
-            store, readable = trimming.only(store, kept), [readable[i] for i in kept]
+            staying = np.setdiff1d(np.arange(len(readable)), [item.number for item in odd])
+            store, readable = trimming.only(store, staying), [readable[i] for i in staying]
         image_numbers = np.asarray(readable) if sources is None else sources
 
         # Step 4: the model; once more without the parts that stand out, where the settings ask for it.
@@ -166,7 +166,7 @@ def _small_parts(evidence: Evidence, groups: NDArray[np.int64]) -> list[dict[str
     """Return for each group whose parts fill a small share of the frame the share, and the polygon around them."""
     pictures: dict[int, list[Image]] = {}
     for number in evidence.pictures:
-        pictures.setdefault(int(groups[number]), []).append(evidence.kept(number))
+        pictures.setdefault(int(groups[number]), []).append(evidence.stored_picture(number))
     parts = [small_part(pictures[group], group) for group in sorted(pictures)]
     return [{"group": part.group, "share": part.share, "inspect": part.polygon} for part in parts if part is not None]
 

@@ -1,4 +1,4 @@
-"""Frames that have a verdict already: whoever takes a partition over decides none of them again.
+"""Frames that have a verdict already: a worker that takes a partition over decides none of them again.
 
 An owner that dies, or loses its partition, leaves frames with a verdict in the topic and without a committed offset.
 The next owner reads them again. Before the first one begins it reads the end of the topic `verdicts` back, whose

@@ -319,7 +319,7 @@ class Inspector:
         return client
 
     def _is_replaced(self) -> bool:
-        """Whether another process has this worker's place in the group. Raises FlawlineError while it is unknown."""
+        """Return whether another process has this worker's place in the group. Raises FlawlineError while unknown."""
         group = self._settings.topic(topics.WORKERS_GROUP)
         admin = kafka_clients.admin(self._settings)
         try:
@@ -634,7 +634,7 @@ class Inspector:
         return verdicts.defect_outcome(job.record, defect, self._settings.topic("defects"), self._defect_limit)
 
     def _is_idle(self) -> bool:
-        """Whether no frame is on its way from the log to an acknowledged verdict: their bytes are held until then."""
+        """Return whether no frame is between the log and its acknowledged verdict: its bytes are held until then."""
         return self._gate.held_bytes == 0
 
     def _reject_scored(self, opened: _Opened, error: Exception) -> None:

@@ -47,9 +47,9 @@ class Announced:
         return next((model for model in self.history if self.active is None or not same(model, self.active)), None)
 
 
-def same(one: ModelPointer, other: ModelPointer) -> bool:
+def same(first: ModelPointer, second: ModelPointer) -> bool:
     """Tell whether two pointers name the same artefact."""
-    return (one.version, one.uri) == (other.version, other.uri)
+    return (first.version, first.uri) == (second.version, second.uri)
 
 
 def announced(settings: Settings) -> Announced:

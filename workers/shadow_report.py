@@ -60,12 +60,16 @@ class Comparison:
     @property
     def agreement(self) -> float:
         """The share of frames with the same decision."""
-        return sum(count for (one, other), count in self.counts.items() if one is other) / self.frames
+        return sum(count for (active, shadow), count in self.counts.items() if active is shadow) / self.frames
 
     @property
     def flip_counts(self) -> dict[str, int]:
         """How many frames changed from which decision to which, the most frequent first."""
-        return {f"{one} -> {other}": count for (one, other), count in self.counts.most_common() if one is not other}
+        return {
+            f"{active} -> {shadow}": count
+            for (active, shadow), count in self.counts.most_common()
+            if active is not shadow
+        }
 
     def as_dict(self) -> dict[str, object]:
         """Return the comparison for JSON."""

@@ -97,9 +97,13 @@ def coarse(heatmap: np.ndarray) -> np.ndarray:
 
 
 def verdict_outcome(record: Any, result: Verdict, topic: str) -> Outcome:
-    """Return the outcome that sends a verdict, to the frame's own partition number and with its key."""
+    """Return the outcome that sends a verdict, to the frame's own partition number and with its key.
+
+    A header names the frame's offset, so that the frame can be read again without a search.
+    """
+    headers = [*_headers(record, result), (messages.FRAME_OFFSET, str(record.offset).encode())]
     return Outcome(
-        Outgoing(topic, record.partition, result.camera.encode(), messages.encode(result), _headers(record, result)),
+        Outgoing(topic, record.partition, result.camera.encode(), messages.encode(result), headers),
         result.camera,
         result.captured_at,
         decision=result.decision,

@@ -11,7 +11,7 @@ from discovery.dashboards import defect_trends, line_overview
 
 
 def build() -> dict[str, dict[str, Any]]:
-    """Both dashboards as Grafana's JSON model, by uid."""
+    """Return both dashboards as Grafana's JSON model, by uid."""
     return {module.UID: _plain(module.build()) for module in (line_overview, defect_trends)}
 
 

@@ -19,7 +19,7 @@ CLASS = "COALESCE(class_name, class_id, 'no class yet')"
 
 
 def build() -> dashboard.Dashboard:
-    """The dashboard's builder."""
+    """Return the dashboard's builder."""
     board = (
         dashboard.Dashboard(TITLE)
         .uid(UID)
@@ -57,7 +57,7 @@ def build() -> dashboard.Dashboard:
 
 
 def _choice(name: str, label: str, column: str) -> dashboard.QueryVariable:
-    """A variable with the values of a column. "All" is the column itself, so that it also works on an empty table."""
+    """Return a variable with the values of a column. "All" is the column itself, so that it works on an empty table."""
     return (
         dashboard.QueryVariable(name)
         .label(label)

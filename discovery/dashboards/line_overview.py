@@ -18,7 +18,7 @@ BALANCED = "flawline_ledger_balanced and on (job, instance) flawline_ledger_fram
 
 
 def _quantile(q: float, metric: str, by: str = "", where: str = "") -> str:
-    """A quantile of a histogram over the rate interval, in its unit."""
+    """Return the query of a quantile of a histogram over the rate interval, in its unit."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket{{{where}}}{RATE})))"
 
@@ -31,7 +31,7 @@ def _alarm_rate(by: str, window: str) -> str:
 
 
 def build() -> dashboard.Dashboard:
-    """The dashboard's builder."""
+    """Return the dashboard's builder."""
     board = (
         dashboard.Dashboard(TITLE)
         .uid(UID)

@@ -78,23 +78,23 @@ class Annotation(cog.Builder[model.AnnotationQuery]):
 
 
 def sql_annotation(name: str, color: str, sql: str) -> Annotation:
-    """Annotations from rows of (time, title, text, tags)."""
+    """Return annotations from rows of (time, title, text, tags)."""
     return Annotation(name, POSTGRESQL, color, target=SqlQuery(sql, "table", "Anno"))
 
 
 def promql_annotation(name: str, color: str, expr: str, title: str, text: str) -> Annotation:
-    """Annotations wherever a series exists, looked at once a minute."""
+    """Return annotations at the times when a series exists; Grafana asks once a minute."""
     target = {"expr": expr, "interval": "60s", "refId": "Anno"}
     return Annotation(name, PROMETHEUS, color, target=target, step="60s", titleFormat=title, textFormat=text)
 
 
 def promql(expr: str, legend: str = "") -> prometheus.Dataquery:
-    """A range query."""
+    """Return a range query."""
     return prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).legend_format(legend or "__auto").range()
 
 
 def promql_now(expr: str, legend: str = "") -> prometheus.Dataquery:
-    """An instant query: one row per series, at the end of the dashboard's time range."""
+    """Return an instant query: one row per series, at the end of the dashboard's time range."""
     query = prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).legend_format(legend or "__auto")
     return query.instant().format(PromQueryFormat.TABLE if not legend else PromQueryFormat.TIME_SERIES)
 
@@ -104,13 +104,16 @@ def thresholds(steps: Thresholds) -> dashboard.ThresholdsConfig:
 
 
 def names(values: dict[int, tuple[str, str]]) -> list[model.ValueMapping]:
-    """Words and colours instead of numbers: {value: (text, colour)}."""
+    """Return mappings that show words and colours instead of numbers: {value: (text, colour)}."""
     results = {str(value): model.ValueMappingResult(text=text, color=color) for value, (text, color) in values.items()}
     return [model.ValueMap(options=results)]
 
 
 def _placed(panel: Any, title: str, text: str, queries: Sequence[Query], width: int, height: int) -> Any:
-    """What all panels share. A panel with queries of both sources would need the `mixed` source; none has."""
+    """Set title, text, size and queries, which all panels have.
+
+    A panel with queries of both sources would need the `mixed` source; no panel has both.
+    """
     for letter, query in zip("ABCDEFGH", queries, strict=False):
         query.ref_id(letter)  # type: ignore[attr-defined]
         panel.with_target(query)
@@ -131,7 +134,7 @@ def lines(
     stacked: bool = False,
     steps: bool = False,
 ) -> Panel:
-    """Values over time."""
+    """Return a panel of values over time."""
     panel = _placed(timeseries.Panel(), title, text, queries, width, height)
     panel.unit(unit).min(0).fill_opacity(60 if stacked else 8).line_width(1).show_points(look.VisibilityMode.NEVER)
     panel.legend(
@@ -149,7 +152,7 @@ def lines(
 
 
 def bars_over_time(title: str, text: str, *queries: Query, unit: str, width: int = 12, height: int = 9) -> Panel:
-    """Counts per time bucket, stacked."""
+    """Return a panel of counts per time bucket, stacked."""
     panel = lines(title, text, *queries, unit=unit, width=width, height=height, stacked=True)
     return panel.draw_style(look.GraphDrawStyle.BARS).fill_opacity(80)  # type: ignore[attr-defined]
 
@@ -165,7 +168,7 @@ def number(
     mappings: Sequence[model.ValueMapping] = (),
     show_name: bool = False,
 ) -> Panel:
-    """One number, or with `show_name` the name of its series."""
+    """Return a panel of one number, or with `show_name` the name of its series."""
     panel = _placed(stat.Panel(), title, text, queries, width, height)
     panel.unit(unit).thresholds(thresholds(limits)).mappings(list(mappings)).graph_mode(look.BigValueGraphMode.NONE)
     panel.color_mode(look.BigValueColorMode.VALUE)
@@ -176,7 +179,7 @@ def number(
 def states(
     title: str, text: str, *queries: Query, mappings: Sequence[model.ValueMapping], width: int, height: int
 ) -> Panel:
-    """One coloured band per series."""
+    """Return a panel with one coloured band per series."""
     panel = _placed(statetimeline.Panel(), title, text, queries, width, height)
     return panel.mappings(list(mappings)).show_value(look.VisibilityMode.NEVER).row_height(0.8)
 
@@ -191,7 +194,7 @@ def bars(
     height: int = 9,
     overrides: dict[str, dict[str, Any]] | None = None,
 ) -> Panel:
-    """Bars by category. `overrides` gives properties to single columns: {column: {property: value}}."""
+    """Return a panel of bars by category. `overrides` sets properties of columns: {column: {property: value}}."""
     panel = _placed(barchart.Panel(), title, text, [query], width, height)
     panel.x_field(x).unit("short").min(0).legend(
         common.VizLegendOptions()
@@ -211,7 +214,7 @@ def rows(
     height: int = 9,
     overrides: dict[str, dict[str, Any]] | None = None,
 ) -> Panel:
-    """A table."""
+    """Return a panel with a table."""
     return _with_overrides(_placed(table.Panel(), title, text, [query], width, height), overrides)
 
 

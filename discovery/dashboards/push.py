@@ -35,7 +35,7 @@ PLANT_STORE = URL.create(
 
 
 def prometheus_source(url: str) -> dict[str, Any]:
-    """Grafana's description of the Prometheus that scrapes the line."""
+    """Return Grafana's description of the Prometheus that scrapes the line."""
     return {
         "uid": PROMETHEUS.uid,
         "name": "Flawline Prometheus",
@@ -47,7 +47,7 @@ def prometheus_source(url: str) -> dict[str, Any]:
 
 
 def postgresql_source(url: URL) -> dict[str, Any]:
-    """Grafana's description of the store; `sslmode` is taken from the URL's query, `disable` when it names none."""
+    """Return Grafana's description of the store; `sslmode` comes from the URL's query, `disable` without one."""
     return {
         "uid": POSTGRESQL.uid,
         "name": "Flawline store",
@@ -154,11 +154,11 @@ def _text(content: dict[str, Any], suffix: str) -> str:
 
 
 def _store(settings: Settings) -> URL:
-    given = settings.grafana.store_url
+    store_url = settings.grafana.store_url
     try:
-        return make_url(given.get_secret_value() if given else settings.store_url)
+        return make_url(store_url.get_secret_value() if store_url else settings.store_url)
     except ArgumentError as error:
-        name = "grafana.store_url" if given else "store.url"
+        name = "grafana.store_url" if store_url else "store.url"
         raise UsageError(f"{name} is no database URL: write postgresql://USER:PASSWORD@HOST/DATABASE") from error
 
 

@@ -1,4 +1,4 @@
-"""Stored crops as a backbone takes them: the plain view, and the random views that learning compares.
+"""Views of stored crops: the plain view for embedding, and the random views that learning compares.
 
 Sizes, ranges and the order of the transforms are AnomalyNCD's (arXiv 2410.14379 and its code).
 """
@@ -21,7 +21,8 @@ SATURATION = (0.6, 1.8)
 SHARPNESS = (0.2, 2.0)
 BLUR_KERNELS = tuple(range(9, 34, 4))
 POSTERIZE_BITS = (5, 8)
-# The published text does not say how often the strong ones are drawn; always would leave nothing of a fine crack.
+# The share of views that each strong transform changes. The paper does not give it; a transform in every view would
+# erase a fine crack. 0.2 is a judgement, not measured.
 STRONG_CHANCE = 0.2
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _CROP_LIMIT_PX = 4096 * 4096
@@ -36,28 +37,34 @@ class Crop:
 
 
 def decode(crop: bytes, mask: bytes) -> Crop:
-    """A stored crop (JPEG) and mask (PNG). Raises FlawlineError when they are damaged or of different sizes."""
+    """Return a stored crop (JPEG) with its mask (PNG).
+
+    Raises FlawlineError when one is missing or damaged, or when their sizes differ.
+    """
     if not crop or not mask:
-        raise FlawlineError("the crop is not kept any more")
+        raise FlawlineError("the store no longer has this crop")
     pixels = imaging.decode(crop, Codec.JPEG, pixel_limit=_CROP_LIMIT_PX)
     inside = np.asarray(imaging.decode_mask(mask, pixel_limit=_CROP_LIMIT_PX)).astype(bool)
     if inside.shape != pixels.shape[:2]:
-        raise FlawlineError(f"mask of {list(inside.shape)} does not fit a crop of {list(pixels.shape[:2])}")
+        raise FlawlineError(f"a mask of {list(inside.shape)} px does not fit its crop of {list(pixels.shape[:2])} px")
     return Crop(pixels, inside)
 
 
 def plain(crop: Crop, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of a crop, uint8 (size, size, 3), and of its mask, float32 (size, size)."""
+    """Return the centre of a crop, uint8 (size, size, 3), and of its mask, float32 (size, size)."""
     pixels, mask = _enlarged(crop, size)
     offset = (pixels.shape[0] - size) // 2
     return _window(pixels, offset, offset, size), _window(mask, offset, offset, size)
 
 
 def augmented(crop: Crop, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of a crop, with the same geometry for its mask."""
+    """Return a random view of a crop, uint8 (size, size, 3), and of its mask, float32 (size, size).
+
+    Crop position, flips and turns are the same for both.
+    """
     pixels, mask = _enlarged(crop, size)
     spare = pixels.shape[0] - size
-    top, left = (int(each) for each in rng.integers(spare + 1, size=2))
+    top, left = (int(offset) for offset in rng.integers(spare + 1, size=2))
     pixels, mask = _window(pixels, top, left, size), _window(mask, top, left, size)
     for axis in (0, 1):
         if rng.random() < 0.5:

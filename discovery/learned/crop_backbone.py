@@ -1,8 +1,8 @@
-"""Any timm backbone as a describer of crops: frozen up to its last block, guided by the defect's mask.
+"""Embeds crops with any timm backbone that is frozen up to its last block and guided by the defect's mask.
 
-A transformer with a class token is AnomalyNCD's own form (`masked_vit`). For every other backbone the cells of its maps
-are the tokens: the class token starts as the mean of those inside the mask, and the last block is a transformer block
-over them that changes nothing before it is trained.
+AnomalyNCD uses a transformer with a class token (`masked_vit`). For every other backbone the cells of its maps are the
+tokens: the class token starts as the mean of the cells inside the mask, and the last block is a transformer block over
+the cells that changes nothing before it is trained.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SIZE_PX = 224
 BATCH = 16
 HEADS = 4
 STRIDES = (16, 32)
-# Raise it whenever the same backbone would give another embedding of the same crop.
+# Raise this number when the same backbone gives another embedding of the same crop.
 EMBEDDING_FORMAT = "crop-1"
 
 
 class MapBlock(nn.Module):
-    """A transformer block for map cells in which the class token alone asks, and only sees what is inside the mask.
+    """A transformer block in which only the class token asks, and sees only the map cells inside the mask.
 
-    Its output layers start at zero, so that an untrained one hands the class token on.
+    Its output layers start at zero, so that an untrained block returns the class token unchanged.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -51,7 +51,10 @@ class MapBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """Return the class tokens (n, D) of tokens (n, 1 + p, D), with which cells are inside (n, p)."""
+        """Return the class tokens (n, D) after the block.
+
+        `tokens` are (n, 1 + p, D); `patches` bool (n, p) marks the cells inside the mask.
+        """
         count, _, dimension = tokens.shape
         normed = self.norm(tokens)
         query = self.query(normed[:, :1])
@@ -60,8 +63,8 @@ class MapBlock(nn.Module):
             part.view(count, -1, HEADS, dimension // HEADS).transpose(1, 2) for part in (query, key, value)
         )
         allowed = functional.pad(patches, (1, 0), value=True)[:, None, None]
-        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        token = tokens[:, 0] + self.project(seen.transpose(1, 2).reshape(count, dimension))
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        token = tokens[:, 0] + self.project(attended.transpose(1, 2).reshape(count, dimension))
         return token + self.mlp(self.mlp_norm(token))
 
 
@@ -84,21 +87,21 @@ class MaskedMaps(nn.Module):
         return torch.cat([functional.interpolate(layer, side, mode="bilinear") for layer in maps], dim=1)
 
     def forward(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (n, 1 + p, D), of which the first is the mean inside the mask, and cells inside (n, p)."""
+        """Return tokens (n, 1 + p, D) and the cells inside the mask, bool (n, p); the first token is their mean."""
         cells = functional.pad(self._maps(pixels).flatten(2).transpose(1, 2), (0, self.padding))
         patches = inside(masks, self.grid)
-        # Layers of large values would drown the others in every cosine.
+        # Without normalisation a layer with large values would decide every cosine alone.
         cells = functional.layer_norm(cells, cells.shape[-1:])
         share = patches.float() / patches.sum(dim=1, keepdim=True)
         return torch.cat([(share[:, None] @ cells), cells], dim=1), patches
 
     def last_block(self) -> MapBlock:
-        """Return a block that may be trained; untrained, it hands on the mean inside the mask."""
+        """Return a new block to train; before training it returns the mean inside the mask."""
         return MapBlock(self.dimension)
 
 
 class CropBackbone:
-    """A frozen backbone on a device; two versions differ where the same crop gets another embedding."""
+    """A frozen backbone on a device. Its `version` changes when the same crop gets another embedding."""
 
     def __init__(self, trunk: MaskedVit | MaskedMaps, mean: Sequence[float], std: Sequence[float], device: str) -> None:
         self.device = torch.device(device)
@@ -110,11 +113,11 @@ class CropBackbone:
 
     @property
     def dimension(self) -> int:
-        """The length D of a token."""
+        """Return the length D of a token."""
         return self.trunk.dimension
 
     def tokens(self, pixels: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return tokens before the last block (n, t, D) and cells inside (n, p).
+        """Return tokens before the last block (n, t, D) and the cells inside the masks, bool (n, p).
 
         `pixels` are uint8 (n, S, S, 3), `masks` float (n, S, S).
         """
@@ -123,11 +126,11 @@ class CropBackbone:
             return self.trunk((images - self._mean) / self._std, torch.from_numpy(masks).to(self.device))
 
     def last_block(self) -> nn.Module:
-        """Return a copy of the last block that may be trained."""
+        """Return a copy of the last block to train."""
         return self.trunk.last_block().to(self.device)
 
     def embed(self, crops: Sequence[Crop]) -> np.ndarray:
-        """Return unit vectors float32 (n, D) of what is inside of the crops' masks, with nothing trained."""
+        """Return unit vectors float32 (n, D) of the pixels inside the crops' masks, from untrained last blocks."""
         embeddings = []
         for start in range(0, len(crops), BATCH):
             pixels, masks = zip(*(augment.plain(crop, SIZE_PX) for crop in crops[start : start + BATCH]), strict=True)
@@ -138,16 +141,16 @@ class CropBackbone:
 
 
 def load(name: str, weights: Path | None = None, device: str = "auto") -> CropBackbone:
-    """Return the backbone of a timm name, with packaged weights, those of a local file, or timm's own.
+    """Return the backbone of a timm name, with the packaged weights, those of a local file, or timm's.
 
-    Raises FlawlineError when it cannot be had.
+    Raises FlawlineError when the device, the name or the weights are not available.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise FlawlineError("discovery.device 'cuda' is not available on this machine: choose 'cpu' or 'auto'")
     source = weight_files.find(name, weights, "discovery.crop_weights")
     trunk, config = _trunk(source)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    torch.manual_seed(0)  # an untrained last block of maps hands its input on, whatever it was made of
+    torch.manual_seed(0)  # the untrained last block of maps ignores its random weights
     backbone = CropBackbone(
         trunk, config.get("mean", (0.485, 0.456, 0.406)), config.get("std", (0.229, 0.224, 0.225)), chosen
     )
@@ -157,21 +160,21 @@ def load(name: str, weights: Path | None = None, device: str = "auto") -> CropBa
 
 
 def _trunk(weights: weight_files.Weights) -> tuple[MaskedVit | MaskedMaps, dict[str, Any]]:
-    """Return the backbone as tokens, and what timm knows of it. Raises FlawlineError."""
+    """Return the backbone that gives tokens, and timm's configuration of it. Raises FlawlineError."""
     from timm.models.vision_transformer import VisionTransformer
 
     model: Any = weight_files.create(weights, SIZE_PX)
-    known = configuration(model, weights.name)
+    config = configuration(model, weights.name)
     if isinstance(model, VisionTransformer) and model.has_class_token:
-        return MaskedVit(model), known
+        return MaskedVit(model), config
     strides = [int(info["reduction"]) for info in model.feature_info]
-    return MaskedMaps(MapsOf(model, _deepest(strides)), SIZE_PX), known
+    return MaskedMaps(MapsOf(model, _deepest(strides)), SIZE_PX), config
 
 
 def _deepest(reductions: Sequence[int]) -> list[int]:
-    """Return the numbers, in rising order, of the last maps of STRIDES; of the last two where one of them is missing.
+    """Return, in rising order, the number of the last map at each of STRIDES; of the last two maps when one is missing.
 
-    `reductions` are the strides of a backbone's maps. Finer maps do not know kinds of defects.
+    `reductions` are the strides of a backbone's maps. Finer maps do not tell kinds of defects apart.
     """
     last = {stride: place for place, stride in enumerate(reductions)}
     if all(stride in last for stride in STRIDES):

@@ -1,7 +1,7 @@
-"""Learned rounds of the discovery process: what to learn from, and what becomes of the result.
+"""Runs learned rounds of the discovery process: makes the job and turns its result into clusters.
 
-Identity is that of every round: learning only says which regions belong together. Its job is made from what the store
-holds when it starts; while it runs intake goes on, and what has come meanwhile is left to the next round.
+Classes keep their ids as in every round: learning only decides which regions belong together. The job holds what the
+store has when it starts. Intake goes on while the job runs, and the next round takes the regions that arrive meanwhile.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
 
-HIGHEST_PEAK = 0.999
+HIGHEST_PEAK = 0.999  # the quantile of the peaks that counts as score 1
 
 
 class LearnedRounds:
-    """At most one learning round at a time. Not for several threads."""
+    """Runs at most one learning round at a time. Not safe for several threads."""
 
     def __init__(self, settings: Settings, monotonic: clock.Monotonic = clock.monotonic) -> None:
         self._settings, self._monotonic = settings, monotonic
@@ -44,17 +44,17 @@ class LearnedRounds:
         return self._running is not None
 
     def start(self, job: Job) -> None:
-        """Start a job; one line in the log when that cannot be done."""
+        """Start a job. A failure to start is one line in the log."""
         try:
             self._running = learning_task.start(job, self._settings)
         except LearningFailed as error:
-            log.warning("learning round was given up: %s; the classes stay as they are", error)
+            log.warning("learning round was abandoned: %s; the classes stay as they are", error)
             return
         self._started_at = self._monotonic()
         log.info("learning from %d crops", len(job.ids))
 
     def poll(self) -> Result | None:
-        """The result, once. None while there is none, and when the round failed or took too long."""
+        """Return the result once; None before that, and when the round failed or took too long."""
         if self._running is None:
             return None
         try:
@@ -62,7 +62,7 @@ class LearnedRounds:
             if result is None and self._monotonic() - self._started_at > self._settings.discovery.learning_timeout_s:
                 raise LearningFailed(f"it took longer than {self._settings.discovery.learning_timeout_s:g} s")
         except LearningFailed as error:
-            log.warning("learning round was given up: %s; the classes stay as they are", error)
+            log.warning("learning round was abandoned: %s; the classes stay as they are", error)
             self.cancel()
             return None
         if result is not None:
@@ -70,7 +70,7 @@ class LearnedRounds:
         return result
 
     def cancel(self) -> None:
-        """End what is running."""
+        """End the running job, if there is one."""
         if self._running is not None:
             self._running.cancel()
             self._running = None
@@ -78,15 +78,15 @@ class LearnedRounds:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A job, the clusters that it starts from and the embedding version of its regions."""
+    """A job, the clustering that it starts from and the embedding version of its regions."""
 
     job: Job
-    found: Clustering
+    clustering: Clustering
     version: str
 
 
 def newest(regions: Regions, limit: int) -> Regions:
-    """At most `limit` regions: every class's exemplars as far as they fit, then the latest."""
+    """Return at most `limit` regions: first the exemplars of every class, then the newest regions."""
     if len(regions) <= limit:
         return regions
     order = np.lexsort((-regions.ids, ~regions.exemplars))
@@ -94,32 +94,32 @@ def newest(regions: Regions, limit: int) -> Regions:
 
 
 def only(regions: Regions, rows: np.ndarray) -> Regions:
-    """Some rows of regions, in their order."""
+    """Return some rows of regions, in the order of `rows`."""
 
-    def taken(column: Any) -> Any:
+    def pick(column: Any) -> Any:
         return column[rows] if isinstance(column, np.ndarray) else column and tuple(column[row] for row in rows)
 
-    return Regions(**{each.name: taken(getattr(regions, each.name)) for each in fields(regions)})
+    return Regions(**{field.name: pick(getattr(regions, field.name)) for field in fields(regions)})
 
 
 def job_of(
     connection: Connection, regions: Regions, known: Registry, settings: Settings, version: str, last_id: int
 ) -> Plan | None:
-    """A learning round over these regions, from clusters that start at the known classes; None when there are too few.
+    """Return a learning round over these regions that starts at the known classes.
 
-    `last_id` is the newest region that was there when the known classes were found. Regions whose crop is not kept any
-    more are left out.
+    Returns None when there are too few regions, or regions of one kind only. `last_id` is the newest region at the time
+    when the known classes were formed. Regions whose crop the store has deleted take no part.
     """
     discovery = settings.discovery
     images = _images(connection, regions)
     rows = np.array([row for row, number in enumerate(regions.ids) if int(number) in images], int)
     shown = newest(only(regions, rows), discovery.learning_regions)
-    found = single_round.clustered(shown, known, discovery, version, last_id)
-    if found is None:
+    start_clustering = single_round.clustered(shown, known, discovery, version, last_id)
+    if start_clustering is None:
         return None
-    fixed = {one.id for one in known.live if one.fixed}
-    start, told = starting_labels(found.labels, shown.classes, fixed)
-    if start.max() < 1:  # one kind: there is nothing to tell apart
+    fixed = {entry.id for entry in known.live if entry.fixed}
+    start, confirmed = starting_labels(start_clustering.labels, shown.classes, fixed)
+    if start.max() < 1:  # a single kind leaves nothing to learn
         return None
     picked = [images[int(number)] for number in shown.ids]
     scores = anomaly_scores([peak for _, _, peak in picked])
@@ -129,19 +129,22 @@ def job_of(
         masks=tuple(mask for _, mask, _ in picked),
         vectors=unit(shown.vectors),
         start=tuple(int(label) for label in start),
-        told=tuple(bool(each) for each in told),
-        scores=tuple(float(each) for each in scores) if discovery.learning_correction else (),
+        confirmed=tuple(bool(flag) for flag in confirmed),
+        scores=tuple(float(score) for score in scores) if discovery.learning_correction else (),
         epochs=discovery.learning_epochs,
         seed=discovery.seed,
         backbone=discovery.crop_backbone,
         weights=str(discovery.crop_weights) if discovery.crop_weights else None,
         device=discovery.device,
     )
-    return Plan(job, found, version)
+    return Plan(job, start_clustering, version)
 
 
 def anomaly_scores(peaks: Sequence[float]) -> np.ndarray:
-    """How anomalous regions are (n), 0 (ordinary) to 1, by the peaks of their maps on one scale over the set."""
+    """Return how anomalous regions are, float64 (n) from 0 (ordinary) to 1, by the peaks of their maps.
+
+    All peaks share one scale, whose end is the quantile HIGHEST_PEAK of the set.
+    """
     values = np.asarray(peaks, np.float64)
     return np.clip(values / max(float(np.quantile(values, HIGHEST_PEAK)), 1e-6), 0, 1)
 
@@ -149,22 +152,22 @@ def anomaly_scores(peaks: Sequence[float]) -> np.ndarray:
 def starting_labels(
     labels: np.ndarray, classes: Sequence[str | None], fixed: set[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters 0..k-1 to start from, and which regions (n) have theirs from a person.
+    """Return the clusters 0..k-1 to start from, int (n), and which regions a person has classified, bool (n).
 
-    A class that a person has spoken about is one cluster and a cluster of its own, whatever the clustering says.
+    A class that a person has confirmed (`fixed`) becomes exactly one cluster and shares it with no other class.
     """
     start = labels.copy()
-    told = np.array([name in fixed if name else False for name in classes], bool)
+    confirmed = np.array([name in fixed if name else False for name in classes], bool)
     names = np.array([name or "" for name in classes])
-    for number, name in enumerate(sorted({str(each) for each in names[told]})):
+    for number, name in enumerate(sorted({str(name) for name in names[confirmed]})):
         start[names == name] = int(labels.max()) + 1 + number
-    return np.unique(start, return_inverse=True)[1], told
+    return np.unique(start, return_inverse=True)[1], confirmed
 
 
-def clusters_of(regions: Regions, labels: Mapping[int, int], found: Clustering) -> tuple[Regions, Clustering] | None:
-    """The regions that a result speaks of, as they are now, and their clusters; None when none of them is left.
+def clusters_of(regions: Regions, labels: Mapping[int, int], start: Clustering) -> tuple[Regions, Clustering] | None:
+    """Return the regions of a result, with their present values, and their clusters; None when no region is left.
 
-    `found` is the clustering that learning started from.
+    `labels` are the learned kinds by region id, -1 for no defect. `start` is the clustering that learning started from.
     """
     rows = np.array([row for row, number in enumerate(regions.ids) if int(number) in labels], int)
     shown = only(regions, rows)
@@ -174,16 +177,16 @@ def clusters_of(regions: Regions, labels: Mapping[int, int], found: Clustering) 
         return None
     learned[inside] = np.unique(learned[inside], return_inverse=True)[1]
     centroids = clustering.centroids_of(unit(shown.vectors[inside]), learned[inside])
-    return shown, replace(found, labels=learned, centroids=centroids)
+    return shown, replace(start, labels=learned, centroids=centroids)
 
 
 def _images(connection: Connection, regions: Regions) -> dict[int, tuple[bytes, bytes, float]]:
-    """Crop, mask and peak by region id, where they are kept."""
+    """Return crop (JPEG), mask (PNG) and peak by region id, for regions whose images the store still has."""
     r = schema.regions
-    found: dict[int, tuple[bytes, bytes, float]] = {}
+    images: dict[int, tuple[bytes, bytes, float]] = {}
     for part in parts([int(number) for number in regions.ids]):
         query = select(r.c.id, r.c.crop, r.c.mask, r.c.peak).where(r.c.id.in_(part))
         for row in connection.execute(query):
             if row.crop and row.mask:
-                found[row.id] = row.crop, row.mask, row.peak
-    return found
+                images[row.id] = row.crop, row.mask, row.peak
+    return images

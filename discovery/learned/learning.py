@@ -1,9 +1,9 @@
-"""A learning round: kinds of defects learned from crops, as AnomalyNCD does (arXiv 2410.14379), from what is known.
+"""Learns kinds of defects from crops, starting at the known clusters, after AnomalyNCD (arXiv 2410.14379).
 
-The last block of a frozen, mask-guided backbone and four classifiers are trained so that two random views of a crop
-agree on its kind (SimGCD's self-distillation), with a term that keeps all kinds in use. The classifiers start at the
-current clusters, so that a known kind stays where it is. What the frozen part says of a fixed set of random views is
-computed once. Deterministic on a CPU, given the task.
+Training changes the last block of a frozen, mask-guided backbone and four classifiers, so that two random views of a
+crop agree on its kind (SimGCD's self-distillation); a further term keeps all kinds in use. The classifiers start at the
+current clusters, so that a known kind keeps its place. The frozen part's output for a fixed set of random views is
+computed once. On a CPU the same task always gives the same result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_CROPS: Final = 32
 STUDENT_TEMPERATURE: Final = 0.1
 TEACHER_TEMPERATURES: Final = (0.07, 0.04)
 TEACHER_STEPS: Final = 10
-WARMING_SHARE: Final = 0.8  # of the epochs, in which the teacher's temperature falls
+WARMING_SHARE: Final = 0.8  # the share of the epochs in which the teacher's temperature falls
 REPRESENTATION_TEMPERATURE: Final = 1.0
 LABELLED_TEMPERATURE: Final = 0.07
 LABELLED_WEIGHT: Final = 0.3  # lambda
@@ -42,9 +42,10 @@ WEIGHT_DECAY: Final = 5e-5
 PROJECTED: Final = 256
 HIDDEN: Final = 2048
 CORRECTED_BELOW: Final = 0.5
-# Four heads that start alike would end alike.
+# Heads that start equal stay equal. The size is a judgement, not measured.
 HEAD_NOISE: Final = 0.05
-# A view of the embedding that workers send: without it both views of a crop would hold the same answer.
+# Dropout makes two views of the embedding that workers send: without it both views of a crop would contain the same
+# answer. 0.3 is a judgement, not measured.
 VECTOR_DROPOUT: Final = 0.3
 
 Progress = Callable[[str, int, int], None]
@@ -52,17 +53,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What there is to learn from: n crops with the workers' embeddings float32 (n, E) and clusters to start from.
+    """The input of a round: n crops, the workers' embeddings float32 (n, E) and the clusters to start from.
 
-    `start` int (n) has a cluster 0..k-1 for each crop, `told` bool (n) says which of them a person has confirmed.
-    `scores` float (n) in 0..1 say how anomalous a crop is; with them, one more kind is learned that takes in what is
-    nothing (pseudo-label correction). None leaves that out.
+    `start` int (n) is the cluster 0..k-1 of each crop; `confirmed` bool (n) marks those that a person has confirmed.
+    `scores` float (n) from 0 to 1 say how anomalous a crop is; with them the round learns one more kind, "no defect"
+    (pseudo-label correction). None turns that off.
     """
 
     crops: Sequence[Crop]
     vectors: np.ndarray
     start: np.ndarray
-    told: np.ndarray
+    confirmed: np.ndarray
     scores: np.ndarray | None = None
     epochs: int = 10
     seed: int = 0
@@ -70,7 +71,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """`posteriors` float32 (n, k) over the clusters of the start; `nothing` float32 (n) is the share of none."""
+    """The result: `posteriors` float32 (n, k) over the starting clusters, `nothing` float32 (n) for "no defect"."""
 
     posteriors: np.ndarray
     nothing: np.ndarray
@@ -78,12 +79,12 @@ class Learned:
 
     @property
     def labels(self) -> np.ndarray:
-        """The likeliest kind of each crop, -1 for nothing."""
+        """Return the most probable kind of each crop, int (n), -1 for no defect."""
         return np.where(self.nothing > self.posteriors.max(axis=1), -1, self.posteriors.argmax(axis=1))
 
 
 def learn(task: Task, backbone: CropBackbone, progress: Progress | None = None) -> Learned:
-    """Train on a task's crops, and say what each of them is. Raises FlawlineError when the loss leaves the numbers."""
+    """Train on a task's crops and return the kind of each. Raises FlawlineError when the loss is not finite."""
     torch.manual_seed(task.seed)
     with tempfile.TemporaryDirectory(prefix="flawline-learning-") as folder:
         cache = _cached(task, backbone, Path(folder), progress)
@@ -91,27 +92,27 @@ def learn(task: Task, backbone: CropBackbone, progress: Progress | None = None) 
         losses = _train(student, task, cache, progress)
         logits = student.of_plain_views(cache)
     best = int(losses.argmin())
-    found = functional.softmax(logits[best] / STUDENT_TEMPERATURE, dim=1).cpu().numpy()
+    posteriors = functional.softmax(logits[best] / STUDENT_TEMPERATURE, dim=1).cpu().numpy()
     extra = 0 if task.scores is None else 1
-    nothing = found[:, 0] if extra else np.zeros(len(found), np.float32)
-    return Learned(found[:, extra:], nothing, float(losses[best]))
+    nothing = posteriors[:, 0] if extra else np.zeros(len(posteriors), np.float32)
+    return Learned(posteriors[:, extra:], nothing, float(losses[best]))
 
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """What the frozen part says: tokens float16 (views, n, t, D), cells inside bool (views, n, p); view 0 is plain."""
+    """The frozen part's output: `tokens` float16 (views, n, t, D), `inside` bool (views, n, p); view 0 is plain."""
 
     tokens: np.ndarray
     inside: np.ndarray
 
     def batch(self, view: np.ndarray, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tokens and cells of one view for each of the rows."""
+        """Return tokens (m, t, D) and cells inside (m, p) of the crops `rows` (m), each in its `view` (m)."""
         tokens = torch.from_numpy(self.tokens[view, rows].astype(np.float32)).to(device)
         return tokens, torch.from_numpy(self.inside[view, rows]).to(device)
 
 
 class Student(nn.Module):
-    """Last block, projector and classifiers: everything that is trained."""
+    """Everything that learns: last block, projector and classifiers."""
 
     def __init__(self, backbone: CropBackbone, task: Task, cache: Cache) -> None:
         super().__init__()
@@ -130,46 +131,47 @@ class Student(nn.Module):
         self.prototypes = nn.Parameter(_prototypes(self._plain(cache), task).to(self.device))
 
     def forward(self, tokens: Tensor, cells: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What is contrasted, unit (n, 256), and cosines with the prototypes of each head (heads, n, k)."""
-        seen = self.block(tokens, cells)
-        joined = self._joined(seen, rows)
-        return functional.normalize(self.projector(seen), dim=1), self._cosines(joined)
+        """Return unit projections (n, 256) to contrast, and cosines to the prototypes of each head (heads, n, k)."""
+        description = self.block(tokens, cells)
+        joined = self._joined(description, rows)
+        return functional.normalize(self.projector(description), dim=1), self._cosines(joined)
 
     def of_plain_views(self, cache: Cache) -> Tensor:
-        """Cosines (heads, n, k) of all crops as they are."""
+        """Return the cosines (heads, n, k) of the plain views of all crops."""
         with torch.no_grad():
             return self._cosines(self._plain(cache).to(self.device))
 
     def _cosines(self, joined: Tensor) -> Tensor:
         return torch.einsum("hkd,nd->hnk", functional.normalize(self.prototypes, dim=2), joined)
 
-    def _joined(self, seen: Tensor, rows: Tensor) -> Tensor:
-        """The learned description with the workers' embedding beside it, unit (n, D + E)."""
-        beside = functional.dropout(self.vectors[rows], VECTOR_DROPOUT, self.training)
-        return functional.normalize(torch.cat([functional.normalize(seen, dim=1), beside], dim=1), dim=1)
+    def _joined(self, description: Tensor, rows: Tensor) -> Tensor:
+        """Return the learned description beside the workers' embedding as unit vectors (n, D + E)."""
+        vectors = functional.dropout(self.vectors[rows], VECTOR_DROPOUT, self.training)
+        return functional.normalize(torch.cat([functional.normalize(description, dim=1), vectors], dim=1), dim=1)
 
     def _plain(self, cache: Cache) -> Tensor:
         was_training = self.training
         self.eval()
-        found = []
+        joined = []
         for rows in np.array_split(np.arange(cache.tokens.shape[1]), -(-cache.tokens.shape[1] // BATCH)):
             with torch.no_grad():
                 tokens, cells = cache.batch(np.zeros_like(rows), rows, self.device)
-                found.append(self._joined(self.block(tokens, cells), torch.from_numpy(rows).to(self.device)).cpu())
+                joined.append(self._joined(self.block(tokens, cells), torch.from_numpy(rows).to(self.device)).cpu())
         self.train(was_training)
-        return torch.cat(found)
+        return torch.cat(joined)
 
 
 def _cached(task: Task, backbone: CropBackbone, folder: Path, progress: Progress | None) -> Cache:
-    """The frozen part over every view, on disk: a transformer's tokens of a thousand crops are gigabytes."""
+    """Run the frozen part over every view into a file: a transformer's tokens of a thousand crops are gigabytes."""
     rng = np.random.default_rng(task.seed)
     count = len(task.crops)
     cache: Cache | None = None
     for view in range(VIEWS + 1):
         for start in range(0, count, BATCH):
             crops = task.crops[start : start + BATCH]
-            shown = [augment.augmented(each, SIZE_PX, rng) if view else augment.plain(each, SIZE_PX) for each in crops]
-            tokens, cells = backbone.tokens(np.stack([one for one, _ in shown]), np.stack([one for _, one in shown]))
+            views = [augment.augmented(crop, SIZE_PX, rng) if view else augment.plain(crop, SIZE_PX) for crop in crops]
+            pixels, masks = zip(*views, strict=True)
+            tokens, cells = backbone.tokens(np.stack(pixels), np.stack(masks))
             if cache is None:
                 _check_room(folder, (VIEWS + 1) * count * int(np.prod(tokens.shape[1:])) * 2)
                 cache = Cache(
@@ -187,7 +189,7 @@ def _cached(task: Task, backbone: CropBackbone, folder: Path, progress: Progress
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:
-    """A file in memory that the disk has no room for ends the process without a word, so it is asked before."""
+    """Raise FlawlineError when the disk lacks room: a mapped file on a full disk kills the process with no message."""
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise FlawlineError(
@@ -197,9 +199,9 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
 
 
 def _prototypes(plain: Tensor, task: Task) -> Tensor:
-    """Starting weights (heads, k, D): the mean of each cluster; for what is nothing, that of the least anomalous."""
+    """Return the starting weights (heads, k, D): each cluster's mean; for "no defect", the least anomalous tenth's."""
     count = int(task.start.max()) + 1
-    means = [plain[torch.from_numpy(task.start == each)].mean(dim=0) for each in range(count)]
+    means = [plain[torch.from_numpy(task.start == cluster)].mean(dim=0) for cluster in range(count)]
     if task.scores is not None:
         least = np.argsort(task.scores, kind="stable")[: max(1, len(task.scores) // 10)]
         means.insert(0, plain[torch.from_numpy(least)].mean(dim=0))
@@ -209,7 +211,7 @@ def _prototypes(plain: Tensor, task: Task) -> Tensor:
 
 
 def _train(student: Student, task: Task, cache: Cache, progress: Progress | None) -> np.ndarray:
-    """Train; the mean loss of each head in the last epoch (heads)."""
+    """Train the student in place and return the mean loss of each head in the last epoch (heads)."""
     rng = np.random.default_rng((task.seed, 1))
     decayed = [p for p in student.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in student.parameters() if p.requires_grad and p.ndim <= 1]
@@ -236,7 +238,7 @@ def _train(student: Student, task: Task, cache: Cache, progress: Progress | None
 
 
 def teacher_temperature(epoch: int, epochs: int) -> float:
-    """How sharp the targets are: ten steps from 0.07 to 0.04 over the first four fifths, then 0.04."""
+    """Return the teacher's temperature: ten steps from 0.07 to 0.04 over four fifths of the epochs, then 0.04."""
     warming = max(1.0, WARMING_SHARE * epochs)
     step = min(TEACHER_STEPS - 1, int(epoch / warming * TEACHER_STEPS))
     first, last = TEACHER_TEMPERATURES
@@ -244,11 +246,14 @@ def teacher_temperature(epoch: int, epochs: int) -> float:
 
 
 def _batches(task: Task, rng: np.random.Generator) -> list[np.ndarray]:
-    """An epoch's rows. With crops that a person has confirmed, these and the others are drawn equally often."""
+    """Return the batches of rows of an epoch.
+
+    When a person has confirmed some crops, confirmed and other crops are drawn equally often.
+    """
     count = len(task.crops)
-    told = int(task.told.sum())
-    if 0 < told < count:
-        weights = np.where(task.told, 0.5 / told, 0.5 / (count - told))
+    confirmed = int(task.confirmed.sum())
+    if 0 < confirmed < count:
+        weights = np.where(task.confirmed, 0.5 / confirmed, 0.5 / (count - confirmed))
         order = rng.choice(count, count, p=weights)
     else:
         order = rng.permutation(count)
@@ -259,7 +264,7 @@ def _batches(task: Task, rng: np.random.Generator) -> list[np.ndarray]:
 def _loss(
     student: Student, task: Task, cache: Cache, rows: np.ndarray, temperature: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, and the part of each head (heads) by which heads are compared."""
+    """Return the loss of a batch, and its part for each head (heads), by which the best head is chosen."""
     pairs = np.array([rng.choice(VIEWS, 2, replace=False) + 1 for _ in rows])
     index = torch.from_numpy(rows).to(student.device)
     contrasted, logits = [], []
@@ -267,32 +272,32 @@ def _loss(
         projected, cosines = student(*cache.batch(view, rows, student.device), index)
         contrasted.append(projected)
         logits.append(cosines)
-    told = torch.from_numpy(task.told[rows]).to(student.device)
+    confirmed = torch.from_numpy(task.confirmed[rows]).to(student.device)
     scores = None if task.scores is None else torch.from_numpy(task.scores[rows].astype(np.float32)).to(student.device)
-    free = ~told
+    free = ~confirmed
     per_head = torch.zeros(HEADS, device=student.device)
     if free.any():
-        one, other = (each[:, free] for each in logits)
+        first, second = (view[:, free] for view in logits)
         picked = None if scores is None else scores[free]
         per_head = 0.5 * (
-            agreement(one, other, temperature, picked) + agreement(other, one, temperature, picked)
-        ) + ENTROPY_WEIGHT * concentration(torch.cat([one, other], dim=1))
+            agreement(first, second, temperature, picked) + agreement(second, first, temperature, picked)
+        ) + ENTROPY_WEIGHT * concentration(torch.cat([first, second], dim=1))
     unlabelled = per_head.mean() + contrast(contrasted[0], contrasted[1])
-    if not told.any():
+    if not confirmed.any():
         return unlabelled, per_head
     extra = 0 if task.scores is None else 1
-    kinds = torch.from_numpy(task.start[rows] + extra).to(student.device)[told]
+    kinds = torch.from_numpy(task.start[rows] + extra).to(student.device)[confirmed]
     labelled = torch.stack(
-        [functional.cross_entropy(head / STUDENT_TEMPERATURE, kinds) for each in logits for head in each[:, told]]
-    ).mean() + supervised_contrast(contrasted[0][told], contrasted[1][told], kinds)
+        [functional.cross_entropy(head / STUDENT_TEMPERATURE, kinds) for view in logits for head in view[:, confirmed]]
+    ).mean() + supervised_contrast(contrasted[0][confirmed], contrasted[1][confirmed], kinds)
     return (1 - LABELLED_WEIGHT) * unlabelled + LABELLED_WEIGHT * labelled, per_head
 
 
 def agreement(teacher: Tensor, student: Tensor, temperature: float, scores: Tensor | None = None) -> Tensor:
-    """Cross entropy (heads) of one view's kinds (heads, n, k) given the sharper ones of the other view.
+    """Return the cross entropy (heads) of two views: the sharpened kinds of `teacher` are the targets of `student`.
 
-    With `scores` (n), the targets of crops that are hardly anomalous are moved to kind 0 by up to a half: the paper's
-    pseudo-label correction.
+    Both are logits (heads, n, k). With `scores` (n), the targets of crops that are hardly anomalous move towards kind 0
+    by up to a half: the pseudo-label correction of AnomalyNCD.
     """
     target = functional.softmax(teacher.detach() / temperature, dim=2)
     if scores is not None:
@@ -303,25 +308,27 @@ def agreement(teacher: Tensor, student: Tensor, temperature: float, scores: Tens
 
 
 def concentration(logits: Tensor) -> Tensor:
-    """How far each head (heads) is from using all kinds alike: log k minus the entropy of its mean posterior."""
+    """Return how far each head (heads) is from using all kinds alike: log k minus the entropy of its mean posterior."""
     mean = functional.softmax(logits / STUDENT_TEMPERATURE, dim=2).mean(dim=1)
     entropy = -(mean * torch.log(mean.clamp(min=1e-12))).sum(dim=1)
     return float(np.log(logits.shape[2])) - entropy
 
 
-def contrast(one: Tensor, other: Tensor, temperature: float = REPRESENTATION_TEMPERATURE) -> Tensor:
-    """InfoNCE over unit vectors (n, D): the two views of a crop are alike, all others are not."""
-    both = torch.cat([one, other])
+def contrast(first: Tensor, second: Tensor, temperature: float = REPRESENTATION_TEMPERATURE) -> Tensor:
+    """Return InfoNCE over unit vectors (n, D): only the two views of the same crop are alike."""
+    both = torch.cat([first, second])
     logits = both @ both.T / temperature
     logits.fill_diagonal_(-torch.inf)
-    count = len(one)
+    count = len(first)
     positives = torch.arange(2 * count, device=both.device).roll(count)
     return functional.cross_entropy(logits, positives)
 
 
-def supervised_contrast(one: Tensor, other: Tensor, kinds: Tensor, temperature: float = LABELLED_TEMPERATURE) -> Tensor:
-    """SupCon over unit vectors (n, D): all views of one kind (n) are alike."""
-    both, labels = torch.cat([one, other]), torch.cat([kinds, kinds])
+def supervised_contrast(
+    first: Tensor, second: Tensor, kinds: Tensor, temperature: float = LABELLED_TEMPERATURE
+) -> Tensor:
+    """Return SupCon over unit vectors (n, D): all views of crops of the same kind (n) are alike."""
+    both, labels = torch.cat([first, second]), torch.cat([kinds, kinds])
     itself = torch.eye(len(both), dtype=torch.bool, device=both.device)
     logits = (both @ both.T / temperature).masked_fill(itself, -torch.inf)
     alike = (labels[:, None] == labels[None, :]) & ~itself

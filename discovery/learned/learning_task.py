@@ -1,6 +1,6 @@
-"""A learning round beside intake: in a process of its own, or as a task on a Ray cluster.
+"""Runs a learning round beside intake: in a separate process, or as a task on a Ray cluster.
 
-Job and result are msgpack, whoever carries them. What goes wrong there is a LearningFailed of one line here.
+Job and result travel as msgpack in both cases. Every failure there becomes a LearningFailed of one line here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ NICENESS = 10
 
 
 class LearningFailed(FlawlineError):
-    """A learning round that came to nothing; the classes are as they were."""
+    """A learning round failed; the classes stay as they were."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a learning round takes: `learning.Task` with the crops encoded as they are stored, and the backbone's name.
+    """The input of a learning round: `learning.Task` with crops as the store encodes them, and the backbone's name.
 
-    `ids` name the regions (n); `scores` is empty without pseudo-label correction.
+    `ids` are the ids of the n regions; `scores` is empty without pseudo-label correction.
     """
 
     ids: tuple[int, ...]
@@ -44,7 +44,7 @@ class Job:
     masks: tuple[bytes, ...]
     vectors: np.ndarray
     start: tuple[int, ...]
-    told: tuple[bool, ...]
+    confirmed: tuple[bool, ...]
     scores: tuple[float, ...]
     epochs: int
     seed: int
@@ -53,11 +53,13 @@ class Job:
     device: str
 
     def encode(self) -> bytes:
+        """Return the job as msgpack."""
         values = vars(self) | {"vectors": self.vectors.astype("<f4").tobytes()}
         return msgpack.packb(values, use_bin_type=True)
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
+        """Return the job in `data`, msgpack of `encode`."""
         values = msgpack.unpackb(data, use_list=False)
         vectors = np.frombuffer(values.pop("vectors"), "<f4").reshape(len(values["ids"]), -1)
         return cls(vectors=vectors, **values)
@@ -65,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """The kind of each region by its id, -1 for nothing; the last loss, and how long it took."""
+    """The kind of each region by its id, -1 for no defect; the last loss, and how long the round took."""
 
     labels: dict[int, int]
     loss: float
@@ -73,19 +75,19 @@ class Result:
 
 
 class Running(Protocol):
-    """A job that has been started."""
+    """A started job."""
 
     def poll(self) -> Result | None:
-        """The result, None while there is none yet. Raises LearningFailed."""
+        """Return the result, None while the job runs. Raises LearningFailed."""
         ...
 
     def cancel(self) -> None:
-        """End it, whatever it is at; harmless when it has ended."""
+        """End the job at once; does nothing when it has ended."""
         ...
 
 
 def start(job: Job, settings: Settings) -> Running:
-    """Start a job where the settings say. Raises LearningFailed when that cannot be done."""
+    """Start a job where `discovery.learning_runner` says. Raises LearningFailed when it cannot start."""
     runner = settings.discovery.learning_runner
     if runner == "ray" or (runner == "auto" and settings.worker.ray_address):
         return RayTask(job, settings)
@@ -93,7 +95,7 @@ def start(job: Job, settings: Settings) -> Running:
 
 
 def work(data: bytes) -> bytes:
-    """Do an encoded job, and encode its result. Runs where torch may use the machine."""
+    """Run an encoded job and return its encoded result. Uses all of torch's threads."""
     from discovery.learned import augment, crop_backbone, learning
 
     started = time.monotonic()
@@ -103,14 +105,14 @@ def work(data: bytes) -> bytes:
         crops=[augment.decode(crop, mask) for crop, mask in zip(job.crops, job.masks, strict=True)],
         vectors=job.vectors,
         start=np.array(job.start),
-        told=np.array(job.told),
+        confirmed=np.array(job.confirmed),
         scores=np.array(job.scores) if job.scores else None,
         epochs=job.epochs,
         seed=job.seed,
     )
-    found = learning.learn(task, backbone)
-    labels = [int(label) for label in found.labels]
-    result: bytes = msgpack.packb([list(job.ids), labels, found.loss, time.monotonic() - started])
+    learned = learning.learn(task, backbone)
+    labels = [int(label) for label in learned.labels]
+    result: bytes = msgpack.packb([list(job.ids), labels, learned.loss, time.monotonic() - started])
     return result
 
 
@@ -120,7 +122,7 @@ def _result(data: bytes) -> Result:
 
 
 class LearningProcess:
-    """A job in a process of its own, which ends with this one."""
+    """A job in a separate process, which ends when this process ends."""
 
     def __init__(self, job: Job) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="flawline-job-")
@@ -153,7 +155,7 @@ class LearningProcess:
 
 
 class RayTask:
-    """A job as a task on Ray: on the cluster of `worker.ray_address`, else on one of this machine."""
+    """A job as a Ray task: on the cluster of `worker.ray_address`, else on a local cluster."""
 
     def __init__(self, job: Job, settings: Settings) -> None:
         try:
@@ -184,10 +186,10 @@ class RayTask:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job in the first file and leave its result in the second; one line on stderr when it cannot be done."""
+    """Run the job in the first file and write its result to the second. A failure is one line on stderr."""
     follow_parent()
     os.nice(NICENESS)  # frames come first
-    job, done = (Path(each) for each in arguments)
+    job, done = (Path(argument) for argument in arguments)
     try:
         result = work(job.read_bytes())
     except (FlawlineError, MemoryError, RuntimeError, OSError) as error:

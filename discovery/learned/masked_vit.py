@@ -1,8 +1,8 @@
-"""A vision transformer whose class token sees a defect only: AnomalyNCD's mask guidance (arXiv 2410.14379).
+"""A vision transformer whose class token sees only the defect: AnomalyNCD's mask guidance (arXiv 2410.14379).
 
-In the last nine blocks the class token's row of the attention is closed to patches outside of the mask; the patches
-themselves go on seeing everything. That needs no training and no new parameters, so it serves any timm transformer
-with a class token, as an embedding of crops as it is, or with its last block trained.
+In the last nine blocks the class token does not attend to patches outside the mask; the patches still attend to
+everything. This needs no training and no new parameters, so it works with any timm transformer that has a class token:
+untrained as an embedding of crops, or with its last block trained.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ INSIDE = 0.5
 
 
 def inside(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches are half covered at least, bool (n, h * w), from masks float (n, H, W); never none of a crop.
+    """Return which patches the mask covers by at least a half, bool (n, h * w); every crop has at least one patch.
 
-    A defect finer than a patch covers none of them by half; then the one that it covers most stands for it. An empty
-    mask, which a whole image without anything local has, takes every patch.
+    `masks` are float (n, H, W), `grid` is (h, w). A defect that is finer than a patch covers no patch by half; then the
+    patch that it covers most represents it. An empty mask (a whole image without a local defect) selects every patch.
     """
     covered = functional.adaptive_avg_pool2d(masks[:, None], grid).flatten(1)
     best = covered.max(dim=1, keepdim=True).values
@@ -33,9 +33,10 @@ def inside(masks: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def class_row(patches: Tensor, prefix: int) -> Tensor:
-    """What attends to what, bool (n, 1, t, t): the class token (row 0) to the given patches, all others to everything.
+    """Return the attention mask, bool (n, 1, t, t): the class token (row 0) sees `patches` only, the others everything.
 
-    `patches` bool (n, p) and `prefix` tokens before them (the class token and registers), which all may be seen.
+    `patches` is bool (n, p). `prefix` counts the tokens before the patches (class token and registers); every token
+    sees them.
     """
     count, size = len(patches), prefix + patches.shape[1]
     allowed = torch.ones(count, 1, size, size, dtype=torch.bool, device=patches.device)
@@ -44,13 +45,14 @@ def class_row(patches: Tensor, prefix: int) -> Tensor:
 
 
 class LastBlock(nn.Module):
-    """The transformer's last block and norm: tokens (n, t, D) and patches inside (n, p) to class tokens (n, D)."""
+    """The transformer's last block and norm."""
 
     def __init__(self, block: nn.Module, norm: nn.Module, prefix: int) -> None:
         super().__init__()
         self.block, self.norm, self.prefix = block, norm.requires_grad_(False), prefix
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """Return the class tokens (n, D) of tokens (n, t, D) and patches inside the mask, bool (n, p)."""
         return self.norm(self.block(tokens, attn_mask=class_row(patches, self.prefix)))[:, 0]
 
 
@@ -58,7 +60,7 @@ class MaskedVit(nn.Module):
     """A timm transformer up to its last block, frozen."""
 
     def __init__(self, model: Any) -> None:
-        """`model` is a timm VisionTransformer with a class token. Raises FlawlineError for a timm that is too old."""
+        """Freeze `model`, a timm VisionTransformer with a class token. Raises FlawlineError when timm is too old."""
         super().__init__()
         if "attn_mask" not in inspect.signature(model.blocks[0].forward).parameters:
             raise FlawlineError("this timm's transformer blocks take no attention mask: install timm 1.0.16 or newer")
@@ -68,7 +70,10 @@ class MaskedVit(nn.Module):
         self.grid = tuple(model.patch_embed.grid_size)
 
     def forward(self, pixels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (n, t, D) before the last block and patches inside (n, p), of normalised pixels (n, 3, S, S)."""
+        """Return tokens (n, t, D) before the last block and patches inside the mask, bool (n, p).
+
+        `pixels` are normalised (n, 3, S, S), `masks` float (n, S, S).
+        """
         model, patches = self.model, inside(masks, self.grid)
         tokens = model.norm_pre(model._pos_embed(model.patch_embed(pixels)))
         allowed = class_row(patches, self.prefix)
@@ -79,5 +84,5 @@ class MaskedVit(nn.Module):
         return tokens, patches
 
     def last_block(self) -> LastBlock:
-        """A copy of the last block that may be trained; as it is, it completes the embedding."""
+        """Return a copy of the last block to train; untrained it completes the embedding."""
         return LastBlock(copy.deepcopy(self.model.blocks[-1]).requires_grad_(True), self.model.norm, self.prefix)

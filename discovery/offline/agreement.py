@@ -9,19 +9,19 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 
-def accuracy(truth: Sequence[str], found: Sequence[str]) -> float:
+def accuracy(truth: Sequence[str], labels: Sequence[str]) -> float:
     """Share that is right under the best one-to-one naming of the clusters (the papers' micro F1)."""
     _, rows = np.unique(list(truth), return_inverse=True)
-    _, columns = np.unique(list(found), return_inverse=True)
+    _, columns = np.unique(list(labels), return_inverse=True)
     table = np.zeros((rows.max() + 1, columns.max() + 1))
     np.add.at(table, (rows, columns), 1)
     return float(table[linear_sum_assignment(-table)].sum() / len(truth))
 
 
-def agreement(truth: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+def agreement(truth: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     """`nmi`, `ari` and `accuracy` of two labellings of the same things, at least one of them."""
     return {
-        "nmi": float(normalized_mutual_info_score(truth, found)),
-        "ari": float(adjusted_rand_score(truth, found)),
-        "accuracy": accuracy(truth, found),
+        "nmi": float(normalized_mutual_info_score(truth, labels)),
+        "ari": float(adjusted_rand_score(truth, labels)),
+        "accuracy": accuracy(truth, labels),
     }

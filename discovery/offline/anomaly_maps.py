@@ -13,7 +13,7 @@ SUFFIXES = (".npy", ".png", ".tif", ".tiff")
 
 
 def path_of(image: Path, data: Path, folder: Path) -> Path:
-    """The map of an image under `data`: the same relative path under `folder`. Raises UsageError."""
+    """Return the path of the map of an image under `data`: the same relative path under `folder`. Raises UsageError."""
     relative = image.relative_to(data)
     for suffix in SUFFIXES:
         if (path := folder / relative.with_suffix(suffix)).is_file():
@@ -22,7 +22,7 @@ def path_of(image: Path, data: Path, folder: Path) -> Path:
 
 
 def read(path: Path) -> np.ndarray:
-    """An anomaly map float32 (h, w). Raises FlawlineError."""
+    """Read an anomaly map, float32 (h, w). Raises FlawlineError."""
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
@@ -33,7 +33,7 @@ def read(path: Path) -> np.ndarray:
     if values is None or np.squeeze(values).ndim != 2 or values.dtype.kind not in "fui":
         shape = "unreadable" if values is None else f"{values.dtype} {list(values.shape)}"
         raise FlawlineError(f"{path}: {shape} is no anomaly map: it must be numbers (height, width)")
-    found = np.squeeze(values).astype(np.float32)
-    if not np.isfinite(found).all():
+    anomaly_map = np.squeeze(values).astype(np.float32)
+    if not np.isfinite(anomaly_map).all():
         raise FlawlineError(f"{path}: the anomaly map holds NaN or infinity")
-    return found
+    return anomaly_map

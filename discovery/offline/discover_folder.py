@@ -73,12 +73,12 @@ class Described:
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, picture: Picture, found: Sequence[DefectRegion], group: int = 0) -> None:
-        """Take in a picture and what was found in it."""
-        self.owners += [len(self.pictures)] * len(found)
-        self.groups += [group] * len(found)
+    def add(self, picture: Picture, regions: Sequence[DefectRegion], group: int = 0) -> None:
+        """Add a picture and its regions."""
+        self.owners += [len(self.pictures)] * len(regions)
+        self.groups += [group] * len(regions)
         self.pictures.append(picture)
-        self.regions += found
+        self.regions += regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def run(
     out: Path | None = None,
     progress: Progress = lambda done, total, stage: None,
 ) -> dict[str, Any]:
-    """Classes of the images under `data`, and how well they agree with the folders' names; files go to `out`.
+    """Return the classes of the images under `data` and their agreement with the folders' names; files go to `out`.
 
     Give either a fitted `detector` or a folder of `maps` with the images' relative paths. `k` classes are made, or as
     many as are estimated. Raises UsageError and FlawlineError in one line.
@@ -134,25 +134,25 @@ def run(
 
 
 def pictures(data: Path) -> list[Picture]:
-    """The images under a folder: `<product>/test/<kind>/*`, else `<kind>/*`, else loose images of no kind."""
+    """Return the images under a folder: `<product>/test/<kind>/*`, else `<kind>/*`, else loose images of no kind."""
     if not data.is_dir():
         raise UsageError(f"{data}: no such folder: give the folder that holds the images")
     if any(data.glob("test/*/*")) or any(data.glob("*/test/*/*")):
-        return [Picture(each.path, each.product, each.label) for each in dataset.test_samples(data)]
-    found = [
+        return [Picture(sample.path, sample.product, sample.label) for sample in dataset.test_samples(data)]
+    loose = [
         Picture(path, data.name, path.parent.name if path.parent != data else None)
         for path in sorted([*data.glob("*"), *data.glob("*/*")])
         if path.is_file() and path.suffix.lower() in dataset.SUFFIXES
     ]
-    if not found:
+    if not loose:
         raise UsageError(f"{data}: holds no images: expected <product>/test/<kind>/*, <kind>/* or images")
-    return found
+    return loose
 
 
 def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, needed: int = 0) -> Described:
-    """Regions by a fitted model; images that it accepts have none.
+    """Return the regions that a fitted model finds; images that it accepts have none.
 
-    Raises FlawlineError as soon as fewer than `needed` regions can come of all the images.
+    Raises FlawlineError as soon as all the images together can give fewer than `needed` regions.
     """
     described = Described()
     lo, hi = detector.heatmap_range
@@ -160,11 +160,11 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
         readable = _readable(shown[start : start + BATCH], described, detector.sample_bits)
         scored = detector.score([image for _, image in readable])
         for (picture, image), scores in zip(readable, scored, strict=True):
-            found: list[DefectRegion] = []
+            extracted: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
                 maps = scores.heatmap, scores.patches, scores.residuals
-                found = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=detector.field_px)
-            described.add(picture, found, scores.group)
+                extracted = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=detector.field_px)
+            described.add(picture, extracted, scores.group)
         done = min(start + BATCH, len(shown))
         _require(needed, len(described.regions), len(shown) - done)
         progress(done, len(shown), "images")
@@ -172,10 +172,10 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
 
 
 def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progress, needed: int = 0) -> Described:
-    """Regions by anomaly maps of another detector, on one scale over the whole set, as AnomalyNCD takes them.
+    """Return the regions in another detector's anomaly maps, on one scale over the whole set, as in AnomalyNCD.
 
     The range of thresholds starts where the maps of good images end, if there are any, else at the lowest peak.
-    Raises FlawlineError as soon as fewer than `needed` regions can come of all the images.
+    Raises FlawlineError as soon as all the images together can give fewer than `needed` regions.
     """
     paths = [anomaly_maps.path_of(picture.path, data, folder) for picture in shown]
     peaks = np.array([float(anomaly_maps.read(path).max()) for path in paths])
@@ -190,12 +190,12 @@ def by_maps(shown: Sequence[Picture], data: Path, folder: Path, progress: Progre
     nothing = np.ones((8, 8, 1), np.float32)
     for number, (picture, path) in enumerate(zip(shown, paths, strict=True)):
         for _, image in _readable([picture], described, WITHOUT_MODEL):
-            found = (
+            extracted = (
                 regions.extract(image, anomaly_maps.read(path) - lo, nothing, nothing, 0.0, hi - lo)
                 if above[number]
                 else []
             )
-            described.add(picture, found)
+            described.add(picture, extracted)
         _require(needed, len(described.regions), int(above[number + 1 :].sum()))
         progress(number + 1, len(shown), "images")
     return described
@@ -208,7 +208,7 @@ def classify(
     backbone: CropBackbone | None = None,
     progress: Progress = lambda done, total, stage: None,
 ) -> Classes:
-    """Classes of regions and pictures, the largest first: `D-0001`, ... Raises FlawlineError when there are too few."""
+    """Return classes of regions and pictures, the largest first (`D-0001`). Raises FlawlineError for too few."""
     count = len(described.regions)
     if count == 0:
         raise FlawlineError("no image has a region to group: the model accepts them all, or the maps are empty")
@@ -219,10 +219,10 @@ def classify(
     stability = None
     if k is None:
         groups = np.array(described.groups)
-        found = clustering.cluster(vectors, groups=groups, limit=settings.class_limit, seed=settings.seed)
-        if found is None:
+        clusters = clustering.cluster(vectors, groups=groups, limit=settings.class_limit, seed=settings.seed)
+        if clusters is None:
             raise _too_few(f"{count} regions are")
-        labels, proposals, stability = found.labels, dict(found.proposals), found.stability
+        labels, proposals, stability = clusters.labels, dict(clusters.proposals), clusters.stability
     else:
         labels = clustering.fit(clustering.reduced(vectors), k, seed=settings.seed) if k > 1 else np.zeros(count, int)
     if settings.mode == "learned" and labels.max() > 0:
@@ -230,11 +230,11 @@ def classify(
     return _named(described, labels, proposals, stability)
 
 
-def _require(needed: int, found: int, left: int) -> None:
-    """Raise FlawlineError when `found` regions and those of the images `left` cannot be as many as are `needed`."""
-    if left and found + left * regions.REGION_LIMIT < needed:
+def _require(needed: int, count: int, left: int) -> None:
+    """Raise FlawlineError when `count` regions and the most of the `left` images are fewer than `needed`."""
+    if left and count + left * regions.REGION_LIMIT < needed:
         images = f"{left} images (at most {regions.REGION_LIMIT} regions each)"
-        raise _too_few(f"{found} regions so far, and {images} to come, are" if found else f"{images} are")
+        raise _too_few(f"{count} regions so far, and {images} to come, are" if count else f"{images} are")
 
 
 def _too_few(what: str) -> FlawlineError:
@@ -251,12 +251,12 @@ def _learned(
 
     assert backbone is not None
     labels = np.unique(labels, return_inverse=True)[1]
-    scores = learned_round.anomaly_scores([each.peak for each in described.regions])
+    scores = learned_round.anomaly_scores([region.peak for region in described.regions])
     task = learning.Task(
-        crops=[augment.decode(each.crop, each.mask) for each in described.regions],
+        crops=[augment.decode(region.crop, region.mask) for region in described.regions],
         vectors=unit(described.vectors),
         start=labels,
-        told=np.zeros(len(labels), bool),
+        confirmed=np.zeros(len(labels), bool),
         scores=scores if settings.learning_correction else None,
         epochs=settings.learning_epochs,
         seed=settings.seed,
@@ -265,23 +265,23 @@ def _learned(
 
 
 def _named(described: Described, labels: np.ndarray, proposals: dict[str, int], stability: float | None) -> Classes:
-    """Names by size, and the class of each picture from those of its regions."""
+    """Return the classes with names by size, and the class of each picture by its regions."""
     sizes = Counter(labels[labels >= 0].tolist())
     order = sorted(sizes, key=lambda label: (-sizes[label], label))
     names = {label: f"D-{number:04d}" for number, label in enumerate(order, start=1)}
-    found = [names.get(int(label)) for label in labels]  # none for what learning calls nothing
+    by_region = [names.get(int(label)) for label in labels]  # none for what learning calls nothing
     rows: dict[int, list[int]] = {}
     for row, owner in enumerate(described.owners):
         rows.setdefault(owner, []).append(row)
     by_picture: list[str | None] = []
     for number in range(len(described.pictures)):
         mine = rows.get(number, [])
-        by_picture.append(frame_class([found[row] for row in mine], [described.regions[row].peak for row in mine]))
-    return Classes(found, by_picture, len(order), proposals, stability)
+        by_picture.append(frame_class([by_region[row] for row in mine], [described.regions[row].peak for row in mine]))
+    return Classes(by_region, by_picture, len(order), proposals, stability)
 
 
 def summary(described: Described, classes: Classes, settings: DiscoverySettings, k: int | None) -> dict[str, Any]:
-    """What is printed and written as JSON."""
+    """Return the content of the printed and the JSON report."""
     kinds: dict[str, Counter[str]] = {}
     for picture, name in zip(described.pictures, classes.by_picture, strict=True):
         if name is not None:
@@ -314,7 +314,7 @@ def summary(described: Described, classes: Classes, settings: DiscoverySettings,
 
 
 def _agreement(described: Described, classes: Classes) -> dict[str, Any]:
-    """The three figures over the defective images, over all of them, and by product (defective images)."""
+    """Return the three figures over the defective images, over all images, and over the defective ones by product."""
     rows = [
         (picture, name or NONE)
         for picture, name in zip(described.pictures, classes.by_picture, strict=True)
@@ -326,7 +326,7 @@ def _agreement(described: Described, classes: Classes) -> dict[str, Any]:
         parts |= {product: [row for row in parts["defects"] if row[0].product == product] for product in products}
     return {
         name: {"images": len(part)}
-        | agreement.agreement([_truth(picture, products) for picture, _ in part], [found for _, found in part])
+        | agreement.agreement([_truth(picture, products) for picture, _ in part], [name for _, name in part])
         for name, part in parts.items()
         if part
     }
@@ -378,20 +378,20 @@ def _backbone(settings: DiscoverySettings, needed: bool) -> CropBackbone | None:
 
 def _vectors(described: Described, backbone: CropBackbone | None) -> np.ndarray:
     if backbone is not None:
-        return backbone.embed([augment.decode(each.crop, each.mask) for each in described.regions])
+        return backbone.embed([augment.decode(region.crop, region.mask) for region in described.regions])
     if not described.regions:
         return described.vectors
-    return np.stack([each.embedding.array().astype(np.float32) for each in described.regions])
+    return np.stack([region.embedding.array().astype(np.float32) for region in described.regions])
 
 
 def _readable(
     shown: Sequence[Picture], described: Described, depths: Sequence[int]
 ) -> list[tuple[Picture, np.ndarray]]:
-    found = []
+    readable = []
     for picture in shown:
         try:
-            found.append((picture, imaging.at_depth(imaging.read_samples(picture.path), depths)))
+            readable.append((picture, imaging.at_depth(imaging.read_samples(picture.path), depths)))
         except FlawlineError as error:
             log.warning("skipped: %s", error)
             described.skipped.append(str(picture.path))
-    return found
+    return readable

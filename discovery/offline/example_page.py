@@ -27,7 +27,7 @@ class Example:
 
 
 def page(classes: Mapping[str, Sequence[Example]]) -> str:
-    """The HTML of a sheet: up to 24 examples of each class, evenly over its members."""
+    """Return the HTML of a sheet: up to 24 examples of each class, evenly over its members."""
     parts = [_section(name, examples) for name, examples in sorted(classes.items())]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Defect classes</title><style>{_STYLE}</style>'
     return f"{head}<h1>Defect classes</h1>{''.join(parts)}</html>\n"
@@ -36,8 +36,8 @@ def page(classes: Mapping[str, Sequence[Example]]) -> str:
 def _section(name: str, examples: Sequence[Example]) -> str:
     step = max(1, len(examples) // EXAMPLES)
     images = "".join(
-        f'<img src="data:image/jpeg;base64,{base64.b64encode(each.crop).decode()}" '
-        f'alt="{escape(each.title)}" title="{escape(each.title)}">'
-        for each in examples[::step][:EXAMPLES]
+        f'<img src="data:image/jpeg;base64,{base64.b64encode(example.crop).decode()}" '
+        f'alt="{escape(example.title)}" title="{escape(example.title)}">'
+        for example in examples[::step][:EXAMPLES]
     )
     return f"<section><h2>{escape(name)} <small>{len(examples)} regions</small></h2><div>{images}</div></section>"

@@ -52,7 +52,7 @@ def cluster(
     seed: int = 0,
     seen: float = 1.0,
 ) -> Clustering | None:
-    """Clusters of embeddings float (n, D), n >= 30; None when there are fewer.
+    """Return clusters of embeddings float (n, D), n >= 30; None when there are fewer.
 
     `groups` (n) says which look-alike images each region comes from, so that telling products apart is not taken for
     telling kinds of defects apart.
@@ -84,7 +84,7 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 
 
 def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
-    """Labels (n) of spherical k-means, from known centroids where they lead to as good a solution as a new start."""
+    """Return labels (n) of spherical k-means; it keeps the known centroids unless a new start is better."""
     data = np.ascontiguousarray(points)
     sample = data[sample_of(data, seed)]
     rough = merged(sample, [min(count, len(sample))])[0]
@@ -128,7 +128,7 @@ def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    """Centroids of spherical k-means by faiss from given ones."""
+    """Return the centroids of spherical k-means by faiss that starts at `start`."""
     kmeans = faiss.Kmeans(
         points.shape[1],
         len(start),
@@ -143,24 +143,24 @@ def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _labelled(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
-    """Labels, and the mean cosine of the points to their centroids."""
+    """Return labels, and the mean cosine of the points to their centroids."""
     cosines, labels = faiss.knn(points, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
     return labels[:, 0], float(cosines.mean())
 
 
 def _adapted(start: np.ndarray, cold: np.ndarray) -> np.ndarray:
-    """As many centroids as `cold` has: those of `start`, the nearest ones joined or the farthest of `cold` added."""
-    kept = start.copy()
-    while len(kept) > len(cold):
-        cosines = kept @ kept.T
+    """Return as many centroids as `cold` has: `start` with its nearest ones joined or the farthest of `cold` added."""
+    adapted = start.copy()
+    while len(adapted) > len(cold):
+        cosines = adapted @ adapted.T
         np.fill_diagonal(cosines, -np.inf)
         i, j = sorted(np.unravel_index(int(cosines.argmax()), cosines.shape))
-        kept[i] = unit(kept[i] + kept[j])
-        kept = np.delete(kept, j, axis=0)
-    while len(kept) < len(cold):
-        farthest = int((cold @ kept.T).max(axis=1).argmin())
-        kept = np.vstack([kept, cold[farthest]])
-    return kept
+        adapted[i] = unit(adapted[i] + adapted[j])
+        adapted = np.delete(adapted, j, axis=0)
+    while len(adapted) < len(cold):
+        farthest = int((cold @ adapted.T).max(axis=1).argmin())
+        adapted = np.vstack([adapted, cold[farthest]])
+    return adapted
 
 
 def _with_dense_groups(
@@ -183,7 +183,9 @@ def _with_dense_groups(
         inside = vectors[members]
         if radius_of(inside, unit(inside.mean(axis=0))) > DENSE_SHARE * float(np.median(distance[members])):
             continue
-        own = np.bincount(labels[members]).argmax()
-        if (labels[members] == own).sum() < OWN_SHARE * (labels == own).sum():  # not a cluster already
+        cluster_label = np.bincount(labels[members]).argmax()
+        if (labels[members] == cluster_label).sum() < OWN_SHARE * (
+            labels == cluster_label
+        ).sum():  # not a cluster already
             result[members] = result.max() + 1
     return result

@@ -77,7 +77,7 @@ class Registry:
     @property
     def live(self) -> tuple[DefectClass, ...]:
         """Classes that can have members."""
-        return tuple(one for one in self.classes if one.state is not ClassState.MERGED)
+        return tuple(entry for entry in self.classes if entry.state is not ClassState.MERGED)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Evolution:
 
 
 def class_id(number: int) -> str:
-    """The id of the class with this number."""
+    """Return the id of the class with this number."""
     return f"D-{number:04d}"
 
 
@@ -176,8 +176,8 @@ class _Round:
     ) -> None:
         self.registry, self.rules, self.at, self.version = registry, rules, at, embedding_version
         self.round = registry.round + 1
-        self.classes = {one.id: one for one in registry.classes}
-        self.old = [one.id for one in registry.live]
+        self.classes = {entry.id: entry for entry in registry.classes}
+        self.old = [entry.id for entry in registry.live]
         self.labels, self.centroids, self.fresh, self.previous = labels, centroids, fresh, previous
         row_of = {name: row for row, name in enumerate(self.old)}
         self.before = np.array([row_of.get(name, -1) if name else -1 for name in previous], int)
@@ -188,7 +188,7 @@ class _Round:
         self.old_sizes = np.bincount(self.before[self.before >= 0], minlength=len(self.old))
         self.new_sizes = np.bincount(labels[labels >= 0], minlength=len(centroids))
         self.owner: dict[int, str] = {}
-        self.kept: set[str] = set()
+        self.separate: set[str] = set()
         self.seen: set[str] = set()
         self.pending: set[str] = set()
         self.changes: list[Change] = []
@@ -222,7 +222,7 @@ class _Round:
         return cosines
 
     def _place_new_clusters(self) -> None:
-        """Clusters that match no class: pieces of one, births, or too few to be anything."""
+        """Decide the clusters that match no class: a piece of a class, a birth, or too few members for either."""
         owners = set(self.owner.values())
         for cluster in sorted(
             set(range(len(self.centroids))) - self.owner.keys(), key=lambda j: (-self.new_sizes[j], j)
@@ -247,7 +247,7 @@ class _Round:
                 self.owner[cluster] = name
 
     def _merge_lost_classes(self) -> None:
-        """Classes without a cluster whose members went to one that another class owns."""
+        """Merge classes without a cluster whose members went to the cluster of another class."""
         for row, name in enumerate(self.old):
             if name in self.owner.values() or not self.old_sizes[row] or not len(self.centroids):
                 continue
@@ -264,15 +264,15 @@ class _Round:
                 self.classes[loser] = replace(self.classes[loser], state=ClassState.MERGED, merged_into=survivor)
                 self.changes.append(Change(loser, Transition.MERGED, merged_into=survivor))
             else:
-                self.kept.add(name)
+                self.separate.add(name)
 
     def _agreed(self, key: str, concerned: Sequence[str], loser: str | None = None) -> bool:
-        """Whether a split or merge may happen now; if only its repetition is missing, it is remembered."""
+        """Return whether a split or merge may happen now; remember it when it only has to happen once more."""
         known = [self.classes[name] for name in concerned]
         if self.classes[loser].fixed if loser else known[0].fixed:
             return False
         # A merge with a candidate or a dormant class takes nothing from people that they know.
-        confirmed = sum(one.state is ClassState.CONFIRMED for one in known)
+        confirmed = sum(entry.state is ClassState.CONFIRMED for entry in known)
         if confirmed < len(known) or key in self.registry.pending:
             return True
         self.pending.add(key)
@@ -309,14 +309,14 @@ class _Round:
         result = []
         for label, old in zip(self.labels, self.previous, strict=True):
             known = self.classes.get(old) if old else None
-            stays = known is not None and (known.fixed or known.id in self.kept or label < 0)
+            stays = known is not None and (known.fixed or known.id in self.separate or label < 0)
             name = old if stays else self.owner.get(int(label), old)
             result.append(self._survivor(name) if name else None)
         return tuple(result)
 
     def _age(self, assigned: Sequence[str | None]) -> None:
         """Count rounds, and let classes become confirmed, dormant or alive again."""
-        found = set(self.owner.values()) | self.kept
+        present = set(self.owner.values()) | self.separate
         names = np.array([name or "" for name in assigned])
         renewed = set(names[self.fresh])
         for name, known in list(self.classes.items()):
@@ -324,13 +324,13 @@ class _Round:
                 continue
             known = replace(
                 known,
-                seen_rounds=known.seen_rounds + 1 if name in found else 0,
+                seen_rounds=known.seen_rounds + 1 if name in present else 0,
                 missed_rounds=0 if name in renewed else known.missed_rounds + 1,
             )
             size = max(known.members, int((names == name).sum()))
-            self.classes[name] = self._next_state(known, size, name in found, name in renewed)
+            self.classes[name] = self._next_state(known, size, name in present, name in renewed)
 
-    def _next_state(self, known: DefectClass, size: int, found: bool, renewed: bool) -> DefectClass:
+    def _next_state(self, known: DefectClass, size: int, is_present: bool, renewed: bool) -> DefectClass:
         rules = self.rules
         if known.state is ClassState.DORMANT and renewed:
             back = ClassState.CANDIDATE if known.confirmed_at is None else ClassState.CONFIRMED
@@ -340,7 +340,7 @@ class _Round:
             if known.seen_rounds >= rules.confirm_rounds and size >= rules.min_members:
                 self.changes.append(Change(known.id, Transition.CONFIRMED))
                 return replace(known, state=ClassState.CONFIRMED, confirmed_at=self.at)
-            if not found and not known.fixed:
+            if not is_present and not known.fixed:
                 return self._sleep(known)
         if known.state in (ClassState.CANDIDATE, ClassState.CONFIRMED) and known.missed_rounds >= rules.dormant_rounds:
             return self._sleep(known)

@@ -49,7 +49,7 @@ def estimate_count(
     groups: np.ndarray | None = None,
     seen: float = 1.0,
 ) -> tuple[int, float, dict[str, int]]:
-    """The number of clusters in unit vectors (n, d), its stability, and what each criterion proposed.
+    """Return the number of clusters in unit vectors (n, d), its stability, and the proposal of each criterion.
 
     Stability is the adjusted Rand index between the clusters of two subsamples of 80 %, mean over the pairs of sixteen.
     With several `groups` (n), it is the mean of those within each group, 0 where a group is not divided.
@@ -88,14 +88,14 @@ def estimate_count(
 
 
 def sample_of(points: np.ndarray, seed: int) -> np.ndarray:
-    """The rows of at most 1,000 points, which are enough to see clusters in."""
+    """Return the rows of at most 1,000 points, which are enough to show clusters."""
     if len(points) <= SAMPLE_LIMIT:
         return np.arange(len(points))
     return np.sort(np.random.default_rng(seed).choice(len(points), SAMPLE_LIMIT, replace=False))
 
 
 def merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
-    """Labels (len(counts), n) of Ward's hierarchy, cut into each of the counts, none of them above n.
+    """Return labels (len(counts), n) of Ward's hierarchy, cut into each of the counts, none of them above n.
 
     By hand, since scipy's `cut_tree` holds the labels of all n cuts, and takes most of the time of a round.
     """
@@ -113,11 +113,11 @@ def merged(sample: np.ndarray, counts: Iterable[int]) -> np.ndarray:
 
     if size in wanted:
         cuts[size] = np.arange(size)
-    for step, (one, other) in enumerate(ward(sample)[:, :2].astype(int) if size > 1 else ()):
-        members.append(members[one] + members[other])
-        if members[-1][0] > members[other][0]:
-            members[-1] = members[other] + members[one]
-        alive -= {int(one), int(other)}
+    for step, (first, second) in enumerate(ward(sample)[:, :2].astype(int) if size > 1 else ()):
+        members.append(members[first] + members[second])
+        if members[-1][0] > members[second][0]:
+            members[-1] = members[second] + members[first]
+        alive -= {int(first), int(second)}
         alive.add(size + step)
         if size - step - 1 in wanted:
             cuts[size - step - 1] = cut()
@@ -139,22 +139,22 @@ def _chosen(
 
 
 def _strata(groups: np.ndarray | None, size: int) -> list[np.ndarray]:
-    """The rows of each group that is large enough to be judged; all rows where there are not several such groups."""
+    """Return the rows of each group that is large enough to judge; all rows unless there are several such groups."""
     if groups is not None:
-        members = [np.flatnonzero(groups == each) for each in np.unique(groups)]
+        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
         if len(large := [rows for rows in members if len(rows) >= GROUP_MIN]) > 1:
             return large
     return [np.arange(size)]
 
 
 def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed: int) -> dict[int, float]:
-    """How well the clusters of any two subsamples agree, for each number of clusters."""
+    """Return how well the clusters of any two subsamples agree, for each number of clusters."""
     rng = np.random.default_rng(seed)
     size = int(SUBSAMPLE_SHARE * len(sample))
     labels = np.full((SUBSAMPLES, len(counts), len(sample)), -1)
-    for each in labels:
+    for labelling in labels:
         part = np.sort(rng.choice(len(sample), size, replace=False))
-        each[:, part] = merged(sample[part], counts)
+        labelling[:, part] = merged(sample[part], counts)
     weights = [len(rows) for rows in strata]
     return {
         k: float(np.average([_agreement(labels[:, column, rows], k) for rows in strata], weights=weights))
@@ -163,7 +163,7 @@ def _stability(sample: np.ndarray, strata: list[np.ndarray], counts: range, seed
 
 
 def _agreement(labels: np.ndarray, count: int) -> float:
-    """Mean adjusted Rand index (Hubert and Arabie 1985) of any two of some labellings (m, n), 0..count-1 or -1.
+    """Return the mean adjusted Rand index (Hubert and Arabie 1985) over pairs of labellings (m, n), 0..count-1 or -1.
 
     Two are compared where both have a label. All tables at once, since a round asks for thousands of them: each is a
     block of one product of matrices.
@@ -174,8 +174,8 @@ def _agreement(labels: np.ndarray, count: int) -> float:
     inside[row, labels[row, place], place] = 1
     flat = inside.reshape(many * count, -1)
     tables = (flat @ flat.T).reshape(many, count, many, count).transpose(0, 2, 1, 3)
-    one, other = np.triu_indices(many, 1)
-    table = tables[one, other].astype(np.float64)
+    first, second = np.triu_indices(many, 1)
+    table = tables[first, second].astype(np.float64)
     rows, columns = table.sum(axis=2), table.sum(axis=1)
     pairs = rows.sum(axis=1)
     together, in_rows, in_columns = ((n * (n - 1)).reshape(len(n), -1).sum(axis=1) for n in (table, rows, columns))
@@ -189,25 +189,25 @@ def _agreement(labels: np.ndarray, count: int) -> float:
 
 
 def _separation(distances: np.ndarray, strata: list[np.ndarray], labels: np.ndarray) -> float:
-    """Mean over the groups of the silhouette within each, 0 where a group is not divided."""
-    each = [_silhouette(distances[np.ix_(rows, rows)], labels[rows]) for rows in strata]
-    return float(np.average(each, weights=[len(rows) for rows in strata]))
+    """Return the mean of the silhouettes within the groups, 0 for a group that is not divided."""
+    silhouettes = [_silhouette(distances[np.ix_(rows, rows)], labels[rows]) for rows in strata]
+    return float(np.average(silhouettes, weights=[len(rows) for rows in strata]))
 
 
 def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    """Mean silhouette (Rousseeuw 1987) of labels (n), 0 where they divide nothing."""
-    names, own = np.unique(labels, return_inverse=True)
+    """Return the mean silhouette (Rousseeuw 1987) of labels (n), 0 where they divide nothing."""
+    names, index = np.unique(labels, return_inverse=True)
     if not 2 <= len(names) < len(labels):
         return 0.0
-    inside = np.eye(len(names), dtype=distances.dtype)[own]
+    inside = np.eye(len(names), dtype=distances.dtype)[index]
     sums, sizes = (distances @ inside).astype(np.float64), inside.sum(axis=0).astype(np.float64)
-    row = np.arange(len(own))
-    within = sums[row, own] / np.maximum(sizes[own] - 1, 1)
+    row = np.arange(len(index))
+    within = sums[row, index] / np.maximum(sizes[index] - 1, 1)
     others = sums / sizes
-    others[row, own] = np.inf
+    others[row, index] = np.inf
     between = others.min(axis=1)
     widest = np.maximum(within, between)
-    worth = np.where((sizes[own] > 1) & (widest > 0), (between - within) / np.where(widest > 0, widest, 1), 0.0)
+    worth = np.where((sizes[index] > 1) & (widest > 0), (between - within) / np.where(widest > 0, widest, 1), 0.0)
     return float(worth.mean())
 
 

@@ -72,7 +72,7 @@ class Outcome:
 
 
 def rules_of(settings: DiscoverySettings) -> Rules:
-    """The life cycle's rules as configured."""
+    """Return the life cycle's rules from the settings."""
     return Rules(
         birth_members=min(BIRTH_MEMBERS, settings.min_members),
         min_members=settings.min_members,
@@ -88,21 +88,21 @@ def run_round(
     version: str,
     last_id: int,
     at: int,
-    found: Clustering | None = None,
+    clusters: Clustering | None = None,
 ) -> Outcome | None:
     """Cluster the regions of one embedding version; None while there are too few for any class.
 
-    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. Clusters that
-    were `found` in another way take the place of the clustering.
+    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. `clusters`
+    from another source replace the clustering.
     """
-    found = found or clustered(regions, registry, settings, version, last_id)
-    if found is None:
+    clusters = clusters or clustered(regions, registry, settings, version, last_id)
+    if clusters is None:
         return None
     evolution = lineage.evolve(
         registry,
         regions.classes,
-        found.labels,
-        found.centroids,
+        clusters.labels,
+        clusters.centroids,
         regions.ids > last_id,
         at,
         rules_of(settings),
@@ -112,7 +112,7 @@ def run_round(
     classes = _measured(regions, evolution, version)
     number = registry.round + 1
     events, classes = _events(classes, evolution.changes, number, at)
-    proposals = [found.count, *found.proposals.values()]
+    proposals = [clusters.count, *clusters.proposals.values()]
     return Outcome(
         registry=Registry(
             classes=classes,
@@ -128,10 +128,10 @@ def run_round(
         figures=Figures(
             regions=len(regions),
             unassigned=sum(name is None for name in evolution.assigned),
-            clusters=found.count,
+            clusters=clusters.count,
             clusters_low=min(proposals),
             clusters_high=max(proposals),
-            stability=found.stability,
+            stability=clusters.stability,
             churn=evolution.churn,
         ),
     )
@@ -140,15 +140,15 @@ def run_round(
 def clustered(
     regions: Regions, registry: Registry, settings: DiscoverySettings, version: str, last_id: int
 ) -> Clustering | None:
-    """Clusters of regions of one embedding version, from its known classes; None when there are too few.
+    """Return clusters of regions of one embedding version, from its known classes; None when there are too few.
 
-    `last_id` is the newest region that was there when the known classes were found.
+    `last_id` is the newest region at the time when the known classes were formed.
     """
-    comparable = [one for one in registry.live if one.embedding_version == version]
+    comparable = [entry for entry in registry.live if entry.embedding_version == version]
     return clustering.cluster(
         regions.vectors,
-        np.stack([one.centroid for one in comparable]) if comparable else None,
-        np.array([max(one.radius, RADIUS_MIN) for one in comparable]) if comparable else None,
+        np.stack([entry.centroid for entry in comparable]) if comparable else None,
+        np.array([max(entry.radius, RADIUS_MIN) for entry in comparable]) if comparable else None,
         groups=regions.groups,
         limit=settings.class_limit,
         seed=settings.seed,
@@ -160,21 +160,21 @@ class Assigner:
     """Gives regions that arrive between rounds to the known classes."""
 
     def __init__(self, registry: Registry, version: str) -> None:
-        self._classes = [one for one in registry.live if one.embedding_version == version]
-        self._centroids = np.stack([one.centroid for one in self._classes]) if self._classes else None
+        self._classes = [entry for entry in registry.live if entry.embedding_version == version]
+        self._centroids = np.stack([entry.centroid for entry in self._classes]) if self._classes else None
 
     def assign(self, vectors: np.ndarray) -> list[str | None]:
-        """The class of each unit vector (n, D), None for what lies outside of all or between two."""
+        """Return the class of each unit vector (n, D), None outside of all classes and between two."""
         if self._centroids is None or not len(vectors):
             return [None] * len(vectors)
         index, first, second = clustering.nearest(vectors, self._centroids)
-        radii = np.array([max(one.radius, RADIUS_MIN) for one in self._classes])[index]
+        radii = np.array([max(entry.radius, RADIUS_MIN) for entry in self._classes])[index]
         clear = (first <= REACH * radii) & (first <= CLEARLY_NEARER * second)
         return [self._classes[i].id if ok else None for i, ok in zip(index, clear, strict=True)]
 
 
 def problem_of(vector: np.ndarray, dimension: int | None) -> str | None:
-    """Why an embedding cannot be used, None when it can."""
+    """Return why an embedding cannot be used, None when it can."""
     if vector.ndim != 1 or vector.size == 0:
         return f"embedding of shape {list(vector.shape)} is no vector"
     if dimension is not None and vector.size != dimension:
@@ -187,7 +187,7 @@ def problem_of(vector: np.ndarray, dimension: int | None) -> str | None:
 
 
 def _exemplars(regions: Regions, assigned: Sequence[str | None], count: int) -> np.ndarray:
-    """Each class's reservoir: the members whose hashed keys are smallest, a uniform sample that does not jump."""
+    """Return each class's exemplars: members with the smallest hashed keys, a uniform sample that changes little."""
     chosen = np.zeros(len(regions), bool)
     by_class: dict[str, list[int]] = {}
     for row, name in enumerate(assigned):
@@ -200,38 +200,38 @@ def _exemplars(regions: Regions, assigned: Sequence[str | None], count: int) -> 
 
 
 def _measured(regions: Regions, evolution: Evolution, version: str) -> tuple[DefectClass, ...]:
-    """The classes with their members counted, and centroids and radii from the regions at hand."""
+    """Return the classes with counted members, and with centroids and radii from these regions."""
     before = _count(regions.classes)
     after = _count(evolution.assigned)
     vectors = unit(regions.vectors)
     names = np.array([name or "" for name in evolution.assigned])
     absorbed: dict[str, int] = {}
-    known = {one.id: one for one in evolution.classes}
-    for one in evolution.classes:
+    known = {entry.id: entry for entry in evolution.classes}
+    for entry in evolution.classes:
         # What a merged class has beyond the regions at hand goes to the survivor as well.
-        if one.state is ClassState.MERGED and one.members:
-            survivor = one
+        if entry.state is ClassState.MERGED and entry.members:
+            survivor = entry
             while survivor.merged_into is not None:
                 survivor = known[survivor.merged_into]
-            absorbed[survivor.id] = absorbed.get(survivor.id, 0) + one.members - before.get(one.id, 0)
+            absorbed[survivor.id] = absorbed.get(survivor.id, 0) + entry.members - before.get(entry.id, 0)
     result = []
-    for one in evolution.classes:
-        if one.state is ClassState.MERGED:
-            result.append(replace(one, members=0))
+    for entry in evolution.classes:
+        if entry.state is ClassState.MERGED:
+            result.append(replace(entry, members=0))
             continue
-        members = one.members - before.get(one.id, 0) + after.get(one.id, 0) + absorbed.get(one.id, 0)
-        one = replace(one, members=members)
-        rows = np.flatnonzero(names == one.id)
+        members = entry.members - before.get(entry.id, 0) + after.get(entry.id, 0) + absorbed.get(entry.id, 0)
+        entry = replace(entry, members=members)
+        rows = np.flatnonzero(names == entry.id)
         if len(rows):
             centroid = unit(vectors[rows].mean(axis=0))
-            one = replace(
-                one,
+            entry = replace(
+                entry,
                 centroid=centroid,
                 radius=clustering.radius_of(vectors[rows], centroid),
-                last_seen_at=max(int(regions.captured_at[rows].max()), one.last_seen_at if one.announced else 0),
+                last_seen_at=max(int(regions.captured_at[rows].max()), entry.last_seen_at if entry.announced else 0),
                 embedding_version=version,
             )
-        result.append(one)
+        result.append(entry)
     return tuple(result)
 
 
@@ -246,19 +246,21 @@ def _count(names: Sequence[str | None]) -> dict[str, int]:
 def _events(
     classes: tuple[DefectClass, ...], changes: Sequence[Change], number: int, at: int
 ) -> tuple[tuple[ClassEvent, ...], tuple[DefectClass, ...]]:
-    """The events of a round, and the classes with the size that was announced."""
-    known = {one.id: one for one in classes}
-    told = {change.class_id for change in changes}
+    """Return the events of a round, and the classes with the size that they announce."""
+    known = {entry.id: entry for entry in classes}
+    changed = {change.class_id for change in changes}
     grown = [
-        Change(one.id, Transition.GREW)
-        for one in classes
-        if one.id not in told
-        and one.state is not ClassState.MERGED
-        and one.members >= lineage.GROWTH * max(one.announced, 1)
+        Change(entry.id, Transition.GREW)
+        for entry in classes
+        if entry.id not in changed
+        and entry.state is not ClassState.MERGED
+        and entry.members >= lineage.GROWTH * max(entry.announced, 1)
     ]
     events = tuple(event_of(known[change.class_id], change, number, at, str(number)) for change in (*changes, *grown))
     announced = {event.class_id for event in events}
-    return events, tuple(replace(one, announced=one.members) if one.id in announced else one for one in classes)
+    return events, tuple(
+        replace(entry, announced=entry.members) if entry.id in announced else entry for entry in classes
+    )
 
 
 def event_of(
@@ -270,7 +272,7 @@ def event_of(
     who: str | None = None,
     why: str | None = None,
 ) -> ClassEvent:
-    """The message of a transition; its id is made from what happened, so that telling it twice tells it once."""
+    """Return the message of a transition; its id follows from the content, so that a repeated message counts once."""
     return ClassEvent(
         event_id=f"{change.class_id}:{serial}:{change.transition}",
         class_id=change.class_id,

@@ -20,41 +20,44 @@ HISTORY = 50
 
 
 def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]:
-    """Every class, the largest first; merged and dismissed ones only with `everything`."""
+    """Return every class, the largest first; merged and dismissed ones only with `everything`."""
     with store.reading() as connection:
         known = registry.load(connection)
         frames = frames_by_class(connection)
     hidden = () if everything else ("merged", "dismissed")
-    shown = [one for one in known.classes if one.state not in hidden]
-    return [_plain(one, frames.get(one.id, 0)) for one in sorted(shown, key=lambda one: (-one.members, one.number))]
+    shown = [entry for entry in known.classes if entry.state not in hidden]
+    return [
+        _plain(entry, frames.get(entry.id, 0))
+        for entry in sorted(shown, key=lambda entry: (-entry.members, entry.number))
+    ]
 
 
 def show(store: Store, reference: str) -> dict[str, Any]:
-    """One class by id or name, with its lineage, events, audit trail and where it occurs."""
+    """Return one class by id or name, with its lineage, events, audit trail and where it occurs."""
     d, parents, events, audit = schema.defects, schema.class_parents, schema.class_events, schema.audit
     with store.reading() as connection:
         known = registry.load(connection)
-        by_id = {defect_class.id: defect_class for defect_class in known.classes}  # merged classes are shown, too
-        one = by_id.get(reference.upper()) or find(known, reference)
-        frames = frames_by_class(connection).get(one.id, 0)
+        by_id = {entry.id: entry for entry in known.classes}  # merged classes are shown, too
+        entry = by_id.get(reference.upper()) or find(known, reference)
+        frames = frames_by_class(connection).get(entry.id, 0)
         places = connection.execute(
             select(d.c.camera, d.c.group_id, func.count().label("frames"))
-            .where(d.c.class_id == one.id)
+            .where(d.c.class_id == entry.id)
             .group_by(d.c.camera, d.c.group_id)
             .order_by(func.count().desc(), d.c.camera, d.c.group_id)
         ).all()
-        origin = connection.scalars(select(parents.c.parent_id).where(parents.c.class_id == one.id)).all()
-        children = connection.scalars(select(parents.c.class_id).where(parents.c.parent_id == one.id)).all()
-        told = connection.execute(
-            select(events).where(events.c.class_id == one.id).order_by(events.c.id.desc()).limit(HISTORY)
+        origin = connection.scalars(select(parents.c.parent_id).where(parents.c.class_id == entry.id)).all()
+        children = connection.scalars(select(parents.c.class_id).where(parents.c.parent_id == entry.id)).all()
+        event_rows = connection.execute(
+            select(events).where(events.c.class_id == entry.id).order_by(events.c.id.desc()).limit(HISTORY)
         ).all()
-        said = connection.execute(
-            select(audit).where(audit.c.class_id == one.id).order_by(audit.c.id.desc()).limit(HISTORY)
+        audit_rows = connection.execute(
+            select(audit).where(audit.c.class_id == entry.id).order_by(audit.c.id.desc()).limit(HISTORY)
         ).all()
-    return _plain(one, frames) | {
+    return _plain(entry, frames) | {
         "parents": sorted(origin),
         "children": sorted(children),
-        "merged_from": sorted(other.id for other in known.classes if other.merged_into == one.id),
+        "merged_from": sorted(other.id for other in known.classes if other.merged_into == entry.id),
         "places": [{"camera": row.camera, "group": row.group_id, "frames": row.frames} for row in places],
         "events": [
             {
@@ -65,7 +68,7 @@ def show(store: Store, reference: str) -> dict[str, Any]:
                 "who": row.who,
                 "why": row.why,
             }
-            for row in reversed(told)
+            for row in reversed(event_rows)
         ],
         "audit": [
             {
@@ -76,7 +79,7 @@ def show(store: Store, reference: str) -> dict[str, Any]:
                 "before": row.before,
                 "why": row.why,
             }
-            for row in reversed(said)
+            for row in reversed(audit_rows)
         ],
     }
 
@@ -110,7 +113,7 @@ def undo(store: Store, reference: str | None, who: str | None = None, why: str |
 
 
 def restore(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
-    """Bring back a class that was dismissed or merged; return it as it is then."""
+    """Bring back a class that was dismissed or merged, and return it."""
     return show(store, way_back.restore(store, reference, who=who, why=why))
 
 
@@ -122,16 +125,16 @@ def set_severity(
     return show(store, reference)
 
 
-def _plain(one: DefectClass, frames: int) -> dict[str, Any]:
+def _plain(entry: DefectClass, frames: int) -> dict[str, Any]:
     return {
-        "id": one.id,
-        "name": one.name,
-        "severity": one.severity,
-        "state": str(one.state),
+        "id": entry.id,
+        "name": entry.name,
+        "severity": entry.severity,
+        "state": str(entry.state),
         "frames": frames,
-        "regions": one.members,
-        "born_at": stamp(one.born_at).isoformat(),
-        "last_seen_at": stamp(one.last_seen_at).isoformat(),
-        "confirmed_at": stamp(one.confirmed_at).isoformat() if one.confirmed_at is not None else None,
-        "merged_into": one.merged_into,
+        "regions": entry.members,
+        "born_at": stamp(entry.born_at).isoformat(),
+        "last_seen_at": stamp(entry.last_seen_at).isoformat(),
+        "confirmed_at": stamp(entry.confirmed_at).isoformat() if entry.confirmed_at is not None else None,
+        "merged_into": entry.merged_into,
     }

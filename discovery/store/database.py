@@ -49,12 +49,12 @@ _TABLES_LOCK = _ADVISORY_LOCK + 1
 
 
 def stamp(time_ns: int) -> datetime:
-    """Nanoseconds UTC as an aware datetime."""
+    """Return nanoseconds UTC as an aware datetime."""
     return _EPOCH + timedelta(microseconds=time_ns // 1000)
 
 
 def nanoseconds(at: datetime) -> int:
-    """An aware datetime as nanoseconds UTC."""
+    """Return an aware datetime as nanoseconds UTC."""
     return (at - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
@@ -235,7 +235,7 @@ def parse_url(text: str) -> URL:
 
 
 def _upgrade(connection: Connection) -> None:
-    """Bring a store of version 1 to 2, which has one table more and counts it in the view. Nothing for a new store."""
+    """Bring a store of version 1 to 2, which has one more table, counted in the view. A new store needs nothing."""
     is_former = inspect(connection).has_table("facts") and fact(connection, "schema", "") == FORMER_VERSION
     if is_former and connection.dialect.name == "sqlite":
         # PostgreSQL replaces the view, and who may read it, where it stands.
@@ -267,6 +267,11 @@ def fact(connection: Connection, name: str, default: str) -> str:
 def set_fact(connection: Connection, name: str, value: str) -> None:
     """Remember a single value."""
     upsert(connection, schema.facts, {"name": name, "value": value})
+
+
+def add_to_fact(connection: Connection, name: str, more: int) -> None:
+    """Add to a remembered number."""
+    set_fact(connection, name, str(int(fact(connection, name, "0")) + more))
 
 
 def _engine(url: URL, answer_timeout_s: float) -> Engine:
@@ -369,7 +374,7 @@ def remedy_of(error: BaseException) -> str | None:
 
 
 def insert(connection: Connection, table: Table) -> Any:
-    """An INSERT that knows ON CONFLICT."""
+    """Return an INSERT of the dialect, which knows ON CONFLICT."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
@@ -392,10 +397,10 @@ def upsert(
 
 
 def greatest(connection: Connection) -> Any:
-    """SQL's larger of two values, which SQLite calls max."""
+    """Return SQL's function for the larger of two values, which SQLite calls max."""
     return func.greatest if connection.dialect.name == "postgresql" else func.max
 
 
 def parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Pieces that fit into the parameters of one query."""
+    """Yield pieces that fit into the parameters of one query."""
     return (items[start : start + PARAMETERS_PER_QUERY] for start in range(0, len(items), PARAMETERS_PER_QUERY))

@@ -34,14 +34,14 @@ def name(store: Store, reference: str, new_name: str, *, who: str | None = None,
         raise UsageError(f"class name {new_name!r}: give 1 to {NAME_LENGTH} printable characters")
     with store.transaction() as connection:
         known = registry.load(connection)
-        one = find(known, reference)
+        defect_class = find(known, reference)
         for other in known.classes:
-            if other.id != one.id and new_name in (other.name, other.id):
+            if other.id != defect_class.id and new_name in (other.name, other.id):
                 raise UsageError(f"name {new_name!r} is taken by class {other.id}: choose another or merge the two")
-        changed = replace(one, name=new_name, bound=True)
-        write_changes(store, connection, known, [(changed, Change(one.id, Transition.NAMED))], who, why)
-        entry = add_audit(store, connection, "name", one.id, new_name, one.name, who, why)
-        add_note(connection, entry, one)
+        changed = replace(defect_class, name=new_name, bound=True)
+        write_changes(store, connection, known, [(changed, Change(defect_class.id, Transition.NAMED))], who, why)
+        entry = add_audit(store, connection, "name", defect_class.id, new_name, defect_class.name, who, why)
+        add_note(connection, entry, defect_class)
 
 
 def set_severity(
@@ -52,24 +52,24 @@ def set_severity(
         raise UsageError(f"severity {severity!r}: one of {', '.join(SEVERITIES)}")
     with store.transaction() as connection:
         known = registry.load(connection)
-        one = find(known, reference)
-        changed = replace(one, severity=severity)
-        write_changes(store, connection, known, [(changed, Change(one.id, Transition.SEVERITY_SET))], who, why)
-        entry = add_audit(store, connection, "severity", one.id, severity, one.severity, who, why)
-        add_note(connection, entry, one)
+        defect_class = find(known, reference)
+        changed = replace(defect_class, severity=severity)
+        write_changes(store, connection, known, [(changed, Change(defect_class.id, Transition.SEVERITY_SET))], who, why)
+        entry = add_audit(store, connection, "severity", defect_class.id, severity, defect_class.severity, who, why)
+        add_note(connection, entry, defect_class)
 
 
 def dismiss(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> None:
     """Say that a class is no defect. It keeps its members, and takes in what looks like them."""
     with store.transaction() as connection:
         known = registry.load(connection)
-        one = find(known, reference)
-        if one.state is ClassState.DISMISSED:
-            raise UsageError(f"class {one.id} is dismissed already")
-        changed = replace(one, state=ClassState.DISMISSED, bound=True)
-        write_changes(store, connection, known, [(changed, Change(one.id, Transition.DISMISSED))], who, why)
-        entry = add_audit(store, connection, "dismiss", one.id, None, str(one.state), who, why)
-        add_note(connection, entry, one)
+        defect_class = find(known, reference)
+        if defect_class.state is ClassState.DISMISSED:
+            raise UsageError(f"class {defect_class.id} is dismissed already")
+        changed = replace(defect_class, state=ClassState.DISMISSED, bound=True)
+        write_changes(store, connection, known, [(changed, Change(defect_class.id, Transition.DISMISSED))], who, why)
+        entry = add_audit(store, connection, "dismiss", defect_class.id, None, str(defect_class.state), who, why)
+        add_note(connection, entry, defect_class)
 
 
 def merge(store: Store, reference: str, into: str, *, who: str | None = None, why: str | None = None) -> None:
@@ -84,7 +84,8 @@ def merge(store: Store, reference: str, into: str, *, who: str | None = None, wh
         same = loser.embedding_version == survivor.embedding_version
         centroid = unit(weights @ np.stack([loser.centroid, survivor.centroid])) if same else survivor.centroid
         reach = [
-            one.radius + float(1 - centroid @ one.centroid) for one in ((loser, survivor) if same else (survivor,))
+            defect_class.radius + float(1 - centroid @ defect_class.centroid)
+            for defect_class in ((loser, survivor) if same else (survivor,))
         ]
         changes = [
             (
@@ -117,19 +118,19 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
     """Part a class in two by the looks of its members; the smaller part gets a new id, which is returned."""
     with store.transaction() as connection:
         known = registry.load(connection)
-        one = find(known, reference)
-        ids, defects, vectors = sample_of(connection, one)
+        defect_class = find(known, reference)
+        ids, defects, vectors = sample_of(connection, defect_class)
         if len(ids) < SPLIT_MEMBERS_MIN:
-            raise UsageError(f"class {one.id} has {len(ids)} members: splitting needs {SPLIT_MEMBERS_MIN}")
+            raise UsageError(f"class {defect_class.id} has {len(ids)} members: splitting needs {SPLIT_MEMBERS_MIN}")
         labels = clustering.fit(vectors, 2)
         if len(set(labels.tolist())) < 2:
-            raise UsageError(f"class {one.id} cannot be split: its members look the same")
+            raise UsageError(f"class {defect_class.id} cannot be split: its members look the same")
         smaller = labels == np.bincount(labels, minlength=2).argmin()
         count = int(smaller.sum())
         child_id = class_id(known.next_number)
-        centroid, radius = measured(one, vectors[smaller])
+        centroid, radius = measured(defect_class, vectors[smaller])
         child = replace(
-            one,
+            defect_class,
             id=child_id,
             number=known.next_number,
             state=ClassState.CANDIDATE,
@@ -145,22 +146,24 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
             name=None,
             bound=True,
         )
-        centroid, radius = measured(one, vectors[~smaller])
-        left = one.members - count
-        rest = replace(one, members=left, announced=left, centroid=centroid, radius=radius, bound=True)
+        centroid, radius = measured(defect_class, vectors[~smaller])
+        left = defect_class.members - count
+        rest = replace(defect_class, members=left, announced=left, centroid=centroid, radius=radius, bound=True)
         changes = [
-            (rest, Change(one.id, Transition.SPLIT)),
-            (child, Change(child_id, Transition.BORN, parents=(one.id,))),
+            (rest, Change(defect_class.id, Transition.SPLIT)),
+            (child, Change(child_id, Transition.BORN, parents=(defect_class.id,))),
         ]
         write_changes(store, connection, known, changes, who, why, next_number=known.next_number + 1)
-        connection.execute(insert(connection, schema.class_parents).values(class_id=child_id, parent_id=one.id))
+        connection.execute(
+            insert(connection, schema.class_parents).values(class_id=child_id, parent_id=defect_class.id)
+        )
         moved = [(region, defect) for region, defect, goes in zip(ids, defects, smaller, strict=True) if goes]
         r = schema.regions
         for region, _ in moved:
             connection.execute(update(r).where(r.c.id == region).values(class_id=child_id, assigned_by="person"))
         refresh_frame_classes(connection, [defect for _, defect in moved])
-        entry = add_audit(store, connection, "split", one.id, child_id, None, who, why)
-        add_note(connection, entry, one, count, [region for region, _ in moved])
+        entry = add_audit(store, connection, "split", defect_class.id, child_id, None, who, why)
+        add_note(connection, entry, defect_class, count, [region for region, _ in moved])
     return child_id
 
 

@@ -44,7 +44,7 @@ def remember(connection: Connection, verdicts: Sequence[Verdict]) -> None:
 def decisions(connection: Connection, defects: Iterable[Defect]) -> dict[str, Decision]:
     """Return what the first verdicts on the frames of `defects` decided, by frame id, as far as they have been read."""
     table = schema.decided_sequences
-    found = {}
+    result = {}
     for defect in defects:
         query = (
             select(table.c.first, table.c.decision)
@@ -54,8 +54,8 @@ def decisions(connection: Connection, defects: Iterable[Defect]) -> dict[str, De
         )
         row = connection.execute(query).one_or_none()
         if row is not None and row.first <= defect.sequence:
-            found[defect.frame_id] = Decision(row.decision)
-    return found
+            result[defect.frame_id] = Decision(row.decision)
+    return result
 
 
 def settle(connection: Connection, verdicts: Sequence[Verdict]) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from discovery.store import first_verdicts, schema
-from discovery.store.database import HOUR_NS, MINUTE_NS, fact, nanoseconds, parts, set_fact, stamp
+from discovery.store.database import HOUR_NS, MINUTE_NS, add_to_fact, fact, nanoseconds, parts, set_fact, stamp
 from discovery.store.store import Store
 from flawline import clock, telemetry
 from flawline.messages import ClassState, Decision
@@ -108,7 +108,7 @@ class Pruner:
     def _slices(self) -> Iterator[Pruned]:
         """Make one pass, and stop after each transaction."""
         with self._store.reading() as connection:
-            now_ns = _now(connection, self._store)
+            now_ns = now_of(connection, self._store)
             holdings = _holdings(connection) if now_ns is not None else []
         _export(holdings)
         if now_ns is None:
@@ -228,23 +228,24 @@ def free_disk_bytes(store: Store) -> int | None:
 
 
 def forgotten_before(connection: Connection) -> int:
-    """Captures before this, in ns UTC, are not taken in any more: they may have been counted and forgotten."""
+    """Return the time in ns UTC before which captures are refused: they may have been counted and forgotten."""
     return int(fact(connection, FORGOTTEN_BEFORE, "0"))
 
 
 def frames_by_class(connection: Connection) -> dict[str, int]:
-    """Frames of each class: those that are kept one by one, and those that are only counted."""
+    """Return the frames of each class: stored frames, and frames that are only counted."""
     d, t = schema.defects.c, schema.defect_totals.c
-    kept = select(d.class_id, func.count()).where(d.class_id.is_not(None)).group_by(d.class_id)
+    stored = select(d.class_id, func.count()).where(d.class_id.is_not(None)).group_by(d.class_id)
     counted = select(t.class_id, func.sum(t.frames)).where(t.class_id.is_not(None)).group_by(t.class_id)
     frames: Counter[str] = Counter()
-    for query in (kept, counted):
+    for query in (stored, counted):
         for name, count in connection.execute(query):
             frames[name] += int(count)
     return dict(frames)
 
 
-def _now(connection: Connection, store: Store) -> int | None:
+def now_of(connection: Connection, store: Store) -> int | None:
+    """Return the time in ns by which age is measured: the earlier of clock and latest capture; None without one."""
     latest = connection.scalar(select(func.max(schema.verdict_minutes.c.minute)))
     newest = connection.scalar(select(func.max(schema.defects.c.minute)))
     known = [at for at in (latest, newest) if at is not None]
@@ -307,7 +308,10 @@ def _empty(connection: Connection, ids: Sequence[int]) -> None:
             .where(r.c.defect_id.in_(part), r.c.exemplar.is_(False), func.length(r.c.crop) > 0)
             .values(crop=b"", mask=b"")
         )
-        emptied = update(d).where(d.c.id.in_(part), func.length(d.c.heatmap) > 0)
+        # A frame that is still kept whole is shown with its heat map, which is small.
+        f = schema.frame_pictures.c
+        is_whole = select(f.id).where(f.frame_id == d.c.frame_id, f.state == "kept").exists()
+        emptied = update(d).where(d.c.id.in_(part), func.length(d.c.heatmap) > 0, ~is_whole)
         connection.execute(emptied.values(heatmap=b"", heatmap_height=0, heatmap_width=0))
         held = connection.scalars(
             select(r.c.defect_id).where(r.c.defect_id.in_(part), func.length(r.c.crop) > 0).distinct()
@@ -332,8 +336,7 @@ def _export(holdings: Sequence[Holding[_Pile]]) -> None:
 
 
 def _count(connection: Connection, what: str, more: int) -> None:
-    name = f"{FORGOTTEN} {what}"
-    set_fact(connection, name, str(int(fact(connection, name, "0")) + more))
+    add_to_fact(connection, f"{FORGOTTEN} {what}", more)
 
 
 # Rows

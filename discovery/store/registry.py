@@ -22,7 +22,7 @@ class StaleRegistry(Exception):
 
 
 def load(connection: Connection) -> Registry:
-    """The registry as it stands."""
+    """Return the current registry."""
     rows = connection.execute(select(schema.classes).order_by(schema.classes.c.number))
     pending = fact(connection, "pending", "")
     return Registry(
@@ -35,13 +35,13 @@ def load(connection: Connection) -> Registry:
 
 
 def read(store: Store) -> Registry:
-    """The registry of a store."""
+    """Return the registry of a store."""
     with store.reading() as connection:
         return load(connection)
 
 
 def regions_of_round(connection: Connection, settings: DiscoverySettings, version: str) -> Regions:
-    """What a round looks at: the latest regions, the latest without a class, and every class's exemplars.
+    """Return the regions of a round: the latest, the latest without a class, and every class's exemplars.
 
     Bounded by the settings and the number of classes, whatever the history.
     """
@@ -82,7 +82,7 @@ def regions_of_round(connection: Connection, settings: DiscoverySettings, versio
 
 
 def _numbered(names: Sequence[tuple[str, int]]) -> np.ndarray:
-    """A number for each distinct name: groups of different models have nothing in common."""
+    """Return a number for each distinct name: groups of different models have nothing in common."""
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     return np.array([numbers[name] for name in names], np.int64)
 
@@ -98,16 +98,16 @@ def write_round(
     with store.transaction() as connection:
         if int(fact(connection, "revision", "0")) != registry.revision:
             raise StaleRegistry
-        before = {one.id: one for one in load(connection).classes}
+        before = {entry.id: entry for entry in load(connection).classes}
         save_classes(connection, registry.classes, registry.next_number)
         for child, parent in outcome.parents:
             statement = insert(connection, schema.class_parents).values(class_id=child, parent_id=parent)
             connection.execute(statement.on_conflict_do_nothing())
         _move_regions(connection, regions, outcome)
-        for one in registry.classes:
-            if one.state is ClassState.MERGED and before[one.id].state is not ClassState.MERGED:
-                assert one.merged_into is not None
-                move_members(connection, one.id, one.merged_into)
+        for entry in registry.classes:
+            if entry.state is ClassState.MERGED and before[entry.id].state is not ClassState.MERGED:
+                assert entry.merged_into is not None
+                move_members(connection, entry.id, entry.merged_into)
         for message in outcome.events:
             add_event(connection, message)
         figures = vars(outcome.figures) | {"at": stamp(at), "seconds": seconds, "embedding_version": version}
@@ -120,8 +120,8 @@ def write_round(
 
 def save_classes(connection: Connection, classes: Iterable[DefectClass], next_number: int) -> None:
     """Write classes, new and known; a name is given up before another class takes it."""
-    for one in sorted(classes, key=lambda one: (one.name is not None, one.number)):
-        row = _row_of(one)
+    for entry in sorted(classes, key=lambda entry: (entry.name is not None, entry.number)):
+        row = _row_of(entry)
         statement = insert(connection, schema.classes).values(row)
         connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
     set_fact(connection, "next_number", str(next_number))
@@ -134,7 +134,7 @@ def move_members(connection: Connection, loser: str, survivor: str) -> None:
 
 
 def _latest(connection: Connection, condition: ColumnElement[bool], count: int) -> int:
-    """The id from which on there are `count` regions."""
+    """Return the id from which on there are `count` regions."""
     ids = select(schema.regions.c.id).where(condition).order_by(schema.regions.c.id.desc()).limit(count).subquery()
     return int(connection.scalar(select(func.min(ids.c.id))) or 0)
 
@@ -183,24 +183,24 @@ def _class_of(row: Any) -> DefectClass:
     )
 
 
-def _row_of(one: DefectClass) -> dict[str, Any]:
+def _row_of(entry: DefectClass) -> dict[str, Any]:
     return {
-        "id": one.id,
-        "number": one.number,
-        "state": str(one.state),
-        "name": one.name,
-        "severity": one.severity,
-        "members": one.members,
-        "born_at": stamp(one.born_at),
-        "born_round": one.born_round,
-        "confirmed_at": stamp(one.confirmed_at) if one.confirmed_at is not None else None,
-        "last_seen_at": stamp(one.last_seen_at),
-        "merged_into": one.merged_into,
-        "seen_rounds": one.seen_rounds,
-        "missed_rounds": one.missed_rounds,
-        "announced": one.announced,
-        "bound": one.bound,
-        "radius": one.radius,
-        "centroid": np.asarray(one.centroid, "<f4").tobytes(),
-        "embedding_version": one.embedding_version,
+        "id": entry.id,
+        "number": entry.number,
+        "state": str(entry.state),
+        "name": entry.name,
+        "severity": entry.severity,
+        "members": entry.members,
+        "born_at": stamp(entry.born_at),
+        "born_round": entry.born_round,
+        "confirmed_at": stamp(entry.confirmed_at) if entry.confirmed_at is not None else None,
+        "last_seen_at": stamp(entry.last_seen_at),
+        "merged_into": entry.merged_into,
+        "seen_rounds": entry.seen_rounds,
+        "missed_rounds": entry.missed_rounds,
+        "announced": entry.announced,
+        "bound": entry.bound,
+        "radius": entry.radius,
+        "centroid": np.asarray(entry.centroid, "<f4").tobytes(),
+        "embedding_version": entry.embedding_version,
     }

@@ -1,4 +1,4 @@
-"""The tables of the store, the same on SQLite and PostgreSQL. This page is for whoever writes queries.
+"""The tables of the store, the same on SQLite and PostgreSQL. This page is for authors of queries.
 
 Stamps named `*_at` and `minute` are UTC: `timestamptz` on PostgreSQL (fit for Grafana's `$__timeFilter`), ISO text on
 SQLite. `captured_ns` is the exact capture time in nanoseconds. Defect classes have ids like `D-0007`, which are never
@@ -20,6 +20,10 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `rejections`: records that could not be used, by reason.
 - `positions`, `sequences_seen`, `facts`: bookkeeping that makes a redelivered record change nothing.
 - `decided_sequences`: what the first verdict on each frame decided, as runs of sequences; defects go along with it.
+- `frame_pictures`: whole frames that stay, or stayed, for people to judge: where they are, why they were chosen, and
+  how probable that was.
+- `judgements`: what people said of frames, with all that the rates of overkill and escapes need.
+- `stratum_hours`: all frames by hour, camera and stratum, of which the pictures are a part.
 
 Defects by class over time (PostgreSQL):
     SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
@@ -305,6 +309,74 @@ decided_sequences = Table(
     Column("first", BigInteger, nullable=False),
     Column("decision", Text, nullable=False),
     Column("latest_ns", BigInteger, nullable=False, comment="Latest capture that the run was written for."),
+)
+
+frame_pictures = Table(
+    "frame_pictures",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("frame_id", Text, nullable=False, unique=True),
+    Column("camera", Text, nullable=False),
+    Column("captured_at", UtcStamp, nullable=False),
+    Column("captured_ns", BigInteger, nullable=False),
+    Column("hour", Integer, nullable=False, comment="Of the capture, counted from 1970."),
+    Column("stratum", Text, nullable=False, comment="reject, review, unknown-product, near-miss or accepted."),
+    Column("decision", Text, nullable=False),
+    Column("group_id", Integer, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("part", Text),
+    Column("lot", Text),
+    Column("probability", Float, nullable=False, comment="Of having been chosen."),
+    Column("chance", Float, nullable=False, comment="Random number of the frame, by which audits are ordered."),
+    Column("partition", Integer, nullable=False, comment="Of its record in the topic frames."),
+    Column("frame_offset", BigInteger, nullable=False, comment="Of its record; -1 when it is not known."),
+    Column("state", Text, nullable=False, comment="wanted, kept, lost (it never came) or gone (it was removed)."),
+    Column("reason", Text, comment="Why it is lost or gone."),
+    Column("object_key", Text),
+    Column("codec", Text),
+    Column("height", Integer),
+    Column("width", Integer),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
+    Index("frame_pictures_state", "state", "hour", "stratum", "size_bytes"),
+    Index("frame_pictures_captured", "captured_ns"),
+    Index("frame_pictures_object", "object_key"),
+)
+
+judgements = Table(
+    "judgements",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("frame_id", Text, nullable=False),
+    Column("at", UtcStamp, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("judgement", Text, nullable=False, comment="real, false or unsure."),
+    Column("why", Text),
+    Column("is_offered", Boolean, nullable=False, comment="False: a person looked the frame up, so it is no sample."),
+    # What follows is of the frame, whose picture and rows may go.
+    Column("camera", Text, nullable=False),
+    Column("captured_at", UtcStamp, nullable=False),
+    Column("captured_ns", BigInteger, nullable=False),
+    Column("stratum", Text, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("undone_at", UtcStamp),
+    Column("undone_by", Text),
+    Index("judgements_frame", "frame_id"),
+    Index("judgements_captured", "captured_ns"),
+)
+
+stratum_hours = Table(
+    "stratum_hours",
+    metadata,
+    Column("hour", Integer, primary_key=True, autoincrement=False, comment="Of the capture, counted from 1970."),
+    Column("camera", Text, primary_key=True),
+    Column("stratum", Text, primary_key=True),
+    Column("frames", BigInteger, nullable=False),
 )
 
 facts = Table(

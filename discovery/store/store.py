@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,16 @@ class Store(Database):
         with self.reading() as connection:
             return {(row.topic, row.partition): row.next_offset for row in connection.execute(select(table))}
 
-    def ingest(self, batch: Batch) -> Taken:
-        """Take a batch in, as one transaction; frames that are known already change nothing."""
+    def ingest(
+        self, batch: Batch, on_verdicts: Callable[[Connection, Sequence[Verdict]], None] = lambda *_: None
+    ) -> Taken:
+        """Take a batch in, as one transaction; frames that are known already change nothing.
+
+        `on_verdicts` gets the verdicts that are new, within the transaction.
+        """
         with self.transaction() as connection:
             verdicts = _new_verdicts(connection, batch.verdicts)
+            on_verdicts(connection, verdicts)
             _add_to_minutes(connection, verdicts)
             first_verdicts.remember(connection, verdicts)
             withdrawn = first_verdicts.settle(connection, verdicts)
@@ -82,7 +88,7 @@ class Store(Database):
         return Taken(len(verdicts), defects, count, len(withdrawn))
 
     def outbox(self, limit: int = 1000) -> list[tuple[int, ClassEvent]]:
-        """Events that still have to be published, oldest first, with their row ids."""
+        """Return events that are still to be published, oldest first, with their row ids."""
         table = schema.class_events
         query = select(table).where(table.c.published.is_(False)).order_by(table.c.id).limit(limit)
         with self.reading() as connection:
@@ -103,7 +109,7 @@ class Store(Database):
             return {row.frame_id: row.class_id for row in connection.execute(query)}
 
     def rejections(self) -> dict[str, int]:
-        """Records that could not be used, by reason."""
+        """Return the counts of unusable records by reason."""
         with self.reading() as connection:
             return {row.reason: row.records for row in connection.execute(select(schema.rejections))}
 
@@ -130,7 +136,7 @@ def add_event(connection: Connection, message: ClassEvent) -> None:
 
 
 def event_of(row: Any) -> ClassEvent:
-    """The message of a row of `class_events`."""
+    """Return the message of a row of `class_events`."""
     return ClassEvent(
         event_id=row.event_id,
         class_id=row.class_id,
@@ -162,13 +168,13 @@ def refresh_frame_classes(connection: Connection, defect_ids: Iterable[int]) -> 
         for row in connection.execute(query):
             frames[row.id].append(row)
         for defect_id, rows in frames.items():
-            found = frame_class([row.class_id for row in rows], [row.peak for row in rows])
-            if found != rows[0].known:
-                connection.execute(update(d).where(d.c.id == defect_id).values(class_id=found))
+            class_now = frame_class([row.class_id for row in rows], [row.peak for row in rows])
+            if class_now != rows[0].known:
+                connection.execute(update(d).where(d.c.id == defect_id).values(class_id=class_now))
 
 
 def _new_verdicts(connection: Connection, verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Verdicts of frames that have not been counted; they are marked as counted.
+    """Return verdicts of frames that have not been counted, and mark them as counted.
 
     A frame counts once, also when a redelivery after a change of model gives it a second verdict.
     """
@@ -255,7 +261,7 @@ def _add_defects(
 
 
 def _survivors(connection: Connection, names: set[str]) -> dict[str, str]:
-    """Each class, or the class that it has been merged into since it was read."""
+    """Return each class, or the class into which it has been merged since it was read."""
     table = schema.classes
     query = select(table.c.id, table.c.merged_into).where(table.c.merged_into.is_not(None))
     merged = {row.id: row.merged_into for row in connection.execute(query)}

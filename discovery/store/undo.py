@@ -46,7 +46,7 @@ def undo(store: Store, reference: str | None = None, *, who: str | None = None, 
 
 
 def restore(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> str:
-    """Bring a class back that a person has dismissed or merged, whatever was said since; return its id."""
+    """Bring a class back that a person has dismissed or merged, whatever later commands did; return its id."""
     with store.transaction() as connection:
         known = registry.load(connection)
         known_class = _find_any(known, reference)

@@ -186,7 +186,7 @@ class ScorerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _foundation_has_its_backbone(self) -> Self:
-        # The default backbone has no blocks, so whoever asks for the profile means its transformer.
+        # The default backbone has no blocks, so this profile without a backbone means the profile's transformer.
         if self.profile == "foundation" and self.backbone == DEFAULT_BACKBONE:
             self.backbone = FOUNDATION_BACKBONE
         return self

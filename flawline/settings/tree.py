@@ -35,6 +35,7 @@ from flawline.errors import UsageError
 from flawline.redaction import STARS, is_secret_key, redact, remember, secrets_in
 from flawline.settings.console import ConsoleSettings
 from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.pictures import PictureSettings
 from flawline.settings.producers import (
     FolderCamera,
     ProducerSettings,
@@ -265,6 +266,7 @@ class Settings(BaseSettings):
     discovery: DiscoverySettings = DiscoverySettings()
     store: StoreSettings = StoreSettings()
     retention: RetentionSettings = RetentionSettings()
+    pictures: PictureSettings = PictureSettings()
     metrics: MetricsSettings = MetricsSettings()
     console: ConsoleSettings = ConsoleSettings()
     grafana: GrafanaSettings = GrafanaSettings()
@@ -288,6 +290,16 @@ class Settings(BaseSettings):
             raise ValueError(f"camera name {min(twice)!r} is used twice: give every camera a name of its own")
         return self
 
+    @model_validator(mode="after")
+    def _pictures_have_a_place_of_their_own(self) -> Settings:
+        url = self.frames.objects_url
+        if url is not None and self.pictures.url is not None and url.rstrip("/") == self.pictures.url.rstrip("/"):
+            raise ValueError(
+                f"pictures.url {url} is also frames.objects_url, whose objects go when no frame names them: "
+                "give pictures a place of their own"
+            )
+        return self
+
     @property
     def bootstrap_servers(self) -> str:
         """Return the addresses of the broker, embedded or not, as host:port[,host:port]."""
@@ -299,6 +311,11 @@ class Settings(BaseSettings):
         if self.store.url:
             return self.store.url.get_secret_value()
         return f"sqlite:///{self.data_dir.absolute() / 'store.db'}"
+
+    @property
+    def pictures_url(self) -> str:
+        """Return the place of the kept frames as an fsspec URL."""
+        return self.pictures.url or (self.data_dir.absolute() / "pictures").as_uri()
 
     def topic(self, name: str) -> str:
         """Return the name of a topic on the broker."""

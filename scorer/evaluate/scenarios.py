@@ -199,8 +199,8 @@ def _cuts(model: Model, labels: NDArray[np.int64], rate: float, *, per_product: 
     count = int(labels.max()) + 1
     if not per_product:
         return np.full(count, model.review.value)
-    own = [model.standardised[(labels == k) & np.isfinite(model.standardised)] for k in range(count)]
-    return np.asarray([calibration.threshold(np.sort(scores), rate).value for scores in own])
+    by_product = [model.standardised[(labels == k) & np.isfinite(model.standardised)] for k in range(count)]
+    return np.asarray([calibration.threshold(np.sort(scores), rate).value for scores in by_product])
 
 
 def _products_of_groups(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,10 @@ import typer
 
 from flawline.errors import UsageError
 from flawline.user import user_name
-from station.cli.options import Config, Json, JsonFile, debuggable, settings_of
+from station.cli.options import Config, Json, JsonFile, debuggable, opened_store, settings_of
 
 if TYPE_CHECKING:
     from discovery.store.store import Store
-    from flawline.settings.tree import Settings
 
 app = typer.Typer(help="Defect classes: list them, name them, merge them, and take it back.", no_args_is_help=True)
 
@@ -39,7 +37,7 @@ def list_classes(
     from discovery.store import class_commands
     from station import terminal
 
-    with _store(settings_of(config)) as store:
+    with opened_store(settings_of(config)) as store:
         classes = class_commands.list_classes(store, everything)
     if terminal.emit_json({"classes": classes}, json, json_file):
         return
@@ -154,7 +152,7 @@ def undo(
 def restore(
     reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
 ) -> None:
-    """Bring back a class that was dismissed or merged, whatever was said since."""
+    """Bring back a class that was dismissed or merged, whatever later commands did to it."""
     from discovery.store import class_commands
 
     _run(config, json, json_file, lambda store: class_commands.restore(store, reference, who=user_name(), why=why))
@@ -197,7 +195,7 @@ def dismissed(
     from station import terminal
 
     settings = settings_of(config)
-    with _store(settings) as store:
+    with opened_store(settings) as store:
         frames = dismissed.frames(store)
     report: dict[str, Any] = {"frames": [{"frame": frame.frame_id, "class": frame.class_id} for frame in frames]}
     if export is not None:
@@ -223,17 +221,6 @@ def _show_dismissed(report: Mapping[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    from discovery.store.store import Store
-
-    store = Store(settings.store_url)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
 def _confirm(store: Store, reference: str, what: str, yes: bool) -> None:
     """Ask before frames are hidden. Raises UsageError where there is no terminal to ask at, typer.Abort for a no."""
     from discovery.store import class_commands
@@ -251,7 +238,7 @@ def _run(config: Path | None, json: bool, json_file: Path | None, action: Callab
     """Do an action on the store, and print the class that it returns."""
     from station import terminal
 
-    with _store(settings_of(config)) as store:
+    with opened_store(settings_of(config)) as store:
         report = action(store)
     if not terminal.emit_json(report, json, json_file):
         _show(report)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kafka import TopicPartition
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType
@@ -211,8 +212,8 @@ def store(settings: Settings) -> list[Finding]:
         what, _, remedy = str(error).partition(": ")
         return [Finding("store", Status.FAIL, what, remedy)]
     except (SQLAlchemyError, ImportError) as error:
-        told = f"{url.render_as_string()} cannot be used: {one_line(getattr(error, 'orig', None) or error)}"
-        return [Finding("store", Status.FAIL, told, remedy_of(error) or "start it, or correct store.url")]
+        problem = f"{url.render_as_string()} cannot be used: {one_line(getattr(error, 'orig', None) or error)}"
+        return [Finding("store", Status.FAIL, problem, remedy_of(error) or "start it, or correct store.url")]
     return [Finding("store", Status.OK, f"{url.render_as_string()} answers")]
 
 
@@ -264,14 +265,17 @@ def _growing(settings: Settings) -> dict[Path, dict[str, int]]:
     if settings.cameras and settings.producer.spool_dir is None:
         here["spool"] = settings.producer.spool_limit_bytes
     if settings.kafka.bootstrap_servers is None:
-        here["topics"] = sum(topic.kept(keep).limit_bytes for topic in topics.ALL if topic.kept)
+        here["topics"] = sum(topic.retention(keep).limit_bytes for topic in topics.ALL if topic.retention)
     if settings.store_url.startswith("sqlite"):
         here["pictures"] = keep.pictures_limit_bytes
     result = {data: here}
-    url = settings.frames.objects_url or ""
-    if url.startswith("file://"):
-        objects = Path(url.removeprefix("file://"))
-        result.setdefault(data if objects.is_relative_to(data) else objects, {})["objects"] = keep.objects_limit_bytes
+    for name, url, limit_bytes in (
+        ("objects", settings.frames.objects_url or "", keep.objects_limit_bytes),
+        ("kept frames", settings.pictures_url, settings.pictures.limit_bytes),
+    ):
+        if url.startswith("file://"):
+            folder = Path(unquote(url.removeprefix("file://")))
+            result.setdefault(data if folder.is_relative_to(data) else folder, {})[name] = limit_bytes
     return result
 
 
@@ -295,7 +299,7 @@ def retention(settings: Settings) -> list[Finding]:
                 "retention", Status.WARN, text, "`flawline topics create` gives topics the retention of [retention]"
             )
         )
-    names = [name for name, topic in topics.named(settings.kafka.topic_prefix) if topic.kept]
+    names = [name for name, topic in topics.named(settings.kafka.topic_prefix) if topic.retention]
     with contextlib.closing(kafka_clients.consumer(settings)) as client:
         deleted = deleted_records(client, names)
     gone = [f"{count:,} of {name}" for name, count in deleted.items() if count]
@@ -310,7 +314,7 @@ def forgotten(settings: Settings) -> list[Finding]:
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.exc import SQLAlchemyError
 
-    from discovery.store import pruning, schema
+    from discovery.store import frame_pictures, pruning, schema
     from discovery.store.database import parse_url
 
     url = parse_url(settings.store_url)
@@ -322,6 +326,8 @@ def forgotten(settings: Settings) -> list[Finding]:
             if not inspect(connection).has_table(schema.pictures.name):
                 return []
             sizes, gone = pruning.picture_bytes(connection), pruning.forgotten(connection)
+            has_frames = inspect(connection).has_table(schema.frame_pictures.name)
+            frames = frame_pictures.report(connection) if has_frames else None
     except SQLAlchemyError:
         return []  # the check of the store names the reason
     finally:
@@ -330,7 +336,15 @@ def forgotten(settings: Settings) -> list[Finding]:
     text = f"pictures in the store take {sum(sizes.values()) / 1e9:.2f} GB of {limit / 1e9:.1f} GB"
     if gone:
         text += "; forgotten: " + ", ".join(f"{count:,} {what}" for what, count in gone.items())
-    return [Finding("retention", Status.OK, text)]
+    findings = [Finding("retention", Status.OK, text)]
+    if frames is not None:
+        limit = settings.pictures.limit_bytes
+        text = f"{frames.kept:,} whole frames take {frames.size_bytes / 1e9:.2f} GB of {limit / 1e9:.1f} GB"
+        text += f", {frames.waiting:,} wait"
+        if frames.lost:
+            text += "; lost: " + ", ".join(f"{count:,} {reason}" for reason, count in frames.lost.items())
+        findings.append(Finding("retention", Status.OK, text))
+    return findings
 
 
 def ports(settings: Settings) -> list[Finding]:
@@ -500,8 +514,8 @@ def _allowed_on_transactional_ids(settings: Settings) -> dict[tuple[str, str], f
 
 
 def _operations(described: dict[str, Any]) -> frozenset[str]:
-    told = described.get("authorized_operations")
-    return frozenset(name.replace("_", "") for name in told) if told else EVERYTHING
+    operations = described.get("authorized_operations")
+    return frozenset(name.replace("_", "") for name in operations) if operations else EVERYTHING
 
 
 def _limits_of_settings(settings: Settings) -> list[Finding]:

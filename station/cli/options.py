@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ import typer
 from flawline.errors import UsageError
 
 if TYPE_CHECKING:
+    from discovery.store.store import Store
     from flawline.settings.tree import Settings
     from flawline.stopping import Stop
 
@@ -114,6 +116,18 @@ def settings_of(config: Path | None, role: str = "") -> Settings:
     settings = load_settings(config)
     configure_logging(settings, role)
     return settings
+
+
+@contextmanager
+def opened_store(settings: Settings) -> Iterator[Store]:
+    """Give the store of discovery, and close it. Raises DatabaseAway or UsageError."""
+    from discovery.store.store import Store
+
+    store = Store(settings.store_url)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def until_stopped(work: Callable[[Stop], object]) -> None:

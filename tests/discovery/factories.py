@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import cv2
 import numpy as np
 
-from flawline import imaging
-from flawline.messages import Codec, Decision, Defect, DefectRegion, Tensor, Timings, Verdict
+from flawline import imaging, messages
+from flawline.messages import Codec, Decision, Defect, DefectRegion, Frame, Tensor, Timings, Verdict
 
 MINUTE_NS = 60_000_000_000
 START_NS = 1_700_000_040_000_000_000  # a full minute
@@ -88,3 +91,23 @@ def defect(
         heatmap=Tensor.of(cv2.GaussianBlur(np.eye(8, dtype=np.float32), (3, 3), 0), "float16"),
         regions=tuple(region(vector, peak) for vector, peak in zip(vectors, heights, strict=True)),
     )
+
+
+def frame(sequence: int, codec: Codec = Codec.JPEG, **changes: Any) -> tuple[Frame, bytes]:
+    """Return a frame of one grey, and the bytes that its camera gave."""
+    pixels = np.full((16, 24, 3), (10 * sequence + 20) % 256, np.uint8)
+    data = imaging.encode(pixels, codec)
+    made = Frame(
+        camera="cam-1",
+        epoch=1,
+        sequence=sequence,
+        captured_at=START_NS + sequence * 1_000_000_000,
+        codec=codec,
+        height=16,
+        width=24,
+        channels=3,
+        data=data,
+        checksum=messages.checksum(data),
+        size_bytes=len(data),
+    )
+    return replace(made, **changes), data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from discovery import dismissed
@@ -13,11 +12,11 @@ from discovery.round.lineage import DefectClass
 from discovery.store import decisions, registry
 from discovery.store.store import Batch, Store, TakenDefect
 from flawline import imaging, kafka_clients, messages, topics
-from flawline.messages import ClassState, Codec, Frame
+from flawline.messages import ClassState, Codec
 from flawline.object_store import object_store
 from station.cli.main import main
 from tests.discovery import line
-from tests.discovery.factories import START_NS, VERSION, defect, directions
+from tests.discovery.factories import START_NS, VERSION, defect, directions, frame
 from tests.support.brokers import unique
 
 
@@ -51,25 +50,6 @@ def store(settings):
     decisions.dismiss(opened, nothing, who="ana")
     yield opened
     opened.close()
-
-
-def frame(sequence, codec=Codec.JPEG, **changes):
-    pixels = np.full((16, 24, 3), 10 * sequence + 20, np.uint8)
-    data = imaging.encode(pixels, codec)
-    made = Frame(
-        camera="cam-1",
-        epoch=1,
-        sequence=sequence,
-        captured_at=START_NS + sequence * 1_000_000_000,
-        codec=codec,
-        height=16,
-        width=24,
-        channels=3,
-        data=data,
-        checksum=messages.checksum(data),
-        size_bytes=len(data),
-    )
-    return replace(made, **changes), data
 
 
 def send(settings, *frames):

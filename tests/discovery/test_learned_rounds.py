@@ -108,7 +108,7 @@ def test_learning_starts_from_the_known_classes_and_says_what_people_confirmed(l
     line.feed(14, "v", 5)
     line.runner.ask()
     line.runner.step()
-    assert not any(started[0].job.told)
+    assert not any(started[0].job.confirmed)
     started[0].finish()
     line.runner.step()
     name = min(one.id for one in registry.read(line.store).classes)
@@ -116,8 +116,8 @@ def test_learning_starts_from_the_known_classes_and_says_what_people_confirmed(l
     line.runner.ask()
     line.runner.step()
     job = started[1].job
-    assert sum(job.told) == 14
-    assert len({start for start, told in zip(job.start, job.told, strict=True) if told}) == 1
+    assert sum(job.confirmed) == 14
+    assert len({start for start, confirmed in zip(job.start, job.confirmed, strict=True) if confirmed}) == 1
     assert max(job.start) == 2
     assert job.scores == ()
 
@@ -242,8 +242,8 @@ def test_learning_round_as_a_task_on_ray(line, vit_weights):
 def test_starting_clusters_keep_apart_and_together_what_people_said():
     labels = np.array([0, 0, 1, 1, 2, 2])
     classes = ["D-0001", "D-0001", "D-0001", None, "D-0002", None]
-    start, told = learned_round.starting_labels(labels, classes, {"D-0001", "D-0002"})
-    assert told.tolist() == [True, True, True, False, True, False]
+    start, confirmed = learned_round.starting_labels(labels, classes, {"D-0001", "D-0002"})
+    assert confirmed.tolist() == [True, True, True, False, True, False]
     assert len({start[0], start[1], start[2]}) == 1
     assert len({start[0], start[3], start[4], start[5]}) == 4
     assert sorted(set(start)) == list(range(start.max() + 1))

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import clocks, outages, soak
+from benchmarks import clocks, faults, outages, soak
 from benchmarks.running_line import Arrivals
 from benchmarks.small_disk import SmallDisk
+from ledger.accounting import Account, Report, SequenceRange
 
 HOUR_S = 3600
 
@@ -36,6 +37,14 @@ def test_line_is_live_again_when_half_of_five_seconds_of_verdicts_come_within_tw
     assert outages.live_again(arrivals, 40, 0.1, 62) is None
     assert outages.live_again(arrivals, 40, 0.1, 70) == 59 - 40
     assert outages.live_again(arrivals, 40, 30.0, 70) == 0
+
+
+def test_only_gaps_since_the_disk_of_a_killed_producer_was_full_are_told_apart() -> None:
+    spans = (SequenceRange(7, 4, 4), SequenceRange(7, 9, 11), SequenceRange(8, 9, 9))
+    report = Report({"a": Account(gaps=5, gap_ranges=spans), "b": Account(gaps=1, gap_ranges=spans[2:])})
+    assert faults.gaps_without_disk(report, {("a", 7): 10}) == 2
+    assert faults.gaps_without_disk(report, {("a", 7): 0, ("b", 7): 0}) == 4
+    assert faults.gaps_without_disk(report, {}) == 0
 
 
 @pytest.mark.system

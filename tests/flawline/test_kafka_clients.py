@@ -90,10 +90,10 @@ def test_topics_stay_within_their_bytes_between_two_looks_of_the_broker(
     for topic in topics.ALL:
         configs = topic.configs(settings)
         assert int(configs["max.message.bytes"]) >= (limit if topic is topics.FRAMES else 1 << 20)
-        if topic.kept is None:
+        if topic.retention is None:
             assert configs["cleanup.policy"] == "compact" and "retention.ms" not in configs
             continue
-        kept, segment = topic.kept(settings.retention), int(configs["segment.bytes"])
+        kept, segment = topic.retention(settings.retention), int(configs["segment.bytes"])
         assert int(configs["retention.ms"]) == kept.age_ms > 0
         assert segment >= int(configs["max.message.bytes"]), "Apache Kafka refuses a record that is larger"
         # A broker deletes a segment when the rest has the limit, so the topic never has a segment more than that.

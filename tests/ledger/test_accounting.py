@@ -236,6 +236,19 @@ def test_dropped_for_two_reasons_is_a_conflict() -> None:
     assert not ledger.report([], NOW_NS).balanced
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_outcome_behind_the_end_is_a_conflict_when_the_end_is_exact_and_a_capture_when_a_later_process_closed_the_epoch(
+    exact: bool,
+) -> None:
+    ledger = Ledger()
+    for sequence in (0, 1, 3):
+        ledger.record_scored(("cam", 7, sequence))
+    ledger.record_entry(LedgerEntry("cam", 7, 3, (), NOW_NS, closed=True, exact=exact))
+    account = ledger.report([], NOW_NS).total
+    expected = (3, 2, 1, 1, False) if exact else (4, 3, 1, 0, True)
+    assert (account.captured, account.scored, account.gaps, account.conflicts, account.balanced) == expected
+
+
 def test_captures_older_than_the_oldest_kept_verdict_are_left_out() -> None:
     horizon = 500 * SECOND_NS
     ledger = Ledger(horizon_ns=horizon)

@@ -18,7 +18,7 @@ from flawline.clock import Monotonic, monotonic, utc_ns
 from flawline.messages import DropReason, Frame
 from flawline.settings.producers import CameraBase, ProducerSettings
 from flawline.settings.tree import FrameSettings
-from producers import backlog
+from producers import backlog, camera_lane
 from producers.camera import Capture
 from producers.camera_lane import CameraLane
 from producers.journal import Journal
@@ -68,6 +68,11 @@ class AnsweringClient:
                     self.at_once = lambda _: None
                     return
             self.answer()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Refuse the held frames in order."""
+        for _ in range(len(self.held)):
+            self.answer(error=error)
 
     def _settle(self, frame: Frame, future: Future, error: BaseException | None) -> None:
         if error is None:
@@ -148,6 +153,12 @@ class Rig:
 
     def wait_idle(self) -> None:
         until(lambda: self.lane.idle, what="lane idle")
+
+    def kill(self) -> None:
+        """End without putting anything away, as a killed process does."""
+        self.closed = True
+        self.lane.stop(5)
+        self.lane.close()
 
     def close(self) -> int:
         """Stop as the publisher does, at the first call only; return the number of frames on disk."""
@@ -247,6 +258,141 @@ def test_frame_is_on_disk_before_its_capture_counts_with_durability_disk(
     assert line.client.delivered == [0, 1]
     assert line.lane.owes_entries
     assert "frames go to disk" not in caplog.text, "the broker is not away"
+
+
+class FailingDisk:
+    """Makes spools refuse frames while `is_full`, or as long as `answers` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = False
+        self.answers: Iterator[bool] = iter(())
+        append = Spool.append
+
+        def failing(spool: Spool, record: Record, **options: Any) -> None:
+            if next(self.answers, self.is_full):
+                raise DiskFailed("no space left")
+            append(spool, record, **options)
+
+        monkeypatch.setattr(Spool, "append", failing)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
+    return FailingDisk(monkeypatch)
+
+
+@pytest.mark.parametrize("durability", ["memory", "disk"])
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["goes on", "is started again"])
+def test_disk_that_fails_again_and_again_while_the_broker_is_away_costs_no_frame_and_no_order(
+    rig: Callable[..., Rig], disk: FailingDisk, durability: str, is_stopped: bool
+) -> None:
+    line = rig(durability=durability)
+    line.client.at_once = lambda _: errors.KafkaTimeoutError("away")
+    for turn in range(5):
+        disk.is_full = turn % 2 == 0
+        line.capture(5)
+    disk.is_full = False
+    assert line.dropped() == {}
+    if is_stopped:
+        assert line.close() == 25
+        line = rig(durability=durability)
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == list(range(25))
+    assert line.budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("answer", ["none", "delivered", "failed"])
+@pytest.mark.parametrize("is_killed", [False, True], ids=["goes on", "is killed"])
+def test_frames_that_wait_in_memory_for_a_full_disk_are_written_before_the_next_one(
+    rig: Callable[..., Rig], disk: FailingDisk, answer: str, is_killed: bool
+) -> None:
+    line = rig(durability="disk")
+    disk.is_full = True
+    line.capture(3)
+    until(lambda: line.client.held, what="a frame in flight that is only in memory")
+    disk.is_full = False
+    line.capture(1)
+    if answer == "delivered":
+        line.client.answer()
+    elif answer == "failed":
+        line.client.fail_all(errors.KafkaTimeoutError("away"))
+    if is_killed:
+        line.kill()
+        delivered_before, line = set(line.client.delivered), rig(durability="disk")
+        line.client.answer_all()
+        line.wait_idle()
+        assert line.client.delivered in (list(range(4)), [n for n in range(4) if n not in delivered_before])
+    else:
+        line.client.answer_all()
+        line.wait_idle()
+        assert line.client.delivered == list(range(4))
+    assert line.dropped() == {}
+    assert line.budget.held_bytes == 0
+
+
+def test_disk_that_fails_while_it_takes_over_what_memory_holds_changes_no_order(
+    rig: Callable[..., Rig], disk: FailingDisk
+) -> None:
+    line = rig(durability="disk")
+    disk.is_full = True
+    line.capture(3)
+    until(lambda: line.client.held, what="a frame in flight that is only in memory")
+    disk.answers = iter([False, False])  # the frame in flight and the one behind it
+    line.capture(1)
+    line.client.fail_all(errors.KafkaTimeoutError("away"))
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == [0, 1, 2, 3]
+    assert (line.dropped(), line.budget.held_bytes) == ({}, 0)
+
+
+def test_frame_that_is_answered_while_the_disk_takes_it_over_is_not_sent_again(tmp_path: Path) -> None:
+    class FullSpool(SlowSpool):
+        is_full = True
+
+        def append(self, record: Record, *, force: bool = False) -> None:
+            if self.is_full:
+                raise DiskFailed("no space left")
+            super().append(record, force=force)
+
+    line = Rig(tmp_path, CameraBase(name="cam", codec="raw", when_full="spool"), spool=FullSpool, durability="disk")
+    assert isinstance(line.spool, FullSpool)
+    line.capture(2)
+    until(lambda: line.client.held, what="a frame in flight that is only in memory")
+    line.spool.is_full = False
+    line.spool.hang("append")
+    source = threading.Thread(target=line.capture, args=(1,))
+    source.start()
+    assert line.spool.waits.wait(20)
+    assert line.client.answer() == 0
+    line.spool.go_on()
+    source.join(20)
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == [0, 1, 2]
+    assert (line.close(), line.budget.held_bytes) == (0, 0)
+
+
+def test_source_that_waits_is_held_back_by_a_disk_that_fails_and_none_of_its_frames_counts(
+    rig: Callable[..., Rig], disk: FailingDisk
+) -> None:
+    line = rig("wait", durability="disk")
+    line.client.at_once = lambda _: errors.KafkaTimeoutError("away")
+    line.capture(2)
+    disk.is_full = True
+    source = threading.Thread(target=line.capture, args=(3,))
+    source.start()
+    source.join(0.3)
+    assert source.is_alive()
+    ((_, entry),) = line.lane.ledger_entries()
+    assert (entry.captured, entry.dropped) == (2, ())
+    disk.is_full = False
+    source.join(20)
+    line.client.answer_all()
+    line.wait_idle()
+    assert line.client.delivered == list(range(5))
+    assert (line.dropped(), line.budget.held_bytes) == ({}, 0)
 
 
 @pytest.mark.parametrize("failures", [{2, 3}, {0, 1, 2, 3, 4, 5}, {4}])
@@ -617,18 +763,28 @@ ANSWERS = {
     answers=st.lists(st.sampled_from(sorted(ANSWERS)), max_size=60),
     captures=st.integers(1, 160),
     durability=st.sampled_from(["memory", "disk"]),
+    disk_fails=st.lists(st.booleans(), max_size=60),
+    policy=st.sampled_from(["spool", "wait"]),
 )
-def test_every_capture_is_delivered_or_dropped_once_after_any_answers_of_the_broker(
-    tmp_path_factory: pytest.TempPathFactory, answers: list[str], captures: int, durability: str
+def test_every_capture_is_delivered_or_dropped_once_after_any_answers_of_the_broker_and_of_the_disk(
+    tmp_path_factory: pytest.TempPathFactory,
+    answers: list[str],
+    captures: int,
+    durability: str,
+    disk_fails: list[bool],
+    policy: str,
 ) -> None:
-    camera = CameraBase(name="cam", codec="raw", when_full="spool")
-    line = Rig(tmp_path_factory.mktemp("lane"), camera, durability=durability)
-    names = iter(answers)
-    line.client.at_once = lambda _: ANSWERS[next(names, "ok")]
-    line.capture(captures)
-    line.wait_idle()
+    camera = CameraBase(name="cam", codec="raw", when_full=policy)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        FailingDisk(monkeypatch).answers = iter(disk_fails)
+        monkeypatch.setattr(camera_lane, "DISK_PAUSE_S", 0.01)
+        line = Rig(tmp_path_factory.mktemp("lane"), camera, durability=durability)
+        names = iter(answers)
+        line.client.at_once = lambda _: ANSWERS[next(names, "ok")]
+        line.capture(captures)
+        line.wait_idle()
     line.lane.finish()
-    assert len(line.client.delivered) == len(set(line.client.delivered))
+    assert line.client.delivered == sorted(set(line.client.delivered))
     dropped = line.dropped()
     assert sorted([*line.client.delivered, *dropped]) == list(range(captures))
     assert set(dropped.values()) <= {DropReason.BROKER_REFUSED}

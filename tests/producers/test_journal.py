@@ -65,6 +65,9 @@ def test_kill_loses_no_capture_and_no_drop_of_the_account(tmp_path: Path) -> Non
     entry = the_entry(journal, closed=True)
     assert (entry.epoch, entry.captured, entry.closed) == (EPOCH, 12, True)
     assert entry.dropped == (DroppedRange(3, 4, BAD),)
+    assert not entry.exact, "the killed process may have captured more than it could note"
+    captured(journal, 1)
+    assert [entry.exact for _, entry in due(journal, closed=True) if entry.epoch == journal.epoch] == [True]
 
 
 def test_confirmed_drops_are_not_published_again_after_a_kill(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from discovery.store import pruning
+from discovery.store import frame_pictures, pruning
 from discovery.store.store import Batch, Store, TakenDefect
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
@@ -26,6 +26,7 @@ from producers.partitions import Partitions
 from station.cli import doctor, doctor_checks
 from station.cli.doctor_checks import Finding, Status
 from tests.discovery.factories import START_NS, defect, directions
+from tests.discovery.pictures import photos
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
@@ -244,9 +245,13 @@ def test_what_the_store_has_forgotten_is_shown(line_settings: Settings, tmp_path
     store.ingest(Batch(defects=[TakenDefect(item, (None,)) for item in taken]))
     store.utc_ns = lambda: at
     assert pruning.prune(store, settings.retention).pictures == 1
+    photos.keep(store, photos.scored(0), photos.scored(1))
+    with store.transaction() as connection:
+        frame_pictures.lose(connection, frame_pictures.by_frame(connection, "cam-1:1:1").id, "expired")
     store.close()
-    [found] = doctor_checks.forgotten(settings)
+    [found, frames] = doctor_checks.forgotten(settings)
     assert found.status is Status.OK and "1 pictures DEFECT age" in found.text
+    assert frames.text == "1 whole frames take 0.00 GB of 68.7 GB, 0 wait; lost: 1 expired"
 
 
 def test_ports_in_use(line_settings: Settings) -> None:

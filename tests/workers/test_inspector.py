@@ -62,13 +62,21 @@ def test_every_frame_gets_one_verdict_in_order_on_its_own_partition(
         with inspecting(settings):
             records = read_records(settings, "verdicts", Verdict, 180)
             wait_until(lambda: sum(committed(settings, i) or 0 for i in range(4)) == 180)
+        places = {
+            (record.partition, sent.frame_id): record.offset
+            for sent, record in read_records(settings, "frames", Frame, 180)
+        }
     verdicts = [verdict for verdict, _ in records]
     assert len(verdicts) == len({verdict.frame_id for verdict in verdicts}) == 180
     assert_in_order(verdicts)
     for verdict, record in records:
         assert record.partition == feeder.partition(verdict.camera)
         assert record.key == verdict.camera.encode()
-        assert dict(record.headers) == {"schema": b"verdict/1", "frame-id": verdict.frame_id.encode()}
+        assert dict(record.headers) == {
+            "schema": b"verdict/1",
+            "frame-id": verdict.frame_id.encode(),
+            messages.FRAME_OFFSET: str(places[record.partition, verdict.frame_id]).encode(),
+        }
         assert verdict.model_version == "plain-1"
         assert verdict.timings.score_s > 0
         rejected = verdict.sequence % 10 == 0

@@ -82,7 +82,7 @@ def tiles(context: Context, after: int) -> dict[str, Any]:
             in_flight=account.in_flight if account else 0,
         )
         shown = live.shown(name)
-        kept = live.pictures.get(shown.frame_id) if shown else None
+        picture = live.pictures.get(shown.frame_id) if shown else None
         last_serial = max([last_serial, *(verdict.serial for verdict in strip)])
         result.append(
             {
@@ -97,7 +97,7 @@ def tiles(context: Context, after: int) -> dict[str, Any]:
                     "score": round(shown.score, 2),
                     "captured_at": _iso(shown.captured_at),
                     "boxes": shown.boxes,
-                    "size": [kept.width, kept.height] if kept else None,
+                    "size": [picture.width, picture.height] if picture else None,
                 },
                 "strip": [
                     [verdict.decision, verdict.frame_id, round(verdict.score, 2), _iso(verdict.captured_at)]

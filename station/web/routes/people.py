@@ -28,7 +28,7 @@ Next = Annotated[str, Query(alias="next", max_length=2000)]
 def log_in_page(context: TheContext, wanted: Next = "/") -> Response:
     """Show the form of the log-in; where no users exist, or for a person who is logged in, go on."""
     if context.visitor is not None:
-        return RedirectResponse(_own(wanted), 303)
+        return RedirectResponse(_local_path(wanted), 303)
     return _log_in_page(context, wanted)
 
 
@@ -47,7 +47,7 @@ async def log_in(request: Request, context: TheContext) -> Response:
         page.headers.update(error.headers or {})
         return page
     log.info("log-in of %r from %s", name, address)
-    response = RedirectResponse(_own(form.get("next", "/")), 303)
+    response = RedirectResponse(_local_path(form.get("next", "/")), 303)
     is_secure = request.url.scheme == "https"
     # Lax, so that a link from a dashboard finds the person logged in; nothing is changed by a GET.
     response.set_cookie(
@@ -91,14 +91,14 @@ def _log_in_page(context: Context, wanted: str, status: int = 200, problem: str 
     return context.page(
         "login.html",
         status,
-        wanted=_own(wanted),
+        wanted=_local_path(wanted),
         problem=problem,
         name=name,
         token=context.access.public_form_token,
     )
 
 
-def _own(path: str) -> str:
+def _local_path(path: str) -> str:
     """Return a path of this console, and its first page for anything that could lead elsewhere."""
     is_own = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
     return path if is_own else "/"

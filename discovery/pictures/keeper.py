@@ -1,0 +1,229 @@
+"""Copies frames from the topic `frames` to the picture store and removes them there, in a thread of its own.
+
+It works beside the thread that writes the store: jobs come in by a bounded queue, results go out by another. A broker
+or a picture store that is away is waited for, and the job with it; what has no room in the queue stays in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from discovery.frame_files import DamagedFrame, file_of
+from flawline import kafka_clients, messages, topics
+from flawline.errors import FlawlineError, one_line
+from flawline.messages import Frame, SchemaError
+from flawline.object_store import MissingObjectError, ObjectStore, StoreAway, line_name, object_store
+from flawline.outage import Outage
+from flawline.settings.tree import Settings
+
+log = logging.getLogger(__name__)
+
+QUEUE_LENGTH = 64
+FETCH_BYTES = 64 << 10
+"""A broker gives the first record whole, whatever its size; more would be read in vain."""
+POLL_MS = 1_000
+EMPTY_POLLS = 10
+"""Polls without a record after which the broker counts as away. A judgement: ten seconds."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+CLOSE_S = 5.0
+"""Judgements, not measured."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Asks for a frame at a place of the topic `frames`; `picture_id` is that of its row."""
+
+    picture_id: int
+    frame_id: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Asks to remove objects, the pictures of the rows `picture_ids`."""
+
+    picture_ids: tuple[int, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A frame is in the picture store as the object `key`."""
+
+    picture_id: int
+    key: str
+    codec: str
+    height: int
+    width: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A frame cannot be had any more: `expired`, `damaged`, or `no-object`."""
+
+    picture_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The objects of a removal are not there any more."""
+
+    picture_ids: tuple[int, ...]
+
+
+Job = Copy | Removal
+Result = Copied | Lost | Removed
+
+
+def picture_store(settings: Settings) -> ObjectStore:
+    """Return the store of the kept frames. Raises UsageError for a pictures.url that is none."""
+    return ObjectStore(settings.pictures_url, line_name(settings))
+
+
+class Keeper:
+    """Does jobs one after the other, in a thread that starts with the first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._jobs: queue.Queue[Job] = queue.Queue(QUEUE_LENGTH)
+        self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._consumer: Any = None
+        self._pictures: ObjectStore | None = None
+        self._objects: ObjectStore | None = None
+
+    def submit(self, job: Job) -> bool:
+        """Take a job; False when there is no room."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+            self._thread.start()
+        with suppress(queue.Full):
+            self._jobs.put_nowait(job)
+            return True
+        return False
+
+    def results(self) -> list[Result]:
+        """Return what has been done since the last call."""
+        done: list[Result] = []
+        with suppress(queue.Empty):
+            while True:
+                done.append(self._results.get_nowait())
+        return done
+
+    def close(self) -> None:
+        """End the thread; jobs that it has not done are asked for again by the next process."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        job: Job | None = None
+        while not self._stop.is_set():
+            if job is None:
+                with suppress(queue.Empty):
+                    job = self._jobs.get(timeout=0.2)
+                continue
+            try:
+                self._results.put(self._done(job))
+                job = None
+            except (KafkaError, FlawlineError, OSError) as error:
+                self._close_consumer()
+                failure = outage.failed()
+                if failure.is_reported:
+                    log.warning("pictures wait: %s; trying again with growing pauses", one_line(error))
+                self._stop.wait(failure.pause_s)
+                continue
+            if outage.is_on:
+                log.info("pictures are kept again, after %.0f s", outage.age_s())
+                outage.ended()
+        self._close_consumer()
+
+    def _done(self, job: Job) -> Result:
+        if self._pictures is None:
+            self._pictures, self._objects = self._stores()
+        if isinstance(job, Removal):
+            for key in job.keys:
+                self._pictures.remove(key)
+            return Removed(job.picture_ids)
+        frame = self._frame(job)
+        if frame is None:
+            return Lost(job.picture_id, "expired")
+        try:
+            data = file_of(frame, self._objects)
+        except MissingObjectError:
+            return Lost(job.picture_id, "no-object")
+        except DamagedFrame:
+            return Lost(job.picture_id, "damaged")
+        key = self._pictures.put(data)
+        return Copied(job.picture_id, key, str(frame.codec), frame.height, frame.width, len(data))
+
+    def _stores(self) -> tuple[ObjectStore, ObjectStore | None]:
+        """Return the picture store, made where it is new, and the store of large frames. Raises StoreAway."""
+        pictures = picture_store(self._settings)
+        if pictures.marker() is None:
+            if self._settings.pictures.url is not None and not pictures.is_empty():
+                raise StoreAway(
+                    f"picture store {pictures.root} holds other things and no marker: give pictures.url a new place"
+                )
+            pictures.create()
+        pictures.require()
+        return pictures, object_store(self._settings)
+
+    def _frame(self, job: Copy) -> Frame | None:
+        """Return the frame of a job, None when the topic does not hold it. Raises KafkaError or FlawlineError."""
+        if job.offset < 0:
+            return None
+        place = TopicPartition(self._settings.topic(topics.FRAMES.name), job.partition)
+        if self._consumer is None:
+            self._consumer = kafka_clients.consumer(
+                self._settings,
+                max_poll_records=1,
+                fetch_max_bytes=FETCH_BYTES,
+                max_partition_fetch_bytes=FETCH_BYTES,
+            )
+        if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
+            return None
+        self._consumer.assign([place])
+        if (
+            not self._consumer.beginning_offsets([place])[place]
+            <= job.offset
+            < self._consumer.end_offsets([place])[place]
+        ):
+            return None
+        self._consumer.seek(place, job.offset)
+        for _ in range(EMPTY_POLLS):
+            for record in self._consumer.poll(timeout_ms=POLL_MS).get(place, ()):
+                return _frame_in(record, job)
+            if self._stop.is_set():
+                break
+        raise FlawlineError(f"broker {self._settings.bootstrap_servers} gives no record of {place.topic}")
+
+    def _close_consumer(self) -> None:
+        client, self._consumer = self._consumer, None
+        if client is not None:
+            with suppress(KafkaError):
+                client.close(autocommit=False)
+
+
+def _frame_in(record: Any, job: Copy) -> Frame | None:
+    """Return the frame in a record, None when it is another one than the job asks for."""
+    if record.offset != job.offset:
+        return None
+    try:
+        frame = messages.decode(Frame, record.value or b"")
+    except SchemaError:
+        return None
+    return frame if frame.frame_id == job.frame_id else None
