@@ -66,7 +66,7 @@ def test_every_mismatch_says_what_to_set_or_how_to_fit(model_path: Path, tmp_pat
     content = {k: v for k, v in manifest.items() if k not in ("version", "report", "checksum")} | {"precision": "bf16"}
     whole = {"version": artefact._digest(content)[:12], **content, "report": manifest["report"]}
     (coarse / "manifest.json").write_text(json.dumps(whole | {"checksum": artefact._digest(whole)}))
-    with pytest.raises(FlawlineError, match=r"coarse: precision 'bf16' is served by runtime 'openvino' only"):
+    with pytest.raises(FlawlineError, match=r"coarse: scores on torch here are up to .* off those on openvino"):
         load_detector(coarse, runtime="torch")
 
 

@@ -621,8 +621,26 @@ def test_an_actor_with_a_share_of_a_gpu_loads_its_model_there(tmp_path: Any, mon
     load_detector(tmp_path, WorkerSettings(num_gpus=0.5, runtime="torch"))
     load_detector(tmp_path, WorkerSettings(num_cpus=3.5, precision="f32", weights=tmp_path))
     assert asked == [
-        {"path": tmp_path, "runtime": "torch", "precision": "auto", "device": "cuda", "threads": 1, "weights": None},
-        {"path": tmp_path, "runtime": "auto", "precision": "f32", "device": "cpu", "threads": 3, "weights": tmp_path},
+        {
+            "path": tmp_path,
+            "runtime": "torch",
+            "precision": "auto",
+            "device": "cuda",
+            "threads": 1,
+            "weights": None,
+            "batch": 64,
+            "device_share": 0.5,
+        },
+        {
+            "path": tmp_path,
+            "runtime": "auto",
+            "precision": "f32",
+            "device": "cpu",
+            "threads": 3,
+            "weights": tmp_path,
+            "batch": 1,
+            "device_share": 1.0,
+        },
     ]
 
 
