@@ -137,23 +137,25 @@ class RunningLine:
         self._watch = threading.Thread(target=self._read_verdicts, name="verdicts", daemon=True)
 
     def __enter__(self) -> RunningLine:
-        self._ends.enter_context(self.proxy)
-        if self.disk is not None:
-            self._ends.enter_context(self.disk)
-        self.broker = make_broker(self._kind, self.folder, self.proxy)
-        self.start_broker()
-        self._write_parts()
-        self.settings = self._write_settings()
-        kafka_clients.ensure_topics(self.settings)
-        self.start_up()
-        self._watch.start()
+        with contextlib.ExitStack() as ends:
+            ends.enter_context(self.proxy)
+            if self.disk is not None:
+                ends.enter_context(self.disk)
+            self.broker = make_broker(self._kind, self.folder, self.proxy)
+            ends.callback(lambda: self.broker.kill())  # whichever it is then
+            self.start_broker()
+            self._write_parts()
+            self.settings = self._write_settings()
+            kafka_clients.ensure_topics(self.settings)
+            ends.callback(self.stop_up)
+            self.start_up()
+            self._watch.start()
+            ends.callback(self._watch.join, 10)
+            ends.callback(self._done.set)
+            self._ends = ends.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._done.set()
-        self.stop_up()
-        self.broker.kill()
-        self._watch.join(10)
         self._ends.close()
 
     # Parts of it

@@ -192,23 +192,23 @@ class Backlog:
         (self._back if self._back or self._on_disk.frames else self._front).append(entry)
         return True
 
-    def leave_memory(self, entry: Entry) -> None:
+    def leave_memory(self, new: Entry) -> None:
         """Choose the frames that go to disk: a new one, and before it those in memory that must precede it.
 
         `write` must follow, on the same thread.
         """
         if not self._on_disk.frames:
-            self.oldest_on_disk_ns = entry.frame.captured_at
+            self.oldest_on_disk_ns = new.frame.captured_at
             if not self._is_durable:
                 log.warning("camera %s: the broker is too slow or away, frames go to disk", self._camera)
         if self._is_durable:
             sent = chain(self._in_flight.values(), self._returned)
-            self._rescuing = sorted((one for one in sent if one.is_only_in_memory), key=lambda one: one.key)
+            self._rescuing = sorted((entry for entry in sent if entry.is_only_in_memory), key=lambda entry: entry.key)
             self._writing += self._front
             self._front.clear()
         self._writing += self._back
         self._back.clear()
-        self._writing.append(entry)
+        self._writing.append(new)
 
     def write(self, no_room: DropReason | None) -> bool:
         """Write the frames of `leave_memory` to the spool, in their order, until the disk refuses one.
@@ -268,7 +268,9 @@ class Backlog:
             try:
                 return self._spool.append(entry.record)
             except SpoolFull as error:
-                may_shed = self._sheds_oldest and not isinstance(error, DiskFailed)
+                with self._changed:
+                    is_rescued = self._is_durable and self._is_sending_memory  # the oldest on disk can be in flight
+                may_shed = self._sheds_oldest and not isinstance(error, DiskFailed) and not is_rescued
                 if not may_shed or (oldest := self._spool.shed_oldest()) is None:
                     raise
                 log.warning(

@@ -13,8 +13,8 @@ from discovery.store.store import Batch, Store, TakenDefect
 from flawline import imaging
 from flawline.messages import Codec
 from flawline.settings.tree import load_settings
+from tests.discovery.drawings import KINDS, draw
 from tests.discovery.factories import START_NS, defect, directions, near
-from tests.discovery.pictures import KINDS, draw
 
 ROUND = {"window_regions": 200, "exemplars": 12, "class_limit": 6, "confirm_rounds": 1}
 

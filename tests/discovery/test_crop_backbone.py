@@ -11,7 +11,7 @@ from torch.nn import functional
 from discovery.learned import augment, crop_backbone, masked_vit
 from discovery.learned.augment import Crop
 from flawline.errors import FlawlineError
-from tests.discovery.pictures import KINDS, crops
+from tests.discovery.drawings import KINDS, crops
 
 pytestmark = pytest.mark.system
 

@@ -14,7 +14,7 @@ from flawline.settings.discovery import DiscoverySettings
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.fit import fit_detector
 from station.cli.main import main
-from tests.discovery.pictures import KINDS, draw, write_folder
+from tests.discovery.drawings import KINDS, draw, write_folder
 
 pytestmark = pytest.mark.system
 

@@ -14,8 +14,8 @@ from discovery.round import lineage
 from discovery.store import registry, schema
 from flawline.messages import Tensor
 from flawline.settings.discovery import DiscoverySettings
+from tests.discovery.drawings import KINDS
 from tests.discovery.factories import directions, near
-from tests.discovery.pictures import KINDS
 from tests.discovery.round_line import RoundLine
 
 pytestmark = pytest.mark.system

@@ -10,7 +10,7 @@ from discovery.learned import crop_backbone, learning
 from discovery.learned.learning import Task
 from discovery.offline import agreement
 from flawline.errors import FlawlineError
-from tests.discovery.pictures import KINDS, crops, draw
+from tests.discovery.drawings import KINDS, crops, draw
 
 pytestmark = pytest.mark.system
 

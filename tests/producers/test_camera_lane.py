@@ -374,6 +374,26 @@ def test_frame_that_is_answered_while_the_disk_takes_it_over_is_not_sent_again(t
     assert (line.close(), line.budget.held_bytes) == (0, 0)
 
 
+def test_frame_in_flight_that_the_disk_took_over_is_not_given_up_as_one_of_the_oldest(
+    rig: Callable[..., Rig], disk: FailingDisk
+) -> None:
+    class SmallSegments(Spool):
+        def __init__(self, folder: Path, quota: Quota) -> None:
+            super().__init__(folder, quota, segment_bytes=5 * FRAME_BYTES)
+
+    full = rig(spool=SmallSegments, spool_limit_bytes=20 * FRAME_BYTES, overload="oldest-first", durability="disk")
+    disk.is_full = True
+    full.capture(1)
+    until(lambda: full.client.held, what="a frame in flight that is only in memory")
+    disk.is_full = False
+    full.capture(40)
+    dropped = full.dropped()
+    assert dropped
+    full.client.answer_all()
+    full.wait_idle()
+    assert full.client.delivered == [sequence for sequence in range(41) if sequence not in dropped]
+
+
 def test_source_that_waits_is_held_back_by_a_disk_that_fails_and_none_of_its_frames_counts(
     rig: Callable[..., Rig], disk: FailingDisk
 ) -> None:
