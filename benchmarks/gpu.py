@@ -321,7 +321,7 @@ def profiled(setup: Setup, model: Model, precision: str, batch: int) -> str:
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
         scoring(inputs)
         torch.cuda.synchronize()
-    return str(trace.key_averages().table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90))
+    return str(trace.key_averages().table(sort_by="self_device_time_total", row_limit=45, max_name_column_width=90))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
