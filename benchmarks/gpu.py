@@ -7,8 +7,9 @@ weights where none are at hand: speed does not depend on them. Banks hold random
 keeps. It runs without network, and without Ray, faiss (whose figures are then missing) and OpenVINO.
 
 Figures by backbone, precision and size of the batch, in images a second: `backbone`, the bare backbone on pixels that
-are on the device; `scoring`, the same with everything up to the decision; `images`, from decoded images in memory to
-decisions, which adds resizing, copies and the objects of Python. `share` is scoring by backbone.
+are on the device; `scoring`, the same with everything up to the decision; `share` is scoring by backbone. `images`, in
+batches of 64, is from decoded images in memory to decisions, which adds resizing, copies, descriptions of what is not
+accepted, and the objects of Python.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import functools
 import importlib.util
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +50,7 @@ from scorer.features.weights import Weights
 from scorer.fit_model import GoodImages, calibrate_model
 from scorer.gallery import image_embeddings
 from scorer.model import Model, embedding_layers
+from scorer.scores import Scores
 from scorer.search.bank import Int8Index, unit_rows
 from scorer.search.neighbours import FaissIndex, NeighbourIndex
 from scorer.search.torch_index import TorchIndex
@@ -56,12 +59,15 @@ BACKBONES: dict[str, tuple[str, tuple[LayerSettings, ...]]] = {
     "lite0": ("tf_efficientnet_lite0", PROFILES["fast"]),
     "vit_s": (FOUNDATION_BACKBONE, PROFILES["foundation"]),
 }
+Figures = dict[str, float]
 BATCHES = (1, 16, 64, 256)
 PRECISIONS = ("f32", "f16", "bf16")
 GOOD_PER_PRODUCT = 24
 """Good parts of each simulated product: half of them give a group's bank, half its units."""
 IMAGE_PX = 640, 480
 """Width and height of the images that a camera gives, before they are brought to the input's size."""
+COMPARED = 24
+"""Images that are compared with the scoring of single images on a CPU."""
 MANY_GROUPS, ROWS_OF_MANY = 1000, 500
 """Groups of the model that is compared with one of 10, and the rows of the banks of both: some 17 images a group."""
 GOALS = {
@@ -102,19 +108,33 @@ def set_up(name: str, layers: tuple[LayerSettings, ...], folder: Path) -> Setup:
     return Setup(weights, graphs, layers)
 
 
-def parts_of_the_line(defect_every: int) -> tuple[list[Image], NDArray[np.int64], list[Image]]:
-    """Return good parts of all products, their products (n,), and as many parts of which every n-th has a defect."""
-    settings = LineSettings(height=IMAGE_PX[1], width=IMAGE_PX[0])
-    line = SimulatedLine(settings)
-    kinds = [settings.defects[i % len(settings.defects)] for i in range(GOOD_PER_PRODUCT)]
-    good, products, others = [], [], []
-    for number, product in enumerate(settings.products):
-        for i in range(GOOD_PER_PRODUCT):
-            good.append(line.part(Truth(product, None), i, f"good/{product}").image)
-            products.append(number)
-            defect = kinds[i] if i % defect_every == 0 else None
-            others.append(line.part(Truth(product, defect), i, f"other/{product}").image)
-    return good, np.asarray(products), others
+@dataclass(frozen=True)
+class Parts:
+    """Good parts of all products, their products (n,), as many others of which some have a defect, and the start."""
+
+    good: list[Image]
+    products: NDArray[np.int64]
+    others: list[Image]
+    started: float
+
+    @classmethod
+    def of_the_line(cls, defect_every: int) -> Parts:
+        """Return simulated parts; every n-th of the others has a defect."""
+        started = time.perf_counter()
+        settings = LineSettings(height=IMAGE_PX[1], width=IMAGE_PX[0])
+        line = SimulatedLine(settings)
+        good, products, others = [], [], []
+        for number, product in enumerate(settings.products):
+            for i in range(GOOD_PER_PRODUCT):
+                good.append(line.part(Truth(product, None), i, f"good/{product}").image)
+                products.append(number)
+                defect = None if i % defect_every else settings.defects[i // defect_every % len(settings.defects)]
+                others.append(line.part(Truth(product, defect), i, f"other/{product}").image)
+        return cls(good, np.asarray(products), others, started)
+
+    def say(self, text: str) -> None:
+        """Print what is done, with the seconds since the start."""
+        print(f"{time.perf_counter() - self.started:.0f} s: {text}", file=sys.stderr, flush=True)
 
 
 def model_of(backbone: TorchBackbone, layers: tuple[LayerSettings, ...], good: list[Image], products: NDArray) -> Model:
@@ -218,60 +238,46 @@ class Speed:
             torch.cuda.synchronize()
 
 
-def speeds(
-    setup: Setup, model: Model, images: list[Image], precision: str, speed: Speed, device: str
-) -> dict[str, float]:
-    """Return the figures of a backbone in one precision, by size of the batch."""
-    figures: dict[str, float] = {}
-    for batch in BATCHES if device == "cuda" else BATCHES[:2]:
-        figures |= _of_batch(model, setup.on(device, precision, batch), images, speed)
-    for name in ("backbone", "scoring", "images"):
+def speeds(setup: Setup, model: Model, precision: str, batches: Sequence[int], speed: Speed, device: str) -> Figures:
+    """Return the images a second of a backbone in one precision, by size of the batch, from pixels on the device."""
+    figures: Figures = {}
+    for batch in batches:
+        backbone = setup.on(device, precision, batch)
+        scoring = BatchScoring(model, backbone)
+        inputs = scoring.inputs(backbone.sizes, batch)
+        figures[f"backbone.{batch}"] = batch * speed.of_replay(functools.partial(backbone.forward, inputs.pixels))
+        figures[f"scoring.{batch}"] = batch * speed.of_replay(functools.partial(scoring, inputs))
+        figures[f"share.{batch}"] = figures[f"scoring.{batch}"] / figures[f"backbone.{batch}"]
+    for name in ("backbone", "scoring"):
         figures[f"{name}.best"] = max(value for key, value in figures.items() if key.startswith(f"{name}."))
     figures["share.best"] = figures["scoring.best"] / figures["backbone.best"]
     return figures
 
 
-def _of_batch(model: Model, backbone: TorchBackbone, images: list[Image], speed: Speed) -> dict[str, float]:
-    batch = backbone.batch
-    scoring = BatchScoring(model, backbone)
-    inputs = scoring.inputs(backbone.sizes, batch)
-    bare = batch * speed.of_replay(lambda: backbone.forward(inputs.pixels))
-    whole = batch * speed.of_replay(lambda: scoring(inputs))
-    runner = BatchRunner(model, backbone)
-    many = (images * (4 * batch // len(images) + 1))[: 4 * batch]
-    return {
-        f"backbone.{batch}": bare,
-        f"scoring.{batch}": whole,
-        f"share.{batch}": whole / bare,
-        f"images.{batch}": len(many) * speed.of(lambda: runner.score(many, [None] * len(many))),
-    }
-
-
-def agreement(setup: Setup, model: Model, images: list[Image], device: str, precision: str) -> dict[str, float]:
+def agreement(
+    model: Model, runner: BatchRunner, single: Sequence[Scores], images: list[Image], sizes: Sequence[int]
+) -> Figures:
     """Return how far scores in batches are from those of single images by the search of a CPU, in float32.
 
-    `off` is the largest difference of log raw scores, and `decisions` counts the images that are decided otherwise,
-    but for those that lie within that of a cut-off. `batches_off` compares sizes of the batch.
+    `off` is the largest difference of log raw scores, `decisions` the share of images that are decided otherwise, and
+    `batches_off` compares sizes of the batch.
     """
-    reference = CoresetDetector(model, [], setup.on("cpu", "f32", 1))
-    single = [reference.score_features(reference.backbone.features(image)) for image in images]
-    runner = BatchRunner(model, setup.on(device, precision, 64))
     by_size = {
-        size: [s for part in _batches(images, size) for s in runner.score(part, [None] * len(part))]
-        for size in (1, 7, 16, 64)
+        size: [s for part in _batches(images, size) for s in runner.score(part, [None] * len(part))] for size in sizes
     }
     logs = {size: np.log([s.raw for s in scores]) for size, scores in by_size.items()}
-    expected = np.log([s.raw for s in single])
+    scores, of_size = by_size[sizes[-1]], logs[sizes[-1]]
+    off = np.abs(of_size - np.log([s.raw for s in single]))
     return {
-        "off": float(np.abs(logs[64] - expected).max()),
-        "off_median": float(np.median(np.abs(logs[64] - expected))),
-        "decisions": float(sum(a.decision != b.decision for a, b in zip(by_size[64], single, strict=True))),
-        "batches_off": float(max(np.abs(logs[64] - others).max() for others in logs.values())),
+        "off": float(off.max()),
+        "off_median": float(np.median(off)),
+        "decisions": float(np.mean([a.decision != b.decision for a, b in zip(scores, single, strict=True)])),
+        "batches_off": float(max(np.abs(of_size - others).max() for others in logs.values())),
         "alarms": float(np.mean([s.decision is not Decision.ACCEPT for s in single])),
     }
 
 
-def searches(speed: Speed, device: str) -> dict[str, float]:
+def searches(speed: Speed, device: str) -> Figures:
     """Return how many queries a second each index answers, for banks of 5,000 rows as two backbones have them."""
     rng = np.random.default_rng(0)
     figures = {}
@@ -309,19 +315,55 @@ def decoding(images: list[Image], speed: Speed) -> float:
         return len(files) * speed.of(lambda: list(pool.map(decode, files)))
 
 
-def profiled(setup: Setup, model: Model, precision: str, batch: int) -> str:
+def profiled(model: Model, backbone: TorchBackbone) -> str:
     """Return a table of the kernels that a batch takes, by their time."""
     from torch.profiler import ProfilerActivity, profile
 
-    backbone = setup.on("cuda", precision, batch)
     scoring = BatchScoring(model, backbone)
-    inputs = scoring.inputs(backbone.sizes, batch)
+    inputs = scoring.inputs(backbone.sizes, backbone.batch)
     scoring(inputs)
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
         scoring(inputs)
         torch.cuda.synchronize()
     return str(trace.key_averages().table(sort_by="self_device_time_total", row_limit=45, max_name_column_width=90))
+
+
+def measured(name: str, folder: Path, parts: Parts, speed: Speed, device: str, profile: Path | None) -> Figures:
+    """Return the figures of one backbone; `profile` takes the table of its kernels."""
+    figures: Figures = {}
+    is_gpu = device == "cuda"
+    setup = set_up(*BACKBONES[name], folder)
+    images = parts.others[:: max(1, len(parts.others) // COMPARED)]
+    for precision in PRECISIONS if is_gpu else PRECISIONS[:1]:
+        if is_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        model = model_of(setup.on(device, precision, 16), setup.layers, parts.good, parts.products)
+        batches = BATCHES if precision == "f16" else BATCHES[:3] if is_gpu else BATCHES[:2]
+        of_precision = speeds(setup, model, precision, batches, speed, device)
+        runner = BatchRunner(model, setup.on(device, precision, 64 if is_gpu else 16))
+        many = (parts.others * (2 * runner.limit // len(parts.others) + 1))[: 2 * runner.limit]
+        of_precision["images"] = len(many) * speed.of(functools.partial(runner.score, many, [None] * len(many)))
+        if precision in ("f32", "f16"):
+            reference = CoresetDetector(model, [], setup.on("cpu", "f32", 1))
+            single = [reference.score_features(reference.backbone.features(image)) for image in images]
+            of_precision |= agreement(model, runner, single, images, (1, 7, 16, 64))
+        if is_gpu:
+            of_precision["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+        figures |= {f"{name}.{precision}.{key}": value for key, value in of_precision.items()}
+        parts.say(f"{name} {precision}")
+    backbone = setup.on(device, "f16" if is_gpu else "f32", 64 if is_gpu else 16)
+    inputs = BatchScoring(model, backbone).inputs(backbone.sizes, 1)
+    sent = [*inputs.pixels, *inputs.inspected, inputs.masked]
+    figures[f"{name}.bytes_in_per_image"] = sum(tensor.nbytes for tensor in sent)
+    for count in (10, MANY_GROUPS if is_gpu else MANY_GROUPS // 10):
+        many_groups = with_groups(model, count, ROWS_OF_MANY)
+        figures[f"{name}.us_per_image.{count}_groups"] = _us_per_image(many_groups, backbone, parts.others, speed)
+    if profile and is_gpu:
+        with profile.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n{profiled(model, backbone)}\n")
+    parts.say(f"{name} groups")
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -333,46 +375,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--profile", type=Path, help="write the kernels of a batch to this file")
     chosen = parser.parse_args(arguments)
-    started = time.perf_counter()
-    precisions = PRECISIONS if chosen.device == "cuda" else PRECISIONS[:1]
-    # A third of the time goes into models and agreement; the rest is shared by some 30 figures of each precision.
-    speed = Speed(chosen.device, chosen.minutes * 60 * 0.6 / (14 * len(precisions) * len(chosen.only) + 20))
-    good, products, others = parts_of_the_line(defect_every=4)
-    figures: dict[str, float] = {}
-    tables = []
+    # Half of the time goes into models and graphs; the rest is shared by some 30 figures of each backbone.
+    speed = Speed(chosen.device, chosen.minutes * 60 * 0.5 / (30 * len(chosen.only) + 20))
+    parts = Parts.of_the_line(defect_every=4)
+    figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for name in chosen.only:
-            setup = set_up(*BACKBONES[name], Path(folder))
-            for precision in precisions:
-                if chosen.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                model = model_of(setup.on(chosen.device, precision, 16), setup.layers, good, products)
-                of_precision = speeds(setup, model, others, precision, speed, chosen.device)
-                of_precision |= agreement(setup, model, others[::7], chosen.device, precision)
-                if chosen.device == "cuda":
-                    of_precision["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
-                figures |= {f"{name}.{precision}.{key}": value for key, value in of_precision.items()}
-                print(f"{time.perf_counter() - started:.0f} s: {name} {precision}", flush=True)
-            inputs = BatchScoring(model, setup.on(chosen.device, "f32", 1)).inputs([g.size for g in setup.graphs], 1)
-            figures[f"{name}.bytes_in_per_image"] = sum(
-                t.nbytes for t in [*inputs.pixels, *inputs.inspected, inputs.masked]
-            )
-            if chosen.profile and chosen.device == "cuda":
-                tables.append(profiled(setup, model, "f16", 64))
-            for count in (10, MANY_GROUPS if chosen.device == "cuda" else MANY_GROUPS // 10):
-                figures[f"{name}.us_per_image.{count}_groups"] = _us_per_image(
-                    with_groups(model, count, ROWS_OF_MANY),
-                    setup.on(chosen.device, precisions[-1], 64 if chosen.device == "cuda" else 16),
-                    others,
-                    speed,
-                )
-            print(f"{time.perf_counter() - started:.0f} s: {name} groups", flush=True)
-    figures |= searches(speed, chosen.device)
-    figures["decode.images_per_second"] = decoding(others, speed)
-    figures["seconds"] = time.perf_counter() - started
+            figures |= measured(name, Path(folder), parts, speed, chosen.device, chosen.profile)
+        figures |= searches(speed, chosen.device)
+    figures["decode.images_per_second"] = decoding(parts.others, speed)
+    figures["seconds"] = time.perf_counter() - parts.started
     card = torch.cuda.get_device_name() if chosen.device == "cuda" else platform.processor() or platform.machine()
-    if chosen.profile:
-        chosen.profile.write_text("\n\n".join(tables), encoding="utf-8")
     goals = GOALS if chosen.device == "cuda" and set(chosen.only) == set(BACKBONES) else {}
     report.emit("gpu", figures, goals, chosen.json, details={"device": card, "torch": torch.__version__})
 

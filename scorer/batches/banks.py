@@ -9,18 +9,21 @@ import numpy as np
 import torch
 
 from scorer.search.bank import Int8Index
-from scorer.search.torch_index import StackedBanks
+from scorer.search.torch_index import StackedBanks, fused_kernels
 from scorer.vectors import Vectors
 
 
 class LayerBanks(Protocol):
     """The banks of all groups of one layer."""
 
-    def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-        """Return distances (b, p) to, and (b, p, c), what the `count` nearest rows know; see `coreset.projected`.
+    def distances(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+        """Return distances float32 (b, p) to what the `count` nearest rows know; see `coreset.projected`.
 
         `queries` float32 (b, p, c) are the patches of b images, unit vectors; `groups` int64 (b,).
         """
+
+    def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        """Return the same distances, and what the nearest rows know (b, p, c)."""
 
     @property
     def size_bytes(self) -> int:
@@ -32,6 +35,10 @@ class Int8Banks:
 
     def __init__(self, banks: Sequence[Vectors]) -> None:
         self._banks = [Int8Index(rows) for rows in banks]
+
+    def distances(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+        """Return distances to what the nearest rows know, see `LayerBanks`."""
+        return self.project(queries, groups, count)[0]
 
     def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
         """Return distances and what the nearest rows know, see `LayerBanks`."""
@@ -51,4 +58,6 @@ class Int8Banks:
 
 def layer_banks(banks: Sequence[Vectors], device: torch.device) -> LayerBanks:
     """Return the banks of all groups of one layer, as they are searched on a device."""
-    return StackedBanks(banks, device, half=True) if device.type == "cuda" else Int8Banks(banks)
+    if device.type == "cuda":
+        return StackedBanks(banks, device, half=True, kernels=fused_kernels())
+    return Int8Banks(banks)

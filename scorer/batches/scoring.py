@@ -196,7 +196,7 @@ class BatchScoring:
         """Return the combined map (b, s, s) of images: the twin of `maps.combined`."""
         total = torch.zeros(len(groups), self.side, self.side, device=self.device)
         for i, layer in enumerate(self._model.layers):
-            distances, _ = self._banks[i].project(unit_rows(features[i].flatten(1, 2)), groups, layer.neighbours)
+            distances = self._banks[i].distances(unit_rows(features[i].flatten(1, 2)), groups, layer.neighbours)
             grid, median = self.grids[i], self._medians[groups, i, None, None]
             distances = torch.where(inspected[self.distinct_grids.index(grid)], distances.view(-1, grid, grid), median)
             logs = (distances.clamp_min(maps.FLOOR) / median).log() * self._factors[groups, i, None, None]

@@ -9,7 +9,10 @@ To import this module imports torch.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,16 +20,19 @@ from numpy.typing import NDArray
 
 from scorer.vectors import Vectors
 
+log = logging.getLogger(__name__)
+
 Tensors = tuple[torch.Tensor, ...]
 
-# Smaller cells leave more of them to choose from, larger ones more rows to look into. A judgement.
-ROWS_PER_CELL = 16
-# Rows beyond those asked for that are compared in float32: after a choice in half precision, and after one in float32,
-# which differs by the order of its sums alone. A row is missed only where so many others are as near within a step.
-_MORE_IN_HALF = 4
+# Rows, and cells, beyond those asked for that are compared in float32: after a choice in half precision, and after one
+# in float32, which differs by the order of its sums alone. A row is missed only where so many others are as near within
+# a step. With 3 more of 1 and 5 their number is a power of two, which the kernels want.
+_MORE_IN_HALF = 3
 _MORE_IN_FLOAT = 1
 # Memory of the similarities that exist at a time, by device. On a CPU they stay in its cache. Judgements.
 _BLOCK_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
+# Rows of a cell by the most channels that they have. TODO
+_ROWS_PER_CELL = {64: 16, 160: 16, 1 << 20: 8}
 # Queries of a bank searched alone that go together, so that a block is a whole number of them.
 _QUERIES_AT_ONCE = 256
 # A vector shorter than this has no direction.
@@ -38,14 +44,17 @@ _NEAREST = 1e-6
 class StackedBanks:
     """The banks (m, c) of all groups of one layer, side by side on a device, each padded to the longest.
 
-    Row r of a bank is in cell r modulo the number of cells. With `half` rows are chosen by products in half precision,
-    for which a GPU has units of its own; without it, in float32.
+    With `half` rows are chosen by products in half precision, for which a GPU has units of its own; without it, in
+    float32. `kernels` is the module `fused`, for `half` only.
     """
 
-    def __init__(self, banks: Sequence[Vectors], device: torch.device | str, half: bool) -> None:
+    def __init__(
+        self, banks: Sequence[Vectors], device: torch.device | str, half: bool, kernels: ModuleType | None = None
+    ) -> None:
         self.device = torch.device(device)
-        self.cells = -(-max(len(bank) for bank in banks) // ROWS_PER_CELL)
-        padded = torch.from_numpy(np.stack([_padded(bank, self.cells) for bank in banks]))
+        self._cell = _rows_per_cell(banks[0].shape[1])
+        self._cells = -(-max(len(bank) for bank in banks) // self._cell)
+        padded = torch.from_numpy(np.stack([_padded(bank, self._cell, self._cells) for bank in banks]))
         if half:
             self._searched = _in_half(padded, -1.0).to(self.device)
             # The rows of a saved model lose nothing in half precision: one copy of them serves both.
@@ -54,8 +63,9 @@ class StackedBanks:
         else:
             self._searched = self._exact = padded.to(self.device)
         self._half = half
-        self._sizes = torch.tensor([len(bank) for bank in banks], device=self.device)
+        self._sizes = torch.tensor([len(bank) for bank in banks], dtype=torch.int32, device=self.device)
         self._more = _MORE_IN_HALF if half else _MORE_IN_FLOAT
+        self._kernels = kernels
 
     @property
     def size_bytes(self) -> int:
@@ -72,6 +82,16 @@ class StackedBanks:
         """
         return _joined([self._nearest(queries[part], groups[part], count) for part in self._parts(queries)])
 
+    def distances(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the distances of `project` alone, by the kernels where there are any: they store no similarities."""
+        if self._kernels is None:
+            return self.project(queries, groups, count)[0]
+        distances: torch.Tensor = self._kernels.distances(
+            queries, _in_half(queries, 1.0), self._exact, self._searched, self._sizes, groups, count,
+            count + self._more, self._cell,
+        )  # fmt: skip
+        return distances
+
     def project(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> Tensors:
         """Return distances (b, p) to, and (b, p, c), what the `count` nearest rows know; see `coreset.projected`."""
         parts = []
@@ -82,24 +102,24 @@ class StackedBanks:
 
     def _parts(self, queries: torch.Tensor) -> list[slice]:
         """Return the images whose similarities exist at a time."""
-        image_bytes = queries.shape[1] * self.cells * ROWS_PER_CELL * self._searched.element_size()
+        image_bytes = queries.shape[1] * self._searched.shape[1] * self._searched.element_size()
         step = max(1, _BLOCK_BYTES[self.device.type] // image_bytes)
         return [slice(start, start + step) for start in range(0, len(queries), step)]
 
     def _nearest(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> Tensors:
         images, patches, _ = queries.shape
-        place = torch.arange(ROWS_PER_CELL, device=self.device)[:, None] * self.cells
+        place = torch.arange(self._cell, device=self.device)
         sizes = self._sizes[groups]
         # One bank serves all images without a copy of it for each.
         rows = self._searched.expand(images, -1, -1) if len(self._searched) == 1 else self._searched[groups]
         searched = _in_half(queries, 1.0) if self._half else queries
         similarity = torch.bmm(searched, rows.transpose(1, 2))
-        similarity = similarity.view(images, patches, ROWS_PER_CELL, self.cells)
-        is_empty = torch.arange(self.cells, device=self.device) >= sizes[:, None]
-        best_of_cell = similarity.amax(2).masked_fill(is_empty[:, None, :], -torch.inf)
-        cells = best_of_cell.topk(min(count + self._more, self.cells), dim=2, sorted=False).indices[:, :, None, :]
-        numbers = (cells + place).flatten(2)
-        inside = similarity.gather(3, cells.expand(-1, -1, ROWS_PER_CELL, -1)).flatten(2)
+        similarity = similarity.view(images, patches, self._cells, self._cell)
+        is_empty = torch.arange(self._cells, device=self.device) * self._cell >= sizes[:, None]
+        best_of_cell = similarity.amax(3).masked_fill(is_empty[:, None, :], -torch.inf)
+        cells = best_of_cell.topk(min(count + self._more, self._cells), dim=2, sorted=False).indices[..., None]
+        numbers = (cells * self._cell + place).flatten(2)
+        inside = similarity.gather(2, cells.expand(-1, -1, -1, self._cell)).flatten(2)
         inside = inside.masked_fill(numbers >= sizes[:, None, None], -torch.inf)
         chosen = inside.topk(min(count + self._more, inside.shape[2]), dim=2, sorted=False).indices
         numbers = numbers.gather(2, chosen)
@@ -109,6 +129,28 @@ class StackedBanks:
         nearest, order = settled.topk(count, dim=2)
         candidates = candidates.gather(2, order[..., None].expand(-1, -1, -1, candidates.shape[3]))
         return nearest, numbers.gather(2, order), candidates
+
+
+@functools.cache
+def fused_kernels() -> ModuleType | None:
+    """Return the kernels of `fused`, None where they cannot be compiled or find other rows than PyTorch's products."""
+    try:
+        from scorer.search import fused
+    except ImportError:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    rows, queries = (unit_rows(torch.randn(n, 24, generator=generator)).half().float() for n in (300, 64))
+    try:
+        banks = StackedBanks([rows.numpy()], "cuda", half=True, kernels=fused)
+        asked, group = queries[None].cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
+        difference = float((banks.distances(asked, group, 5) - banks.project(asked, group, 5)[0]).abs().max())
+    except Exception as error:
+        log.warning("the kernels of the neighbour search cannot be compiled (%s): a slower one is used", error)
+        return None
+    if difference > 1e-4:
+        log.warning("the kernels of the neighbour search are off by %.1g on this GPU: a slower one is used", difference)
+        return None
+    return fused
 
 
 class TorchIndex:
@@ -158,24 +200,29 @@ def unit_rows(vectors: torch.Tensor) -> torch.Tensor:
     return torch.where(lengths < _SHORTEST, first, values / lengths)
 
 
-def _padded(rows: Vectors, cells: int) -> Vectors:
+def _rows_per_cell(channels: int) -> int:
+    """Return the number of rows of a cell: of long rows fewer, since all rows of the best cells are read."""
+    return next(rows for most, rows in _ROWS_PER_CELL.items() if channels <= most)
+
+
+def _padded(rows: Vectors, cell: int, cells: int) -> Vectors:
     """Return the rows with as many more as fill the cells: the first row of a cell again, or 0 in an empty cell."""
-    padded = np.zeros((cells * ROWS_PER_CELL, rows.shape[1]), dtype=np.float32)
+    padded = np.zeros((cells * cell, rows.shape[1]), dtype=np.float32)
     padded[: len(rows)] = rows
     more = np.arange(len(rows), len(padded))
-    padded[more] = padded[more % cells]  # never above the largest similarity of its cell
+    padded[more] = padded[more // cell * cell]  # never above the largest similarity of its cell
     return padded
 
 
 def _in_half(vectors: torch.Tensor, last: float) -> torch.Tensor:
-    """Return vectors (..., c) in half precision with one more channel, `last`, and zeros up to a multiple of eight.
+    """Return vectors (..., c) in half precision with one more channel, `last`, and zeros up to a full step.
 
     With 1 for queries and -1 for rows, their product is the similarity minus 1, which is minus half the squared
-    distance. Its steps are finest where the distance is smallest; those of a similarity near 1 are 0.0005. Matrix units
-    want a multiple of eight.
+    distance. Its steps are finest where the distance is smallest; those of a similarity near 1 are 0.0005.
     """
     channels = vectors.shape[-1]
-    wide = vectors.new_zeros((*vectors.shape[:-1], -(-(channels + 1) // 8) * 8), dtype=torch.float16)
+    step = 16 if channels < 128 else 32
+    wide = vectors.new_zeros((*vectors.shape[:-1], -(-(channels + 1) // step) * step), dtype=torch.float16)
     wide[..., :channels] = vectors
     wide[..., channels] = last
     return wide
