@@ -132,9 +132,10 @@ class Parts:
                 others.append(line.part(Truth(product, defect), i, f"other/{product}").image)
         return cls(good, np.asarray(products), others, started)
 
-    def say(self, text: str) -> None:
-        """Print what is done, with the seconds since the start."""
-        print(f"{time.perf_counter() - self.started:.0f} s: {text}", file=sys.stderr, flush=True)
+    def say(self, text: str, figures: Figures) -> None:
+        """Print what is measured, with the seconds since the start."""
+        values = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        print(f"{time.perf_counter() - self.started:.0f} s: {text}: {values}", file=sys.stderr, flush=True)
 
 
 def model_of(backbone: TorchBackbone, layers: tuple[LayerSettings, ...], good: list[Image], products: NDArray) -> Model:
@@ -351,7 +352,7 @@ def measured(name: str, folder: Path, parts: Parts, speed: Speed, device: str, p
         if is_gpu:
             of_precision["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
         figures |= {f"{name}.{precision}.{key}": value for key, value in of_precision.items()}
-        parts.say(f"{name} {precision}")
+        parts.say(f"{name} {precision}", of_precision)
     backbone = setup.on(device, "f16" if is_gpu else "f32", 64 if is_gpu else 16)
     inputs = BatchScoring(model, backbone).inputs(backbone.sizes, 1)
     sent = [*inputs.pixels, *inputs.inspected, inputs.masked]
@@ -362,7 +363,7 @@ def measured(name: str, folder: Path, parts: Parts, speed: Speed, device: str, p
     if profile and is_gpu:
         with profile.open("a", encoding="utf-8") as file:
             file.write(f"{name}\n{profiled(model, backbone)}\n")
-    parts.say(f"{name} groups")
+    parts.say(f"{name}", {key: value for key, value in figures.items() if "per_image" in key})
     return figures
 
 
