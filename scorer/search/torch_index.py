@@ -29,10 +29,12 @@ Tensors = tuple[torch.Tensor, ...]
 # a step. With 3 more of 1 and 5 their number is a power of two, which the kernels want.
 _MORE_IN_HALF = 3
 _MORE_IN_FLOAT = 1
-# Memory of the similarities that exist at a time, by device. On a CPU they stay in its cache. Judgements.
-_BLOCK_BYTES = {"cuda": 256 << 20, "cpu": 8 << 20}
-# Rows of a cell by the most channels that they have. TODO
-_ROWS_PER_CELL = {64: 16, 160: 16, 1 << 20: 8}
+# Memory of the similarities that exist at a time, by device. On an H200, 128 MiB cost 5 % of the whole scoring and 32 MiB
+# cost 25 %; 2 GiB gained nothing. On a CPU they are to stay in its cache, which is a judgement.
+_BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 8 << 20}
+# Rows of a cell, by the most channels that they have. Measured on an H200 for 16, 8 and 4 rows, with 40, 112 and 384
+# channels (docs/measurements/gpu-h200.json): 4 rows take half the time of 16 with 384 channels, and more with 40.
+_ROWS_PER_CELL = {160: 8, 1 << 20: 4}
 # Queries of a bank searched alone that go together, so that a block is a whole number of them.
 _QUERIES_AT_ONCE = 256
 # A vector shorter than this has no direction.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawline.errors import FlawlineError
-from scorer.search import neighbours
+from scorer.search import neighbours, torch_index
 from scorer.search.bank import Int8Index, unit_rows
 from scorer.search.neighbours import FaissIndex, NeighbourIndex, index_of_many
 from scorer.search.torch_index import StackedBanks, TorchIndex
@@ -23,7 +27,6 @@ INDEXES: dict[str, Callable[[Vectors], NeighbourIndex]] = {
     "torch": TorchIndex,
     "torch in half precision": lambda rows: TorchIndex(rows, half=True),
 }
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def clustered(count: int, seed: int, channels: int = 40) -> Vectors:
@@ -89,10 +92,39 @@ def test_many_groups_take_no_more_memory_at_once_than_few(monkeypatch: pytest.Mo
     queries, groups = torch.from_numpy(clustered(4 * 20, 9).reshape(4, 20, 40)), torch.tensor([3, 1, 0, 1])
     stacked = StackedBanks(banks, "cpu", half=False)
     together = stacked.project(queries, groups, 3)
-    monkeypatch.setitem(__import__("scorer.search.torch_index", fromlist=["_"])._BLOCK_BYTES, "cpu", 1)
+    monkeypatch.setitem(torch_index._BLOCK_BYTES, "cpu", 1)
     one_by_one = stacked.project(queries, groups, 3)
     for a, b in zip(together, one_by_one, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+INTERPRETED = """
+import numpy as np, torch
+from scorer.search import fused
+from scorer.search.bank import Int8Index, unit_rows
+from scorer.search.torch_index import StackedBanks
+
+rng = np.random.default_rng(0)
+for channels, rows, count in ((24, 150, 1), (200, 40, 5), (9, 3, 5)):
+    banks = [unit_rows(rng.standard_normal((n, channels))).astype(np.float16).astype("f4") for n in (rows, 1, 33)]
+    queries, groups = unit_rows(rng.standard_normal((3, 4, channels))), np.asarray([0, 2, 1])
+    stacked = StackedBanks(banks, "cpu", half=True, kernels=fused)
+    distances = stacked.distances(torch.from_numpy(queries), torch.from_numpy(groups), count)
+    for i, group in enumerate(groups):
+        expected, _ = Int8Index(banks[group]).project(queries[i], min(count, len(banks[group])))
+        np.testing.assert_allclose(distances[i], expected, atol=1e-5)
+"""
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
+def test_the_kernels_of_a_gpu_find_the_same_when_they_are_interpreted_on_a_cpu() -> None:
+    """A process of its own, since triton reads the variable when it is imported."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_rows_that_lose_digits_in_half_precision_are_kept_beside_it() -> None:
@@ -100,11 +132,11 @@ def test_rows_that_lose_digits_in_half_precision_are_kept_beside_it() -> None:
     similarity, _ = TorchIndex(rows, half=True).nearest(rows, 1)
     np.testing.assert_allclose(similarity[:, 0], 1, atol=1e-6)
     exact, lossy = (StackedBanks([bank], "cpu", half=True) for bank in (clustered(500, 0, 12), rows))
-    assert lossy.size_bytes == exact.size_bytes + 512 * 12 * 4
+    assert lossy.size_bytes == exact.size_bytes + 504 * 12 * 4
 
 
 def test_a_missing_faiss_is_one_line_and_the_search_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FlawlineError, match=r"faiss is not installed: install flawline\[cpu\]"):
         FaissIndex(clustered(5, 0))
