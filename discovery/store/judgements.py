@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import Connection, Select, func, select, tuple_, update
 
 from discovery.pictures.policy import ALARMS, AUDITED, Stratum
 from discovery.quality_rates import Judged
@@ -196,21 +196,41 @@ def _unjudged(query: Select[Any], wanted: Filter) -> Select[Any]:
     return _limited(query.where(f.state == KEPT, ~is_judged), f, wanted)
 
 
-def offered(store: Store, queue: Queue, wanted: Filter = Filter(), limit: int = 50) -> list[Any]:
-    """Return frames to be judged with the class of each: alarms from the latest on, audits in random order."""
+def offered(
+    store: Store, queue: Queue, wanted: Filter = Filter(), limit: int = 50, after: str | None = None
+) -> list[Any]:
+    """Return frames to be judged, as `picture` does: alarms from the latest on, audits in random order.
+
+    With `after`, only those that come behind this frame in that order.
+    """
+    f = schema.frame_pictures.c
+    order = (f.captured_ns.desc(), f.id.desc()) if queue is Queue.ALARMS else (f.chance, f.id)
+    query = _pictures().where(f.stratum.in_([str(stratum) for stratum in queue.strata])).order_by(*order).limit(limit)
+    with store.reading() as connection:
+        last = None if after is None else by_frame(connection, after)
+        if last is not None and queue is Queue.ALARMS:
+            query = query.where(tuple_(f.captured_ns, f.id) < tuple_(last.captured_ns, last.id))
+        elif last is not None:
+            query = query.where(tuple_(f.chance, f.id) > tuple_(last.chance, last.id))
+        return list(connection.execute(_unjudged(query, wanted)))
+
+
+def picture(store: Store, frame_id: str) -> Any:
+    """Return a frame that has a picture, with its defect's id, heat map and class; None for another one."""
+    f = schema.frame_pictures.c
+    with store.reading() as connection:
+        return connection.execute(_pictures().where(f.frame_id == frame_id, f.state == KEPT)).one_or_none()
+
+
+def _pictures() -> Select[Any]:
     f, d, c = schema.frame_pictures, schema.defects, schema.classes
-    order = (f.c.captured_ns.desc(), f.c.id.desc()) if queue is Queue.ALARMS else (f.c.chance, f.c.id)
-    query = (
-        select(f, d.c.class_id, c.c.name.label("class_name"))
+    return (
+        select(f, d.c.id.label("defect_id"), func.length(d.c.heatmap).label("heat_bytes"), d.c.class_id,
+               c.c.name.label("class_name"))
         .select_from(f)
         .join(d, d.c.frame_id == f.c.frame_id, isouter=True)
         .join(c, c.c.id == d.c.class_id, isouter=True)
-        .where(f.c.stratum.in_([str(stratum) for stratum in queue.strata]))
-        .order_by(*order)
-        .limit(limit)
-    )
-    with store.reading() as connection:
-        return list(connection.execute(_unjudged(query, wanted)))
+    )  # fmt: skip
 
 
 def backlogs(store: Store, wanted: Filter = Filter()) -> dict[Queue, int]:
