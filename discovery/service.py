@@ -37,6 +37,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import ClassState, Defect, Verdict
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,11 @@ class Summary:
 def run(settings: Settings, stop: threading.Event) -> None:
     """Discover until `stop` is set, and wait for a store or a broker that is away.
 
-    Raises UsageError for a store.url that is none, FlawlineError when the broker refuses, or a port or a file cannot be
-    used.
+    Raises UsageError for a store.url that is none, FlawlineError when faiss is missing, when the broker refuses, and
+    when a port or a file cannot be used.
     """
     parse_url(settings.store_url)
+    faiss_module()
     metrics, store_outage, broker_outage = (
         settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S), kafka_clients.broker_outage()
     )  # fmt: skip

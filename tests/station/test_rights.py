@@ -31,7 +31,7 @@ from flawline.settings.tree import Settings
 from ledger import reader
 from producers import service
 from station.cli import doctor_checks, main
-from station.cli.doctor_checks import Status
+from station.cli.finding import Status
 from tests.producers.doubles import until
 from tests.support.brokers import SecuredKafka, unique
 from workers.active_model import ModelRef
