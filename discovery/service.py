@@ -24,7 +24,8 @@ from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
 from discovery import record_checks
-from discovery.pictures.album import Album, Place
+from discovery.pictures.album import Album
+from discovery.pictures.frame_reader import Place, place_of
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
@@ -283,7 +284,7 @@ class DiscoveryService:
                 try:
                     if self._names[place.topic] is Verdict:
                         verdicts.append(record_checks.verdict_of(record.value))
-                        places.setdefault(verdicts[-1].frame_id, record_checks.frame_place(record))
+                        places.setdefault(verdicts[-1].frame_id, place_of(record))
                     else:
                         defects.append(
                             self._with_classes(

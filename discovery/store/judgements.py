@@ -294,7 +294,7 @@ def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
             weights(stratum, Judgement.FALSE),
             unsure(stratum),
         )
-        for stratum in Stratum
+        for stratum in (*ALARMS, *AUDITED)
     ]
 
 

@@ -320,7 +320,7 @@ frame_pictures = Table(
     Column("captured_at", UtcStamp, nullable=False),
     Column("captured_ns", BigInteger, nullable=False),
     Column("hour", Integer, nullable=False, comment="Of the capture, counted from 1970."),
-    Column("stratum", Text, nullable=False, comment="reject, review, unknown-product, near-miss or accepted."),
+    Column("stratum", Text, nullable=False, comment="reject, review, unknown-product, near-miss, accepted or picked."),
     Column("decision", Text, nullable=False),
     Column("group_id", Integer, nullable=False),
     Column("score", Float, nullable=False),

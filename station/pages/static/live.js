@@ -49,12 +49,11 @@ const draw = (tile, shown) => {
 
 const drawStrip = (tile) => {
   const cells = tile.strip.map(([decision, frame, score, at]) => {
-    const cell = document.createElement(decision === "accept" ? "i" : "a");
+    const cell = document.createElement("a");
     cell.title = `${decision}, score ${score}, ${clockOf(new Date(at))}`;
-    if (decision !== "accept") {
-      cell.href = `/defects/${encodeURIComponent(frame)}`;
-      cell.setAttribute("aria-label", cell.title);
-    }
+    cell.href = decision === "accept" ? `/review?frame=${encodeURIComponent(frame)}` : `/defects/${encodeURIComponent(frame)}`;
+    if (decision === "accept") cell.tabIndex = -1;  // fifty stops a camera would bury the others
+    cell.setAttribute("aria-label", cell.title);
     const picture = node("svg", { viewBox: "0 0 12 24", preserveAspectRatio: "none", class: decision });
     const d = { accept: "M0 15h12v9H0z", review: "M6 5l6 19H0z", reject: "M0 0h12v24H0z" }[decision] || "M6 2l6 11-6 11L0 13z";
     picture.append(node("path", { d }));

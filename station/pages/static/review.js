@@ -9,12 +9,14 @@ const none = document.getElementById("none");
 const problem = document.getElementById("problem");
 const LOW_WATER = 5;  // frames left when more are asked for
 const LOOK_AGAIN_MS = 5000;
+const COPY_STEP_MS = 500;
+const COPY_STEPS = 60;  // half a minute: discovery copies a frame within a second, unless it or a store is away
 
 const WORDS = {
   alarm: { question: "Does it show a defect?", real: "Real defect", false: "False alarm" },
   audit: { question: "It was accepted. Does it show a defect all the same?", real: "Missed defect", false: "Good part" },
 };
-const KINDS = { "near-miss": "accepted, a near miss", accepted: "accepted, random sample" };
+const KINDS = { "near-miss": "accepted, a near miss", accepted: "accepted, random sample", picked: "accepted" };
 const SAID = { real: "real", false: "false", unsure: "unsure" };
 
 let items = [];
@@ -244,6 +246,22 @@ items = state.items;
 isDone = !isOffered || items.length === 0;
 drawAround(state);
 draw();
+
+// A frame of the last minutes that has no picture yet: it is asked for, and waited for.
+const fetchPicture = async (frame) => {
+  const question = document.getElementById("question");
+  question.textContent = "";
+  none.textContent = mayJudge ? "the picture of this frame is being fetched" : "no picture of this frame is kept";
+  if (!mayJudge) return;
+  await send("/api/review/keep", { frame });
+  for (let step = 0; step < COPY_STEPS && !items.length; step++) {
+    await new Promise((resolve) => setTimeout(resolve, COPY_STEP_MS));
+    items = (await ask(`/api/review/${encodeURIComponent(frame)}`)).items;
+  }
+  if (!items.length) throw new Error("the picture has not come: see whether discovery runs, then load this page again");
+  draw();
+};
+if (state.can_keep) attempt(() => fetchPicture(state.can_keep));
 // While the list is at its end, new frames are looked for; alarms are offered from the latest on.
 setInterval(() => {
   if (isOffered && !document.hidden && place >= items.length && !items.length)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from discovery.pictures.keeper import picture_store
-from discovery.pictures.policy import Stratum
-from discovery.store import judgements
+from discovery.pictures.policy import Stratum, asked_for
+from discovery.store import frame_pictures, judgements
 from discovery.store.judgements import Filter, Queue
 from discovery.store.store import Store
 from flawline import clock
@@ -20,7 +20,7 @@ from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import forms, queries
 from station.web.access import TheVisitor, needs
 from station.web.accounts import Role
-from station.web.context import TheContext, TheStore
+from station.web.context import Context, TheContext, TheStore
 
 BATCH = 20
 """Frames that the page gets at once; it asks again before it is through them."""
@@ -63,7 +63,7 @@ def review(
 ) -> Response:
     """Show the queue, or the one frame that somebody looks up."""
     values: dict[str, Any] = {
-        "state": _queue(store, queue, wanted, None) if frame is None else _looked_up(store, frame),
+        "state": _queue(store, queue, wanted, None) if frame is None else _looked_up(context, store, frame),
         "queue": queue,
         "queues": {Queue.ALARMS: "Alarms", Queue.AUDIT: "Accepted"},
         "wanted": wanted,
@@ -82,6 +82,26 @@ def review(
 def api_queue(store: TheStore, wanted: Wanted, queue: Queue = Queue.ALARMS, after: FrameId = None) -> Response:
     """Return the next frames of a queue, behind the frame `after`; how many wait; and the latest judgements."""
     return JSONResponse(_queue(store, queue, wanted, after))
+
+
+@router.get("/api/review/{frame_id}")
+def api_frame(context: TheContext, store: TheStore, frame_id: str) -> Response:
+    """Return one frame, whether it is judged or not."""
+    return JSONResponse(_looked_up(context, store, frame_id))
+
+
+@router.post("/api/review/keep", dependencies=[needs(Role.REVIEW)])
+def keep(context: TheContext, store: TheStore, form: forms.Checked) -> Response:
+    """Ask discovery to keep the picture of a frame of the last minutes; it is there some seconds later."""
+    frame_id = form.get("frame", "")
+    candidate = context.live.recent(frame_id)
+    if candidate is None:
+        raise HTTPException(404, f"frame {frame_id} is none of the last minutes")
+    pick = asked_for(candidate, context.settings.pictures.near_miss_p_value)
+    with store.transaction() as connection:
+        if frame_pictures.want(connection, [pick]):
+            raise HTTPException(503, "too many frames wait to be kept: try again later")
+    return JSONResponse({"frame": frame_id}, 202)
 
 
 @router.post("/api/review/judge", dependencies=[needs(Role.REVIEW)])
@@ -128,11 +148,13 @@ def _queue(store: Store, queue: Queue, wanted: Filter, after: str | None) -> dic
     return _overview(store, wanted) | {"items": _items(store, judgements.offered(store, queue, wanted, BATCH, after))}
 
 
-def _looked_up(store: Store, frame_id: str) -> dict[str, Any]:
+def _looked_up(context: Context, store: Store, frame_id: str) -> dict[str, Any]:
+    """Return one frame; `can_keep` names one without a picture that can still have one."""
     row = judgements.picture(store, frame_id)
-    if row is None:
+    if row is None and context.live.recent(frame_id) is None:
         raise HTTPException(404, f"no picture of frame {frame_id} is kept, so it cannot be judged")
-    return _overview(store, Filter()) | {"items": _items(store, [row])}
+    shown = {"items": _items(store, [row] if row is not None else []), "can_keep": frame_id if row is None else None}
+    return _overview(store, Filter()) | shown
 
 
 def _overview(store: Store, wanted: Filter) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from discovery.pictures.keeper import picture_store
+from discovery.pictures.policy import Candidate
 from discovery.store import frame_pictures, judgements
 from discovery.store.store import Store
 from flawline.messages import Decision
@@ -186,6 +187,29 @@ def test_the_page_of_a_defect_has_its_picture_and_what_was_said_of_it(client: Te
     assert "/heatmap.png" in without
     assert "/pictures/" not in without
     assert "Judge this frame" not in without
+
+
+def test_a_frame_of_the_last_minutes_gets_a_picture_when_a_person_asks_for_it(
+    settings: Settings, pictures: Store, watch: LedgerWatch, accounts: Accounts
+) -> None:
+    live = LiveWatch(settings)
+    candidate = Candidate(scored(300, Decision.ACCEPT), 1, 42)
+    live._remember(candidate)
+    client = browser(settings, pictures, watch, accounts, live=live)
+    name = candidate.verdict.frame_id
+    assert state(client, f"?frame={name}") == state(client) | {"items": [], "can_keep": name}
+    form = {"token": token(client)}
+    assert client.post("/api/review/keep", data=form | {"frame": name}).status_code == 202
+    with pictures.reading() as connection:
+        row = frame_pictures.by_frame(connection, name)
+    assert (row.stratum, row.state, row.partition, row.frame_offset) == ("picked", "wanted", 1, 42)
+    with pictures.transaction() as connection:
+        frame_pictures.keep(connection, row.id, object_key="b" * 64, codec="jpeg", height=16, width=24, size_bytes=1)
+    assert frames(client.get(f"/api/review/{name}").json()) == [name]
+    assert name not in frames(client.get("/api/review?queue=audit").json())  # it was not drawn
+    assert judge(client, name, "real", offered="no").status_code == 200
+    assert sum(part.judgements for part in judgements.judged(pictures)) == 0
+    assert client.post("/api/review/keep", data=form | {"frame": "cam-1:1:999"}).status_code == 404
 
 
 @pytest.fixture
