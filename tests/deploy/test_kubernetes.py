@@ -104,7 +104,7 @@ def test_flawline_accepts_the_settings_of_every_pod(rendered, variant, tmp_path,
             assert (settings.store.url is not None) == (pod.component in ("discovery", "console"))
 
 
-_NO_SETTINGS = {"HOME", "FLAWLINE_CACHE", *ray_session.SETTINGS}
+_NO_SETTINGS = {"HOME", "FLAWLINE_CACHE", "RAY_AUTH_MODE", *ray_session.SETTINGS}
 
 
 def _secret_file(folder: Path, path: str) -> str:
@@ -453,6 +453,7 @@ def test_a_gpu_goes_to_the_workers_alone(rendered):
             "simulated-1 is in two groups, the second is b",
         ),
         ({"secrets": {"store": {"name": ""}}}, "need PostgreSQL"),
+        ({"workers": {"ray": {"enabled": True}}, "secrets": {"ray": {"name": ""}}}, "a Ray cluster needs a token"),
         ({"image": {"tag": "latest"}}, "image.tag"),
         ({"workers": {"replica": 2}}, "workers.*replica"),
         ({"producers": {"groups": [{"name": "A_b", "cameras": []}]}}, "groups"),
@@ -524,6 +525,10 @@ def test_a_ray_cluster_takes_the_place_of_the_pods_of_workers(rendered):
         started = {name: value for name, value in variables(container).items() if name in ray_session.SETTINGS}
         image_has = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"}  # a driver's, or in the image
         assert started == {key: value for key, value in ray_session.SETTINGS.items() if key not in image_has}
+    for container in (head, supervisor, node):
+        assert variables(container)["RAY_AUTH_MODE"] == "token"
+        (token,) = [item for item in container["env"] if item["name"] == "RAY_AUTH_TOKEN"]
+        assert token["valueFrom"]["secretKeyRef"] == {"name": "flawline-ray", "key": "auth_token"}
     gcs = {port["name"]: port["containerPort"] for port in head["ports"]}["gcs"]
     assert variables(supervisor)["FLAWLINE_WORKER__RAY_ADDRESS"] == f"127.0.0.1:{gcs}"
     assert {"/tmp", "/dev/shm"} <= _mounts(head) & _mounts(supervisor)

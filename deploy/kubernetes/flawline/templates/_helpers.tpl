@@ -122,6 +122,11 @@ env:
 {{- if .store }}
   - {name: FLAWLINE_STORE__URL_FILE, value: /run/secrets/store/{{ .root.Values.secrets.store.key }}}
 {{- end }}
+{{- if .token }}
+  - {name: RAY_AUTH_MODE, value: token}
+  - name: RAY_AUTH_TOKEN
+    valueFrom: {secretKeyRef: {name: {{ required "secrets.ray.name: a Ray cluster needs a token" .root.Values.secrets.ray.name }}, key: {{ .root.Values.secrets.ray.key }}}}
+{{- end }}
 {{- range $name, $value := .env }}
   - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
