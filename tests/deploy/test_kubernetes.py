@@ -446,6 +446,10 @@ def test_a_gpu_goes_to_the_workers_alone(rendered):
             {"workers": {"keda": {"enabled": True}, "ray": {"enabled": True}}},
             "turn one of workers.ray and workers.keda",
         ),
+        (
+            {"workers": {"keda": {"enabled": True}}, "line": {"worker": {"actors": "auto"}}},
+            "changes the number of actors too",
+        ),
         ({"producers": {"groups": [{"name": "a", "cameras": ["x"]}]}}, "which line.cameras lacks"),
         ({"producers": {"groups": [{"name": "a", "cameras": ["simulated-1"]}]}}, "simulated-2 is in no group"),
         (
@@ -514,8 +518,8 @@ def test_a_ray_cluster_takes_the_place_of_the_pods_of_workers(rendered):
     ray = rendered["ray"]
     assert "flawline-workers" not in ray.of_kind("StatefulSet")
     cluster = ray.of_kind("RayCluster")["flawline-workers"]
-    lock = (compose.ROOT / "deploy/requirements.lock").read_text()
-    assert cluster["spec"]["rayVersion"] == re.search(r"^ray==(\S+)", lock, re.MULTILINE)[1]
+    locks = [file.read_text() for file in (compose.ROOT / "deploy").glob("requirements.*.lock")]
+    assert {re.search(r"^ray==(\S+)", lock, re.MULTILINE)[1] for lock in locks} == {cluster["spec"]["rayVersion"]}
     assert cluster["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] == "true"
     pods = ray.pods()
     head, supervisor = pods["flawline-workers/head"].spec["containers"]
