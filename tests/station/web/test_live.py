@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
