@@ -157,6 +157,9 @@ class Album:
                 now_ns = pruning.now_of(connection, self._store)
                 holdings = frame_pictures.holdings(connection) if now_ns is not None else []
                 telemetry.UNJUDGED_FRAMES.set(judgements.backlog(connection))
+            if now_ns is not None:
+                with self._store.transaction() as connection:
+                    frame_pictures.forget_lost(connection, now_ns - round(self._settings.rejected_days * DAY_NS))
             self._export(holdings)
             goes = going(holdings, self._limits(), now_ns or 0, lacking_bytes)
             self._going = [(holding, "age") for holding in goes.too_old] + [

@@ -332,15 +332,17 @@ frame_pictures = Table(
     Column("chance", Float, nullable=False, comment="Random number of the frame, by which audits are ordered."),
     Column("partition", Integer, nullable=False, comment="Of its record in the topic frames."),
     Column("frame_offset", BigInteger, nullable=False, comment="Of its record; -1 when it is not known."),
-    Column("state", Text, nullable=False, comment="wanted, kept, lost (it never came) or gone (it was removed)."),
-    Column("reason", Text, comment="Why it is lost or gone."),
+    Column("state", Text, nullable=False, comment="wanted, kept, or lost: it cannot be had."),
+    Column("reason", Text, comment="Why it is lost."),
     Column("object_key", Text),
     Column("codec", Text),
     Column("height", Integer),
     Column("width", Integer),
     Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     Index("frame_pictures_state", "state", "hour", "stratum", "size_bytes"),
-    Index("frame_pictures_captured", "captured_ns"),
+    Index("frame_pictures_captured", "state", "captured_ns"),
+    Index("frame_pictures_chance", "state", "chance"),
+    Index("frame_pictures_backlog", "state", "stratum", "frame_id"),
     Index("frame_pictures_object", "object_key"),
 )
 
@@ -366,7 +368,7 @@ judgements = Table(
     Column("model_version", Text, nullable=False),
     Column("undone_at", UtcStamp),
     Column("undone_by", Text),
-    Index("judgements_frame", "frame_id"),
+    Index("judgements_frame", "frame_id", "undone_at"),
     Index("judgements_captured", "captured_ns"),
 )
 
