@@ -61,6 +61,12 @@ def test_an_image_holds_one_build_of_faiss(variant: str, build: str) -> None:
     assert [r.name for r in of_pyproject(variant) if r.name.startswith("faiss")] == [build]
 
 
+def test_the_gpu_image_has_a_pip_that_reads_the_versions_faiss_asks_for() -> None:
+    assert locked("gpu")["pip"][0] >= Version("24.1"), (
+        "pip 24.0 takes libcuvs-cu13==26.06.* for another release than 26.6"
+    )
+
+
 def test_faiss_and_pytorch_of_the_gpu_image_use_one_generation_of_cuda() -> None:
     packages = locked("gpu")
     assert {match[0] for name in packages if (match := re.search(r"-cu\d+$", name))} == {"-cu13"}
