@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from flawline.errors import FlawlineError, one_line
 from flawline.settings.tree import Settings
@@ -18,6 +19,7 @@ from station.cli.finding import Finding, Status
 SMI_TIMEOUT_S = 20.0  # the first call loads the driver where nothing else holds it; a judgement, not measured
 SMI_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.used")
 MIB_PER_GIB = 1024
+DRIVER_DEVICE = Path("/dev/nvidiactl")
 INSTALL_FAISS = "`pip install 'flawline[cpu]'`, or 'flawline[gpu]' for an NVIDIA GPU"
 INSTALL_GPU = "`pip install 'flawline[gpu]'` into a new environment"
 
@@ -51,6 +53,9 @@ def probe() -> Devices:
     """Ask NVIDIA's driver and PyTorch. Raises FlawlineError when the driver does not answer."""
     command = shutil.which("nvidia-smi")
     if command is None:
+        if DRIVER_DEVICE.exists():
+            remedy = "install NVIDIA's tools, or give the container the driver capability `utility`"
+            raise FlawlineError(f"an NVIDIA driver is loaded, and nvidia-smi is missing: {remedy}")
         return Devices()
     gpus = parse_smi(_smi(command))
     if not gpus:
@@ -163,9 +168,9 @@ def faiss(
                 "faiss", Status.FAIL, f"{named} cannot be loaded: {one_line(error.__cause__ or error)}", INSTALL_FAISS
             )
         ]
-    ours, of_torch = (cuda_generation(needs(name) or ()) for name in (next(iter(installed)), "torch"))
-    if ours and of_torch and ours != of_torch:
-        text = f"{named} brings the libraries of CUDA {ours} beside those of CUDA {of_torch}, which PyTorch brings"
+    of_faiss, of_torch = (cuda_generation(needs(name) or ()) for name in (next(iter(installed)), "torch"))
+    if of_faiss and of_torch and of_faiss != of_torch:
+        text = f"{named} brings the libraries of CUDA {of_faiss} beside those of CUDA {of_torch}, which PyTorch brings"
         return [Finding("faiss", Status.WARN, text, f"{INSTALL_GPU}: both then use one CUDA")]
     return [Finding("faiss", Status.OK, named)]
 

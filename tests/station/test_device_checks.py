@@ -103,6 +103,17 @@ def test_driver_is_asked_through_its_command(tmp_path: Path, monkeypatch: pytest
         device_checks.probe()
 
 
+def test_driver_without_its_command_is_no_machine_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(device_checks, "DRIVER_DEVICE", tmp_path / "nvidiactl")
+    assert device_checks.probe() == Devices()
+    (tmp_path / "nvidiactl").touch()
+    with pytest.raises(FlawlineError, match="nvidia-smi is missing"):
+        device_checks.probe()
+
+
 def test_one_faiss_is_shown_by_name() -> None:
     [finding] = device_checks.faiss(Settings(), lambda: {"faiss-cpu": "1.15.1"}, lambda name: [])
     assert (finding.status, finding.text) == (Status.OK, "faiss-cpu 1.15.1")
