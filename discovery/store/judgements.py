@@ -12,28 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, tuple_, update
+from sqlalchemy import Connection, Select, delete, func, select, tuple_, update
 
 from discovery.pictures.policy import ALARMS, AUDITED, Stratum
 from discovery.quality_rates import Judged
 from discovery.store import schema
-from discovery.store.database import HOUR_NS, stamp
+from discovery.store.database import HOUR_NS, parts, stamp
 from discovery.store.frame_pictures import KEPT, by_frame
 from discovery.store.store import Store
 from flawline.errors import UsageError
+from flawline.messages import Decision, Judgement, JudgementEvent
 
 WHO_LENGTH, WHY_LENGTH = 64, 500
-
-
-class Judgement(StrEnum):
-    """What a person says of a frame."""
-
-    REAL = "real"
-    """It shows a defect."""
-    FALSE = "false"
-    """It shows none."""
-    UNSURE = "unsure"
-    """The picture does not tell."""
 
 
 class Queue(StrEnum):
@@ -88,6 +78,7 @@ def judge(
         row |= {name: getattr(frame, name) for name in names}
         key = connection.execute(schema.judgements.insert().values(row)).inserted_primary_key
         assert key is not None
+        _announce(store, connection, int(key[0]), str(judgement), who, why)
         return _entry(connection, int(key[0]))
 
 
@@ -102,7 +93,56 @@ def undo(store: Store, *, who: str, frame_id: str | None = None) -> dict[str, An
         connection.execute(
             update(j).where(j.c.id == last).values(undone_at=stamp(store.utc_ns()), undone_by=who)
         )  # fmt: skip
-        return _entry(connection, last)
+        entry = _entry(connection, last)
+        before = select(j.c.judgement).where(j.c.frame_id == entry["frame"], j.c.undone_at.is_(None))
+        holds = connection.scalar(before.order_by(j.c.id.desc()).limit(1))
+        _announce(store, connection, last, holds, who, None)
+        return entry
+
+
+def _announce(
+    store: Store, connection: Connection, judgement_id: int, holds: str | None, who: str, why: str | None
+) -> None:
+    """Put what holds of a frame from now on into the outbox."""
+    row = {"judgement_id": judgement_id, "judgement": holds, "who": who, "at_ns": store.utc_ns(), "why": why or None}
+    connection.execute(schema.judgement_events.insert().values(row))
+
+
+def outbox(store: Store, limit: int = 1000) -> list[tuple[int, JudgementEvent]]:
+    """Return the events that are still to be published, the oldest first, with their row ids."""
+    e, j = schema.judgement_events, schema.judgements
+    query = (
+        select(e, j.c.frame_id, j.c.camera, j.c.captured_ns, j.c.decision, j.c.model_version, j.c.is_offered)
+        .join_from(e, j, j.c.id == e.c.judgement_id)
+        .order_by(e.c.id)
+        .limit(limit)
+    )
+    with store.reading() as connection:
+        return [(row.id, _event(row)) for row in connection.execute(query)]
+
+
+def _event(row: Any) -> JudgementEvent:
+    return JudgementEvent(
+        event_id=f"{row.frame_id}:j{row.at_ns}",
+        frame_id=row.frame_id,
+        camera=row.camera,
+        captured_at=row.captured_ns,
+        decision=Decision(row.decision),
+        model_version=row.model_version,
+        judgement=Judgement(row.judgement) if row.judgement else None,
+        is_offered=row.is_offered,
+        who=row.who,
+        at=row.at_ns,
+        why=row.why,
+    )
+
+
+def published(store: Store, rows: Sequence[int]) -> None:
+    """Forget events that the broker has acknowledged."""
+    e = schema.judgement_events
+    with store.transaction() as connection:
+        for part in parts(rows):
+            connection.execute(delete(e).where(e.c.id.in_(part)))
 
 
 def _entry(connection: Connection, judgement_id: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `frame_pictures`: whole frames that stay, or stayed, for people to judge: where they are, why they were chosen, and
   how probable that was.
 - `judgements`: what people said of frames, with all that the rates of overkill and escapes need.
+- `judgement_events`: changes of what people say of frames that the topic `judgements` does not have yet.
 - `stratum_hours`: all frames by hour, camera and stratum, of which the pictures are a part.
 
 Defects by class over time (PostgreSQL):
@@ -370,6 +371,17 @@ judgements = Table(
     Column("undone_by", Text),
     Index("judgements_frame", "frame_id", "undone_at"),
     Index("judgements_captured", "captured_ns"),
+)
+
+judgement_events = Table(
+    "judgement_events",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("judgement_id", _Id, ForeignKey("judgements.id"), nullable=False, comment="Given, or taken back."),
+    Column("judgement", Text, comment="What holds of the frame since; NULL: nothing."),
+    Column("who", Text, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("why", Text),
 )
 
 stratum_hours = Table(
