@@ -213,6 +213,7 @@ COMMANDS = [
     ["promote"],
     ["rollback"],
     ["models"],
+    ["size"],
     ["topics", "acls"],
     ["objects", "create"],
     ["objects", "collect"],
