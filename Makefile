@@ -1,7 +1,7 @@
 # make demo        the whole line on this machine, from installation to a summary
 # make test        formatting, lint, types and the test suite
 # make test-fast   the unit tests alone, in less than a minute
-# make lock        deploy/requirements.lock anew: exact versions with hashes for the image; needs uv (pip install uv)
+# make lock        deploy/requirements.*.lock anew: exact versions with hashes for both images; needs uv (pip install uv)
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,17 +27,22 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# PyTorch comes from an index of its own, for the CPU or for CUDA, with other files and so other hashes: deploy/Dockerfile
-# names its version. NVIDIA's libraries and triton come with it.
+# For CPUs PyTorch comes from an index of its own, with other files and so other hashes: deploy/Dockerfile names its version.
+# On PyPI NVIDIA's libraries and triton come with it, which the image for CPUs does not want.
 UNLOCKED := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra s3 \
+	--default-index https://pypi.org/simple --generate-hashes --upgrade --quiet \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+# What both images need has the same version in both.
 lock:
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml deploy/requirements.in --extra s3 \
-		--default-index https://pypi.org/simple --generate-hashes --upgrade --quiet \
-		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-		$(addprefix --no-emit-package ,$(UNLOCKED)) --output-file deploy/requirements.lock
+	$(LOCK) deploy/requirements.cpu.in --extra cpu \
+		$(addprefix --no-emit-package ,$(UNLOCKED)) --output-file deploy/requirements.cpu.lock
+	$(LOCK) deploy/requirements.gpu.in --extra gpu \
+		--constraint deploy/requirements.cpu.lock --output-file deploy/requirements.gpu.lock
 
 install: $(STAMP)
 

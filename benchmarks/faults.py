@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ from discovery.store.store import Store
 from flawline import kafka_clients, messages
 from flawline.errors import FlawlineError
 from flawline.messages import DeadLetter, DeadLetterReason, Frame, Verdict
-from ledger.accounting import Report
+from ledger.accounting import Report, SequenceRange
 
 PAUSE_S: Final = (1.0, 6.0)
 AWAY_S: Final = (0.5, 4.0)
@@ -104,6 +104,22 @@ WEIGHTS: Final[dict[str, float]] = {
 }
 
 
+@dataclass(frozen=True)
+class UnsafeCaptures:
+    """Captures that were in memory only when their process was killed: from a sequence on, in epochs of a camera."""
+
+    camera: str
+    first_epoch: int
+    last_epoch: int
+    first: int
+
+    def among(self, camera: str, gap: SequenceRange) -> int:
+        """Return how many of the captures of a gap these are."""
+        if camera != self.camera or not self.first_epoch <= gap.epoch <= self.last_epoch:
+            return 0
+        return max(0, gap.last + 1 - max(gap.first, self.first))
+
+
 @dataclass
 class Faults:
     """Does faults to a line and counts them. Those that last end on threads of their own."""
@@ -114,10 +130,8 @@ class Faults:
     missed: Counter[str] = field(default_factory=Counter)
     corrupted: int = 0
     duplicated: set[str] = field(default_factory=set)
-    unsafe: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Camera and epoch of producers that were killed while nothing could be written, and the captures noted on disk."""
-
-    _noted: dict[int, dict[tuple[str, int], int]] = field(default_factory=dict)
+    unsafe: list[UnsafeCaptures] = field(default_factory=list)
+    _noted: dict[int, dict[str, tuple[int, int]]] = field(default_factory=dict)
     _broker: threading.Lock = field(default_factory=threading.Lock)
     _clocks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _running: list[threading.Thread] = field(default_factory=list)
@@ -175,13 +189,23 @@ class Faults:
                 return False
             if process.pid in self._noted:
                 process.suspend()  # else it could write between the look and the kill
-                noted = self._noted[process.pid]
-                self.unsafe |= {place: count for place, count in self.line.noted_captures().items()
-                                if noted.get(place) == count}  # fmt: skip
+                self.unsafe += self._unsafe_captures(process)
             process.kill()
             return True
 
         return work
+
+    def _unsafe_captures(self, process: psutil.Process) -> list[UnsafeCaptures]:
+        """Return the captures of producers, whose disk was full, that they have not noted on disk since then."""
+        started_ms, now_ms = int(process.create_time() * 1000), time.time_ns() // 1_000_000
+        then, now, unsafe = self._noted[process.pid], self.line.noted_captures(), []
+        for camera in (settings.name for settings in self.line.settings.cameras):
+            epoch, count = now.get(camera, (0, 0))
+            if epoch < started_ms:  # the disk was full before the first capture
+                unsafe.append(UnsafeCaptures(camera, started_ms, now_ms, 0))
+            elif then.get(camera) == (epoch, count):
+                unsafe.append(UnsafeCaptures(camera, epoch, epoch, count))
+        return unsafe
 
     def _pause(self, process: psutil.Process | None) -> Callable[[], bool]:
         pause_s = self._between(PAUSE_S)
@@ -423,7 +447,7 @@ def run(
             for name, account in report.cameras.items()
             if account.conflict_ranges
         },
-        "killed_without_disk": sorted(faults.unsafe),
+        "killed_without_disk": [asdict(captures) for captures in faults.unsafe],
         "dropped": dict(total.dropped),
         "dead_lettered": dict(total.dead_lettered),
         "before": {role: asdict(held) for role, held in before.items()},
@@ -432,13 +456,12 @@ def run(
     }
 
 
-def gaps_without_disk(report: Report, unsafe: Mapping[tuple[str, int], int]) -> int:
-    """Return the gaps of `unsafe` cameras and epochs from the first capture that was not noted on disk."""
+def gaps_without_disk(report: Report, unsafe: Sequence[UnsafeCaptures]) -> int:
+    """Return how many of the gaps are `unsafe` captures."""
     return sum(
-        max(0, span.last + 1 - max(span.first, unsafe[camera, span.epoch]))
+        max((captures.among(camera, gap) for captures in unsafe), default=0)
         for camera, account in report.cameras.items()
-        for span in account.gap_ranges
-        if (camera, span.epoch) in unsafe
+        for gap in account.gap_ranges
     )
 
 

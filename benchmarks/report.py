@@ -30,6 +30,7 @@ _PACKAGES: Final = (
     "timm",
     "openvino",
     "faiss-cpu",
+    "faiss-gpu-cuvs",
     "numba",
     "scipy",
     "scikit-learn",

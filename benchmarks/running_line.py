@@ -223,13 +223,13 @@ class RunningLine:
                     continue
         return commands
 
-    def noted_captures(self) -> dict[tuple[str, int], int]:
-        """Return the captures that the cameras have noted on disk, by camera and its newest epoch."""
+    def noted_captures(self) -> dict[str, tuple[int, int]]:
+        """Return each camera's newest epoch on disk, and the captures that are noted there."""
         captures = {}
         for file in (self.folder / "data" / "spool").glob("*/journal.db"):
             with contextlib.closing(sqlite3.connect(file, timeout=5.0)) as journal, contextlib.suppress(sqlite3.Error):
                 if row := journal.execute("SELECT epoch, captured FROM epochs ORDER BY epoch DESC LIMIT 1").fetchone():
-                    captures[file.parent.name, row[0]] = row[1]
+                    captures[file.parent.name] = row
         return captures
 
     def footprint(self) -> dict[str, Footprint]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from benchmarks.report import Goal
 from scorer.detector import CoresetDetector, one_thread_per_image
 from scorer.search.bank import Int8Index, unit_rows
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import Vectors
 
 ROUNDS = 7
@@ -80,7 +80,7 @@ def queries_of(fitted: CoresetDetector, image: np.ndarray) -> list[Query]:
 
 
 def _searches(bank: Int8Index) -> dict[str, Search]:
-    channels = bank.rows.shape[1]
+    faiss, channels = faiss_module(), bank.rows.shape[1]
     indices: dict[str, Any] = {
         "faiss_flat": faiss.IndexFlatIP(channels),
         "faiss_8bit": faiss.IndexScalarQuantizer(channels, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT),

@@ -21,7 +21,7 @@ def file_of(frame: Frame, objects: ObjectStore | None) -> bytes:
 
     Raises DamagedFrame, MissingObjectError (also when frames.objects_url is not set) and StoreAway.
     """
-    data = _bytes_of(frame, objects)
+    data = bytes_of(frame, objects)
     if messages.checksum(data) != frame.checksum:
         raise DamagedFrame(f"{frame.frame_id}: its checksum does not fit its bytes")
     if frame.codec is not Codec.RAW:
@@ -45,7 +45,11 @@ def write_whole(target: Path, data: bytes) -> None:
     part.rename(target)
 
 
-def _bytes_of(frame: Frame, objects: ObjectStore | None) -> bytes:
+def bytes_of(frame: Frame, objects: ObjectStore | None) -> bytes:
+    """Return the bytes that a camera gave.
+
+    Raises MissingObjectError (also when frames.objects_url is not set) and StoreAway.
+    """
     if frame.object_key is None:
         return frame.data
     if objects is None:

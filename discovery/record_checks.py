@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from discovery.learned import augment
 from discovery.round import single_round
 from flawline.errors import FlawlineError
-from flawline.messages import FRAME_OFFSET, Defect, SchemaError, Tensor, Verdict, decode
+from flawline.messages import Defect, SchemaError, Tensor, Verdict, decode
 
 if TYPE_CHECKING:
     from discovery.learned.crop_backbone import CropBackbone
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # What both databases can hold.
 INTEGER_LIMIT: Final = 1 << 31
 BIG_INTEGER_LIMIT: Final = 1 << 63
-OFFSET_DIGITS: Final = 19
 _BIG: Final = frozenset({"captured_at", "decided_at", "epoch", "sequence"})
 
 
@@ -33,12 +32,6 @@ class Rejected(Exception):
 def verdict_of(value: bytes | None) -> Verdict:
     """Return the verdict in a record. Raises Rejected."""
     return _checked(Verdict, value)
-
-
-def frame_place(record: Any) -> tuple[int, int]:
-    """Return partition and offset of the frame that a verdict's record speaks of; -1 for an offset it does not name."""
-    text = dict(record.headers or ()).get(FRAME_OFFSET) or b""
-    return record.partition, int(text) if text.isdigit() and len(text) < OFFSET_DIGITS else -1
 
 
 def defect_of(value: bytes | None, dimensions: Mapping[str, int], forgotten_before: int = 0) -> Defect:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,21 @@ from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
 from discovery import record_checks
-from discovery.pictures.album import Album, Place
+from discovery.pictures.album import Album
+from discovery.pictures.frame_reader import Place, place_of
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
-from discovery.store import pruning, registry, schema
+from discovery.store import judgements, pruning, registry, schema
 from discovery.store.database import DatabaseAway, fact, parse_url
 from discovery.store.store import WITHDRAWN, Batch, Position, Store, TakenDefect
 from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
-from flawline.messages import ClassState, Defect, Verdict
+from flawline.messages import ClassEvent, ClassState, Defect, JudgementEvent, Verdict
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import unit
 
 log = logging.getLogger(__name__)
@@ -67,10 +69,11 @@ class Summary:
 def run(settings: Settings, stop: threading.Event) -> None:
     """Discover until `stop` is set, and wait for a store or a broker that is away.
 
-    Raises UsageError for a store.url that is none, FlawlineError when the broker refuses, or a port or a file cannot be
-    used.
+    Raises UsageError for a store.url that is none, FlawlineError when faiss is missing, when the broker refuses, and
+    when a port or a file cannot be used.
     """
     parse_url(settings.store_url)
+    faiss_module()
     metrics, store_outage, broker_outage = (
         settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S), kafka_clients.broker_outage()
     )  # fmt: skip
@@ -281,7 +284,7 @@ class DiscoveryService:
                 try:
                     if self._names[place.topic] is Verdict:
                         verdicts.append(record_checks.verdict_of(record.value))
-                        places.setdefault(verdicts[-1].frame_id, record_checks.frame_place(record))
+                        places.setdefault(verdicts[-1].frame_id, place_of(record))
                     else:
                         defects.append(
                             self._with_classes(
@@ -393,26 +396,33 @@ class DiscoveryService:
     def _publish(self) -> None:
         """Send the events that are still to be sent; they stay in the outbox until the broker has them."""
         while waiting := self.store.outbox():
-            try:
-                if self._producer is None:
-                    self._producer = kafka_clients.producer(self.settings, topics.CLASSES.name)
-                name = self.settings.topic(topics.CLASSES.name)
-                sent = [
-                    self._producer.send(
-                        name,
-                        key=event.class_id.encode(),
-                        value=messages.encode(event),
-                        headers=messages.headers(event),
-                    )
-                    for _, event in waiting
-                ]
-                for future in sent:
-                    future.get(timeout=PUBLISH_TIMEOUT_S)
-            except (KafkaError, FlawlineError) as error:
-                log.warning("%d class events wait for the broker (%s)", len(waiting), error)
-                self._close_producer()  # else it would hold each event once more at every attempt
+            if not self._is_sent(topics.CLASSES.name, [(event.class_id, event) for _, event in waiting]):
                 return
             self.store.mark_published(row for row, _ in waiting)
+        while said := judgements.outbox(self.store):
+            if not self._is_sent(topics.JUDGEMENTS.name, [(event.frame_id, event) for _, event in said]):
+                return
+            judgements.published(self.store, [row for row, _ in said])
+
+    def _is_sent(self, topic: str, events: Sequence[tuple[str, ClassEvent | JudgementEvent]]) -> bool:
+        """Send events with their keys and wait for the broker; return False when they have to be sent again."""
+        try:
+            if self._producer is None:
+                self._producer = kafka_clients.producer(self.settings, topics.CLASSES.name, topics.JUDGEMENTS.name)
+            name = self.settings.topic(topic)
+            sent = [
+                self._producer.send(
+                    name, key=key.encode(), value=messages.encode(event), headers=messages.headers(event)
+                )
+                for key, event in events
+            ]
+            for future in sent:
+                future.get(timeout=PUBLISH_TIMEOUT_S)
+        except (KafkaError, FlawlineError) as error:
+            log.warning("%d events for %s wait for the broker (%s)", len(events), topic, error)
+            self._close_producer()  # else it would hold each event once more at every attempt
+            return False
+        return True
 
     def _close_producer(self, timeout_s: float = 0.0) -> None:
         """Close the producer, if there is one; the next event makes another."""

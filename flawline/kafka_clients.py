@@ -235,6 +235,21 @@ def close_producer(client: KafkaProducer, timeout_s: float = 0.0) -> None:
         client._sender.join(1.0)
 
 
+class _Consumer(KafkaConsumer):
+    """A consumer whose partitions go on when they are resumed.
+
+    kafka-python 3.0.12 sets the records of a partition aside that is paused between two polls, and takes them up again
+    only when it has no others at hand; it believes to have some as long as it holds what is left of the last ones,
+    which is nothing. Until then it does not fetch the partition either: on a quiet line for ever.
+    """
+
+    def poll(self, *arguments: Any, **options: Any) -> Any:
+        fetcher = self._fetcher
+        if not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
+        return super().poll(*arguments, **options)
+
+
 def consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> KafkaConsumer:
     """Return a consumer, subscribed to the topics `names` (without prefix) when it belongs to a `group`.
 
@@ -261,7 +276,7 @@ def consumer(settings: Settings, *names: str, group: str | None = None, **overri
     }
     if group is None:
         del options["partition_assignment_strategy"]
-    client = _connect(KafkaConsumer, settings, options | overrides)
+    client = _connect(_Consumer, settings, options | overrides)
     if names and group:
         client.subscribe([settings.topic(name) for name in names])
     return client

@@ -395,6 +395,40 @@ class ClassEvent(Limited):
     why: Prose | None = None
 
 
+class Judgement(StrEnum):
+    """What a person says of a frame."""
+
+    REAL = "real"
+    """It shows a defect."""
+    FALSE = "false"
+    """It shows none."""
+    UNSURE = "unsure"
+    """The picture does not tell."""
+
+
+@dataclass(frozen=True)
+class JudgementEvent(Limited):
+    """What people say of a frame from now on: the topic keeps the last event of each frame.
+
+    `judgement` is None when all that was said has been taken back. `is_offered` says that the frame came from a queue:
+    one that a person looked up tells nothing of the others. `who` is the person who judged, or took back, at `at`.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    event_id: str
+    frame_id: str
+    camera: str
+    captured_at: TimeNs
+    decision: Decision
+    model_version: str
+    judgement: Judgement | None
+    is_offered: bool
+    who: str
+    at: TimeNs
+    why: Prose | None = None
+
+
 @dataclass(frozen=True)
 class DeadLetter(Limited):
     """A record that could not be processed: where it was, its original key, value and headers, and the reason."""
@@ -559,6 +593,7 @@ Message = (
     | Verdict
     | Defect
     | ClassEvent
+    | JudgementEvent
     | DeadLetter
     | ModelPointer
     | ModelHistory

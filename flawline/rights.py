@@ -90,7 +90,7 @@ ROLES = {
     ),
     "discover": Role(
         reads=(topics.VERDICTS, topics.DEFECTS, topics.FRAMES),  # frames for the pictures that it keeps
-        writes=(topics.CLASSES,),
+        writes=(topics.CLASSES, topics.JUDGEMENTS),
         member_of=topics.DISCOVERY_GROUP,
     ),
     "ledger": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),

@@ -135,6 +135,15 @@ CLASSES = Topic(
     readers="console, dashboards",
 )
 
+JUDGEMENTS = Topic(
+    "judgements",
+    key="frame id",
+    per_camera=False,
+    max_message_bytes=1 << 20,
+    writers="discovery",
+    readers="programs of the plant",
+)
+
 DEAD_LETTERS = Topic(
     "dead-letters",
     key="original key",
@@ -207,6 +216,7 @@ ALL = (
     VERDICTS,
     DEFECTS,
     CLASSES,
+    JUDGEMENTS,
     DEAD_LETTERS,
     MODELS,
     MODEL_REPORTS,

@@ -31,6 +31,7 @@ from scorer.gallery import image_embeddings
 from scorer.groups import find_groups
 from scorer.model import Model, Tiles, embedding_layers
 from scorer.odd_images import Odd, odd_looks
+from scorer.search.neighbours import faiss_module
 from scorer.small_parts import small_part
 from scorer.tiles import TiledImages, detector_class, worst
 
@@ -56,12 +57,13 @@ def fit_detector(
     `progress(stage, done, total)` is called as the work goes on. `images` may read each image when it is asked for. An
     image that raises FlawlineError is handed to `on_unreadable(index, error)` and left out; without `on_unreadable` it
     ends the fit. Images whose look is odd are named in the log, and left out with `leave_out_odd`. Raises FlawlineError
-    for too few images.
+    for too few images, and where faiss is missing.
     """
     if len(images) < settings.minimum_images:
         raise FlawlineError(
             f"{len(images)} good images: at least {settings.minimum_images} are needed to say what is normal: add more"
         )
+    faiss_module()  # before the work: groups are formed after the features of all images
     started = time.monotonic()
     settings = resolved(settings)
     one_thread_per_image()

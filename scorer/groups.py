@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scorer import spherical_k_means
 from scorer.gallery import Labels
 from scorer.search.bank import unit_rows
-from scorer.search.neighbours import faiss_module
 from scorer.vectors import Vectors
 
 # A group smaller than this joins its nearest neighbour: its calibration would rest on too few scores. Where a product
@@ -31,8 +31,9 @@ _RESTARTS = 5
 _SAMPLE = 3000
 # Images of the sample in an average group of the finest cut. A judgement.
 _FEWEST_PER_GROUP = 3
-# Rounds of k-means: the default of faiss, a judgement.
+# Rounds and seed of k-means: the defaults of faiss, a judgement.
 _ROUNDS = 25
+_FAISS_SEED = 1234
 
 
 def find_groups(embeddings: Vectors, count: int | None, seed: int) -> Labels:
@@ -84,7 +85,8 @@ def _cut(embeddings: Vectors, rng: np.random.Generator) -> Labels:
     most = max(2, min(len(embeddings) // _SMALLEST_GROUP, len(sample) // _FEWEST_PER_GROUP))
     labels = _best_cut(sample, most)
     centres = np.stack([sample[labels == k].mean(axis=0) for k in range(int(labels.max()) + 1)])
-    labels = (embeddings @ _settled(sample, unit_rows(centres)).T).argmax(axis=1)
+    centres = spherical_k_means.settled(sample, unit_rows(centres), _ROUNDS, _FAISS_SEED)
+    labels = (embeddings @ centres.T).argmax(axis=1)
     return _without_small(embeddings, labels, _SMALLEST_GROUP)
 
 
@@ -147,23 +149,8 @@ def _k_means(embeddings: Vectors, count: int, rng: np.random.Generator) -> Vecto
     from sklearn.cluster import kmeans_plusplus  # here: scoring needs no scikit-learn, which takes a second to import
 
     seeds = [kmeans_plusplus(embeddings, count, random_state=int(rng.integers(2**31)))[0] for _ in range(_RESTARTS)]
-    runs = [_settled(embeddings, centres) for centres in seeds]
+    runs = [spherical_k_means.settled(embeddings, centres, _ROUNDS, _FAISS_SEED) for centres in seeds]
     return max(runs, key=lambda centres: float((embeddings @ centres.T).max(axis=1).sum()))
-
-
-def _settled(embeddings: Vectors, centres: Vectors) -> Vectors:
-    """Return centres (k, d) after rounds of spherical k-means from these ones."""
-    k_means = faiss_module().Kmeans(
-        embeddings.shape[1],
-        len(centres),
-        niter=_ROUNDS,
-        spherical=True,
-        # faiss takes a sample of the images, and warns of small clusters, unless it is told otherwise.
-        max_points_per_centroid=len(embeddings),
-        min_points_per_centroid=1,
-    )
-    k_means.train(embeddings, init_centroids=np.ascontiguousarray(centres))
-    return np.asarray(k_means.centroids)
 
 
 def _without_small(embeddings: Vectors, labels: Labels, smallest: int) -> Labels:

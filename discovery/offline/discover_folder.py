@@ -29,6 +29,7 @@ from flawline.messages import DefectRegion
 from flawline.settings.discovery import DiscoverySettings
 from scorer.features import dataset
 from scorer.regions import regions
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import unit
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def run(
         raise UsageError("discover --once: give either --model MODEL, or --maps DIR with an anomaly map of each image")
     if k is not None and k < 1:
         raise UsageError(f"--k {k}: give 1 or more classes, or leave it out to have their number estimated")
+    faiss_module()  # before the work
     shown = pictures(data)
     if out is not None:
         with _writing(out):  # before the work, so that hours of it are not lost to a wrong place

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 from sqlalchemy import Connection
 
+from discovery.pictures.frame_reader import Place
 from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Removal, Removed
 from discovery.pictures.policy import Candidate, Picker, Stratum
 from discovery.store import frame_pictures, judgements, pruning
@@ -38,9 +39,6 @@ SHORT_PASS_S = 10.0
 """The least time between two passes, also while there is no room; a judgement, not measured."""
 REMOVED_AT_ONCE = 200
 """Pictures of one removal: some seconds of a bucket. A judgement, not measured."""
-
-Place = tuple[int, int]
-"""Partition and offset of a frame's record; -1 for an offset that the verdict does not name."""
 
 
 class Album:
@@ -159,6 +157,9 @@ class Album:
                 now_ns = pruning.now_of(connection, self._store)
                 holdings = frame_pictures.holdings(connection) if now_ns is not None else []
                 telemetry.UNJUDGED_FRAMES.set(judgements.backlog(connection))
+            if now_ns is not None:
+                with self._store.transaction() as connection:
+                    frame_pictures.forget_lost(connection, now_ns - round(self._settings.rejected_days * DAY_NS))
             self._export(holdings)
             goes = going(holdings, self._limits(), now_ns or 0, lacking_bytes)
             self._going = [(holding, "age") for holding in goes.too_old] + [

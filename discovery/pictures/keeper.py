@@ -11,15 +11,12 @@ import queue
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from discovery.frame_files import DamagedFrame, file_of
-from flawline import kafka_clients, messages, topics
+from discovery.pictures.frame_reader import FrameReader
 from flawline.errors import FlawlineError, one_line
-from flawline.messages import Frame, SchemaError
 from flawline.object_store import MissingObjectError, ObjectStore, StoreAway, line_name, object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
@@ -27,11 +24,6 @@ from flawline.settings.tree import Settings
 log = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 64
-FETCH_BYTES = 64 << 10
-"""A broker gives the first record whole, whatever its size; more would be read in vain."""
-POLL_MS = 1_000
-EMPTY_POLLS = 10
-"""Polls without a record after which the broker counts as away. A judgement: ten seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 CLOSE_S = 5.0
 """Judgements, not measured."""
@@ -100,7 +92,7 @@ class Keeper:
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._consumer: Any = None
+        self._reader = FrameReader(settings)
         self._pictures: ObjectStore | None = None
         self._objects: ObjectStore | None = None
 
@@ -140,7 +132,7 @@ class Keeper:
                 self._results.put(self._done(job))
                 job = None
             except (KafkaError, FlawlineError, OSError) as error:
-                self._close_consumer()
+                self._reader.close()
                 failure = outage.failed()
                 if failure.is_reported:
                     log.warning("pictures wait: %s; trying again with growing pauses", one_line(error))
@@ -149,7 +141,7 @@ class Keeper:
             if outage.is_on:
                 log.info("pictures are kept again, after %.0f s", outage.age_s())
                 outage.ended()
-        self._close_consumer()
+        self._reader.close()
 
     def _done(self, job: Job) -> Result:
         if self._pictures is None:
@@ -158,7 +150,7 @@ class Keeper:
             for key in job.keys:
                 self._pictures.remove(key)
             return Removed(job.picture_ids)
-        frame = self._frame(job)
+        frame = self._reader.frame(job.frame_id, (job.partition, job.offset))
         if frame is None:
             return Lost(job.picture_id, "expired")
         try:
@@ -181,49 +173,3 @@ class Keeper:
             pictures.create()
         pictures.require()
         return pictures, object_store(self._settings)
-
-    def _frame(self, job: Copy) -> Frame | None:
-        """Return the frame of a job, None when the topic does not hold it. Raises KafkaError or FlawlineError."""
-        if job.offset < 0:
-            return None
-        place = TopicPartition(self._settings.topic(topics.FRAMES.name), job.partition)
-        if self._consumer is None:
-            self._consumer = kafka_clients.consumer(
-                self._settings,
-                max_poll_records=1,
-                fetch_max_bytes=FETCH_BYTES,
-                max_partition_fetch_bytes=FETCH_BYTES,
-            )
-        if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
-            return None
-        self._consumer.assign([place])
-        if (
-            not self._consumer.beginning_offsets([place])[place]
-            <= job.offset
-            < self._consumer.end_offsets([place])[place]
-        ):
-            return None
-        self._consumer.seek(place, job.offset)
-        for _ in range(EMPTY_POLLS):
-            for record in self._consumer.poll(timeout_ms=POLL_MS).get(place, ()):
-                return _frame_in(record, job)
-            if self._stop.is_set():
-                break
-        raise FlawlineError(f"broker {self._settings.bootstrap_servers} gives no record of {place.topic}")
-
-    def _close_consumer(self) -> None:
-        client, self._consumer = self._consumer, None
-        if client is not None:
-            with suppress(KafkaError):
-                client.close(autocommit=False)
-
-
-def _frame_in(record: Any, job: Copy) -> Frame | None:
-    """Return the frame in a record, None when it is another one than the job asks for."""
-    if record.offset != job.offset:
-        return None
-    try:
-        frame = messages.decode(Frame, record.value or b"")
-    except SchemaError:
-        return None
-    return frame if frame.frame_id == job.frame_id else None

@@ -35,20 +35,24 @@ class Stratum(StrEnum):
     UNKNOWN_PRODUCT = "unknown-product"
     NEAR_MISS = "near-miss"
     ACCEPTED = "accepted"
+    PICKED = "picked"
+    """Of no part: a frame that was accepted, and whose picture a person has asked for."""
 
     @property
     def is_alarm(self) -> bool:
         """Whether the frame was not accepted."""
-        return self not in (Stratum.NEAR_MISS, Stratum.ACCEPTED)
+        return self not in (Stratum.NEAR_MISS, Stratum.ACCEPTED, Stratum.PICKED)
 
     @property
     def value_of_picture(self) -> Value:
         """How much a picture is worth when there is no room."""
-        return {Stratum.NEAR_MISS: Value.NEAR_MISS, Stratum.ACCEPTED: Value.SAMPLE}.get(self, Value.DEFECT)
+        if self.is_alarm:
+            return Value.DEFECT
+        return Value.NEAR_MISS if self is Stratum.NEAR_MISS else Value.SAMPLE
 
 
 ALARMS = tuple(stratum for stratum in Stratum if stratum.is_alarm)
-AUDITED = tuple(stratum for stratum in Stratum if not stratum.is_alarm)
+AUDITED = (Stratum.NEAR_MISS, Stratum.ACCEPTED)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,17 @@ def stratum_of(verdict: Verdict, near_miss_p_value: float) -> Stratum:
     if verdict.decision is not Decision.ACCEPT:
         return Stratum(verdict.decision)
     return Stratum.NEAR_MISS if verdict.p_value <= near_miss_p_value else Stratum.ACCEPTED
+
+
+def asked_for(candidate: Candidate, near_miss_p_value: float) -> Pick:
+    """Return the pick of a frame whose picture a person has asked for: it is no sample, unless it is kept anyway."""
+    stratum = stratum_of(candidate.verdict, near_miss_p_value)
+    return Pick(
+        candidate,
+        Stratum.PICKED if stratum is Stratum.ACCEPTED else stratum,
+        1.0,
+        chance_of(candidate.verdict.frame_id),
+    )
 
 
 def probability_in_sample(count: int, one_in: int, every_minute: bool) -> float:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
 
 from discovery.round.number_of_classes import DENSE_MEMBERS, estimate_count, merged, sample_of
+from scorer import spherical_k_means
+from scorer.search.neighbours import faiss_module
 from scorer.vectors import unit
 
 REGIONS_MIN = 30
@@ -88,11 +89,12 @@ def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: i
     data = np.ascontiguousarray(points)
     sample = data[sample_of(data, seed)]
     rough = merged(sample, [min(count, len(sample))])[0]
-    cold = _trained(data, centroids_of(sample, rough), seed)
+    cold = spherical_k_means.settled(data, centroids_of(sample, rough), KMEANS_STEPS, seed)
     labels, quality = _labelled(data, cold)
     if start is None or not len(start):
         return labels
-    warm_labels, warm_quality = _labelled(data, _trained(data, _adapted(start, cold), seed))
+    warm = spherical_k_means.settled(data, _adapted(start, cold), KMEANS_STEPS, seed)
+    warm_labels, warm_quality = _labelled(data, warm)
     return labels if quality > warm_quality + BETTER_START else warm_labels
 
 
@@ -127,23 +129,9 @@ def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pca.mean_, pca.components_.T
 
 
-def _trained(points: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
-    """Return the centroids of spherical k-means by faiss that starts at `start`."""
-    kmeans = faiss.Kmeans(
-        points.shape[1],
-        len(start),
-        niter=KMEANS_STEPS,
-        spherical=True,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(points),
-    )
-    kmeans.train(points, init_centroids=np.ascontiguousarray(start))
-    return np.asarray(kmeans.centroids)
-
-
 def _labelled(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float]:
     """Return labels, and the mean cosine of the points to their centroids."""
+    faiss = faiss_module()
     cosines, labels = faiss.knn(points, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
     return labels[:, 0], float(cosines.mean())
 

@@ -1,7 +1,8 @@
-"""The rows of the pictures: chosen, kept, lost and gone. What they mean is in `discovery/pictures/`.
+"""The rows of the pictures: chosen, kept or lost. What they mean is in `discovery/pictures/`.
 
 A row is `wanted` from the transaction that takes the verdict in, until its frame is in the picture store (`kept`) or
-cannot be had any more (`lost`). So a process that dies between asks for the same frames again.
+cannot be had any more (`lost`). So a process that dies between asks for the same frames again. The row goes with the
+picture; judgements hold what they need of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from discovery.pictures.policy import Pick, Stratum
 from discovery.store import schema
@@ -29,7 +30,10 @@ TOO_MANY = "backlog"
 LOST_FRAMES = "lost frames"
 """Prefix of the facts that count what could not be kept, by reason."""
 
-WANTED, KEPT, LOST, GONE = "wanted", "kept", "lost", "gone"
+LOST_SLICE = 5_000
+"""Rows of lost frames that one pass forgets. A judgement, not measured: well below a second."""
+
+WANTED, KEPT, LOST = "wanted", "kept", "lost"
 
 
 @dataclass(frozen=True)
@@ -163,17 +167,22 @@ def shared_keys(connection: Connection, ids: Sequence[int], keys: Collection[str
 
 
 def forget(connection: Connection, ids: Sequence[int], value: str, reason: str) -> None:
-    """Note that pictures have been removed; heat maps go with them, unless the crops are still there."""
+    """Forget pictures that have been removed, and count them; heat maps go too, unless the crops are still there."""
     table, d, p = schema.frame_pictures, schema.defects, schema.pictures
     for part in parts(ids):
         frames = list(connection.scalars(select(table.c.frame_id).where(table.c.id.in_(part))))
-        connection.execute(
-            update(table).where(table.c.id.in_(part)).values(state=GONE, reason=reason, object_key=None, size_bytes=0)
-        )
+        connection.execute(delete(table).where(table.c.id.in_(part)))
         has_crops = select(p.c.defect_id).where(p.c.defect_id == d.c.id, p.c.held.is_(False)).exists()
         emptied = update(d).where(d.c.frame_id.in_(frames), ~has_crops)
         connection.execute(emptied.values(heatmap=b"", heatmap_height=0, heatmap_width=0))
     add_to_fact(connection, f"forgotten frames {value} {reason}", len(ids))
+
+
+def forget_lost(connection: Connection, before_ns: int) -> None:
+    """Forget a slice of the frames that could not be kept and were captured before `before_ns`; they are counted."""
+    table = schema.frame_pictures
+    old = select(table.c.id).where(table.c.state == LOST, table.c.hour < before_ns // HOUR_NS).limit(LOST_SLICE)
+    connection.execute(delete(table).where(table.c.id.in_(old)))
 
 
 def by_frame(connection: Connection, frame_id: str) -> Any:

@@ -12,28 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import Connection, Select, delete, func, select, tuple_, update
 
 from discovery.pictures.policy import ALARMS, AUDITED, Stratum
 from discovery.quality_rates import Judged
 from discovery.store import schema
-from discovery.store.database import HOUR_NS, stamp
+from discovery.store.database import HOUR_NS, parts, stamp
 from discovery.store.frame_pictures import KEPT, by_frame
 from discovery.store.store import Store
 from flawline.errors import UsageError
+from flawline.messages import Decision, Judgement, JudgementEvent
 
 WHO_LENGTH, WHY_LENGTH = 64, 500
-
-
-class Judgement(StrEnum):
-    """What a person says of a frame."""
-
-    REAL = "real"
-    """It shows a defect."""
-    FALSE = "false"
-    """It shows none."""
-    UNSURE = "unsure"
-    """The picture does not tell."""
 
 
 class Queue(StrEnum):
@@ -88,6 +78,7 @@ def judge(
         row |= {name: getattr(frame, name) for name in names}
         key = connection.execute(schema.judgements.insert().values(row)).inserted_primary_key
         assert key is not None
+        _announce(store, connection, int(key[0]), str(judgement), who, why)
         return _entry(connection, int(key[0]))
 
 
@@ -102,7 +93,56 @@ def undo(store: Store, *, who: str, frame_id: str | None = None) -> dict[str, An
         connection.execute(
             update(j).where(j.c.id == last).values(undone_at=stamp(store.utc_ns()), undone_by=who)
         )  # fmt: skip
-        return _entry(connection, last)
+        entry = _entry(connection, last)
+        before = select(j.c.judgement).where(j.c.frame_id == entry["frame"], j.c.undone_at.is_(None))
+        holds = connection.scalar(before.order_by(j.c.id.desc()).limit(1))
+        _announce(store, connection, last, holds, who, None)
+        return entry
+
+
+def _announce(
+    store: Store, connection: Connection, judgement_id: int, holds: str | None, who: str, why: str | None
+) -> None:
+    """Put what holds of a frame from now on into the outbox."""
+    row = {"judgement_id": judgement_id, "judgement": holds, "who": who, "at_ns": store.utc_ns(), "why": why or None}
+    connection.execute(schema.judgement_events.insert().values(row))
+
+
+def outbox(store: Store, limit: int = 1000) -> list[tuple[int, JudgementEvent]]:
+    """Return the events that are still to be published, the oldest first, with their row ids."""
+    e, j = schema.judgement_events, schema.judgements
+    query = (
+        select(e, j.c.frame_id, j.c.camera, j.c.captured_ns, j.c.decision, j.c.model_version, j.c.is_offered)
+        .join_from(e, j, j.c.id == e.c.judgement_id)
+        .order_by(e.c.id)
+        .limit(limit)
+    )
+    with store.reading() as connection:
+        return [(row.id, _event(row)) for row in connection.execute(query)]
+
+
+def _event(row: Any) -> JudgementEvent:
+    return JudgementEvent(
+        event_id=f"{row.frame_id}:j{row.at_ns}",
+        frame_id=row.frame_id,
+        camera=row.camera,
+        captured_at=row.captured_ns,
+        decision=Decision(row.decision),
+        model_version=row.model_version,
+        judgement=Judgement(row.judgement) if row.judgement else None,
+        is_offered=row.is_offered,
+        who=row.who,
+        at=row.at_ns,
+        why=row.why,
+    )
+
+
+def published(store: Store, rows: Sequence[int]) -> None:
+    """Forget events that the broker has acknowledged."""
+    e = schema.judgement_events
+    with store.transaction() as connection:
+        for part in parts(rows):
+            connection.execute(delete(e).where(e.c.id.in_(part)))
 
 
 def _entry(connection: Connection, judgement_id: int) -> dict[str, Any]:
@@ -196,21 +236,41 @@ def _unjudged(query: Select[Any], wanted: Filter) -> Select[Any]:
     return _limited(query.where(f.state == KEPT, ~is_judged), f, wanted)
 
 
-def offered(store: Store, queue: Queue, wanted: Filter = Filter(), limit: int = 50) -> list[Any]:
-    """Return frames to be judged with the class of each: alarms from the latest on, audits in random order."""
+def offered(
+    store: Store, queue: Queue, wanted: Filter = Filter(), limit: int = 50, after: str | None = None
+) -> list[Any]:
+    """Return frames to be judged, as `picture` does: alarms from the latest on, audits in random order.
+
+    With `after`, only those that come behind this frame in that order.
+    """
+    f = schema.frame_pictures.c
+    order = (f.captured_ns.desc(), f.id.desc()) if queue is Queue.ALARMS else (f.chance, f.id)
+    query = _pictures().where(f.stratum.in_([str(stratum) for stratum in queue.strata])).order_by(*order).limit(limit)
+    with store.reading() as connection:
+        last = None if after is None else by_frame(connection, after)
+        if last is not None and queue is Queue.ALARMS:
+            query = query.where(tuple_(f.captured_ns, f.id) < tuple_(last.captured_ns, last.id))
+        elif last is not None:
+            query = query.where(tuple_(f.chance, f.id) > tuple_(last.chance, last.id))
+        return list(connection.execute(_unjudged(query, wanted)))
+
+
+def picture(store: Store, frame_id: str) -> Any:
+    """Return a frame that has a picture, with its defect's id, heat map and class; None for another one."""
+    f = schema.frame_pictures.c
+    with store.reading() as connection:
+        return connection.execute(_pictures().where(f.frame_id == frame_id, f.state == KEPT)).one_or_none()
+
+
+def _pictures() -> Select[Any]:
     f, d, c = schema.frame_pictures, schema.defects, schema.classes
-    order = (f.c.captured_ns.desc(), f.c.id.desc()) if queue is Queue.ALARMS else (f.c.chance, f.c.id)
-    query = (
-        select(f, d.c.class_id, c.c.name.label("class_name"))
+    return (
+        select(f, d.c.id.label("defect_id"), func.length(d.c.heatmap).label("heat_bytes"), d.c.class_id,
+               c.c.name.label("class_name"))
         .select_from(f)
         .join(d, d.c.frame_id == f.c.frame_id, isouter=True)
         .join(c, c.c.id == d.c.class_id, isouter=True)
-        .where(f.c.stratum.in_([str(stratum) for stratum in queue.strata]))
-        .order_by(*order)
-        .limit(limit)
-    )
-    with store.reading() as connection:
-        return list(connection.execute(_unjudged(query, wanted)))
+    )  # fmt: skip
 
 
 def backlogs(store: Store, wanted: Filter = Filter()) -> dict[Queue, int]:
@@ -274,7 +334,7 @@ def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
             weights(stratum, Judgement.FALSE),
             unsure(stratum),
         )
-        for stratum in Stratum
+        for stratum in (*ALARMS, *AUDITED)
     ]
 
 

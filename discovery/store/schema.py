@@ -23,6 +23,7 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `frame_pictures`: whole frames that stay, or stayed, for people to judge: where they are, why they were chosen, and
   how probable that was.
 - `judgements`: what people said of frames, with all that the rates of overkill and escapes need.
+- `judgement_events`: changes of what people say of frames that the topic `judgements` does not have yet.
 - `stratum_hours`: all frames by hour, camera and stratum, of which the pictures are a part.
 
 Defects by class over time (PostgreSQL):
@@ -320,7 +321,7 @@ frame_pictures = Table(
     Column("captured_at", UtcStamp, nullable=False),
     Column("captured_ns", BigInteger, nullable=False),
     Column("hour", Integer, nullable=False, comment="Of the capture, counted from 1970."),
-    Column("stratum", Text, nullable=False, comment="reject, review, unknown-product, near-miss or accepted."),
+    Column("stratum", Text, nullable=False, comment="reject, review, unknown-product, near-miss, accepted or picked."),
     Column("decision", Text, nullable=False),
     Column("group_id", Integer, nullable=False),
     Column("score", Float, nullable=False),
@@ -332,15 +333,17 @@ frame_pictures = Table(
     Column("chance", Float, nullable=False, comment="Random number of the frame, by which audits are ordered."),
     Column("partition", Integer, nullable=False, comment="Of its record in the topic frames."),
     Column("frame_offset", BigInteger, nullable=False, comment="Of its record; -1 when it is not known."),
-    Column("state", Text, nullable=False, comment="wanted, kept, lost (it never came) or gone (it was removed)."),
-    Column("reason", Text, comment="Why it is lost or gone."),
+    Column("state", Text, nullable=False, comment="wanted, kept, or lost: it cannot be had."),
+    Column("reason", Text, comment="Why it is lost."),
     Column("object_key", Text),
     Column("codec", Text),
     Column("height", Integer),
     Column("width", Integer),
     Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     Index("frame_pictures_state", "state", "hour", "stratum", "size_bytes"),
-    Index("frame_pictures_captured", "captured_ns"),
+    Index("frame_pictures_captured", "state", "captured_ns"),
+    Index("frame_pictures_chance", "state", "chance"),
+    Index("frame_pictures_backlog", "state", "stratum", "frame_id"),
     Index("frame_pictures_object", "object_key"),
 )
 
@@ -366,8 +369,19 @@ judgements = Table(
     Column("model_version", Text, nullable=False),
     Column("undone_at", UtcStamp),
     Column("undone_by", Text),
-    Index("judgements_frame", "frame_id"),
+    Index("judgements_frame", "frame_id", "undone_at"),
     Index("judgements_captured", "captured_ns"),
+)
+
+judgement_events = Table(
+    "judgement_events",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("judgement_id", _Id, ForeignKey("judgements.id"), nullable=False, comment="Given, or taken back."),
+    Column("judgement", Text, comment="What holds of the frame since; NULL: nothing."),
+    Column("who", Text, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("why", Text),
 )
 
 stratum_hours = Table(

@@ -170,8 +170,8 @@ class ScorerSettings(BaseModel):
     )
     precision: Literal["f32", "f16", "bf16"] = Field(
         default="f32",
-        description="Number format of the backbone, the only one its models run in; f16 is faster on a GPU, bf16 also "
-        "on a CPU that has it.",
+        description="Number format of the backbone, in which its models run only; f16 is faster on a GPU, bf16 there "
+        "and on a CPU that has it.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device that runs the backbone; auto takes CUDA where there is a GPU."

@@ -12,7 +12,7 @@ from station.cli.options import Config, Json, JsonFile, settings_of
 
 if TYPE_CHECKING:
     from flawline.settings.tree import Settings
-    from station.cli.doctor_checks import Finding
+    from station.cli.finding import Finding
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -20,7 +20,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor(json: Json = False, json_file: JsonFile = None, config: Config = None) -> None:
     """Print the effective settings, secrets masked, and check everything the line needs. Exit 1 when a check fails."""
     from station import terminal
-    from station.cli.doctor_checks import Status
+    from station.cli.finding import Status
 
     settings = settings_of(config)
     _refuse_without_transactions(settings)
@@ -111,7 +111,7 @@ def _guarded(check: Callable[[Settings], list[Finding]], settings: Settings) -> 
     from kafka.errors import AuthorizationError
 
     from flawline.errors import FlawlineError, one_line
-    from station.cli.doctor_checks import Finding, Status
+    from station.cli.finding import Finding, Status
 
     started = time.monotonic()
     try:

@@ -7,8 +7,6 @@ import os
 import shutil
 import socket
 from collections import Counter
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,6 +33,8 @@ from flawline.settings.tree import Settings
 from ledger import topic_retention
 from ledger.retention import deleted_records
 from station import role_states
+from station.cli import device_checks
+from station.cli.finding import Finding, Status
 from workers.autoscale import bounds
 
 CONNECT_TIMEOUT_S = 3.0
@@ -42,22 +42,6 @@ CLOCK_TOLERANCE_MS = 60_000
 RELEASED_NS = 1_735_689_600 * 1_000_000_000  # 2025-01-01: no frame can be older than this project
 LEAST_FREE_BYTES = 1 << 30
 PARTITIONS_PER_ACTOR = 4
-
-
-class Status(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; `remedy` says what to do when it is not ok."""
-
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
 
 
 def checksum_library(settings: Settings) -> list[Finding]:
@@ -445,6 +429,8 @@ def rights(settings: Settings) -> list[Finding]:
 
 
 ALL = (
+    device_checks.gpu,
+    device_checks.faiss,
     checksum_library,
     broker_answers,
     rights,

@@ -34,12 +34,13 @@ from station.cli.promote import promote
 from station.cli.publish import publish
 from station.cli.replay import replay
 from station.cli.rollback import rollback
+from station.cli.size import size
 from station.cli.up import up
 from station.cli.work import work
 
 ROLES = (up, broker, produce, work, discover, console)
 MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
-REPORTS = (demo, ledger, replay, doctor)
+REPORTS = (demo, ledger, replay, doctor, size)
 
 app = typer.Typer(
     name="flawline",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.responses import Response
 
 from discovery.store import class_commands
 from discovery.store.store import Store
@@ -18,6 +19,8 @@ LIMIT_BYTES = 16 << 10
 FIELDS_LIMIT = 20
 WHO_LENGTH = 64
 WHY_LENGTH = 500
+WHO_COOKIE = "flawline_who"
+YEAR_S = 365 * 86_400
 
 Form = dict[str, str]
 
@@ -64,6 +67,17 @@ def person(form: Form, visitor: Visitor) -> tuple[str, str | None]:
     if len(why) > WHY_LENGTH or not why.isprintable():
         raise UsageError(f"why: at most {WHY_LENGTH} printable characters")
     return who, why or None
+
+
+def remember(response: Response, form: Form, visitor: Visitor) -> None:
+    """Let the browser keep the name that the form gives, where no users exist."""
+    if visitor.name is None:
+        response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
+
+
+def remembered(request: Request) -> str:
+    """Return the name that a person gave in the last form, where no users exist."""
+    return unquote(request.cookies.get(WHO_COOKIE, ""))
 
 
 HIDING = ("dismiss", "merge")

@@ -19,6 +19,9 @@ import cv2
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
+from discovery.frame_files import bytes_of
+from discovery.pictures.frame_reader import FrameReader, place_of
+from discovery.pictures.policy import Candidate
 from flawline import clock, imaging, kafka_clients, messages, topics
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Codec, Decision, Frame, SchemaError, Verdict
@@ -36,9 +39,9 @@ UP_INTERVAL_S = 2.0
 PICTURE_INTERVAL_S = 1.0
 PICTURE_SIDE_PX = 1280
 PICTURES_LIMIT_BYTES = 48 << 20
-SEARCHED_RECORDS = 8
-"""Records that are read to find a frame, from its capture on. One that waited in a spool lies further on."""
-VERDICT_FETCH_BYTES, FRAME_FETCH_BYTES = 1 << 20, 4 << 20
+RECENT_S, RECENT_FRAMES = 600.0, 20_000
+"""Verdicts are remembered for so long, and at most so many (some 20 MB), so that a person can ask for their frames."""
+VERDICT_FETCH_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Judgements, all of these: a picture a second is what an eye follows, and 1280 px fill half of a large screen."""
 
@@ -100,11 +103,11 @@ class LiveWatch:
         self._outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._serials = count(1)
         self._strips: dict[str, deque[LiveVerdict]] = {}
-        self._places: dict[str, int] = {}
+        self._recent: OrderedDict[str, tuple[int, Candidate]] = OrderedDict()
         self._shown: dict[str, LiveVerdict] = {}
         self._shown_at: dict[str, int] = {}
         self._verdicts: Any = None
-        self._frames: Any = None
+        self._frames = FrameReader(settings)
         self._objects: ObjectStore | None = None
         self._asked_at = 0
         self.cameras_up: dict[str, bool] = {}
@@ -123,6 +126,11 @@ class LiveWatch:
     def shown(self, camera: str) -> LiveVerdict | None:
         """Return the verdict that stands in a camera's tile: of those in the last second the one that matters most."""
         return self._shown.get(camera)
+
+    def recent(self, frame_id: str) -> Candidate | None:
+        """Return a verdict of the last RECENT_S with the place of its frame, None for another one."""
+        known = self._recent.get(frame_id)
+        return known[1] if known is not None else None
 
     def run(self, stop: threading.Event) -> None:
         """Poll until `stop`."""
@@ -157,10 +165,10 @@ class LiveWatch:
 
     def close(self) -> None:
         """Close the connections."""
-        for client in (self._verdicts, self._frames):
-            if client is not None:
-                client.close()
-        self._verdicts = self._frames = None
+        self._frames.close()
+        if self._verdicts is not None:
+            self._verdicts.close()
+        self._verdicts = None
 
     def _read_verdicts(self) -> bool:
         """Read what is new; return False while there is no topic to read."""
@@ -168,12 +176,6 @@ class LiveWatch:
             self._verdicts = self._at_the_end()
             if self._verdicts is None:
                 return False
-            self._frames = kafka_clients.consumer(
-                self._settings,
-                max_poll_records=1,
-                fetch_max_bytes=FRAME_FETCH_BYTES,
-                max_partition_fetch_bytes=FRAME_FETCH_BYTES,
-            )
             self._objects = object_store(self._settings)
         polled = self._verdicts.poll(timeout_ms=POLL_MS)
         fresh = (live for records in polled.values() for record in records if (live := self._seen(record)))
@@ -205,7 +207,7 @@ class LiveWatch:
             verdict = messages.decode(Verdict, record.value or b"")
         except SchemaError:
             return None  # the ledger counts it
-        self._places[verdict.camera] = record.partition
+        self._remember(Candidate(replace(verdict, regions=()), *place_of(record)))
         return LiveVerdict(
             serial=next(self._serials),
             frame_id=verdict.frame_id,
@@ -216,6 +218,15 @@ class LiveWatch:
             score=verdict.score,
             boxes=tuple(region.box for region in verdict.regions),
         )
+
+    def _remember(self, candidate: Candidate) -> None:
+        now = self._utc_ns()
+        self._recent[candidate.verdict.frame_id] = now, candidate
+        while self._recent:
+            frame_id, (at, _) = next(iter(self._recent.items()))
+            if len(self._recent) <= RECENT_FRAMES and now - at <= RECENT_S / clock.NS:
+                break
+            self._recent.pop(frame_id, None)
 
     def _renew(self, camera: str) -> None:
         """Show another verdict of a camera with its picture, at most once in PICTURE_INTERVAL_S."""
@@ -228,35 +239,18 @@ class LiveWatch:
             frame = self._frame_of(target)
             if frame is not None:
                 limit_bytes = self._settings.frames.decoded_limit_bytes
-                self.pictures.add(picture_of(frame, self._bytes_of(frame), limit_bytes))
+                self.pictures.add(picture_of(frame, bytes_of(frame, self._objects), limit_bytes))
         except (FlawlineError, imaging.ImageError) as error:
             log.debug("no picture of %s: %s", target.frame_id, error)
         # What came before the target is passed over, so a later acceptance does not show an older reject again.
         self._shown[camera], self._shown_at[camera] = replace(target, serial=fresh[-1].serial), now
 
     def _frame_of(self, verdict: LiveVerdict) -> Frame | None:
-        """Return the frame of a verdict, None when it does not lie where it was captured."""
-        place = TopicPartition(self._settings.topic(topics.FRAMES.name), self._places[verdict.camera])
-        self._frames.assign([place])
-        start = self._frames.offsets_for_times({place: verdict.captured_at // 1_000_000})[place]
-        if start is None:
+        """Return the frame of a verdict, None when the topic does not hold it any more."""
+        candidate = self.recent(verdict.frame_id)
+        if candidate is None:
             return None
-        self._frames.seek(place, start.offset)
-        for _ in range(SEARCHED_RECORDS):
-            for record in self._frames.poll(timeout_ms=POLL_MS).get(place, ()):
-                if dict(record.headers).get("frame-id", b"").decode("utf-8", "replace") == verdict.frame_id:
-                    try:
-                        return messages.decode(Frame, record.value or b"")
-                    except SchemaError:
-                        return None
-        return None
-
-    def _bytes_of(self, frame: Frame) -> bytes:
-        if frame.object_key is None:
-            return frame.data
-        if self._objects is None:
-            raise FlawlineError(f"{frame.frame_id} is object {frame.object_key} and frames.objects_url is not set")
-        return self._objects.get(frame.object_key, frame.size_bytes)
+        return self._frames.frame(verdict.frame_id, (candidate.partition, candidate.offset))
 
 
 def most_important(verdicts: Iterable[LiveVerdict]) -> LiveVerdict:

@@ -191,6 +191,12 @@ def defect(store: Store, frame_id: str) -> Any:
         return connection.execute(query).one_or_none()
 
 
+def cameras_with_pictures(store: Store, configured: Iterable[str]) -> list[str]:
+    """Return the names of the cameras that have counted frames, and of those that are configured."""
+    with store.reading() as connection:
+        return sorted({*configured, *connection.scalars(select(schema.stratum_hours.c.camera).distinct())})
+
+
 def crop(store: Store, region_id: int) -> bytes | None:
     """Return a region's crop (JPEG), None without such a region or after its crop was pruned."""
     with store.reading() as connection:

@@ -179,12 +179,25 @@ def test_the_gpu_variant_changes_only_services_that_exist():
     assert set(gpu["workers"]["build"]["args"]) <= arguments
 
 
+def test_the_gpu_variant_installs_the_gpu_packages_and_hands_its_actors_the_gpu():
+    workers = compose.load(compose.GPU_FILE)["services"]["workers"]
+    assert workers["build"]["args"] == {"VARIANT": "gpu"}
+    assert (compose.ROOT / "deploy/requirements.gpu.lock").exists()
+    [device] = workers["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and "gpu" in device["capabilities"]
+    actors = load_settings(compose.ROOT / "deploy/line.plant.toml").worker.actors
+    share = float(workers["environment"]["FLAWLINE_WORKER__NUM_GPUS"])
+    assert 0 < actors * share <= device["count"], "Ray starts no actor for which there is no share of a GPU"
+
+
 def test_the_image_holds_every_package_and_runs_as_nobody_special():
     dockerfile = (compose.ROOT / "deploy/Dockerfile").read_text()
     assert all(re.search(r":\d+\.\d+\.\d+-", image) for image in re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE))
     assert re.search(r"^USER \d+$", dockerfile, re.MULTILINE)
     copies = [line.split()[1:-1] for line in re.findall(r"^COPY (?!--from).*$", dockerfile, re.MULTILINE)]
-    copied = {source for sources in copies for source in sources}
+    copied = {
+        source.replace("${VARIANT}", variant) for sources in copies for source in sources for variant in ("cpu", "gpu")
+    }
     kept = {line[1:] for line in (compose.ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == kept, "what the image copies and what .dockerignore lets through differ"
     assert all((compose.ROOT / source).exists() for source in copied)

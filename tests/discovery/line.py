@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from kafka import TopicPartition
 
 from flawline import kafka_clients, messages, topics
-from flawline.messages import ClassEvent, Defect, Verdict
+from flawline.messages import ClassEvent, Defect, JudgementEvent, Verdict
 from flawline.settings.tree import Settings, load_settings
+
+TOPICS = (topics.VERDICTS, topics.DEFECTS, topics.CLASSES, topics.JUDGEMENTS)
 
 _PROCESS = """
 import json, signal, sys, threading
@@ -48,7 +51,7 @@ def settings_for(
     file = folder / "line.toml"
     file.write_text(text)
     settings = load_settings(file)
-    kafka_clients.ensure_topics(settings, only=[topics.VERDICTS.name, topics.DEFECTS.name, topics.CLASSES.name])
+    kafka_clients.ensure_topics(settings, only=[topic.name for topic in TOPICS])
     return settings
 
 
@@ -78,19 +81,32 @@ def publish(settings: Settings, sent: Iterable[Verdict | Defect | tuple[str, byt
 
 
 def published_events(settings: Settings) -> list[ClassEvent]:
-    """Everything on the topic `classes`, in order."""
+    """Return everything on the topic `classes`, in order."""
+    records = _published(settings, topics.CLASSES.name)
+    events = [messages.decode(ClassEvent, record.value) for record in records]
+    assert [record.key for record in records] == [event.class_id.encode() for event in events]
+    return events
+
+
+def published_judgements(settings: Settings) -> list[JudgementEvent]:
+    """Return everything on the topic `judgements`, in order."""
+    records = _published(settings, topics.JUDGEMENTS.name)
+    events = [messages.decode(JudgementEvent, record.value) for record in records]
+    assert [record.key for record in records] == [event.frame_id.encode() for event in events]
+    return events
+
+
+def _published(settings: Settings, name: str) -> list[Any]:
     client = kafka_clients.consumer(settings)
     try:
-        place = TopicPartition(settings.topic(topics.CLASSES.name), 0)
+        place = TopicPartition(settings.topic(name), 0)
         client.assign([place])
         client.seek_to_beginning(place)
         end = client.end_offsets([place])[place]
-        events = []
+        records: list[Any] = []
         while client.position(place) < end:
-            for record in client.poll(timeout_ms=500).get(place, []):
-                assert record.key == messages.decode(ClassEvent, record.value).class_id.encode()
-                events.append(messages.decode(ClassEvent, record.value))
-        return events
+            records += client.poll(timeout_ms=500).get(place, [])
+        return records
     finally:
         client.close()
 

@@ -42,6 +42,15 @@ def test_alarms_are_offered_from_the_latest_on_and_audits_at_random(store: Store
     assert judgements.backlogs(store) == {Queue.ALARMS: 5, Queue.AUDIT: 12}
 
 
+def test_the_queue_goes_on_behind_a_frame_also_when_that_is_judged_by_then(store: Store) -> None:
+    judgements.judge(store, "cam-1:1:3", "real", who="ana")
+    behind = judgements.offered(store, Queue.ALARMS, after="cam-1:1:3")
+    assert [row.frame_id for row in behind] == ["cam-1:1:2", "cam-1:1:1", "cam-1:1:0"]
+    audit = [row.frame_id for row in judgements.offered(store, Queue.AUDIT)]
+    assert [row.frame_id for row in judgements.offered(store, Queue.AUDIT, after=audit[4])] == audit[5:]
+    assert len(judgements.offered(store, Queue.AUDIT, after="unknown")) == len(audit)
+
+
 def test_a_judged_frame_is_offered_no_more_until_it_is_taken_back(store: Store) -> None:
     entry = judgements.judge(store, "cam-1:1:4", "false", who="ana", why="dust", is_offered=True)
     assert (entry["judgement"], entry["who"], entry["why"], entry["stratum"]) == ("false", "ana", "dust", "review")

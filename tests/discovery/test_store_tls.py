@@ -13,7 +13,7 @@ from discovery.store.database import DatabaseAway
 from discovery.store.store import Store
 from flawline.settings.tree import Settings
 from station.cli import doctor_checks
-from station.cli.doctor_checks import Status
+from station.cli.finding import Status
 from tests.support.brokers import Certificates
 from tests.support.postgres import PostgresServer, running_postgres
 

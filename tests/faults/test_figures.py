@@ -42,9 +42,11 @@ def test_line_is_live_again_when_half_of_five_seconds_of_verdicts_come_within_tw
 def test_only_gaps_since_the_disk_of_a_killed_producer_was_full_are_told_apart() -> None:
     spans = (SequenceRange(7, 4, 4), SequenceRange(7, 9, 11), SequenceRange(8, 9, 9))
     report = Report({"a": Account(gaps=5, gap_ranges=spans), "b": Account(gaps=1, gap_ranges=spans[2:])})
-    assert faults.gaps_without_disk(report, {("a", 7): 10}) == 2
-    assert faults.gaps_without_disk(report, {("a", 7): 0, ("b", 7): 0}) == 4
-    assert faults.gaps_without_disk(report, {}) == 0
+    assert faults.gaps_without_disk(report, [faults.UnsafeCaptures("a", 7, 7, 10)]) == 2
+    both = [faults.UnsafeCaptures("a", 7, 8, 0), faults.UnsafeCaptures("b", 6, 7, 0)]
+    assert faults.gaps_without_disk(report, both) == 5
+    assert faults.gaps_without_disk(report, [*both, *both]) == 5
+    assert faults.gaps_without_disk(report, []) == 0
 
 
 @pytest.mark.system

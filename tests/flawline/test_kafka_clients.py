@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,36 @@ def test_largest_legal_frame_passes_and_a_larger_one_is_refused(line: TalkingLin
     try:
         [record] = reader.poll(timeout_ms=60_000)[place]
         assert len(record.value) == settings.frames.limit_bytes
+    finally:
+        reader.close()
+
+
+def test_partition_that_was_paused_between_two_polls_goes_on_when_the_others_have_no_more_records(
+    line: TalkingLine,
+) -> None:
+    topic = line.settings.topic("verdicts")
+    first, second = (TopicPartition(topic, number) for number in range(2))
+    writer = kafka_clients.producer(line.settings)
+    for place in (first, second):
+        for _ in range(3):
+            writer.send(topic, value=b"x", partition=place.partition).get(60)
+    writer.close()
+    reader = kafka_clients.consumer(line.settings)
+    try:
+        reader.assign([first, second])
+        reader.seek_to_beginning()
+        (paused,) = polled = reader.poll(timeout_ms=60_000, max_records=1)
+        assert len(polled[paused]) == 1
+        reader.pause(paused)
+        other = second if paused == first else first
+        while reader.position(other) < 3:
+            reader.poll(timeout_ms=100)
+        reader.poll(timeout_ms=100)
+        reader.resume(paused)
+        deadline = time.monotonic() + 60
+        while reader.position(paused) < 3:
+            assert time.monotonic() < deadline, "the partition is not read any more"
+            reader.poll(timeout_ms=100)
     finally:
         reader.close()
 

@@ -24,7 +24,7 @@ from flawline.settings.producers import UsbCamera
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
 from station.cli import doctor, doctor_checks
-from station.cli.doctor_checks import Finding, Status
+from station.cli.finding import Finding, Status
 from tests.discovery.factories import START_NS, defect, directions
 from tests.discovery.pictures import photos
 from tests.support.ports import reserved_port

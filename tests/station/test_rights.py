@@ -31,7 +31,7 @@ from flawline.settings.tree import Settings
 from ledger import reader
 from producers import service
 from station.cli import doctor_checks, main
-from station.cli.doctor_checks import Status
+from station.cli.finding import Status
 from tests.producers.doubles import until
 from tests.support.brokers import SecuredKafka, unique
 from workers.active_model import ModelRef
@@ -388,7 +388,7 @@ def test_every_topic_is_written_and_read_by_a_role_or_by_browsers() -> None:
     written = {topic for role in ROLES.values() for topic in role.writes}
     read = {topic for role in ROLES.values() for topic in role.reads}
     assert written == set(topics.ALL)
-    assert set(topics.ALL) - read == {topics.CLASSES}  # for consumers outside of the line
+    assert set(topics.ALL) - read == {topics.CLASSES, topics.JUDGEMENTS}  # for consumers outside of the line
 
 
 def test_documentation_lists_the_rights_of_each_role() -> None:

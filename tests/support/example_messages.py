@@ -18,6 +18,8 @@ from flawline.messages import (
     DropReason,
     ExpiredFrames,
     Frame,
+    Judgement,
+    JudgementEvent,
     LedgerEntry,
     LedgerSnapshot,
     ModelHistory,
@@ -72,6 +74,9 @@ def example(cls: type) -> Any:
             ),
         ),
         ClassEvent: lambda: ClassEvent("e1", "c1", Transition.BORN, 1, 2, ClassState.CANDIDATE, 10, parents=("c0",)),
+        JudgementEvent: lambda: JudgementEvent(
+            "cam:1:2:j1", "cam:1:2", "cam", 1, Decision.REJECT, "m", Judgement.FALSE, True, "ana", 3, "oil"
+        ),
         DeadLetter: lambda: DeadLetter(
             DeadLetterReason.CHECKSUM,
             "why",

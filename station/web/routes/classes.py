@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi import Path as PathParameter
@@ -20,8 +20,6 @@ from station.web.context import MAX_ROW_ID, Before, Context, TheContext, TheStor
 
 CLASS_CROPS = 8
 MEMBERS_PER_PAGE = 60
-WHO_COOKIE = "flawline_who"
-YEAR_S = 365 * 86_400
 
 RowId = Annotated[int, PathParameter(ge=1, le=MAX_ROW_ID)]
 Everything = Annotated[bool, Query(alias="all")]
@@ -35,7 +33,9 @@ def classes(request: Request, context: TheContext, store: TheStore, everything: 
     rows = queries.classes(store, everything)
     crops = queries.salient_regions(store, [row.id for row in rows if row.merged_into is None], CLASS_CROPS)
     last = way_back.last(store)
-    return context.page("classes.html", classes=rows, crops=crops, everything=everything, last=last, who=_who(request))
+    return context.page(
+        "classes.html", classes=rows, crops=crops, everything=everything, last=last, who=forms.remembered(request)
+    )
 
 
 @router.get("/api/classes")
@@ -67,8 +67,7 @@ def act(
         return _class_page(request, context, class_id, None, status=400, problem=str(error), form={action: form})
     # See-other, so that loading the page again does not send the form again.
     response = RedirectResponse(f"/classes/{quote(shown_id)}", 303)
-    if visitor.name is None:
-        response.set_cookie(WHO_COOKIE, quote(form["who"]), max_age=YEAR_S, httponly=True, samesite="strict")
+    forms.remember(response, form, visitor)
     return response
 
 
@@ -112,7 +111,7 @@ def _class_page(
         "audit": queries.audit(store, class_id),
         "severities": SEVERITIES,
         "name_length": NAME_LENGTH,
-        "who": _who(request),
+        "who": forms.remembered(request),
         "problem": problem,
         "form": form or {},
     }
@@ -127,11 +126,6 @@ def _confirmation(context: Context, class_id: str, action: str, form: forms.Form
         raise _no_class(form.get("value", ""))
     values: dict[str, Any] = {"class": rows[class_id], "into": into, "action": action, "form": form}
     return context.page("confirm.html", **values)
-
-
-def _who(request: Request) -> str:
-    """Return the name that a person gave in the last form, where no users exist."""
-    return unquote(request.cookies.get(WHO_COOKIE, ""))
 
 
 def _no_class(class_id: str) -> HTTPException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
+from discovery.store import judgements
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
 from station.web.context import Before, TheContext, TheStore, image_response
@@ -31,7 +32,13 @@ def defect(context: TheContext, store: TheStore, frame_id: str) -> Response:
     if row is None:
         raise HTTPException(404, _missing(frame_id))
     regions = queries.regions_of(store, [row.id]).get(row.id, [])
-    return context.page("defect.html", frame=row, regions=regions, legend=heat_legend(), heat_range=HEAT_RANGE)
+    values = {
+        "frame": row,
+        "regions": regions,
+        "is_kept": judgements.picture(store, frame_id) is not None,
+        "judgements": judgements.of_frame(store, frame_id),
+    }
+    return context.page("defect.html", legend=heat_legend(), heat_range=HEAT_RANGE, **values)
 
 
 @router.get("/defects/{frame_id}/heatmap.png")

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from discovery.pictures import keeper
 from discovery.service import DiscoveryService
-from discovery.store import frame_pictures, schema
+from discovery.store import frame_pictures, judgements, schema
 from discovery.store.store import Store
 from flawline import imaging, kafka_clients, messages, topics
 from flawline.messages import Codec, Decision, Frame, Verdict
@@ -113,6 +113,22 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
         running.drain()
     assert rows(store) == known
 
+    # What people say reaches the topic, and so does what they take back.
+    judgements.judge(store, "cam-1:1:0", "real", who="ana", is_offered=True)
+    judgements.judge(store, "cam-1:1:0", "false", who="ben", why="oil", is_offered=True)
+    judgements.undo(store, who="ben")
+    judgements.undo(store, who="ana")
+    with DiscoveryService(settings) as running:
+        running.drain()
+    said = line.published_judgements(settings)
+    assert [(event.judgement, event.who, event.why) for event in said] == [
+        ("real", "ana", None), ("false", "ben", "oil"), ("real", "ben", None), (None, "ana", None),
+    ]  # fmt: skip
+    assert {(event.frame_id, event.decision, event.is_offered) for event in said} == {
+        ("cam-1:1:0", Decision.REJECT, True)
+    }
+    assert judgements.outbox(store) == []
+
     # 80 days later near misses and samples are too old, and there is room for one frame only.
     send(settings, [(late, replace(scored(50, Decision.REJECT), captured_at=late.captured_at))])
     with store.reading() as connection:
@@ -126,16 +142,16 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
     with DiscoveryService(settings) as running:  # a pass at its start, when the last frame is in
         running.drain()
     known = rows(store)
-    assert known["cam-1:1:2"] == ("near-miss", "gone", "age")
-    assert known[sample[0]] == ("accepted", "gone", "age")
-    assert known["cam-1:1:0"] == ("reject", "gone", "room")
-    assert known["cam-1:1:50"] == ("reject", "kept", None)
+    assert {frame_id for frame_id, (_, state, _) in known.items() if state == "kept"} == {"cam-1:1:50"}
+    assert known["cam-1:1:3"] == ("reject", "lost", "damaged")
+    for frame_id in ("cam-1:1:0", "cam-1:1:1", "cam-1:1:2", sample[0]):
+        assert frame_id not in known
     for key in keys.values():
         with pytest.raises(MissingObjectError):
             keeper.picture_store(settings).get(key, 1)
     with store.reading() as connection:
         facts = {row.name: row.value for row in connection.execute(select(schema.facts))}
-    assert facts["forgotten frames NEAR_MISS age"] == "1"
+    assert facts["forgotten frames NEAR_MISS age"] == facts["forgotten frames SAMPLE age"] == "1"
     assert facts["forgotten frames DEFECT room"] == "2"
     assert facts["lost frames damaged"] == "1"
 

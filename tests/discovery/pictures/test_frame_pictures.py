@@ -47,6 +47,17 @@ def test_an_object_that_two_frames_share_is_no_frame_s_own(stream: Stream) -> No
         assert frame_pictures.shared_keys(connection, [first.id, second.id], {"a" * 64}) == set()
 
 
+def test_lost_frames_are_forgotten_by_age_and_stay_counted(stream: Stream) -> None:
+    with stream.store.transaction() as connection:
+        frame_pictures.want(connection, [pick_of(scored(0)), pick_of(scored(1, captured_at=START_NS + pruning.DAY_NS))])
+        for row in frame_pictures.wanted(connection, 2):
+            frame_pictures.lose(connection, row.id, "expired")
+        frame_pictures.forget_lost(connection, START_NS + pruning.HOUR_NS)
+        assert frame_pictures.by_frame(connection, "cam-1:1:0") is None
+        assert frame_pictures.by_frame(connection, "cam-1:1:1") is not None
+        assert frame_pictures.report(connection).lost == {"expired": 2}
+
+
 def test_the_heat_map_of_a_frame_stays_as_long_as_its_picture(stream: Stream) -> None:
     with stream.store.reading() as connection:
         d = schema.defects.c

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -268,13 +269,13 @@ def following(running: Settings) -> Iterator[LiveWatch]:
 
 
 def say(line: TalkingLine, frame: Frame, decision: Decision, *, with_frame: bool = True) -> None:
-    if with_frame:
-        line.say("frames", frame, partition=2)
+    offset = line.say("frames", frame, partition=2).offset if with_frame else 0
     boxes = () if decision is Decision.ACCEPT else (Region((10, 20, 30, 40), 100, 1.0),)
     decided = replace(
         factories.verdict(frame.sequence, frame.camera, decision, frame.captured_at), regions=boxes, epoch=frame.epoch
     )
-    line.say("verdicts", decided, partition=2)
+    headers = [*messages.headers(decided), (messages.FRAME_OFFSET, str(offset).encode())]
+    line.say("verdicts", decided, partition=2, headers=headers)
 
 
 def poll_until(watch: LiveWatch, done: Any) -> None:
@@ -336,6 +337,7 @@ def test_reject_between_two_pictures_is_not_passed_over(line: TalkingLine, follo
 def test_line_without_topics_is_waited_for_in_silence(
     settings: Settings, embedded_broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.CRITICAL, "kafka")  # as the role does: on a busy machine the client warns of itself
     kafka = {"bootstrap_servers": embedded_broker.bootstrap, "topic_prefix": f"t{time.time_ns()}-"}
     following = LiveWatch(Settings(**settings.model_dump() | {"kafka": kafka}))
     assert following.poll() > 0
