@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline.errors import FlawlineError
+from flawline.errors import FlawlineError, one_line
 from scorer.search import kernels
 from scorer.vectors import Vectors
 
@@ -113,6 +113,8 @@ def faiss_module() -> Any:
     """Return the module faiss. Raises FlawlineError where no build of it is installed."""
     try:
         import faiss
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise FlawlineError("faiss is not installed: install flawline[cpu], or flawline[gpu] on a GPU") from error
+    except ImportError as error:
+        raise FlawlineError(f"faiss cannot be loaded ({one_line(error)}): install its package again") from error
     return faiss

@@ -29,8 +29,8 @@ Tensors = tuple[torch.Tensor, ...]
 # a step. With 3 more of 1 and 5 their number is a power of two, which the kernels want.
 _MORE_IN_HALF = 3
 _MORE_IN_FLOAT = 1
-# Memory of the similarities that exist at a time, by device. On an H200, 128 MiB cost 5 % of the whole scoring and 32 MiB
-# cost 25 %; 2 GiB gained nothing. On a CPU they are to stay in its cache, which is a judgement.
+# Memory of the similarities that exist at a time, by device. On an H200, 128 MiB cost 5 % of the whole scoring, 32 MiB
+# cost 25 %, and 2 GiB gained nothing. On a CPU they are to stay in its cache, which is a judgement.
 _BLOCK_BYTES = {"cuda": 512 << 20, "cpu": 8 << 20}
 # Rows of a cell, by the most channels that they have. Measured on an H200 for 16, 8 and 4 rows, with 40, 112 and 384
 # channels (docs/measurements/gpu-h200.json): 4 rows take half the time of 16 with 384 channels, and more with 40.
