@@ -320,6 +320,13 @@ def test_cameras_and_users_have_a_disk(rendered):
     assert spec["replicas"] == 1
 
 
+@BY_NAME
+def test_a_correction_replaces_a_pod_that_does_not_work(rendered, variant):
+    """In order (the default), Kubernetes waits for a pod to be ready before it replaces it, so for ever."""
+    for item in rendered[variant].of_kind("StatefulSet").values():
+        assert item["spec"]["podManagementPolicy"] == "Parallel"
+
+
 # What selects what
 
 
