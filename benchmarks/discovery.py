@@ -266,7 +266,7 @@ def cost() -> Figures:
     centres = unit(rng.normal(size=(30, 256)))
     vectors = (centres[rng.integers(30, size=100_000)] + 0.06 * rng.normal(size=(100_000, 256))).astype(np.float32)
     started = time.perf_counter()
-    clusters = clustering.cluster(vectors, centres, np.full(30, 0.4))
+    clusters = clustering.cluster(vectors, centres)
     assert clusters is not None
     return {
         "seconds_100k_regions": time.perf_counter() - started,

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 CONFIDENCE = 0.95
 HALVED = 1 - (1 - CONFIDENCE) / 2
@@ -141,6 +142,18 @@ def rates(strata: Sequence[Judged]) -> Rates:
         caught=caught,
         escapes=escapes,
     )
+
+
+def report(strata: Sequence[Judged]) -> dict[str, Any]:
+    """Return the keys that `flawline judgements rates --json` prints."""
+    return {
+        "rates": {name: asdict(estimate) for name, estimate in vars(rates(strata)).items()},
+        "strata": [
+            {"stratum": part.stratum, "frames": part.frames, "judged": part.judgements, "unsure": part.unsure}
+            for part in strata
+        ],
+        "confidence": CONFIDENCE,
+    }
 
 
 def _rest(total: float, part: Estimate) -> Estimate:

@@ -49,8 +49,6 @@ PUBLISH_TIMEOUT_S = 30.0
 ROUND_STEP_S = 0.05
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between tries to reach the store; judgements, not measured
 WELL_S = 5.0
-# Splits and merges of confirmed classes need two rounds; a finite stream ends with as many as they ask for.
-CLOSING_ROUNDS = 3
 LAST_PICTURES_S = 60.0
 """How long the end of a finite stream waits for pictures. A judgement: some thousands of frames."""
 
@@ -161,8 +159,9 @@ class DiscoveryService:
     ) -> Summary:
         """Read all records up to `until` (default: what the topics hold now), run the last rounds, return a summary.
 
-        Steps: 1. Take the lock of the store. 2. Read to the end. 3. Finish the round in progress. 4. Run rounds as long
-        as splits or merges wait for their second one. 5. Have the last pictures kept, publish, commit and sum up.
+        Steps: 1. Take the lock of the store. 2. Read to the end. 3. Finish the round in progress. 4. Run a round for
+        what has come since, and more while a candidate only waits for rounds. 5. Have the last pictures kept, publish,
+        commit and sum up.
 
         `until` maps (topic, partition), topics by their names on the broker, to the offset behind the last record.
         Raises FlawlineError when that takes longer than `timeout_s`.
@@ -194,8 +193,10 @@ class DiscoveryService:
         # 3. Finish the round.
         self._finish_round()
         # 4. Run the last rounds.
-        for last in range(CLOSING_ROUNDS):
-            if (last == 0 and self._new_regions) or self._registry.pending:
+        if self._new_regions:
+            self._round()
+        for _ in range(self.settings.discovery.confirm_rounds):
+            if self._registry.is_waiting:
                 self._round()
         # 5. Have the last pictures kept, publish, commit and sum up.
         self._keep_last_pictures(min(deadline, self._monotonic() + LAST_PICTURES_S))

@@ -1,6 +1,8 @@
-"""One round: the regions it looks at are clustered again, and the known classes are carried over.
+"""One round: new regions speak for and against candidates, and the known classes are carried over to the clusters.
 
-Pure: from arrays and the registry to what has to be written, so that a round that dies half-way has changed nothing.
+Now and then a round is a survey, which clusters all regions again; the others hold on to what is known, and look for
+groups outside of it. Pure: from arrays and the registry to what has to be written, so that a round that dies half-way
+has changed nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from discovery.round import clustering, lineage
+from discovery.round import candidates, clustering, lineage
+from discovery.round.candidates import Candidate
 from discovery.round.clustering import Clustering
-from discovery.round.lineage import Change, DefectClass, Evolution, Registry, Rules
+from discovery.round.lineage import Change, Clusters, DefectClass, Evolution, Registry, Rules
 from flawline.messages import ClassEvent, ClassState, Transition
 from flawline.settings.discovery import DiscoverySettings
 from scorer.vectors import unit
@@ -22,8 +25,11 @@ from scorer.vectors import unit
 REACH = 1.2
 CLEARLY_NEARER = 0.9
 BIRTH_MEMBERS = 5
-# A class of few, alike members would otherwise take in nothing but copies of them.
-RADIUS_MIN = 0.02
+# Share of a cluster from which on a dense group is that cluster. A judgement, not measured.
+OWN_SHARE = 0.8
+# A survey is due when so large a share of the regions has come since the last one. Of fewer it would mostly say the
+# same again. A judgement, not measured.
+SURVEY_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +84,7 @@ def rules_of(settings: DiscoverySettings) -> Rules:
         min_members=settings.min_members,
         confirm_rounds=settings.confirm_rounds,
         dormant_rounds=settings.dormant_rounds,
+        false_births_per_month=settings.false_births_per_month,
     )
 
 
@@ -88,39 +95,45 @@ def run_round(
     version: str,
     last_id: int,
     at: int,
-    clusters: Clustering | None = None,
+    found: Clustering | None = None,
 ) -> Outcome | None:
-    """Cluster the regions of one embedding version; None while there are too few for any class.
+    """Run a round over the regions of one embedding version; None while there are too few for any class.
 
-    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. `clusters`
-    from another source replace the clustering.
+    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. Clusters that
+    were `found` in another way take the place of a survey's.
+
+    Steps: 1. Count what the new regions say of the candidates. 2. Find the clusters, by a survey where one is due.
+    3. Carry the classes over. 4. Measure them.
     """
-    clusters = clusters or clustered(regions, registry, settings, version, last_id)
-    if clusters is None:
+    if len(regions) < clustering.REGIONS_MIN and found is None:
         return None
-    evolution = lineage.evolve(
-        registry,
-        regions.classes,
-        clusters.labels,
-        clusters.centroids,
-        regions.ids > last_id,
-        at,
-        rules_of(settings),
-        version,
+    fresh = regions.ids > last_id
+    view = _View(regions, registry, version)
+    # 1. What the new regions say.
+    registry = replace(
+        registry, candidates=view.witnessed(registry.candidates, fresh, settings.false_births_per_month, at)
     )
+    # 2. The clusters.
+    if found is not None:
+        clusters = view.surveyed(found.labels)
+    elif not view.names or _survey_is_due(regions, registry):
+        found = view.clustered(settings, last_id)
+        clusters = view.surveyed(view.with_groups(found.labels))
+    else:
+        clusters = view.held()
+    if clusters.known is None:
+        registry = replace(registry, surveyed=int(regions.ids.max()))
+    # 3. The classes.
+    evolution = lineage.evolve(registry, regions.classes, clusters, fresh, at, rules_of(settings), version)
+    # 4. Their measures.
     exemplars = _exemplars(regions, evolution.assigned, settings.exemplars)
     classes = _measured(regions, evolution, version)
     number = registry.round + 1
     events, classes = _events(classes, evolution.changes, number, at)
-    proposals = [clusters.count, *clusters.proposals.values()]
+    count = len(clusters.centroids)
+    proposals = [count, *(found.proposals.values() if found is not None else ())]
     return Outcome(
-        registry=Registry(
-            classes=classes,
-            round=number,
-            next_number=evolution.next_number,
-            revision=registry.revision,
-            pending=evolution.pending,
-        ),
+        registry=replace(evolution.registry, classes=classes),
         assigned=evolution.assigned,
         exemplars=exemplars,
         events=events,
@@ -128,13 +141,129 @@ def run_round(
         figures=Figures(
             regions=len(regions),
             unassigned=sum(name is None for name in evolution.assigned),
-            clusters=clusters.count,
+            clusters=count,
             clusters_low=min(proposals),
             clusters_high=max(proposals),
-            stability=clusters.stability,
+            stability=found.stability if found is not None else 1.0,
             churn=evolution.churn,
         ),
     )
+
+
+class _View:
+    """The regions of a round by what sets them apart within their look-alike group, and where the known classes are.
+
+    `points` float32 (n, D) are unit vectors, `names` the classes that have members here, `owners` (n) their places in
+    it, -1 for none, `centroids` (k, D) theirs among the points.
+    """
+
+    def __init__(self, regions: Regions, registry: Registry, version: str) -> None:
+        present = set(regions.classes)
+        self.names = tuple(entry.id for entry in registry.live if entry.id in present)
+        place_of = {name: place for place, name in enumerate(self.names)}
+        self.owners = np.array([place_of.get(name, -1) if name else -1 for name in regions.classes], int)
+        self.points = clustering.centred(unit(np.asarray(regions.vectors, np.float32)), regions.groups, self.owners)
+        self.centroids = (
+            clustering.centroids_of(self.points[self.owners >= 0], self.owners[self.owners >= 0])
+            if self.names
+            else np.zeros((0, self.points.shape[1]), np.float32)
+        )
+        self._regions, self._version = regions, version
+
+    def witnessed(
+        self, known: Sequence[Candidate], fresh: np.ndarray, false_births_per_month: float, at: int
+    ) -> tuple[Candidate, ...]:
+        """Return the candidates with the evidence of the regions that came since the last round."""
+        active = [entry for entry in known if entry.open and entry.active and entry.embedding_version == self._version]
+        place_of = {entry.number: len(self.names) + place for place, entry in enumerate(active)}
+        centroids = np.concatenate([self.centroids, *(entry.centroid[None] for entry in active)])
+        return candidates.witnessed(
+            known,
+            self.points,
+            self._regions.groups,
+            (self.points @ centroids.T).argmax(axis=1) if len(centroids) else self.owners,
+            [place_of.get(entry.number) for entry in known],
+            centroids,
+            fresh,
+            false_births_per_month,
+            at,
+        )
+
+    def clustered(self, settings: DiscoverySettings, last_id: int) -> Clustering:
+        """Return clusters of all regions, from the known classes; there are enough regions."""
+        found = clustering.cluster(
+            self.points,
+            self.centroids,
+            groups=self._regions.groups,
+            limit=settings.class_limit,
+            seed=settings.seed,
+            seen=float(np.mean(self._regions.ids <= last_id)),
+        )
+        assert found is not None
+        return found
+
+    def surveyed(self, labels: np.ndarray) -> Clusters:
+        """Return the clusters of a survey by its labels, -1 for none."""
+        regions = self._regions
+        labelled = labels >= 0
+        centroids = clustering.centroids_of(self.points[labelled], labels[labelled])
+        is_new_line = len(regions) < candidates.NEW_LINE_REGIONS
+        elsewhere = candidates.known_elsewhere(labels, centroids, regions.groups, self.owners, self.centroids)
+        return Clusters(
+            labels,
+            centroids,
+            self._places(),
+            evidence=candidates.cross_fitted(self.points, regions.groups, labels) if is_new_line else None,
+            elsewhere=tuple(self.names[place] if place >= 0 else None for place in elsewhere),
+            clear=self._clear(),
+            is_new_line=is_new_line,
+        )
+
+    def held(self) -> Clusters:
+        """Return the clusters of a round without a survey: the known classes, and dense groups out of their reach."""
+        labels = clustering.with_dense_groups(self._near_known(), self.points)
+        groups = range(len(self.names), int(labels.max()) + 1)
+        centroids = [*self.centroids, *(unit(self.points[labels == label].mean(axis=0)) for label in groups)]
+        return Clusters(labels, np.stack(centroids), self._places(), known=(*self.names, *[None] * len(groups)))
+
+    def with_groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return a clustering's labels, -1 out of reach of every cluster; dense groups there have their own labels.
+
+        So have those out of reach of the known classes: a clustering of all regions would join new kinds and rare ones.
+        """
+        result = clustering.within_reach(self.points, labels)
+        near = self._near_known() >= 0 if self.names else np.ones(len(labels), bool)
+        grouped = clustering.with_dense_groups(np.where(near, result, -1), self.points)
+        for label in range(int(labels.max()) + 1, int(grouped.max()) + 1):
+            members = grouped == label
+            same = np.bincount(result[members] + 1)[1:]
+            if not len(same) or same.max() < OWN_SHARE * (result == same.argmax()).sum():  # not a cluster already
+                result[members] = label
+        return np.where(result < 0, -1, np.unique(result, return_inverse=True)[1] - int((result < 0).any()))
+
+    def _near_known(self) -> np.ndarray:
+        """Return the place (n) of the nearest class of each region, -1 out of its reach."""
+        reach = [
+            clustering.reach_of(self.points[self.owners == place], centroid)
+            for place, centroid in enumerate(self.centroids)
+        ]
+        index, distance, _ = clustering.nearest(self.points, self.centroids)
+        return np.where(distance <= np.array(reach)[index], index, -1)
+
+    def _places(self) -> dict[str, np.ndarray]:
+        return dict(zip(self.names, self.centroids, strict=True))
+
+    def _clear(self) -> tuple[str | None, ...]:
+        """Return the class that is clearly nearer to each region than any other, None where there is none."""
+        if not self.names:
+            return (None,) * len(self.points)
+        index, first, second = clustering.nearest(self.points, self.centroids)
+        clear = first <= CLEARLY_NEARER * second
+        return tuple(self.names[place] if near else None for place, near in zip(index, clear, strict=True))
+
+
+def _survey_is_due(regions: Regions, registry: Registry) -> bool:
+    return float(np.mean(regions.ids > registry.surveyed)) >= SURVEY_SHARE
 
 
 def clustered(
@@ -142,18 +271,15 @@ def clustered(
 ) -> Clustering | None:
     """Return clusters of regions of one embedding version, from its known classes; None when there are too few.
 
-    `last_id` is the newest region at the time when the known classes were formed.
+    `last_id` is the newest region that was there when the known classes were found. Every region has a cluster.
     """
-    comparable = [entry for entry in registry.live if entry.embedding_version == version]
-    return clustering.cluster(
-        regions.vectors,
-        np.stack([entry.centroid for entry in comparable]) if comparable else None,
-        np.array([max(entry.radius, RADIUS_MIN) for entry in comparable]) if comparable else None,
-        groups=regions.groups,
-        limit=settings.class_limit,
-        seed=settings.seed,
-        seen=float(np.mean(regions.ids <= last_id)) if len(regions) else 0.0,
-    )
+    if len(regions) < clustering.REGIONS_MIN:
+        return None
+    view = _View(regions, registry, version)
+    found = view.clustered(settings, last_id)
+    labels = view.with_groups(found.labels)
+    labels = np.unique(np.where(labels < 0, found.labels, labels), return_inverse=True)[1]
+    return replace(found, labels=labels, centroids=clustering.centroids_of(view.points, labels))
 
 
 class Assigner:
@@ -168,7 +294,7 @@ class Assigner:
         if self._centroids is None or not len(vectors):
             return [None] * len(vectors)
         index, first, second = clustering.nearest(vectors, self._centroids)
-        radii = np.array([max(entry.radius, RADIUS_MIN) for entry in self._classes])[index]
+        radii = np.array([max(entry.radius, clustering.RADIUS_MIN) for entry in self._classes])[index]
         clear = (first <= REACH * radii) & (first <= CLEARLY_NEARER * second)
         return [self._classes[i].id if ok else None for i, ok in zip(index, clear, strict=True)]
 
@@ -206,8 +332,8 @@ def _measured(regions: Regions, evolution: Evolution, version: str) -> tuple[Def
     vectors = unit(regions.vectors)
     names = np.array([name or "" for name in evolution.assigned])
     absorbed: dict[str, int] = {}
-    known = {entry.id: entry for entry in evolution.classes}
-    for entry in evolution.classes:
+    known = {entry.id: entry for entry in evolution.registry.classes}
+    for entry in evolution.registry.classes:
         # What a merged class has beyond the regions at hand goes to the survivor as well.
         if entry.state is ClassState.MERGED and entry.members:
             survivor = entry
@@ -215,7 +341,7 @@ def _measured(regions: Regions, evolution: Evolution, version: str) -> tuple[Def
                 survivor = known[survivor.merged_into]
             absorbed[survivor.id] = absorbed.get(survivor.id, 0) + entry.members - before.get(entry.id, 0)
     result = []
-    for entry in evolution.classes:
+    for entry in evolution.registry.classes:
         if entry.state is ClassState.MERGED:
             result.append(replace(entry, members=0))
             continue
@@ -248,11 +374,11 @@ def _events(
 ) -> tuple[tuple[ClassEvent, ...], tuple[DefectClass, ...]]:
     """Return the events of a round, and the classes with the size that they announce."""
     known = {entry.id: entry for entry in classes}
-    changed = {change.class_id for change in changes}
+    told = {change.class_id for change in changes}
     grown = [
         Change(entry.id, Transition.GREW)
         for entry in classes
-        if entry.id not in changed
+        if entry.id not in told
         and entry.state is not ClassState.MERGED
         and entry.members >= lineage.GROWTH * max(entry.announced, 1)
     ]

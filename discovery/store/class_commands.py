@@ -17,15 +17,15 @@ from discovery.store.store import Store, stamp
 __all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "restore", "set_severity", "show", "split", "undo"]
 
 HISTORY = 50
+HIDDEN = ("merged", "dismissed")
 
 
 def list_classes(store: Store, everything: bool = False) -> list[dict[str, Any]]:
-    """Return every class, the largest first; merged and dismissed ones only with `everything`."""
+    """Return every class, the largest first; merged, dismissed and emptied ones only with `everything`."""
     with store.reading() as connection:
         known = registry.load(connection)
         frames = frames_by_class(connection)
-    hidden = () if everything else ("merged", "dismissed")
-    shown = [entry for entry in known.classes if entry.state not in hidden]
+    shown = [entry for entry in known.classes if everything or (entry.state not in HIDDEN and entry.members)]
     return [
         _plain(entry, frames.get(entry.id, 0))
         for entry in sorted(shown, key=lambda entry: (-entry.members, entry.number))

@@ -127,20 +127,20 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
             raise UsageError(f"class {defect_class.id} cannot be split: its members look the same")
         smaller = labels == np.bincount(labels, minlength=2).argmin()
         count = int(smaller.sum())
-        child_id = class_id(known.next_number)
+        child_id, now = class_id(known.next_number), store.utc_ns()
         centroid, radius = measured(defect_class, vectors[smaller])
         child = replace(
             defect_class,
             id=child_id,
             number=known.next_number,
-            state=ClassState.CANDIDATE,
+            state=ClassState.CONFIRMED,
             members=count,
             announced=count,
             centroid=centroid,
             radius=radius,
-            born_at=store.utc_ns(),
+            born_at=now,
             born_round=known.round,
-            confirmed_at=None,
+            confirmed_at=now,
             seen_rounds=0,
             missed_rounds=0,
             name=None,

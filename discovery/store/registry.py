@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
 
+from discovery.round.candidates import Candidate
 from discovery.round.lineage import DefectClass, Registry
 from discovery.round.single_round import Outcome, Regions
 from discovery.store import schema
@@ -15,6 +17,8 @@ from discovery.store.database import fact, insert, nanoseconds, set_fact, stamp
 from discovery.store.store import Store, add_event, refresh_frame_classes
 from flawline.messages import ClassState
 from flawline.settings.discovery import DiscoverySettings
+
+UNIONS = "unions"
 
 
 class StaleRegistry(Exception):
@@ -24,13 +28,18 @@ class StaleRegistry(Exception):
 def load(connection: Connection) -> Registry:
     """Return the current registry."""
     rows = connection.execute(select(schema.classes).order_by(schema.classes.c.number))
-    pending = fact(connection, "pending", "")
+    open_ones = connection.execute(select(schema.candidates).order_by(schema.candidates.c.number))
     return Registry(
         classes=tuple(_class_of(row) for row in rows),
         round=int(fact(connection, "round", "0")),
         next_number=int(fact(connection, "next_number", "1")),
         revision=int(fact(connection, "revision", "0")),
-        pending=frozenset(pending.split(",")) if pending else frozenset(),
+        candidates=tuple(_candidate_of(row) for row in open_ones),
+        next_candidate=int(fact(connection, "next_candidate", "1")),
+        unions={
+            (loser, survivor): evidence for loser, survivor, evidence in json.loads(fact(connection, UNIONS, "[]"))
+        },
+        surveyed=int(fact(connection, "surveyed_region", "0")),
     )
 
 
@@ -113,7 +122,9 @@ def write_round(
         figures = vars(outcome.figures) | {"at": stamp(at), "seconds": seconds, "embedding_version": version}
         connection.execute(schema.rounds.insert().values(round=registry.round, **figures))
         set_fact(connection, "round", str(registry.round))
-        set_fact(connection, "pending", ",".join(sorted(registry.pending)))
+        _save_candidates(connection, registry)
+        set_fact(connection, UNIONS, json.dumps([[*pair, evidence] for pair, evidence in registry.unions.items()]))
+        set_fact(connection, "surveyed_region", str(registry.surveyed))
         set_fact(connection, "last_region", str(int(regions.ids.max())))
     return tuple(message.class_id for message in outcome.events)
 
@@ -125,6 +136,15 @@ def save_classes(connection: Connection, classes: Iterable[DefectClass], next_nu
         statement = insert(connection, schema.classes).values(row)
         connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
     set_fact(connection, "next_number", str(next_number))
+
+
+def _save_candidates(connection: Connection, registry: Registry) -> None:
+    """Write what may become a class anew: they are few."""
+    connection.execute(schema.candidates.delete())
+    rows = [_row_of_candidate(entry) for entry in registry.candidates]
+    if rows:
+        connection.execute(schema.candidates.insert(), rows)
+    set_fact(connection, "next_candidate", str(registry.next_candidate))
 
 
 def move_members(connection: Connection, loser: str, survivor: str) -> None:
@@ -181,6 +201,26 @@ def _class_of(row: Any) -> DefectClass:
         merged_into=row.merged_into,
         bound=row.bound,
     )
+
+
+def _candidate_of(row: Any) -> Candidate:
+    values = {name: getattr(row, name) for name in Candidate.__dataclass_fields__}
+    return Candidate(
+        **values
+        | {
+            "centroid": np.frombuffer(row.centroid, "<f4"),
+            "opened_at": nanoseconds(row.opened_at),
+            "last_seen_at": nanoseconds(row.last_seen_at),
+        }
+    )
+
+
+def _row_of_candidate(entry: Candidate) -> dict[str, Any]:
+    return vars(entry) | {
+        "centroid": np.asarray(entry.centroid, "<f4").tobytes(),
+        "opened_at": stamp(entry.opened_at),
+        "last_seen_at": stamp(entry.last_seen_at),
+    }
 
 
 def _row_of(entry: DefectClass) -> dict[str, Any]:

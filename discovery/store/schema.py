@@ -12,7 +12,9 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
   view has them too. Like `verdict_minutes` it counts by the hour what is older than `retention.minutes_days`.
 - `pictures`: how large the crops, masks and heat map of a defect are, until they are forgotten.
 - `regions`: the pieces of a defect with crop, mask and embedding; each has its own class.
-- `classes`: the registry; `state` is candidate, confirmed, dormant, merged or dismissed.
+- `classes`: the registry; `state` is confirmed, dormant, merged or dismissed (candidate only in a store of before).
+- `candidates`: clusters that may become classes, with the evidence for it; they have no public id, and their regions no
+  class. `class_id` is what they became. Those that nobody has seen for a month are forgotten.
 - `class_parents`: from which classes a class was split.
 - `class_events`: every transition, as published on the topic `classes`; for annotations.
 - `audit`: what people did to classes: who, when, why; `audit_notes` says how to take it back, and what was taken back.
@@ -101,6 +103,24 @@ classes = Table(
     Column("bound", Boolean, nullable=False, server_default=false(), comment="A person named, merged or split it."),
     Column("radius", Float, nullable=False, comment="Cosine distance that holds 95 % of its exemplars."),
     Column("centroid", LargeBinary, nullable=False, comment="float32, little endian."),
+    Column("embedding_version", Text, nullable=False),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("class_id", Text, ForeignKey("classes.id"), comment="The class that it became."),
+    Column("active", Boolean, nullable=False, comment="The latest round has found it."),
+    Column("of_new_line", Boolean, nullable=False, comment="It was opened when all was new."),
+    Column("members", Integer, nullable=False, comment="Regions when it was last found."),
+    Column("opened_at", UtcStamp, nullable=False),
+    Column("opened_round", Integer, nullable=False),
+    Column("last_seen_at", UtcStamp, nullable=False),
+    Column("trials", Integer, nullable=False, comment="Regions since then that spoke for or against it."),
+    Column("evidence", Float, nullable=False, comment="Natural logarithm of the e-process."),
+    Column("needed", Float, nullable=False, comment="The evidence that makes it a class."),
+    Column("centroid", LargeBinary, nullable=False, comment="float32, little endian, of centred vectors."),
     Column("embedding_version", Text, nullable=False),
 )
 

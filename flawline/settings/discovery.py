@@ -34,10 +34,18 @@ class DiscoverySettings(BaseModel):
     class_limit: int = Field(40, ge=1, description="Largest number of clusters that a round may propose.")
     min_members: int = Field(10, ge=2, description="Number of members that a class needs before it is confirmed.")
     confirm_rounds: int = Field(
-        2, ge=1, description="Number of rounds in a row that must find a class before it is confirmed."
+        2, ge=1, description="Number of rounds, from the one that finds it first, before a class is confirmed."
+    )
+    false_births_per_month: float = Field(
+        0.1,
+        gt=0,
+        description="Expected number of classes in a month that are born without cause; with a smaller one a class "
+        "needs more members.",
     )
     dormant_rounds: int = Field(
-        20, ge=1, description="Number of rounds without a new member after which a class is dormant."
+        20,
+        ge=1,
+        description="Number of rounds without a new member after which a class is dormant, if seven were due by then.",
     )
     mode: Literal["centroids", "learned"] = Field(
         "centroids",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,17 +142,10 @@ def rates(
 
     with opened_store(settings_of(config)) as store:
         strata = judgements.judged(store, _filter(camera, since, until))
-    found = quality_rates.rates(strata)
-    report = {
-        "rates": {name: asdict(estimate) for name, estimate in vars(found).items()},
-        "strata": [
-            {"stratum": part.stratum, "frames": part.frames, "judged": part.judgements, "unsure": part.unsure}
-            for part in strata
-        ],
-        "confidence": quality_rates.CONFIDENCE,
-    }
+    report = quality_rates.report(strata)
     if terminal.emit_json(report, json, json_file):
         return
+    found = quality_rates.rates(strata)
     console = terminal.out()
     for words, estimate in (
         ("good parts that were not accepted (overkill)", found.overkill),

@@ -81,12 +81,12 @@ def latest_minute(store: Store) -> datetime | None:
 
 
 def classes(store: Store, everything: bool = False) -> list[ClassRow]:
-    """Return the classes, the largest first; merged and dismissed ones only with `everything`."""
+    """Return the classes, the largest first; merged, dismissed and emptied ones only with `everything`."""
     c = schema.classes.c
     query = select(schema.classes).order_by(c.members.desc(), c.number)
     with store.reading() as connection:
         frames = frames_by_class(connection)
-        rows = connection.execute(query if everything else query.where(c.state.not_in(HIDDEN))).all()
+        rows = connection.execute(query if everything else query.where(c.state.not_in(HIDDEN), c.members > 0)).all()
     return [
         ClassRow(
             id=row.id,

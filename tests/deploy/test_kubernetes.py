@@ -195,6 +195,36 @@ def test_a_line_without_passwords_on_kafka_mounts_none(rendered):
         assert not any("SASL" in item["name"] for container in pod.containers for item in container["env"])
 
 
+def test_a_kafka_with_certificates_alone_needs_no_user(tmp_path, monkeypatch):
+    kafka = {"security_protocol": "SSL", "sasl_mechanism": None, "ssl_cafile": "/etc/flawline/certificates/ca.pem"}
+    certificates = {
+        "ssl_certfile": "/etc/flawline/certificates/client.pem",
+        "ssl_keyfile": "/etc/flawline/certificates/key",
+    }
+    secrets = {"kafka": {"name": ""}, "certificates": {"name": "line-certificate"}}
+    line = Rendered(EXAMPLES["keda"], {"line": {"kafka": kafka | certificates}, "secrets": secrets})
+    file = tmp_path / "line.toml"
+    file.write_text(line.line_toml)
+    assert load_settings(file).kafka.security_protocol == "SSL"
+    assert all(pod.volume("kafka") is None for pod in every_pod(line))
+    assert line.of_kind("ScaledObject")["flawline-workers"]["spec"]["triggers"][0]["metadata"]["tls"] == "enable"
+    references = line.of_kind("TriggerAuthentication")["flawline-workers"]["spec"]["secretTargetRef"]
+    assert {item["parameter"]: item["key"] for item in references} == {
+        "ca": "ca.pem",
+        "cert": "client.pem",
+        "key": "key",
+    }
+    assert {item["name"] for item in references} == {"line-certificate"}
+
+
+def test_the_docs_make_every_secret_that_the_values_name():
+    text = (compose.ROOT / "docs/kubernetes.md").read_text()
+    for secret in yaml.safe_load((kubernetes.CHART / "values.yaml").read_text())["secrets"].values():
+        assert not secret["name"] or f" {secret['name']} " in text
+        for key in (value for name, value in secret.items() if name.lower().endswith("key")):
+            assert f"={key}=" in text or f"--from-file={key}=" in text or f"--from-literal={key}=" in text
+
+
 # Commands, probes, rights
 
 
@@ -288,6 +318,13 @@ def test_cameras_and_users_have_a_disk(rendered):
     claim = spec["volumeClaimTemplates"][0]["spec"]
     assert claim["resources"]["requests"]["storage"] == "100Gi" and claim["storageClassName"] == "fast"
     assert spec["replicas"] == 1
+
+
+@BY_NAME
+def test_a_correction_replaces_a_pod_that_does_not_work(rendered, variant):
+    """In order (the default), Kubernetes waits for a pod to be ready before it replaces it, so for ever."""
+    for item in rendered[variant].of_kind("StatefulSet").values():
+        assert item["spec"]["podManagementPolicy"] == "Parallel"
 
 
 # What selects what

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from sklearn.metrics import adjusted_rand_score
 
-from discovery.round.clustering import cluster, nearest, radius_of
+from discovery.round.clustering import centred, cluster, nearest, radius_of, with_dense_groups, within_reach
 from discovery.round.number_of_classes import _agreement, estimate_count
 from scorer.vectors import unit
 from tests.discovery.factories import directions, near
@@ -59,13 +59,37 @@ def test_identical_vectors_are_one_kind():
     assert cluster(np.tile(directions(1), (60, 1))).count == 1
 
 
-def test_known_centroids_keep_their_clusters_and_a_dense_stranger_gets_its_own():
+def test_group_out_of_reach_has_a_label_of_its_own_whatever_its_share_and_a_lone_region_has_none():
     vectors, kinds = drawn([80, 80, 80, 6], spread=0.4)
-    middle = directions(4)
-    known = middle[:3]
-    radii = np.array([radius_of(vectors[kinds == k], known[k]) for k in range(3)])
-    found = cluster(vectors, known, radii)
-    assert same_partition(found.labels.tolist(), kinds.tolist())
+    middle = directions(6)
+    points = centred(unit(np.vstack([vectors, middle[4:]])), None, np.append(kinds, [-1, -1]))
+    given = np.append(np.where(kinds == 3, 0, kinds), [1, 2])
+    labels = with_dense_groups(within_reach(points, given), points)
+    assert labels.tolist() == [*kinds.tolist(), -1, -1]
+
+
+def test_kind_is_nearer_to_itself_on_another_product_when_the_product_is_taken_off():
+    vectors, kinds, products = products_of(4, 0.5, np.random.default_rng(4))
+    vectors = unit(vectors + 2 * directions(12, 48)[8:][products])
+    points = centred(vectors, products, kinds)
+    here, there = (
+        points[(kinds == 0) & (products == 0)].mean(axis=0),
+        points[(kinds == 0) & (products == 1)].mean(axis=0),
+    )
+    other = points[(kinds == 1) & (products == 0)].mean(axis=0)
+    assert unit(here[None]) @ unit(there[None]).T > 0.6
+    assert unit(here[None]) @ unit(other[None]).T < 0.1
+
+
+def test_product_with_one_frequent_kind_does_not_lose_it():
+    """Its mean would be that of the kind: what is left of it would be noise."""
+    middle, rng = directions(4), np.random.default_rng(3)
+    kinds = np.array([0] * 60 + [0, 1, 2, 3] * 10)
+    products = np.array([0] * 60 + [1] * 40)
+    vectors = unit(np.stack([near(middle[kind], rng, 0.4) for kind in kinds]))
+    points = centred(vectors, products, kinds)
+    frequent = points[:60]
+    assert radius_of(frequent, unit(frequent.mean(axis=0))) < 0.3
 
 
 def test_stability_reports_what_every_criterion_proposed():

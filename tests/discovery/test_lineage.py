@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.round.lineage import DefectClass, Registry, Rules, class_id, evolve, match
+from discovery.round.candidates import MONTH_NS, needed_evidence
+from discovery.round.lineage import Clusters, DefectClass, Registry, Rules, class_id, evolve, match
 from flawline.messages import ClassState, Transition
 
 AXES = np.eye(12, dtype=np.float32)
-RULES = Rules(birth_members=3, min_members=6, confirm_rounds=2, dormant_rounds=3)
+RULES = Rules(birth_members=3, min_members=6, confirm_rounds=2, dormant_rounds=3, false_births_per_month=1.0)
 
 
 def known(number, state=ClassState.CONFIRMED, axis=None, **fields):
@@ -32,26 +34,40 @@ def known(number, state=ClassState.CONFIRMED, axis=None, **fields):
     )
 
 
-def carry(registry, previous, labels, axes=None, fresh=None, rules=RULES):
-    labels = np.array(labels)
-    count = labels.max() + 1
+def carry(registry, previous, labels, axes=None, fresh=None, rules=RULES, known=None, evidence=None, at=99):
+    """The evolution by a survey's clusters, or, with `known`, by those that a round between surveys holds on to."""
     fresh = np.array([name is None for name in previous]) if fresh is None else np.array(fresh)
-    centroids = AXES[list(range(count)) if axes is None else axes]
-    return evolve(registry, previous, labels, centroids, fresh, at=99, rules=rules, embedding_version="v")
+    labels = np.array(labels)
+    count = max(labels.max() + 1, len(known or ()))
+    found = Clusters(
+        labels,
+        AXES[list(range(count)) if axes is None else axes],
+        places={one.id: one.centroid for one in registry.live},
+        known=known,
+        evidence=None if evidence is None else np.full(count, evidence),
+        is_new_line=evidence is not None,
+    )
+    return evolve(registry, previous, found, fresh, at=at, rules=rules, embedding_version="v")
 
 
-def after(registry, evolution):
+def convinced(registry, number, evidence=99.0):
+    """The registry with a candidate for which the regions that came since have spoken."""
     return replace(
         registry,
-        classes=evolution.classes,
-        next_number=evolution.next_number,
-        round=registry.round + 1,
-        pending=evolution.pending,
+        candidates=tuple(
+            replace(one, evidence=evidence, needed=3.0, trials=9) if one.number == number else one
+            for one in registry.candidates
+        ),
     )
 
 
+def after(evolution):
+    """The registry with which the next round begins."""
+    return evolution.registry
+
+
 def states(evolution):
-    return {one.id: one.state for one in evolution.classes}
+    return {one.id: one.state for one in evolution.registry.classes}
 
 
 def transitions(evolution):
@@ -70,46 +86,87 @@ def test_clusters_in_another_order_keep_the_ids():
     assert found.churn == 0
 
 
-def test_group_of_strangers_is_born_as_a_candidate_with_a_fresh_id():
-    previous = ["D-0001"] * 10 + ["D-0002"] * 10 + [None] * 4
-    found = carry(two(), previous, [0] * 10 + [1] * 10 + [2] * 4, axes=[1, 2, 3])
-    assert set(found.assigned[20:]) == {"D-0003"}
-    assert transitions(found) == [("D-0003", Transition.BORN)]
-    assert states(found)["D-0003"] is ClassState.CANDIDATE
-    assert found.next_number == 4
+STRANGERS = ["D-0001"] * 10 + ["D-0002"] * 10 + [None] * 6
+TWO_AND_STRANGERS = [0] * 10 + [1] * 10 + [2] * 6
 
 
-def test_too_few_strangers_stay_without_a_class():
+def test_group_of_strangers_is_a_candidate_without_id_event_or_members():
+    found = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    assert set(found.assigned[20:]) == {None}
+    assert found.changes == ()
+    assert states(found).keys() == {"D-0001", "D-0002"}
+    (candidate,) = found.registry.candidates
+    assert (candidate.members, candidate.active, candidate.class_id) == (6, True, None)
+
+
+def test_candidate_becomes_a_class_when_new_members_have_spoken_and_only_then_gets_an_id():
+    first = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    unsure = carry(after(first), list(first.assigned), TWO_AND_STRANGERS, axes=[1, 2, 3])
+    assert set(unsure.assigned[20:]) == {None}
+    registry = convinced(after(unsure), 1)
+    sure = carry(registry, list(unsure.assigned), TWO_AND_STRANGERS, axes=[1, 2, 3], fresh=[True] * 26)
+    assert set(sure.assigned[20:]) == {"D-0003"}
+    assert transitions(sure) == [("D-0003", Transition.BORN), ("D-0003", Transition.CONFIRMED)]
+    assert states(sure)["D-0003"] is ClassState.CONFIRMED
+    assert sure.registry.candidates[0].class_id == "D-0003"
+    assert sure.registry.next_number == 4
+
+
+def test_too_few_strangers_are_no_candidate():
     previous = ["D-0001"] * 10 + ["D-0002"] * 10 + [None] * 2
     found = carry(two(), previous, [0] * 10 + [1] * 10 + [2] * 2, axes=[1, 2, 3])
     assert set(found.assigned[20:]) == {None}
-    assert found.changes == ()
+    assert found.registry.candidates == ()
 
 
-def test_candidate_is_confirmed_after_two_rounds_and_enough_members():
-    registry = Registry(round=1)
-    first = carry(registry, [None] * 8, [0] * 8)
-    assert states(first) == {"D-0001": ClassState.CANDIDATE}
-    second = carry(after(registry, first), list(first.assigned), [0] * 8)
-    assert states(second) == {"D-0001": ClassState.CONFIRMED}
-    assert transitions(second) == [("D-0001", Transition.CONFIRMED)]
+def test_candidate_with_evidence_waits_for_members_and_for_its_second_round():
+    small = carry(Registry(), [None] * 5, [0] * 5, evidence=99.0)
+    assert small.registry.is_waiting
+    still_small = carry(after(small), [None] * 5, [0] * 5)
+    assert still_small.registry.classes == ()
+    grown = carry(after(still_small), [None] * 6, [0] * 6)
+    assert states(grown) == {"D-0001": ClassState.CONFIRMED}
+    large = carry(Registry(), [None] * 9, [0] * 9, evidence=99.0)
+    assert large.registry.classes == ()
+    assert states(carry(after(large), [None] * 9, [0] * 9)) == {"D-0001": ClassState.CONFIRMED}
 
 
-def test_small_candidate_is_not_confirmed_however_often_it_is_seen():
-    registry, previous = Registry(), [None] * 5
-    for _ in range(2):
-        found = carry(registry, previous, [0] * 5)
-        registry, previous = after(registry, found), list(found.assigned)
-    assert states(found) == {"D-0001": ClassState.CANDIDATE}
+def test_candidate_that_came_and_went_is_recognised_and_its_history_goes_on():
+    first = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    told = convinced(after(first), 1, evidence=2.0)
+    gone = carry(told, STRANGERS, [0] * 10 + [1] * 10 + [-1] * 6, axes=[1, 2])
+    (resting,) = gone.registry.candidates
+    assert not resting.active
+    assert resting.evidence < 2.0  # a survey that does not find it speaks against it
+    again = carry(after(gone), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    (back,) = again.registry.candidates
+    assert (back.number, back.active, back.opened_round) == (1, True, first.registry.round)
+    assert back.evidence == resting.evidence
+    other = carry(after(gone), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 7])
+    assert [one.number for one in other.registry.candidates] == [1, 2]
 
 
-def test_confirmed_class_splits_only_when_two_rounds_ask_for_it():
-    registry, previous = two(), ["D-0001"] * 20 + ["D-0002"] * 10
+def test_candidate_that_nobody_has_seen_for_a_month_is_forgotten():
+    first = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    later = carry(after(first), STRANGERS, [0] * 10 + [1] * 10 + [-1] * 6, axes=[1, 2], at=99 + MONTH_NS)
+    assert later.registry.candidates == ()
+
+
+def test_each_candidate_of_a_month_needs_more_evidence_and_all_together_err_as_often_as_allowed():
+    allowed = [math.exp(-needed_evidence(before, 0.5)) for before in range(2000)]
+    assert allowed == sorted(allowed, reverse=True)
+    assert 0.49 < sum(allowed) <= 0.5
+    assert needed_evidence(0, 5.0) == pytest.approx(math.log(2 / 5))
+
+
+def test_confirmed_class_splits_when_new_members_have_spoken_for_a_part_of_it():
+    previous = ["D-0001"] * 20 + ["D-0002"] * 10
     labels, axes = [0] * 12 + [1] * 8 + [2] * 10, [1, 5, 2]
-    first = carry(registry, previous, labels, axes)
+    first = carry(two(), previous, labels, axes)
     assert list(first.assigned) == previous
-    assert first.pending == {"split:D-0001"}
-    second = carry(after(registry, first), previous, labels, axes)
+    again = carry(after(first), previous, labels, axes)
+    assert list(again.assigned) == previous
+    second = carry(convinced(after(again), 1), previous, labels, axes)
     assert second.assigned[:12] == ("D-0001",) * 12
     assert second.assigned[12:20] == ("D-0003",) * 8
     born = next(change for change in second.changes if change.transition is Transition.BORN)
@@ -117,23 +174,93 @@ def test_confirmed_class_splits_only_when_two_rounds_ask_for_it():
     assert ("D-0001", Transition.SPLIT) in transitions(second)
 
 
-def test_confirmed_classes_merge_only_when_two_rounds_ask_for_it_and_the_older_survives():
-    registry, previous = two(), ["D-0001"] * 8 + ["D-0002"] * 14
-    first = carry(registry, previous, [0] * 22, axes=[2])
-    assert list(first.assigned) == previous
-    assert first.pending == {"merge:D-0002:D-0001"}
-    second = carry(after(registry, first), previous, [0] * 22, axes=[2])
-    assert set(second.assigned) == {"D-0001"}
-    assert states(second)["D-0002"] is ClassState.MERGED
-    assert next(one for one in second.classes if one.id == "D-0002").merged_into == "D-0001"
-    assert second.churn == 0  # a merged member has not changed its class
+def test_halves_of_a_class_take_no_turns_to_be_the_candidate():
+    previous = ["D-0001"] * 20 + ["D-0002"] * 10
+    first = carry(two(), previous, [0] * 11 + [1] * 9 + [2] * 10, axes=[5, 6, 2])
+    again = carry(after(first), previous, [0] * 9 + [1] * 11 + [2] * 10, axes=[5, 6, 2])
+    (candidate,) = again.registry.candidates
+    assert (candidate.number, candidate.members, candidate.active) == (1, 11, True)
+    assert candidate.centroid.tolist() == AXES[6].tolist()
 
 
-def test_candidate_merges_at_once_into_the_confirmed_class():
-    registry = Registry(classes=(known(1, ClassState.CANDIDATE), known(2)), round=4, next_number=3)
-    found = carry(registry, ["D-0001"] * 14 + ["D-0002"] * 8, [0] * 22, axes=[1])
-    assert set(found.assigned) == {"D-0002"}
-    assert states(found)["D-0001"] is ClassState.MERGED
+def test_class_that_is_found_whole_again_is_not_its_candidate():
+    previous = ["D-0001"] * 20 + ["D-0002"] * 10
+    first = carry(two(), previous, [0] * 11 + [1] * 9 + [2] * 10, axes=[5, 6, 2])
+    whole = carry(after(first), previous, [0] * 20 + [1] * 10, axes=[6, 2])
+    assert list(whole.assigned) == previous
+    (candidate,) = whole.registry.candidates
+    assert not candidate.active
+
+
+def test_piece_of_a_class_takes_in_new_regions_for_that_class():
+    previous = ["D-0001"] * 20 + ["D-0002"] * 10 + [None]
+    found = carry(two(bound=True), previous, [0] * 11 + [1] * 9 + [2] * 10 + [1], axes=[1, 5, 2])
+    assert found.assigned == (*previous[:30], "D-0001")
+
+
+def test_classes_merge_when_one_survey_after_the_other_finds_one_and_the_older_survives():
+    previous, registry = ["D-0001"] * 8 + ["D-0002"] * 14, two()
+    for _ in range(7):
+        found = carry(registry, previous, [0] * 22, axes=[2])
+        assert list(found.assigned) == previous
+        registry = after(found)
+    last = carry(registry, previous, [0] * 22, axes=[2])
+    assert set(last.assigned) == {"D-0001"}
+    assert states(last)["D-0002"] is ClassState.MERGED
+    assert next(one for one in last.registry.classes if one.id == "D-0002").merged_into == "D-0001"
+    assert last.churn == 0  # a merged member has not changed its class
+
+
+def test_surveys_that_disagree_merge_nothing():
+    previous, registry = ["D-0001"] * 8 + ["D-0002"] * 14, two()
+    for number in range(60):
+        together = number % 4 != 3
+        labels, axes = ([0] * 22, [2]) if together else ([0] * 8 + [1] * 14, [1, 2])
+        found = carry(registry, previous, labels, axes, fresh=[True] * 22)
+        registry = after(found)
+    assert list(found.assigned) == previous
+    assert states(found) == dict.fromkeys(["D-0001", "D-0002"], ClassState.CONFIRMED)
+
+
+def test_round_between_surveys_takes_in_what_is_known_and_neither_splits_nor_merges():
+    first = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    previous = [*first.assigned, None, None, None]
+    between = carry(after(first), previous, [*TWO_AND_STRANGERS, 0, 2, -1], [1, 2, 3], known=("D-0001", "D-0002", None))
+    assert between.assigned[26:] == ("D-0001", None, None)
+    assert between.registry.candidates[0].members == 7
+    assert between.registry.unions == {}
+    assert between.changes == ()
+
+
+def test_what_was_assigned_between_rounds_is_decided_anew_and_what_was_there_before_stays():
+    previous = ["D-0001"] * 10 + ["D-0002"] * 10
+    fresh = [False] * 8 + [True] * 2 + [False] * 10
+    found = carry(two(), previous, [0] * 7 + [-1, -1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
+    assert found.assigned[:10] == ("D-0001",) * 8 + (None, "D-0002")
+
+
+def test_what_was_assigned_to_a_named_class_leaves_it_only_for_none():
+    previous = ["D-0001"] * 10 + ["D-0002"] * 10
+    fresh = [False] * 8 + [True] * 2 + [False] * 10
+    registry = two(name="scratch")
+    registry = replace(registry, classes=(registry.classes[0], known(2)))
+    found = carry(registry, previous, [0] * 8 + [-1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
+    assert found.assigned[8:10] == (None, "D-0001")
+
+
+def test_candidate_of_a_store_of_before_keeps_its_id_and_is_confirmed_with_enough_members():
+    registry = Registry(classes=(known(1, ClassState.CANDIDATE, members=5), known(2)), round=4, next_number=3)
+    previous = ["D-0001"] * 5 + ["D-0002"] * 8
+    waiting = carry(registry, previous, [0] * 5 + [1] * 8, axes=[1, 2], fresh=[True] * 13)
+    assert states(waiting)["D-0001"] is ClassState.CANDIDATE
+    grown = carry(after(waiting), [*previous, None], [0] * 5 + [1] * 8 + [0], axes=[1, 2])
+    assert transitions(grown) == [("D-0001", Transition.CONFIRMED)]
+
+
+def test_class_that_has_lost_all_of_its_members_sleeps():
+    registry = Registry(classes=(known(1, members=0), known(2)), round=4, next_number=3)
+    found = carry(registry, ["D-0002"] * 8, [0] * 8, axes=[2], fresh=[True] * 8)
+    assert transitions(found) == [("D-0001", Transition.DORMANT)]
 
 
 @pytest.mark.parametrize("fields", [{"name": "scratch"}, {"bound": True}])
@@ -141,11 +268,11 @@ def test_what_a_person_has_named_is_neither_split_nor_merged(fields):
     registry, previous = two(**fields), ["D-0001"] * 20 + ["D-0002"] * 10
     for _ in range(3):
         found = carry(registry, previous, [0] * 11 + [1] * 9 + [2] * 10, axes=[1, 5, 2])
-        registry = after(registry, found)
+        registry = after(found)
     assert list(found.assigned) == previous
     for _ in range(3):
         found = carry(registry, previous, [0] * 30, axes=[2])
-        registry = after(registry, found)
+        registry = after(found)
     assert set(found.assigned[:20]) == {"D-0001"}
 
 
@@ -160,20 +287,11 @@ def test_class_without_new_members_goes_dormant_and_comes_back_as_what_it_was():
     registry, previous = two(), ["D-0001"] * 8 + ["D-0002"] * 8
     for _ in range(3):
         found = carry(registry, previous, [0] * 8 + [1] * 8, axes=[1, 2], fresh=[False] * 8 + [True] * 8)
-        registry = after(registry, found)
+        registry = after(found)
     assert transitions(found) == [("D-0001", Transition.DORMANT)]
     again = carry(registry, [*previous, None], [0] * 8 + [1] * 8 + [0], axes=[1, 2])
     assert transitions(again) == [("D-0001", Transition.REVIVED)]
     assert states(again)["D-0001"] is ClassState.CONFIRMED
-
-
-def test_candidate_that_falls_apart_is_dormant_and_its_id_is_not_given_again():
-    registry = Registry(classes=(known(1, ClassState.CANDIDATE), *map(known, (2, 3, 4))), round=4, next_number=5)
-    previous = ["D-0001"] * 6 + ["D-0002"] * 10 + ["D-0003"] * 10 + ["D-0004"] * 10
-    found = carry(registry, previous, [0, 0, 1, 1, 2, 2] + [0] * 10 + [1] * 10 + [2] * 10, axes=[2, 3, 4])
-    assert states(found)["D-0001"] is ClassState.DORMANT
-    born = carry(after(registry, found), [*found.assigned, *[None] * 4], [0] * 36 + [1] * 4, axes=[2, 9])
-    assert "D-0005" in states(born)
 
 
 def test_class_in_many_pieces_keeps_its_id_on_the_largest():
@@ -219,33 +337,44 @@ def test_whatever_the_rounds_no_id_is_reused_or_lost(history):
             pool[row] = None
         used = sorted(set(labels) - {-1})
         labels = np.array([used.index(label) if label >= 0 else -1 for label in labels])
+        candidates = [replace(one, evidence=float(rng.integers(12)), trials=1) for one in registry.candidates]
+        registry = replace(registry, candidates=tuple(candidates))
         found = evolve(
             registry,
             pool,
-            labels,
-            AXES[rng.permutation(12)[: len(used)]],
+            Clusters(
+                labels,
+                AXES[rng.permutation(12)[: len(used)]],
+                places={one.id: AXES[one.number % 12] for one in registry.live},
+                evidence=rng.integers(12, size=len(used)).astype(float) if rng.random() < 0.5 else None,
+            ),
             np.array([p is None for p in pool]),
             7,
             RULES,
             "v",
         )
-        ids = [one.id for one in found.classes]
-        numbers = [one.number for one in found.classes]
+        classes = found.registry.classes
+        ids = [one.id for one in classes]
+        numbers = [one.number for one in classes]
         assert len(set(ids)) == len(ids)
         assert memory.keys() <= set(ids)  # none is lost
-        assert all(memory.get(one.id, one.number) == one.number for one in found.classes)  # none is renumbered
-        assert max(numbers, default=0) < found.next_number
-        assert found.next_number >= registry.next_number
-        alive = {one.id for one in found.classes if one.state is not ClassState.MERGED}
+        assert all(memory.get(one.id, one.number) == one.number for one in classes)  # none is renumbered
+        assert max(numbers, default=0) < found.registry.next_number
+        assert found.registry.next_number >= registry.next_number
+        alive = {one.id for one in classes if one.state is not ClassState.MERGED}
         assert {name for name in found.assigned if name} <= alive
-        for one in found.classes:
+        for one in classes:
             assert (one.merged_into is not None) == (one.state is ClassState.MERGED)
             assert one.merged_into is None or one.merged_into in ids
         before = {one.id: one for one in registry.classes}
         told = {change.class_id for change in found.changes}
-        for one in found.classes:  # every change of state is told
+        for one in classes:  # every change of state is told
             assert (before[one.id].state if one.id in before else None) == one.state or one.id in told
         # Nothing that had a class is left without one.
         assert all(new is not None for old, new in zip(pool, found.assigned, strict=True) if old is not None)
-        memory |= {one.id: one.number for one in found.classes}
-        registry, pool = after(registry, found), list(found.assigned)
+        opened = [one.number for one in found.registry.candidates]
+        assert len(set(opened)) == len(opened)
+        assert max(opened, default=0) < found.registry.next_candidate
+        assert {one.number for one in candidates} <= set(opened)  # the history of none is lost within the month
+        memory |= {one.id: one.number for one in classes}
+        registry, pool = after(found), list(found.assigned)

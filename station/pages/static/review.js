@@ -9,6 +9,7 @@ const none = document.getElementById("none");
 const problem = document.getElementById("problem");
 const LOW_WATER = 5;  // frames left when more are asked for
 const LOOK_AGAIN_MS = 5000;
+const RATES_MS = 60000;
 const COPY_STEP_MS = 500;
 const COPY_STEPS = 60;  // half a minute: discovery copies a frame within a second, unless it or a store is away
 
@@ -139,6 +140,29 @@ const drawAround = ({ waiting, history }) => {
   );
 };
 
+// What the judgements tell of the line: of the camera and the time that are chosen
+const RATES = [
+  ["overkill", "overkill", "share of good parts that were not accepted"],
+  ["escape", "escapes", "share of defective parts that were accepted"],
+  ["escapes_per_accepted", "of the accepted", "share of accepted parts that show a defect"],
+];
+const percent = (share) => `${(100 * share).toFixed(share >= 0.1 ? 0 : share >= 0.01 ? 1 : 2)} %`;
+const drawRates = async () => {
+  const list = document.getElementById("rates");
+  if (!list) return;
+  const { rates, strata } = await ask(address("/api/review/rates"));
+  list.replaceChildren(
+    ...RATES.flatMap(([name, words, meaning]) => {
+      const { value, low, high } = rates[name];
+      const content = element("dd", value === null ? "too few are judged" : `${percent(value)} `);
+      if (value !== null) content.append(element("span", `${percent(low)} to ${percent(high)}`, { class: "soft" }));
+      return [element("dt", words, { title: meaning }), content];
+    })
+  );
+  const judged = strata.reduce((sum, part) => sum + part.judged, 0);
+  list.title = `95 % intervals, from ${judged} judged frames of ${strata.reduce((sum, part) => sum + part.frames, 0)}`;
+};
+
 // What people do
 const more = async () => {
   if (isDone || !isOffered) return;
@@ -261,6 +285,8 @@ const fetchPicture = async (frame) => {
   if (!items.length) throw new Error("the picture has not come: see whether discovery runs, then load this page again");
   draw();
 };
+drawRates().catch((error) => complain(error.message));
+setInterval(() => document.hidden || drawRates().catch(() => {}), RATES_MS);
 if (state.can_keep) attempt(() => fetchPicture(state.can_keep));
 // While the list is at its end, new frames are looked for; alarms are offered from the latest on.
 setInterval(() => {

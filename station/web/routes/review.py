@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from discovery import quality_rates
 from discovery.pictures.keeper import picture_store
 from discovery.pictures.policy import Stratum, asked_for
 from discovery.store import frame_pictures, judgements
@@ -82,6 +83,12 @@ def review(
 def api_queue(store: TheStore, wanted: Wanted, queue: Queue = Queue.ALARMS, after: FrameId = None) -> Response:
     """Return the next frames of a queue, behind the frame `after`; how many wait; and the latest judgements."""
     return JSONResponse(_queue(store, queue, wanted, after))
+
+
+@router.get("/api/review/rates")
+def api_rates(store: TheStore, wanted: Wanted) -> Response:
+    """Return overkill and escapes with their intervals, of a camera and of the last `hours`, by whole hours."""
+    return JSONResponse(quality_rates.report(judgements.judged(store, wanted)))
 
 
 @router.get("/api/review/{frame_id}")

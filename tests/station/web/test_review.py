@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
+from discovery import quality_rates
 from discovery.pictures.keeper import picture_store
 from discovery.pictures.policy import Candidate
 from discovery.store import frame_pictures, judgements
@@ -121,6 +122,16 @@ def test_a_judgement_is_kept_and_taken_back(client: TestClient, pictures: Store)
     assert frames(state(client)) == ALARMS
     again = client.post("/api/review/undo", data={"token": token(client), "who": "ana"})
     assert (again.status_code, again.json()["error"]) == (400, "nothing to take back of ana")
+
+
+def test_the_rates_are_those_of_the_command(client: TestClient, pictures: Store) -> None:
+    judge(client, "cam-1:1:0", "false")
+    judge(client, "cam-2:1:2", "real")
+    content = client.get("/api/review/rates").json()
+    assert content["rates"]["false_alarm_share"]["value"] == pytest.approx(0.5)
+    assert content == quality_rates.report(judgements.judged(pictures))
+    one = client.get("/api/review/rates?camera=cam-2").json()
+    assert (one["rates"]["false_alarm_share"]["value"], one["confidence"]) == (0, 0.95)
 
 
 def test_a_frame_that_is_looked_up_is_judged_but_tells_nothing_of_the_others(
@@ -252,6 +263,7 @@ def test_a_person_judges_with_the_keyboard_alone(address: str, pictures: Store, 
         is_shown(ALARMS[1])
         page.press("u")
         is_shown(ALARMS[2])
+        page.wait_for("document.getElementById('rates').textContent", lambda text: "too few are judged" in text)
         assert page.evaluate("document.querySelector('[data-waiting=alarms]').textContent") == "1"
         page.press("n")
         page.wait_for("document.getElementById('none').textContent", lambda text: "1 frames" in text)
