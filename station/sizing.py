@@ -25,8 +25,8 @@ DECODE_S_PER_BYTE = 14e-9
 11 ns a byte for files of half and of twice the size; one core of an AMD EPYC)."""
 
 SCORED_PER_GPU_S = {"fast": 6000.0, "accurate": 1200.0, "foundation": 2000.0}
-"""Images that a large GPU scores in a second, with room to spare: an H200 scores 12,340 (`fast`) and 2,762 (`foundation`)
-in batches of 64 (docs/gpu.md). `accurate` is a fifth of `fast`: an estimate."""
+"""Images that a large GPU scores in a second, with room to spare: an H200 scores 12,340 (`fast`) and 2,762
+(`foundation`) in batches of 64 (docs/gpu.md). `accurate` is a fifth of `fast`: an estimate."""
 
 BUSY_SHARE = 0.5
 """Share of cores, GPUs and network that a line may fill. A judgement, not measured: the rest describes rejects, and

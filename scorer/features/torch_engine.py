@@ -16,6 +16,7 @@ import torch
 from flawline.errors import FlawlineError
 from scorer.cache import cpu_count
 from scorer.features import weights as weight_files
+from scorer.features.folding import fold_batch_norms
 from scorer.features.graph import Graph, Image, Maps, Outputs, in_order_of_layers, resized
 from scorer.features.weights import Weights
 
@@ -65,12 +66,7 @@ class TorchBackbone:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
         self._graphs = list(graphs)
-        self._extractors = [
-            feature_extractor(weights, graph.size, Outputs(graph.strides, graph.blocks)).to_device(
-                self.device, _TYPES[precision]
-            )
-            for graph in graphs
-        ]
+        self._extractors = [_folded(weights, graph).to_device(self.device, _TYPES[precision]) for graph in graphs]
 
     @property
     def sizes(self) -> list[int]:
@@ -112,6 +108,15 @@ class TorchBackbone:
 def batch_size(images: int) -> int:
     """Return the size of the batch that this number of images is filled up to."""
     return next((size for size in BATCH_SIZES if size >= images), images)
+
+
+def _folded(weights: Weights, graph: Graph) -> FeatureExtractor:
+    """Return the extractor of a graph, with its batch normalisations folded into convolutions."""
+    extractor = feature_extractor(weights, graph.size, Outputs(graph.strides, graph.blocks))
+    rng = torch.Generator().manual_seed(0)
+    example = torch.randint(0, 256, (1, graph.size, graph.size, 3), generator=rng, dtype=torch.uint8)
+    fold_batch_norms(extractor, example)
+    return extractor
 
 
 class FeatureExtractor(torch.nn.Module):
