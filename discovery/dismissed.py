@@ -1,7 +1,7 @@
 """Frames that people have said show no defect: candidates for the good images of a model (`flawline extend`).
 
-The store has crops only, and a model learns from whole frames. Those are taken from the topic `frames`, or from the
-object store behind it, as long as they are kept there.
+A model learns from whole frames. Those are taken from the topic `frames`, or from the object store behind it, as long
+as they are kept there; the command takes what is kept to be judged from the picture store before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import select
 
-from discovery.frame_files import SUFFIXES, file_of, stem_of, write_whole
+from discovery.frame_files import SUFFIXES, Exported, file_of, stem_of, write_whole
 from discovery.store import schema
 from discovery.store.store import Store
 from flawline import kafka_clients, messages, topics
@@ -43,14 +43,6 @@ class DismissedFrame:
     camera: str
     captured_ns: int
     class_id: str
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Frames that are in the folder now, and frames that the line has deleted."""
-
-    written: tuple[str, ...]
-    gone: tuple[str, ...]
 
 
 def frames(store: Store) -> list[DismissedFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from flawline import imaging, messages
@@ -10,6 +11,14 @@ from flawline.messages import Codec, Frame
 from flawline.object_store import MissingObjectError, ObjectStore
 
 SUFFIXES = {Codec.JPEG: ".jpg", Codec.PNG: ".png", Codec.RAW: ".png"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Frames that are in a folder now, and frames that cannot be had any more."""
+
+    written: tuple[str, ...]
+    gone: tuple[str, ...]
 
 
 class DamagedFrame(FlawlineError):

@@ -12,6 +12,7 @@ The rule, so that no test is left without a kind:
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -92,6 +93,12 @@ def _no_log_of_another_test() -> Iterator[None]:
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     loggers[0].handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_another_test() -> None:
+    """Forget the file of settings that a command which a test ran in this process has left to its children."""
+    os.environ.pop("FLAWLINE_CONFIG", None)
 
 
 @pytest.fixture(autouse=True)

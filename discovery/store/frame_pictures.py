@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from discovery.pictures.policy import Pick, Stratum
 from discovery.store import schema
 from discovery.store.database import HOUR_NS, add_to_fact, insert, parts, stamp, upsert
+from discovery.store.store import Store
 from flawline.messages import Verdict
 from flawline.retention import Holding
 
@@ -183,6 +184,17 @@ def forget_lost(connection: Connection, before_ns: int) -> None:
     table = schema.frame_pictures
     old = select(table.c.id).where(table.c.state == LOST, table.c.hour < before_ns // HOUR_NS).limit(LOST_SLICE)
     connection.execute(delete(table).where(table.c.id.in_(old)))
+
+
+def kept(store: Store, frame_ids: Sequence[str]) -> list[Any]:
+    """Return the pictures of some frames that are kept."""
+    table = schema.frame_pictures
+    with store.reading() as connection:
+        return [
+            row
+            for part in parts(frame_ids)
+            for row in connection.execute(select(table).where(table.c.state == KEPT, table.c.frame_id.in_(part)))
+        ]
 
 
 def by_frame(connection: Connection, frame_id: str) -> Any:

@@ -192,14 +192,20 @@ def dismissed(
 ) -> None:
     """List the frames that show nothing but dismissed classes: candidates for a model's good images."""
     from discovery import dismissed
+    from discovery.pictures.export import export_pictures
+    from discovery.store import frame_pictures
     from station import terminal
 
     settings = settings_of(config)
     with opened_store(settings) as store:
         frames = dismissed.frames(store)
+        pictures = frame_pictures.kept(store, [frame.frame_id for frame in frames]) if export is not None else []
     report: dict[str, Any] = {"frames": [{"frame": frame.frame_id, "class": frame.class_id} for frame in frames]}
     if export is not None:
         with terminal.progress("frames") as advance:
+            # Frames that are kept to be judged last longer than their topic does.
+            if pictures:
+                export_pictures(settings, pictures, export)
             result = dismissed.export(settings, frames, export, advance)
         report |= {"folder": str(export), "exported": list(result.written), "gone": list(result.gone)}
     if not terminal.emit_json(report, json, json_file):

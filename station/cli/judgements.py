@@ -179,7 +179,7 @@ def export(
 
     Only frames that were not accepted and whose last judgement is *false* are written.
     """
-    from discovery import false_alarms
+    from discovery.pictures.export import export_pictures
     from discovery.store import judgements
     from station import terminal
 
@@ -187,7 +187,7 @@ def export(
     with opened_store(settings) as store:
         pictures = judgements.false_alarms(store, _filter(camera, since, until))
     with terminal.progress("frames") as advance:
-        exported = false_alarms.export(settings, pictures, folder, advance)
+        exported = export_pictures(settings, pictures, folder, advance)
     report = {"folder": str(folder), "exported": list(exported.written), "gone": list(exported.gone)}
     if terminal.emit_json(report, json, json_file):
         return

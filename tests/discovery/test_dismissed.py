@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from discovery import dismissed
+from discovery.frame_files import Exported
+from discovery.pictures.keeper import picture_store
 from discovery.round.lineage import DefectClass
 from discovery.store import decisions, registry
 from discovery.store.store import Batch, Store, TakenDefect
@@ -17,6 +19,7 @@ from flawline.object_store import object_store
 from station.cli.main import main
 from tests.discovery import line
 from tests.discovery.factories import START_NS, VERSION, defect, directions, frame
+from tests.discovery.pictures import photos
 from tests.support.brokers import unique
 
 
@@ -73,7 +76,7 @@ def test_whole_frames_are_written_as_they_were_captured(settings, store, tmp_pat
     send(settings, first, frame(2)[0], second, first)
     wanted, folder = dismissed.frames(store), tmp_path / "good"
     found = dismissed.export(settings, wanted, folder)
-    assert found == dismissed.Exported(("cam-1:1:0", "cam-1:1:1"), ())
+    assert found == Exported(("cam-1:1:0", "cam-1:1:1"), ())
     assert (folder / "cam-1-1-0.jpg").read_bytes() == data
     assert (imaging.read_image(folder / "cam-1-1-1.png") == 30).all()
     assert len(list(folder.iterdir())) == 2
@@ -90,7 +93,7 @@ def test_frames_behind_a_claim_check_and_damaged_ones(settings, store, tmp_path)
     key = objects.put(data)
     send(settings, replace(first, data=b"", object_key=key), replace(frame(1)[0], checksum=1))
     found = dismissed.export(settings, dismissed.frames(store), tmp_path / "good")
-    assert found == dismissed.Exported(("cam-1:1:0",), ("cam-1:1:1",))
+    assert found == Exported(("cam-1:1:0",), ("cam-1:1:1",))
     assert (tmp_path / "good" / "cam-1-1-0.jpg").read_bytes() == data
 
 
@@ -107,6 +110,21 @@ def test_command_exports_what_is_kept_and_counts_what_is_gone(settings, store, t
         main(["classes", "dismissed", "--config", config])
     assert ended.value.code == 0
     assert "2 frames show nothing but dismissed classes" in capsys.readouterr().out
+
+
+def test_a_frame_that_its_topic_has_lost_comes_from_the_picture_store(settings, store, tmp_path, capsys):
+    send(settings, frame(1)[0])
+    place = picture_store(settings)
+    place.create()
+    _, data = frame(0)
+    photos.keep(store, photos.scored(0), keys=(place.put(data),), size_bytes=len(data))
+    folder, config = str(tmp_path / "good"), str(tmp_path / "line.toml")
+    with pytest.raises(SystemExit) as ended:
+        main(["classes", "dismissed", "--export", folder, "--json", "--config", config])
+    assert ended.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["exported"], printed["gone"]) == (["cam-1:1:0", "cam-1:1:1"], [])
+    assert (tmp_path / "good" / "cam-1-1-0.jpg").read_bytes() == data
 
 
 def test_folder_that_cannot_be_made_is_said_in_one_line(settings, store, tmp_path, capsys):

@@ -29,6 +29,7 @@ from flawline.settings.producers import CameraBase
 from flawline.settings.tree import Settings
 from producers import broker_connection, service
 from producers.publisher import Publisher
+from producers.simulation.products import product
 from producers.spool import Quota, Spool
 from tests.producers import topics
 from tests.producers.doubles import ScriptedCamera, capture, picture, until
@@ -383,6 +384,7 @@ def test_cameras_that_cannot_start_stop_no_other_and_run_when_they_can(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)  # as if the library of the simulated camera were not installed
+    product.cache_clear()  # another test may have drawn it
     (tmp_path / "nothing.mp4").write_bytes(b"no video")
     sick = ("no-folder", "no-video", "no-library", "no-device", "spool-in-use", "spool-damaged")
     settings = line(

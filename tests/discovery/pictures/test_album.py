@@ -159,3 +159,14 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
 def key_of(store: Store, frame_id: str) -> str:
     with store.reading() as connection:
         return str(frame_pictures.by_frame(connection, frame_id).object_key)
+
+
+def test_a_line_without_room_for_pictures_keeps_none_and_still_counts(settings: Settings, store: Store) -> None:
+    settings.pictures.limit_bytes = 0
+    send(settings, [(factories.frame(0)[0], scored(0, Decision.REJECT))])
+    with DiscoveryService(settings) as running:
+        running.drain()
+    assert rows(store) == {}
+    with store.reading() as connection:
+        assert [row.frames for row in connection.execute(select(schema.stratum_hours))] == [1]
+    assert not (settings.data_dir / "pictures").exists()

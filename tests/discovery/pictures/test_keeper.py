@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from discovery.pictures.frame_reader import FETCH_BYTES, FrameReader
 from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Removal, Removed, Result, picture_store
 from flawline import kafka_clients, messages, topics
 from flawline.object_store import object_store
@@ -114,3 +116,26 @@ def test_a_keeper_whose_broker_is_away_takes_no_more_jobs_than_its_queue_holds(t
         taken = sum(keeper.submit(Copy(n, f"cam-1:1:{n}", 0, n)) for n in range(QUEUE_LENGTH + 5))
         assert QUEUE_LENGTH <= taken <= QUEUE_LENGTH + 1  # one may be in work
         assert keeper.results() == []
+
+
+@pytest.mark.parametrize("broker", ["embedded_broker", "apache_kafka"])
+def test_frames_larger_than_a_fetch_and_in_one_batch_are_read_one_by_one(
+    broker: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    settings = line.settings_for(tmp_path, request.getfixturevalue(broker).bootstrap, unique("keeper"))
+    kafka_clients.ensure_topics(settings, only=[topics.FRAMES.name])
+    frames = []
+    for number in range(6):
+        data = bytes([number]) * (3 * FETCH_BYTES if number % 2 else 100)
+        frames.append(factories.frame(number, data=data, size_bytes=len(data), checksum=messages.checksum(data))[0])
+    with closing(kafka_clients.producer(settings, linger_ms=200)) as client:
+        for sent in [
+            client.send(settings.topic(topics.FRAMES.name), value=messages.encode(frame), partition=0)
+            for frame in frames
+        ]:
+            sent.get(timeout=60)
+    with closing(FrameReader(settings)) as reader:
+        for offset in (5, 0, 3, 4, 1, 2):
+            found = reader.frame(frames[offset].frame_id, (0, offset))
+            assert found == frames[offset]
+        assert reader.frame(frames[0].frame_id, (0, 6)) is None

@@ -224,11 +224,18 @@ def test_a_frame_of_the_last_minutes_gets_a_picture_when_a_person_asks_for_it(
 
 
 @pytest.fixture
-def address(settings: Settings, pictures: Store, watch: LedgerWatch, accounts: Accounts) -> Iterator[str]:
+def live(settings: Settings) -> LiveWatch:
+    return LiveWatch(settings)
+
+
+@pytest.fixture
+def address(
+    settings: Settings, pictures: Store, watch: LedgerWatch, accounts: Accounts, live: LiveWatch
+) -> Iterator[str]:
     """Serve the console for a browser."""
     stores = StoreWatch(lambda: pictures)
     stores.poll()
-    app = create(settings, stores, watch, LiveWatch(settings), accounts, is_open=True)
+    app = create(settings, stores, watch, live, accounts, is_open=True)
     port = reserved_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
     thread = threading.Thread(target=server.run)
@@ -282,3 +289,29 @@ def test_a_person_judges_with_the_keyboard_alone(address: str, pictures: Store, 
         photos.keep(pictures, late, keys=("a" * 64,))
         is_shown("cam-1:1:3")  # new frames appear by themselves
         assert [error for error in page.errors if "/pictures/" not in error and "404" not in error] == []
+
+
+@pytest.mark.system
+@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="install chromium to run this")
+def test_a_frame_without_a_picture_is_fetched_and_judged(
+    address: str, pictures: Store, live: LiveWatch, tmp_path: Path
+) -> None:
+    candidate = Candidate(scored(300, Decision.ACCEPT), 1, 42)
+    live._remember(candidate)
+    name = candidate.verdict.frame_id
+    with chromium.Page(tmp_path / "browser") as page:
+        page.open(f"{address}/review?frame={name}")
+        page.wait_for("document.getElementById('none').textContent", lambda text: "being fetched" in text)
+
+        def is_asked_for() -> bool:
+            with pictures.reading() as connection:
+                return frame_pictures.by_frame(connection, name) is not None
+
+        page.wait_for("document.getElementById('problem').textContent", lambda _: is_asked_for())
+        photos.keep(pictures, candidate.verdict, keys=("c" * 64,))  # as discovery does
+        page.wait_for("document.getElementById('question').textContent", lambda text: "Does it show a defect" in text)
+        page.evaluate("document.getElementById('who').value = 'ana'")
+        page.press("r")
+        page.wait_for("document.getElementById('history').textContent", lambda text: name in text)
+    (row,) = judgements.latest(pictures)
+    assert (row.frame_id, row.judgement, row.is_offered, row.stratum) == (name, "real", False, "picked")

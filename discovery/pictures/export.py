@@ -1,4 +1,4 @@
-"""Frames that people have judged to be false alarms, as a folder of good images for `flawline extend`."""
+"""Kept frames as a folder of images: those that people call false alarms, for `flawline extend`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from discovery.dismissed import Exported
-from discovery.frame_files import SUFFIXES, stem_of, write_whole
+from discovery.frame_files import SUFFIXES, Exported, stem_of, write_whole
 from discovery.pictures.keeper import picture_store
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
@@ -18,7 +17,7 @@ from flawline.settings.tree import Settings
 log = logging.getLogger(__name__)
 
 
-def export(
+def export_pictures(
     settings: Settings, pictures: Sequence[Any], folder: Path, progress: Callable[[float, float], None] | None = None
 ) -> Exported:
     """Write pictures, rows of `frame_pictures`, into a folder; files that are there stay as they are.
