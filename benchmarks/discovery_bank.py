@@ -91,7 +91,7 @@ def _regions(detector: CoresetDetector, image: np.ndarray) -> list[tuple[np.ndar
     if scores.patches is None or scores.residuals is None:
         return []
     lo, hi = detector.heatmap_range
-    found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=detector.close_up)
+    found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=detector.close_ups)
     return [(region.embedding.array(), scores.group) for region in found]
 
 
