@@ -31,6 +31,10 @@ RADIUS_OF_MEDIAN = 2.0
 LOOSE_FACTOR = 1.2
 # A class of few, alike members would otherwise take in nothing but copies of them.
 RADIUS_MIN = 0.02
+# On three simulated lines 99 % of the centred regions are farther than 0.77 from the centroids of other kinds, and 95 %
+# nearer than 0.76 to that of their own. A narrower reach splits a kind that began with one look; a wider one takes in
+# what has nothing in common with it (1.0).
+REACH_MIN, REACH_MAX = 0.55, 0.95
 # Classes that a look-alike group needs for a mean of its own, and members that a class needs there. Judgements, not
 # measured: of fewer the mean is that of the kinds, not that of the product.
 MEAN_CLASSES, MEAN_MEMBERS = 3, 2
@@ -119,7 +123,8 @@ def within_reach(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(labels == label)
         if len(rows):
             centroid = unit(points[rows].mean(axis=0))
-            result[rows[1 - points[rows] @ centroid > reach_of(points[rows], centroid)]] = -1
+            reach = LOOSE_FACTOR * max(radius_of(points[rows], centroid), RADIUS_MIN)
+            result[rows[1 - points[rows] @ centroid > reach]] = -1
     return result
 
 
@@ -181,9 +186,12 @@ def centroids_of(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return unit(sums.astype(np.float32))
 
 
-def reach_of(vectors: np.ndarray, centroid: np.ndarray) -> float:
-    """Return the cosine distance from the centroid of a cluster of unit vectors (n, D) up to which others belong."""
-    return LOOSE_FACTOR * max(radius_of(vectors, centroid), RADIUS_MIN)
+def reach_of(points: np.ndarray, centroid: np.ndarray) -> float:
+    """Return the cosine distance from a known class's centroid up to which centred regions belong to it.
+
+    `points` (n, D) are its members, unit vectors of `centred`.
+    """
+    return float(np.clip(LOOSE_FACTOR * radius_of(points, centroid), REACH_MIN, REACH_MAX))
 
 
 def radius_of(vectors: np.ndarray, centroid: np.ndarray) -> float:

@@ -232,8 +232,12 @@ class _View:
         So have those out of reach of the known classes: a clustering of all regions would join new kinds and rare ones.
         """
         result = clustering.within_reach(self.points, labels)
-        near = self._near_known() >= 0 if self.names else np.ones(len(labels), bool)
-        grouped = clustering.with_dense_groups(np.where(near, result, -1), self.points)
+        grouped = result
+        if self.names:
+            near = self._near_known() >= 0
+            result = np.where(near, labels, result)
+            grouped = np.where(near, labels, -1)
+        grouped = clustering.with_dense_groups(grouped, self.points)
         for label in range(int(labels.max()) + 1, int(grouped.max()) + 1):
             members = grouped == label
             same = np.bincount(result[members] + 1)[1:]
