@@ -95,12 +95,15 @@ class CoresetDetector:
         self._wholes = [wholes[model.groups == k] for k in range(len(model.banks))]
         one_thread_per_image()
         self._pool = ThreadPoolExecutor(features.threads, "score")
-        self._batches = _batches(model, features)
-        # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the search (5
-        # to 50 ms a group), and its kernels are compiled, or read, at their first use.
-        trusted_kind()
-        self._banks = list(self._pool.map(lambda layers: [Int8Index(rows) for rows in layers], model.banks))
-        self._banks[0][0].project(model.banks[0][0][:1], 1)
+        self._banks: dict[int, list[Int8Index]] = {}
+        self._banks_lock = Lock()
+        if not features.on_gpu:  # which has banks of its own
+            # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the
+            # search (5 to 50 ms a group), and its kernels are compiled, or read, at their first use.
+            trusted_kind()
+            list(self._pool.map(self.banks, range(len(model.banks))))
+            self._banks[0][0].project(model.banks[0][0][:1], 1)
+        self._batches = self._batch_runner()
 
     @cached_property
     def evidence(self) -> Evidence | None:
@@ -156,6 +159,21 @@ class CoresetDetector:
             checked(image)
             check_mask(image, mask)
         return self._scored(images, masks)
+
+    def _batch_runner(self) -> BatchRunner | None:
+        """Return what scores images in batches, None for a runtime that takes them one by one."""
+        if self._backbone.runtime != "torch":
+            return None
+        from scorer.batches.banks import Int8Banks  # here: torch takes seconds to import
+        from scorer.batches.runner import BatchRunner
+        from scorer.features.torch_engine import TorchBackbone
+
+        assert isinstance(self._backbone, TorchBackbone)
+        if self._backbone.on_gpu:
+            return BatchRunner(self.model, self._backbone)
+        groups = range(len(self.model.banks))
+        banks = [Int8Banks([self.banks(k)[i] for k in groups]) for i in range(len(self.model.layers))]
+        return BatchRunner(self.model, self._backbone, banks)
 
     def _scored(self, images: Sequence[Image], masks: Sequence[Mask | None]) -> list[Scores]:
         """Return the scores of images that are checked."""
@@ -299,8 +317,12 @@ class CoresetDetector:
         return float(self.model.wholes[group].added(distances)[0])
 
     def banks(self, group: int) -> list[Int8Index]:
-        """Return the group's banks, one for each layer, in the order that the search wants."""
-        return self._banks[group]
+        """Return the group's banks on a CPU, one for each layer, in the order that the search wants."""
+        if (banks := self._banks.get(group)) is None:
+            banks = [Int8Index(rows) for rows in self.model.banks[group]]
+            with self._banks_lock:
+                banks = self._banks.setdefault(group, banks)
+        return banks
 
     def _decide(self, look: Look, standardised: float) -> Decision:
         if look.distance > self.model.gates[look.group]:
@@ -334,17 +356,6 @@ class CoresetDetector:
         )
         self._graphs = [(graph, path) for graph, _ in self._graphs]
         return self._version
-
-
-def _batches(model: Model, features: Backbone) -> BatchRunner | None:
-    """Return what scores a model's images in batches, None for a runtime that takes them one by one."""
-    if features.runtime != "torch":
-        return None
-    from scorer.batches.runner import BatchRunner  # here: torch takes seconds to import
-    from scorer.features.torch_engine import TorchBackbone
-
-    assert isinstance(features, TorchBackbone)
-    return BatchRunner(model, features)
 
 
 def check_mask(image: Image, mask: Mask | None) -> None:

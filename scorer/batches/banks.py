@@ -33,8 +33,8 @@ class LayerBanks(Protocol):
 class Int8Banks:
     """The banks (m, c) of all groups of one layer on a CPU, where the search in integers is the fastest."""
 
-    def __init__(self, banks: Sequence[Vectors]) -> None:
-        self._banks = [Int8Index(rows) for rows in banks]
+    def __init__(self, banks: Sequence[Int8Index]) -> None:
+        self._banks = banks
 
     def distances(self, queries: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
         """Return distances to what the nearest rows know, see `LayerBanks`."""
@@ -60,4 +60,4 @@ def layer_banks(banks: Sequence[Vectors], device: torch.device) -> LayerBanks:
     """Return the banks of all groups of one layer, as they are searched on a device."""
     if device.type == "cuda":
         return StackedBanks(banks, device, half=True, kernels=fused_kernels())
-    return Int8Banks(banks)
+    return Int8Banks([Int8Index(rows) for rows in banks])

@@ -23,6 +23,7 @@ import torch
 
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Decision
+from scorer.batches.banks import LayerBanks
 from scorer.batches.scoring import DECISIONS, Batch, BatchScoring, Inputs
 from scorer.features.backbone import DeviceLost
 from scorer.features.graph import Image, resized
@@ -44,15 +45,15 @@ _WARM_RUNS = 2
 class BatchRunner:
     """Scores images in batches of at most `limit`, on the device of a backbone.
 
-    When the device's memory is used up, the batch is halved and the work goes on: `shortages` counts that. Raises
-    FlawlineError where not even one image fits.
+    `banks` as for `BatchScoring`. When the device's memory is used up, the batch is halved and the work goes on:
+    `shortages` counts that. Raises FlawlineError where not even one image fits.
     """
 
-    def __init__(self, model: Model, backbone: TorchBackbone) -> None:
+    def __init__(self, model: Model, backbone: TorchBackbone, banks: Sequence[LayerBanks] | None = None) -> None:
         self.limit = backbone.batch
         self.shortages = 0
-        self._scoring = BatchScoring(model, backbone)
-        self._is_gpu = backbone.device.type == "cuda"
+        self._scoring = BatchScoring(model, backbone, banks)
+        self._is_gpu = backbone.on_gpu
         resizes_in_threads = self._is_gpu and backbone.threads > 1
         self._threads = ThreadPoolExecutor(backbone.threads, "resize") if resizes_in_threads else None
         self._in_work = _IN_WORK if self._is_gpu else backbone.threads

@@ -8,7 +8,7 @@ To import this module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,7 +23,6 @@ from scorer.features.torch_engine import TorchBackbone
 from scorer.gallery import VOTES
 from scorer.model import Model, embedding_layers, region_layers, whole_part
 from scorer.search.torch_index import unit_rows
-from scorer.vectors import Vectors
 
 DECISIONS = (Decision.ACCEPT, Decision.REVIEW, Decision.REJECT, Decision.UNKNOWN_PRODUCT)
 """Decisions by their number in a score row."""
@@ -80,19 +79,20 @@ class Batch:
 
 
 class BatchScoring:
-    """A fitted model on the device of its backbone."""
+    """A fitted model on the device of its backbone; `banks` are those of each layer, where they are made already."""
 
     def __init__(
         self,
         model: Model,
         backbone: TorchBackbone,
-        make_banks: Callable[[Sequence[Vectors], torch.device], LayerBanks] = layer_banks,
+        banks: Sequence[LayerBanks] | None = None,
     ) -> None:
         self.device = backbone.device
         self._model = model
         self._backbone = backbone
-        of_layers = [[banks[i] for banks in model.banks] for i in range(len(model.layers))]
-        self._banks = [make_banks(of_layer, self.device) for of_layer in of_layers]
+        self._banks = banks or [
+            layer_banks([of_group[i] for of_group in model.banks], self.device) for i in range(len(model.layers))
+        ]
         self.grids = backbone.grids
         self.distinct_grids = sorted(set(self.grids))
         self.side = max(self.grids)

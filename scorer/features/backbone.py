@@ -38,6 +38,10 @@ class Backbone(Protocol):
     threads: int
     batch: int
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of a uint8 RGB image of any size, in the order of layers.
 

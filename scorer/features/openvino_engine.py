@@ -32,6 +32,7 @@ class OpenVinoBackbone:
 
     runtime = "openvino"
     batch = 1
+    on_gpu = False
 
     def __init__(self, graphs: Sequence[tuple[Graph, Path]], precision: str = "f32", threads: int | None = None):
         core = openvino().Core()

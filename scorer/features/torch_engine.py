@@ -69,6 +69,11 @@ class TorchBackbone:
         self._extractors = [_folded(weights, graph).to_device(self.device, _TYPES[precision]) for graph in graphs]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the backbone runs on a GPU."""
+        return self.device.type == "cuda"
+
+    @property
     def sizes(self) -> list[int]:
         """The sides of the inputs of all passes, in pixels."""
         return [graph.size for graph in self._graphs]

@@ -15,6 +15,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer import artefact
+from scorer import detector as detectors
 from scorer.batches import runner as runners
 from scorer.batches.runner import BatchRunner
 from scorer.batches.scoring import BatchScoring
@@ -24,8 +25,8 @@ from scorer.features.backbone import DeviceLost
 from scorer.features.torch_engine import TorchBackbone, batch_size
 from scorer.fit import fit_detector
 from scorer.load import load_detector
-from scorer.model import Model
 from scorer.scores import Scores
+from scorer.search.bank import Int8Index
 from scorer.search.torch_index import StackedBanks
 from tests.scorer.conftest import SIDE, draw, good_images
 
@@ -75,15 +76,13 @@ def test_batches_give_the_scores_of_the_cpus_search(
 
 
 def test_the_search_of_a_gpu_gives_the_same_scores(
-    in_torch: CoresetDetector, images: list[np.ndarray], masks: list[np.ndarray | None], monkeypatch: pytest.MonkeyPatch
+    in_torch: CoresetDetector, images: list[np.ndarray], masks: list[np.ndarray | None]
 ) -> None:
+    backbone, model = in_torch.backbone, in_torch.model
+    assert isinstance(backbone, TorchBackbone)
     for half in (False, True):
-
-        def scoring(model: Model, backbone: TorchBackbone, half: bool = half) -> BatchScoring:
-            return BatchScoring(model, backbone, lambda rows, device: StackedBanks(rows, device, half))
-
-        monkeypatch.setattr(runners, "BatchScoring", scoring)
-        on_gpu = BatchRunner(in_torch.model, in_torch.backbone)
+        of_layers = [[group[i] for group in model.banks] for i in range(len(model.layers))]
+        on_gpu = BatchRunner(model, backbone, [StackedBanks(rows, "cpu", half) for rows in of_layers])
         assert worst_difference(in_torch.score(images, masks), on_gpu.score(images, masks)) < 2e-3
 
 
@@ -106,6 +105,29 @@ def test_a_score_does_not_depend_on_the_other_images_of_its_batch(
 
 
 @pytest.mark.system
+def test_a_gpu_has_banks_of_its_own_and_those_of_the_cpu_are_made_when_they_are_asked_for(
+    in_torch: CoresetDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Counted(Int8Index):
+        def __init__(self, rows: np.ndarray) -> None:
+            made.append(len(rows))
+            super().__init__(rows)
+
+    monkeypatch.setattr(detectors, "Int8Index", Counted)
+    monkeypatch.setattr(CoresetDetector, "_batch_runner", lambda self: None)
+    backbone = in_torch.backbone
+    monkeypatch.setattr(type(backbone), "on_gpu", True)
+    detector = CoresetDetector(in_torch.model, [], backbone)
+    assert made == []
+    features = backbone.features(draw("cloth", 1))
+    assert detector.score_features(features).decision is in_torch.score_features(features).decision
+    assert len(made) == len(in_torch.model.layers)
+    detector.score_features(features)
+    assert len(made) == len(in_torch.model.layers)
+
+
 def test_tiles_are_scored_in_batches_too(settings: ScorerSettings, tmp_path: Path) -> None:
     tiled = settings.model_copy(update={"tile_px": SIDE, "tile_overlap": 0.25})
     wide = [np.concatenate([draw("cloth", i), draw("cloth", 100 + i)], axis=1) for i in range(20)]
