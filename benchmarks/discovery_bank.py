@@ -58,7 +58,7 @@ def bank_of(name: str) -> Bank:
     file = cache_dir() / "benchmarks" / f"{name}-{key}.npz"
     if not file.exists():
         _save(file, _computed(settings))
-    with np.load(file) as data:
+    with np.load(file, allow_pickle=False) as data:
         return Bank(**{field: data[field] for field in ("vectors", "kinds", "products", "groups")})
 
 
