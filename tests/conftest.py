@@ -76,17 +76,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _settings_file_is_not_inherited() -> Iterator[None]:
-    """Restore FLAWLINE_CONFIG, which a command sets for the roles that it starts: the next test has its own file."""
-    before = os.environ.get("FLAWLINE_CONFIG")
-    yield
-    if before is None:
-        os.environ.pop("FLAWLINE_CONFIG", None)
-    else:
-        os.environ["FLAWLINE_CONFIG"] = before
-
-
-@pytest.fixture(autouse=True)
 def _no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let every test know no secret at its start, and put the streams back that a command has wrapped."""
     redaction.forget()

@@ -30,6 +30,8 @@ from scorer.search.bank import Int8Index
 from scorer.search.torch_index import StackedBanks
 from tests.scorer.conftest import SIDE, draw, good_images
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
@@ -104,7 +106,6 @@ def test_a_score_does_not_depend_on_the_other_images_of_its_batch(
     assert worst_difference(first, moved) == 0
 
 
-@pytest.mark.system
 def test_a_gpu_has_banks_of_its_own_and_those_of_the_cpu_are_made_when_they_are_asked_for(
     in_torch: CoresetDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +140,6 @@ def test_tiles_are_scored_in_batches_too(settings: ScorerSettings, tmp_path: Pat
     assert other.score([bad])[0].decision is not Decision.ACCEPT
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
 def test_a_model_in_half_precision_is_fitted_and_scored_in_it_and_refuses_another(
     settings: ScorerSettings, tmp_path: Path, precision: str
@@ -154,13 +154,11 @@ def test_a_model_in_half_precision_is_fitted_and_scored_in_it_and_refuses_anothe
         load_detector(tmp_path / "model", precision="f32")
 
 
-@pytest.mark.system
 def test_a_precision_that_a_runtime_lacks_names_those_it_has(settings: ScorerSettings) -> None:
     with pytest.raises(FlawlineError, match="'f16' is not served by runtime 'openvino', which has f32 and bf16"):
         fit_detector(good_images(20), settings.model_copy(update={"precision": "f16"}))
 
 
-@pytest.mark.system
 def test_a_transformer_is_scored_in_batches(tmp_path: Path) -> None:
     layers = tuple(LayerSettings(size=64, block=block, rows=100, neighbours=5) for block in (4, 8))
     torch.manual_seed(0)
