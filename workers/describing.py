@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -271,12 +271,11 @@ class Describer:
         return self._is_idle() or (self._lane is not None and self._lane.leaving)
 
     def _described(self, judged: Judged) -> list[DefectRegion]:
-        def close_ups(parts: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
-            maps: list[Sequence[np.ndarray]] = []
+        def close_ups(parts: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+            # As they are asked for: what is made of one look belongs to the same step as its pass.
             for start in range(0, len(parts), self._at_once):
                 self._share.step()
-                maps += judged.detector.close_ups(parts[start : start + self._at_once])
-            return maps
+                yield from judged.detector.close_ups(parts[start : start + self._at_once])
 
         scores = judged.scores
         assert scores.patches is not None
