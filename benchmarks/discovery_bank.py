@@ -96,7 +96,7 @@ def _regions(detector: CoresetDetector, image: np.ndarray) -> list[tuple[np.ndar
 
 
 if __name__ == "__main__":
-    for each in LINES:
-        bank = bank_of(each)
+    for name in LINES:
+        bank = bank_of(name)
         counts = {str(kind): int((bank.kinds == kind).sum()) for kind in np.unique(bank.kinds)}
-        print(each, bank.vectors.shape, f"{len(set(bank.groups.tolist()))} groups", counts, flush=True)
+        print(name, bank.vectors.shape, f"{len(set(bank.groups.tolist()))} groups", counts, flush=True)

@@ -216,7 +216,7 @@ class Speed:
                 work()
                 count += 1
             self._wait()
-        return count / passed_s if passed_s and count > 4 else count / (time.perf_counter() - start)
+        return count / passed_s
 
     def of_replay(self, work: Callable[[], Any]) -> float:
         """Return how often a second the work is done when its kernels are one CUDA graph, where there is a GPU."""

@@ -20,6 +20,7 @@ from flawline.errors import FlawlineError
 from scorer.search import kernels, warm
 from scorer.search.instructions import CHANNELS_PER_STEP, NUMBERS_PER_STEP, ROWS_PER_CELL, Kind, supported
 from scorer.search.kernels import PackedBank, PackedQueries
+from scorer.search.neighbours import known
 from scorer.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,7 @@ class Int8Index:
 
     def project(self, queries: Vectors, count: int) -> tuple[NDArray[np.float32], Vectors]:
         """Return distances (n,) to, and (n, channels), what the `count` nearest rows know; see `coreset.projected`."""
-        similarity, rows = self.nearest(queries, count)
-        known = np.empty(queries.shape, dtype=np.float32)
-        distance = np.empty(len(queries), dtype=np.float32)
-        kernels.known_vectors(queries, self.rows, similarity, rows, known, distance)
-        return distance, known
+        return known(queries, self.rows, *self.nearest(queries, count))
 
 
 def _cells(blocked: Vectors) -> NDArray[Any]:

@@ -87,7 +87,7 @@ def test_banks_side_by_side_give_each_image_the_rows_of_its_group(
         np.testing.assert_allclose(known[i] @ known[i].T, expected_known @ expected_known.T, atol=1e-2)
 
 
-def test_many_groups_take_no_more_memory_at_once_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_searched_one_after_the_other_find_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     banks = [clustered(300, seed) for seed in range(4)]
     queries, groups = torch.from_numpy(clustered(4 * 20, 9).reshape(4, 20, 40)), torch.tensor([3, 1, 0, 1])
     stacked = StackedBanks(banks, "cpu", half=False)

@@ -146,6 +146,21 @@ def test_a_queue_without_room_makes_put_wait_until_something_is_taken() -> None:
     assert batcher.take() == ["next"]
 
 
+def test_an_incomplete_batch_leaves_at_once_when_the_next_item_finds_no_room() -> None:
+    """Both would wait otherwise: the batch for the item, and the item for room."""
+    batcher: Batcher[str] = Batcher(BatchPolicy(64, 3600), limit_bytes=100)
+    batcher.put("first", 60)
+    second = threading.Thread(target=batcher.put, args=("second", 60), daemon=True)
+    second.start()
+    taken: list[list[str]] = []
+    taking = threading.Thread(target=lambda: taken.append(batcher.take()), daemon=True)
+    taking.start()
+    taking.join(30)
+    assert taken == [["first"]]
+    second.join(30)
+    assert len(batcher) == 1
+
+
 def test_a_closed_queue_hands_out_what_it_holds_and_refuses_more() -> None:
     batcher: Batcher[int] = Batcher(BatchPolicy(2, 3600), 1000)
     batcher.put(1, 1)
