@@ -37,7 +37,7 @@ class NeighbourIndex(Protocol):
 class FaissIndex:
     """faiss's flat index of inner products: on a CPU, or with `device` "cuda" on the GPU, by a build of faiss for it.
 
-    On a GPU rows, queries and results are tensors of PyTorch there, and nothing is copied to the CPU but the result.
+    On a GPU the rows stay there as a tensor of PyTorch, which faiss reads in place; queries and results are copied.
     Raises FlawlineError where faiss, or its GPU build, is missing.
     """
 

@@ -145,13 +145,13 @@ def rates(
     report = quality_rates.report(strata)
     if terminal.emit_json(report, json, json_file):
         return
-    found = quality_rates.rates(strata)
+    estimates = quality_rates.rates(strata)
     console = terminal.out()
     for words, estimate in (
-        ("good parts that were not accepted (overkill)", found.overkill),
-        ("defective parts that were accepted (escape)", found.escape),
-        ("frames not accepted that show no defect", found.false_alarm_share),
-        ("accepted frames that show a defect", found.escapes_per_accepted),
+        ("good parts that were not accepted (overkill)", estimates.overkill),
+        ("defective parts that were accepted (escape)", estimates.escape),
+        ("frames not accepted that show no defect", estimates.false_alarm_share),
+        ("accepted frames that show a defect", estimates.escapes_per_accepted),
     ):
         console.print(f"{words:46} {percent(estimate)}", highlight=False)
     for part in strata:
