@@ -86,13 +86,15 @@ def _computed(settings: LineSettings) -> Bank:
 
 
 def _regions(detector: CoresetDetector, image: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Return embedding and look-alike group of each region of a frame; none of a frame that is accepted."""
+    """Return the embedding and the look-alike group of each region of a frame; an accepted frame has none."""
     scores = detector.score([image])[0]
     if scores.patches is None or scores.residuals is None:
         return []
     lo, hi = detector.heatmap_range
-    found = regions.extract(image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=detector.close_ups)
-    return [(region.embedding.array(), scores.group) for region in found]
+    frame_regions = regions.extract(
+        image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=detector.close_ups
+    )
+    return [(region.embedding.array(), scores.group) for region in frame_regions]
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Line:
         self.last = self.counted = 0
 
     def draw(self, kinds: Sequence[str], count: int, shares: Sequence[float] | None = None) -> None:
-        """Let so many regions of these kinds come."""
+        """Draw `count` regions of some kinds, assign them and count them; `shares` are the kinds' probabilities."""
         chosen = self.rng.choice(np.array(kinds, self.kinds.dtype), size=count, p=shares)
         chosen[self.rng.random(count) < STRAY_SHARE] = STRAY
         rows = np.array([self.rng.choice(np.flatnonzero(self.bank.kinds == kind)) for kind in chosen])
@@ -103,10 +103,13 @@ class Line:
         vectors = self.vectors[rows] * (1 - way) + self.vectors[others] * way
         vectors += np.stack([self.drift.get(kind, np.zeros(vectors.shape[1])) for kind in chosen])
         vectors = unit(vectors.astype(np.float16).astype(np.float32))
-        given = Assigner(self.registry, VERSION).assign(vectors)
-        self.classes += given
-        joined = Counter(given)
-        classes = [replace(one, members=one.members + joined[one.id]) for one in self.registry.classes]
+        assigned = Assigner(self.registry, VERSION).assign(vectors)
+        self.classes += assigned
+        joined = Counter(assigned)
+        classes = [
+            replace(defect_class, members=defect_class.members + joined[defect_class.id])
+            for defect_class in self.registry.classes
+        ]
         self.registry = replace(self.registry, classes=tuple(classes))
         self.arrived = np.vstack([self.arrived, vectors])
         self.kinds = np.concatenate([self.kinds, chosen])
@@ -150,8 +153,10 @@ class Line:
         self.classes = [name for name, stays in zip(self.classes, wanted, strict=True) if stays]
 
     def confirmed(self) -> tuple[str, ...]:
-        """Ids of the confirmed classes."""
-        return tuple(one.id for one in self.registry.classes if one.state is ClassState.CONFIRMED)
+        """Return the ids of the confirmed classes."""
+        return tuple(
+            defect_class.id for defect_class in self.registry.classes if defect_class.state is ClassState.CONFIRMED
+        )
 
     def class_of(self, kind: str) -> str | None:
         """The class that holds most of the latest regions of a kind; None where most have none."""
@@ -164,10 +169,11 @@ class Line:
 
 
 def stationary(line: Line, rounds: int) -> Figures:
-    """The same kinds for so many rounds: a class of a kind that has one is false; so is every birth beyond the first.
+    """Return the figures of a line that makes the same kinds for `rounds` rounds.
 
-    Rates are those after the first SETTLED_ROUNDS, in which the kinds themselves are found. What is seen on good parts,
-    2 % of the regions, counts as a kind, which may have a class; when that class comes or sleeps is no matter.
+    A second class of a kind is false, and so is every birth after the kind's first. The rates leave out the first
+    SETTLED_ROUNDS, in which discovery finds the kinds. Regions on good parts (2 %) count as a kind that may have a
+    class; it does not matter when that class comes or sleeps.
     """
     kinds = line.bank.true_kinds
     held: set[str] = set()
@@ -190,13 +196,13 @@ def stationary(line: Line, rounds: int) -> Figures:
         before = len(set(line.confirmed()) - strays)
     share = 1000 / rounds
     assigned = [name or "" for name in line.classes]
-    found = {line.kind_of(name) for name in line.confirmed() if name in assigned}
+    kinds_with_class = {line.kind_of(name) for name in line.confirmed() if name in assigned}
     return {
         "false_births_per_1000_rounds": max(0, births - first) * share,
         "false_confirmed_per_1000_rounds": false_confirmed * share,
         "public_ids_given": float(len(line.registry.classes)),
         "rounds_with_another_number_of_confirmed": float(moved),
-        "kinds_without_a_class": float(len(set(kinds) - found)),
+        "kinds_without_a_class": float(len(set(kinds) - kinds_with_class)),
         "stationary_ari": float(adjusted_rand_score(line.kinds, assigned)),
         "round_seconds_p99": float(np.quantile(line.seconds, 0.99)),
         "round_seconds_mean": float(np.mean(line.seconds)),
@@ -223,7 +229,7 @@ def members_until_confirmed(line: Line, new: str, settled: int) -> Figures:
 
 
 def return_after_a_month(line: Line, away: str, settled: int) -> Figures:
-    """A kind stays away for a month while the others go on, and returns: is it the class that it was, and told so?"""
+    """Return whether a kind that stays away for a month does not get its class back, with an event that says so."""
     kinds = line.bank.true_kinds
     for _ in range(settled):
         line.draw(kinds, line.settings.round_regions)
@@ -233,7 +239,9 @@ def return_after_a_month(line: Line, away: str, settled: int) -> Figures:
         line.now_ns += MONTH_NS // settled
         line.draw([kind for kind in kinds if kind != away], line.settings.round_regions)
         line.round()
-    slept = any(one.id == before and one.state is ClassState.DORMANT for one in line.registry.classes)
+    slept = any(
+        defect_class.id == before and defect_class.state is ClassState.DORMANT for defect_class in line.registry.classes
+    )
     revived = False
     for _ in range(3):
         line.draw(kinds, line.settings.round_regions)
@@ -262,7 +270,7 @@ def drifting(line: Line, kind: str, settled: int) -> Figures:
 
 
 def cpu_share(bank: Bank, warm_rounds: int = 60, rounds: int = 20) -> Figures:
-    """Share of a core for intake and rounds through a store, one region a second, at default settings.
+    """Return the share of a core that intake and rounds take through a store: one region a second, default settings.
 
     The topics are left out: a record costs well under a millisecond to read (benchmarks.broker).
     """
@@ -277,8 +285,8 @@ def cpu_share(bank: Bank, warm_rounds: int = 60, rounds: int = 20) -> Figures:
             assigner = Assigner(registry.read(store), VERSION)
             taken = []
             for row in rng.integers(len(bank.vectors), size=settings.discovery.round_regions):
-                found = factories.defect(count, bank.vectors[row], version=VERSION, group=int(bank.groups[row]))
-                taken.append(TakenDefect(found, tuple(assigner.assign(unit(bank.vectors[row][None])))))
+                defect = factories.defect(count, bank.vectors[row], version=VERSION, group=int(bank.groups[row]))
+                taken.append(TakenDefect(defect, tuple(assigner.assign(unit(bank.vectors[row][None])))))
                 count += 1
             store.ingest(Batch(defects=taken))
             runner.ask()
@@ -290,16 +298,16 @@ def cpu_share(bank: Bank, warm_rounds: int = 60, rounds: int = 20) -> Figures:
 
 
 def of_lines(names: Sequence[str], rounds: int, settled: int) -> Figures:
-    """All figures: the worst of the lines; counts of what went wrong are summed over lines and kinds."""
+    """Return all figures: the worst of the lines, and the sums of the faults over lines and kinds."""
     figures: Figures = {}
     worst: dict[str, list[float]] = defaultdict(list)
     for name in names:
         bank = bank_of(name)
         for small in (False, True):
             settings = DiscoverySettings(**SMALL) if small else DiscoverySettings()
-            found = stationary(Line(bank, settings), rounds)
-            figures |= {f"{name}_{'small' if small else 'default'}_{key}": value for key, value in found.items()}
-            for key, value in found.items():
+            line_figures = stationary(Line(bank, settings), rounds)
+            figures |= {f"{name}_{'small' if small else 'default'}_{key}": value for key, value in line_figures.items()}
+            for key, value in line_figures.items():
                 worst[key].append(value)
         for kind in bank.true_kinds[::3]:
             for scenario in (members_until_confirmed, return_after_a_month, drifting):

@@ -495,7 +495,7 @@ def _growth(before: int, after: int) -> float:
 
 
 def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
-    """Return what the topics and the store say against each other; every figure must be 0 but `verdicts`."""
+    """Return how often topics and store contradict each other; every figure but `verdicts` must be 0."""
     contents: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
     copies: Counter[str] = Counter()
     last: dict[str, tuple[int, int]] = {}
@@ -522,7 +522,7 @@ def audit(line: RunningLine, faults: Faults) -> dict[str, float]:
         "verdicts_repeated": sum(
             count > 1 for name, count in copies.items() if name not in faults.duplicated | sent_twice
         ),
-        "verdicts_contradict": sum(len(found) > 1 for found in contents.values()),
+        "verdicts_contradict": sum(len(outcomes) > 1 for outcomes in contents.values()),
         "out_of_order": disorder,
         "corrupt_without_letter": max(0, faults.corrupted - unreadable),
         "other_dead_letters": sum(letters.values()) - unreadable,

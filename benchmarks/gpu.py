@@ -141,7 +141,7 @@ class Parts:
 def model_of(backbone: TorchBackbone, layers: tuple[LayerSettings, ...], good: list[Image], products: NDArray) -> Model:
     """Return a model whose banks are random patches of one half of the good images, calibrated on all of them.
 
-    The distances are cross-fitted with two halves. A fit chooses the rows by their distance instead.
+    Two halves cross-fit the distances. A real fit chooses the rows by their distance, not at random.
     """
     rng = np.random.default_rng(0)
     maps = [features for part in _batches(good, backbone.batch) for features in backbone.features_of(part)]
@@ -156,10 +156,10 @@ def model_of(backbone: TorchBackbone, layers: tuple[LayerSettings, ...], good: l
         halves = members[::2], members[1::2]
         rows = []
         for layer, settings, of_layer in zip(patches, layers, distances, strict=True):
-            for own, other in (halves, halves[::-1]):
-                bank = _sample(layer[other].reshape(-1, layer.shape[2]), settings.rows, rng).astype(np.float32)
+            for half, other_half in (halves, halves[::-1]):
+                bank = _sample(layer[other_half].reshape(-1, layer.shape[2]), settings.rows, rng).astype(np.float32)
                 index = TorchIndex(bank, backbone.device.type)
-                for image in own:
+                for image in half:
                     queries = layer[image].astype(np.float32)
                     of_layer[image] = index.project(queries, min(settings.neighbours, len(bank)))[0]
             rows.append(bank)

@@ -31,12 +31,13 @@ log = logging.getLogger(__name__)
 
 Embed = Callable[[Sequence[Crop]], np.ndarray]
 
+# A region joins the class that four of the five exemplars nearest to it have. A judgement, not measured.
 NEIGHBOURS = 5
 AGREEING = 4
 # Nearer to the exemplars than all but a twentieth of them are to each other.
 FAMILIAR_QUANTILE = 0.05
-STEP_REGIONS = 64
-MEMBERS_MIN = 3
+STEP_REGIONS = 64  # a judgement, not measured
+MEMBERS_MIN = 3  # a judgement, not measured
 
 
 class CropVectors:

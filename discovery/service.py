@@ -395,15 +395,15 @@ class DiscoveryService:
                     telemetry.DISCOVERY_LAG.labels(name).set(records)
 
     def _publish(self) -> None:
-        """Send the events that are still to be sent; they stay in the outbox until the broker has them."""
+        """Send the events of the outbox; each stays there until the broker has it."""
         while waiting := self.store.outbox():
             if not self._is_sent(topics.CLASSES.name, [(event.class_id, event) for _, event in waiting]):
                 return
             self.store.mark_published(row for row, _ in waiting)
-        while said := judgements.outbox(self.store):
-            if not self._is_sent(topics.JUDGEMENTS.name, [(event.frame_id, event) for _, event in said]):
+        while unsent := judgements.outbox(self.store):
+            if not self._is_sent(topics.JUDGEMENTS.name, [(event.frame_id, event) for _, event in unsent]):
                 return
-            judgements.published(self.store, [row for row, _ in said])
+            judgements.published(self.store, [row for row, _ in unsent])
 
     def _is_sent(self, topic: str, events: Sequence[tuple[str, ClassEvent | JudgementEvent]]) -> bool:
         """Send events with their keys and wait for the broker; return False when they have to be sent again."""

@@ -19,9 +19,9 @@ from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
-POLL_MS = 200
-BATCH_RECORDS = 200
-PARTITION_REFRESH_S = 30.0
+POLL_MS = 200  # a judgement, not measured
+BATCH_RECORDS = 200  # a judgement, not measured
+PARTITION_REFRESH_S = 30.0  # a judgement, not measured
 
 
 class TopicReader:

@@ -24,8 +24,8 @@ READY_PREFIX: Final = "listening on "
 ADDRESS_FILE: Final = "address"
 """File in the data directory with the `host:port` of the broker that runs, or ran last."""
 
-_START_TIMEOUT_S: Final = 30.0
-_STOP_TIMEOUT_S: Final = 20.0
+_START_TIMEOUT_S: Final = 30.0  # a judgement, not measured
+_STOP_TIMEOUT_S: Final = 20.0  # a judgement, not measured
 
 
 class EmbeddedBroker:

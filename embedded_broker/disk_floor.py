@@ -22,7 +22,7 @@ from flawline.retention import Holding, Limits, going
 
 log = logging.getLogger(__name__)
 
-REPORT_INTERVAL_S: Final = 300.0
+REPORT_INTERVAL_S: Final = 300.0  # a judgement, not measured
 
 Finished = tuple[PartitionLog, Segment]
 

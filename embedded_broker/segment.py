@@ -23,8 +23,8 @@ from embedded_broker.idempotence import ProducerStates
 
 log = logging.getLogger(__name__)
 
-INDEX_INTERVAL_BYTES: Final = 4096
-_SCAN_BYTES: Final = 1 << 20
+INDEX_INTERVAL_BYTES: Final = 4096  # Apache Kafka's default
+_SCAN_BYTES: Final = 1 << 20  # a judgement, not measured
 _WINDOW_BYTES: Final = 2 * INDEX_INTERVAL_BYTES
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flawline.redaction import redact
 
-ONE_LINE_CHARACTERS = 300
+ONE_LINE_CHARACTERS = 300  # a judgement, not measured
 
 
 class FlawlineError(Exception):

@@ -134,7 +134,7 @@ def _check_of(expected: Any) -> Check | None:
         check = _check_of(typing.get_args(expected)[0])
         return None if check is None else _unless_none(check)
     if typing.get_origin(expected) is tuple:
-        return _each([_check_of(item) for item in typing.get_args(expected) if item is not Ellipsis])
+        return _of_items([_check_of(item) for item in typing.get_args(expected) if item is not Ellipsis])
     if expected is str:
         return NAME.check
     return INTEGER.check if expected is int else None
@@ -148,8 +148,8 @@ def _unless_none(check: Check) -> Check:
     return run
 
 
-def _each(item_checks: list[Check | None]) -> Check | None:
-    """Return the check of a tuple: one check is that of every item, several are those of its items in turn."""
+def _of_items(item_checks: list[Check | None]) -> Check | None:
+    """Return the check of a tuple: a single check is for every item, several are for the items in their order."""
     if not any(item_checks):
         return None
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 read_any_names()
 
-BOOTSTRAP_TIMEOUT_MS = 10_000
+BOOTSTRAP_TIMEOUT_MS = 10_000  # a judgement, not measured
 
 FIRST_TRY_MS = 1_500
 """After this time without a connection the cause is looked for. A judgement: it took 0.1 s where all was well."""

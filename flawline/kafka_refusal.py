@@ -22,8 +22,8 @@ from kafka.protocol.sasl import (
 from flawline.errors import one_line
 from flawline.settings.tree import KafkaSettings
 
-STEP_TIMEOUT_S = 3.0
-LARGEST_ANSWER_BYTES = 1 << 20
+STEP_TIMEOUT_S = 3.0  # a judgement, not measured
+LARGEST_ANSWER_BYTES = 1 << 20  # a judgement, not measured
 
 UNSUPPORTED_MECHANISM = 33
 EXPIRED, WRONG_HOST = 10, 62

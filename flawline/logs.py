@@ -14,7 +14,7 @@ KAFKA = "kafka"
 KAFKA_INTERVAL_S = 30.0
 """A Kafka client without its broker logs 130 lines a second, most with a traceback; the roles report it themselves."""
 
-KAFKA_LINE_LENGTH = 300
+KAFKA_LINE_LENGTH = 300  # a judgement, not measured
 
 
 class KafkaSummary(logging.Filter):

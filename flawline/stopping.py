@@ -13,7 +13,7 @@ from types import FrameType
 PARENT_VARIABLE = "FLAWLINE_PARENT_PID"
 """Environment variable that names the parent process to a child, so that no child outlives its parent."""
 
-PARENT_CHECK_S = 0.5
+PARENT_CHECK_S = 0.5  # a judgement, not measured
 
 
 class Stop(threading.Event):

@@ -25,7 +25,7 @@ ENVELOPE_BYTES = 64 << 10
 UNBOUNDED = -1
 """Kafka's value for no limit."""
 
-LARGEST_SEGMENT_BYTES = 64 << 20
+LARGEST_SEGMENT_BYTES = 64 << 20  # a judgement, not measured
 
 LONGEST_MS = (1 << 63) - 1
 """A wrong clock is no reason to refuse frames: by default Apache Kafka 4 refuses a record of more than an hour ahead of

@@ -28,7 +28,7 @@ from flawline.settings.tree import Settings
 from ledger.accounting import Identity
 from ledger.reader import LedgerReader, Progress, Record, parse_identity
 
-CONFIRM_TIMEOUT_S = 60.0
+CONFIRM_TIMEOUT_S = 60.0  # a judgement, not measured
 
 IN_FLIGHT_LIMIT_BYTES = 64 << 20
 """Limit of the bytes that a replay has sent without an acknowledgement; the client itself has no limit."""

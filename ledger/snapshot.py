@@ -39,7 +39,7 @@ STATE_LIMIT_BYTES = 256 << 20
 """No state is larger when it is decompressed, so that a forged snapshot takes no more memory. Ten cameras with 100,000
 holes each take 34 MB (`benchmarks.ledger`)."""
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 15.0  # a judgement, not measured
 
 
 class UnusableSnapshotError(FlawlineError):

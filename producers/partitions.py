@@ -24,7 +24,7 @@ from flawline.settings.tree import Settings
 
 log = logging.getLogger(__name__)
 
-CONFIRM_TIMEOUT_S = 15.0
+CONFIRM_TIMEOUT_S = 15.0  # a judgement, not measured
 
 
 def assign(cameras: Sequence[CameraBase], known: Mapping[str, int], count: int) -> dict[str, int]:

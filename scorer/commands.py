@@ -267,7 +267,7 @@ def _operation(fitted: CoresetDetector, rows: Sequence[evaluation.Row]) -> dict[
     good = np.sort(_calibration(fitted.model, np.ones(len(fitted.model.groups), dtype=bool)))
     points = operating_points.operating_points(good, calibration.RATES, standardised)
     return {
-        "operating_points": [asdict(point) for point in points],
+        "operating_points": [point.report() for point in points],
         "defects": {"kind": kind, "count": len(defects)},
         "found": operating_points.share_above(standardised, fitted.cut_offs[0].value),
         "vouched_rate": calibration.vouched_rate(len(good)),

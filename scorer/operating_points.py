@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,11 @@ from scorer.calibration import Floats
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One alarm rate: its cut-off, what the good images say of it, and the share of defects found.
+    """One alarm rate: its cut-off, what the good images say of it, and its recall.
 
     `above` of `images` good images have cross-fitted scores above the cut-off, and with 95 % confidence the true rate
-    is below `upper_bound`. The images vouch for the rate or not, see `calibration.vouched_rate`. `found` is None where
-    there are no defects to find.
+    is below `upper_bound`. `vouched` says whether the images vouch for the rate (`calibration.vouched_rate`). `recall`
+    is the share of the defects above the cut-off, None without defects.
     """
 
     rate: float
@@ -27,7 +28,12 @@ class OperatingPoint:
     images: int
     upper_bound: float
     vouched: bool
-    found: float | None
+    recall: float | None
+
+    def report(self) -> dict[str, Any]:
+        """Return the point as `--json` prints it, where the recall is called `found`."""
+        values = asdict(self)
+        return values | {"found": values.pop("recall")}
 
 
 def operating_points(good: Floats, rates: Sequence[float], defects: Floats) -> list[OperatingPoint]:
@@ -46,7 +52,7 @@ def operating_points(good: Floats, rates: Sequence[float], defects: Floats) -> l
                 images=len(good),
                 upper_bound=cut.upper_bound,
                 vouched=calibration.vouch_for(len(good), rate),
-                found=share_above(defects, cut.value),
+                recall=share_above(defects, cut.value),
             )
         )
     return points

@@ -1,8 +1,9 @@
-"""The rules of the house, read from the imports: which room may import which, and that no import runs in a circle."""
+"""The rules of the house, read from the code: which room may import which, no circles, and names that are nouns."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,14 @@ SCORER_MAY_IMPORT = (
 
 NOT_IN_SCORER = {"kafka", "ray", "sqlalchemy", "psycopg", "sqlite3", "rich", "typer"}
 
+EMPTY_NAMES = {
+    "one", "each", "own", "found", "given", "said", "whoever", "mend", "mends", "mended", "fate", "fates", "its",
+    "his", "yours", "this", "that", "these", "those", "such", "got", "whom", "whose", "whichever", "whatever",
+    "someone", "somebody", "something", "anything", "everyone", "thing", "stuff", "foo", "baz", "dummy", "misc",
+    "tmp", "temp", "obj", "elem", "arr", "lst", "var", "val", "ret", "res", "util", "utils", "helper",
+}  # fmt: skip
+"""Words that do not say what a variable, argument, attribute, function or class holds or does."""
+
 
 @cache
 def modules() -> dict[str, Path]:
@@ -56,6 +65,27 @@ def imports(module: str) -> frozenset[str]:
                 name = f"{node.module}.{alias.name}"
                 names.add(name if name in modules() else str(node.module))
     return frozenset(names)
+
+
+def assigned_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and name of every variable, argument, attribute, function and class that a source text names."""
+    for node in ast.walk(tree):
+        name = None
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            name = node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            name = node.attr
+        elif isinstance(node, ast.arg):
+            name = node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs):
+            name = node.name
+        if name is not None and hasattr(node, "lineno"):
+            yield node.lineno, name
+
+
+def empty_names(tree: ast.AST) -> list[tuple[int, str]]:
+    """Return line and name where a name is one of EMPTY_NAMES, whatever its case and its underscores."""
+    return [(line, name) for line, name in assigned_names(tree) if name.strip("_").lower() in EMPTY_NAMES]
 
 
 def is_inside(name: str, package: str) -> bool:
@@ -142,6 +172,30 @@ def test_the_contract_stays_small() -> None:
         if is_inside(module, "flawline") and not is_inside(module, "flawline.settings")  # those are descriptions
     )
     assert lines < 4_600, "flawline/ is the contract only: what does the new code do here?"
+
+
+@pytest.mark.parametrize("folder", [*sorted(MAY_IMPORT), "tests", "deploy"])
+def test_names_are_nouns_of_the_field(folder: str) -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line}: {name}"
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line, name in empty_names(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert not wrong, "say what it holds: frame, region, bank, score, rows, message, ..."
+
+
+def test_an_empty_name_is_seen_wherever_it_is_given() -> None:
+    source = """
+for one in parts:
+    self.found = lambda given: [frame for _each in one]
+def own(frame, *said): ...
+try: ...
+except OSError as fate: ...
+frame.found(one, given=own)
+"""
+    assert sorted(name for _, name in empty_names(ast.parse(source))) == [
+        "_each", "fate", "found", "given", "one", "own", "said",
+    ]  # fmt: skip
 
 
 def test_a_circle_is_seen() -> None:

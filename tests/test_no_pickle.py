@@ -35,7 +35,7 @@ NEVER = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "tor
 
 
 def unsafe(source: str) -> list[str]:
-    """Return what of a source text can run code that lies in data."""
+    """Return the imports and calls of a source text that can run code hidden in data."""
     result = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -45,8 +45,8 @@ def unsafe(source: str) -> list[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).replace("numpy.", "np.")
             keyword, value = SAFE_ONLY_WITH.get(name, (None, None))
-            given = {item.arg: ast.unparse(item.value) for item in node.keywords}
-            if name in NEVER or (keyword and given.get(keyword) != str(value)):
+            arguments = {item.arg: ast.unparse(item.value) for item in node.keywords}
+            if name in NEVER or (keyword and arguments.get(keyword) != str(value)):
                 result.append(ast.unparse(node))
     return result
 

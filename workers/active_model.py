@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 ACTIVE = "active"
 SHADOW = "shadow"
 ROLES = (ACTIVE, SHADOW)
-POLL_MS = 500
-RETRY_S = 2.0
+POLL_MS = 500  # a judgement, not measured
+RETRY_S = 2.0  # a judgement, not measured
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from workers.inspector import Health, Inspector, Load, member_name
 
 log = logging.getLogger(__name__)
 
-HEALTH_INTERVAL_S = 1.0
+HEALTH_INTERVAL_S = 1.0  # a judgement, not measured
 THREADS = 8  # `run`, and room for questions while it runs
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 METADATA_LIMIT_BYTES = 4_096
 """Kafka's default limit of what stands beside a committed offset (`offset.metadata.max.bytes`)."""
 
-CONFIRM_TIMEOUT_S = 10.0
+CONFIRM_TIMEOUT_S = 10.0  # a judgement, not measured
 
 LAST_FRAMES = "last"
 """The key of the last finished frames in a commit's metadata, beside those of `workers.suspects.Note`."""

@@ -22,7 +22,7 @@ REPEAT_S = 30.0
 """A report without a change is repeated so often. Who reads one that is older knows that nobody repeats it."""
 
 STALE_S = 3 * REPEAT_S
-CONFIRM_TIMEOUT_S = 10.0
+CONFIRM_TIMEOUT_S = 10.0  # a judgement, not measured
 
 
 class ModelReporter:

@@ -26,7 +26,7 @@ from flawline.user import user_name
 from workers import scoring
 from workers.active_model import ACTIVE, SHADOW
 
-CONFIRM_TIMEOUT_S = 30.0
+CONFIRM_TIMEOUT_S = 30.0  # a judgement, not measured
 HISTORY = f"{ACTIVE}-history"
 
 Records = dict[str, ModelPointer | ModelHistory | None]

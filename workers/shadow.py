@@ -39,7 +39,7 @@ QUEUE_BYTES = 16 << 20
 UNACKNOWLEDGED_BYTES = 1 << 20
 """Results that wait for the broker: some 4,000. A judgement, not measured."""
 
-RECONNECT_S = 10.0
+RECONNECT_S = 10.0  # a judgement, not measured
 
 PATIENCE_S = 60.0
 """A client whose results pile up for so long is replaced: a client can lose its state in an outage for good."""

@@ -47,9 +47,9 @@ SHADOW_DEATHS_LIMIT = 2
 A judgement, not measured: a single death may have another reason.
 """
 
-WATCH_S = 0.25
-METRICS_TIMEOUT_S = 2.0
-MODEL_WAIT_LOG_S = 30.0
+WATCH_S = 0.25  # a judgement, not measured
+METRICS_TIMEOUT_S = 2.0  # a judgement, not measured
+MODEL_WAIT_LOG_S = 30.0  # a judgement, not measured
 
 
 class Supervisor:

@@ -25,8 +25,9 @@ from discovery.learned.augment import Crop
 from discovery.learned.crop_backbone import BATCH, SIZE_PX, CropBackbone
 from flawline.errors import FlawlineError
 
+# From AnomalyNCD and its code, as far as nothing else is said.
 HEADS: Final = 4
-VIEWS: Final = 8
+VIEWS: Final = 8  # made once, of which a step takes two; a judgement, not measured
 BATCH_CROPS: Final = 32
 STUDENT_TEMPERATURE: Final = 0.1
 TEACHER_TEMPERATURES: Final = (0.07, 0.04)

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from flawline.errors import FlawlineError
 
+# AnomalyNCD's: the number of last blocks whose class token sees the defect only, and the cover that makes a patch part
+# of the defect.
 MASKED_BLOCKS = 9
 INSIDE = 0.5
 

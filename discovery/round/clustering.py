@@ -19,6 +19,9 @@ from scorer import spherical_k_means
 from scorer.search.neighbours import faiss_module
 from scorer.vectors import unit
 
+# Judgements, not measured: fewer regions say nothing of the number of their kinds; more axes are noise; k-means hardly
+# moves after so many steps; a start from nothing must be better by more than chance, or the known classes stay; a group
+# is dense when it is half as wide as its surroundings; the outermost twentieth of a class does not widen its reach.
 REGIONS_MIN = 30
 PRINCIPAL_AXES = 32
 KMEANS_STEPS = 20

@@ -21,14 +21,17 @@ from discovery.round import candidates
 from discovery.round.candidates import Candidate
 from flawline.messages import ClassState, Transition
 
+# The match of classes and clusters: its weights, the price of staying alone, the least likeness of a pair, and the
+# members below which only centroids count. Judgements, not measured one by one; the benchmark of discovery, with no id
+# changed in 40 rounds, holds them together.
 MEMBER_WEIGHT = 0.7
 CENTROID_WEIGHT = 0.3
 UNMATCHED_COST = 0.6
 JACCARD_MIN = 0.3
 COSINE_MIN = 0.8
 FEW_SHARED = 5
-MAJORITY = 0.5
-GROWTH = 2
+MAJORITY = 0.5  # by definition
+GROWTH = 2  # a class is published again when it has doubled; a judgement
 # Centred clusters of one kind have cosines above this from round to round, different kinds of three simulated lines
 # below 0.3. A judgement in between.
 SAME_COSINE = 0.7
@@ -272,11 +275,11 @@ class _Round:
         self._follow([cluster for cluster in large if cluster not in self.owner], candidate_like)
 
     def _rest(self) -> None:
-        """Let candidates rest that the round has not found. A survey that has not found them speaks against them."""
+        """Let the candidates rest that this round does not find. A survey without them is evidence against them."""
         against = candidates.MISS if self.clusters.known is None else 0.0
-        found = set(self.candidate_of.values())
+        present = set(self.candidate_of.values())
         for number, entry in self.candidates.items():
-            if number not in found and entry.active and entry.open:
+            if number not in present and entry.active and entry.open:
                 self.candidates[number] = replace(entry, active=False, evidence=entry.evidence + against)
 
     def _leave_pieces(self) -> None:
@@ -459,8 +462,8 @@ class _Round:
         return tuple(result)
 
     def _age(self, assigned: Sequence[str | None]) -> None:
-        """Count rounds, and let classes become dormant or alive again."""
-        found = set(self.owner.values())
+        """Count the rounds of each class; let classes become dormant or alive again."""
+        owners = set(self.owner.values())
         names = np.array([name or "" for name in assigned])
         renewed = set(names[self.fresh])
         held = dict(zip(*np.unique(names, return_counts=True), strict=True))
@@ -470,7 +473,7 @@ class _Round:
                 continue
             known = replace(
                 known,
-                seen_rounds=known.seen_rounds + 1 if name in found else 0,
+                seen_rounds=known.seen_rounds + 1 if name in owners else 0,
                 missed_rounds=0 if name in renewed else known.missed_rounds + 1,
             )
             size = known.members + int(held.get(name, 0)) - int(before.get(name, 0))

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.cluster.hierarchy import ward
 from sklearn.cluster import HDBSCAN
 
+# Judgements, not measured: the time that an estimate takes bounds the sample and the subsamples, and fewer members or
+# regions for each cluster say nothing of it.
 SAMPLE_LIMIT = 1000
 SUBSAMPLES = 16
 SUBSAMPLE_SHARE = 0.8

@@ -95,17 +95,17 @@ def run_round(
     version: str,
     last_id: int,
     at: int,
-    found: Clustering | None = None,
+    survey: Clustering | None = None,
 ) -> Outcome | None:
     """Run a round over the regions of one embedding version; None while there are too few for any class.
 
-    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. Clusters that
-    were `found` in another way take the place of a survey's.
+    `last_id` is the newest region that the round before has seen, `at` the time of this one in ns UTC. `survey` holds
+    clusters that somebody has already found (a learned round); without it the round surveys when a survey is due.
 
-    Steps: 1. Count what the new regions say of the candidates. 2. Find the clusters, by a survey where one is due.
+    Steps: 1. Count what the new regions say of the candidates. 2. Find the clusters.
     3. Carry the classes over. 4. Measure them.
     """
-    if len(regions) < clustering.REGIONS_MIN and found is None:
+    if len(regions) < clustering.REGIONS_MIN and survey is None:
         return None
     fresh = regions.ids > last_id
     view = _View(regions, registry, version)
@@ -114,11 +114,11 @@ def run_round(
         registry, candidates=view.witnessed(registry.candidates, fresh, settings.false_births_per_month, at)
     )
     # 2. The clusters.
-    if found is not None:
-        clusters = view.surveyed(found.labels)
+    if survey is not None:
+        clusters = view.surveyed(survey.labels)
     elif not view.names or _survey_is_due(regions, registry):
-        found = view.clustered(settings, last_id)
-        clusters = view.surveyed(view.with_groups(found.labels))
+        survey = view.clustered(settings, last_id)
+        clusters = view.surveyed(view.with_groups(survey.labels))
     else:
         clusters = view.held()
     if clusters.known is None:
@@ -131,7 +131,7 @@ def run_round(
     number = registry.round + 1
     events, classes = _events(classes, evolution.changes, number, at)
     count = len(clusters.centroids)
-    proposals = [count, *(found.proposals.values() if found is not None else ())]
+    proposals = [count, *(survey.proposals.values() if survey is not None else ())]
     return Outcome(
         registry=replace(evolution.registry, classes=classes),
         assigned=evolution.assigned,
@@ -144,7 +144,7 @@ def run_round(
             clusters=count,
             clusters_low=min(proposals),
             clusters_high=max(proposals),
-            stability=found.stability if found is not None else 1.0,
+            stability=survey.stability if survey is not None else 1.0,
             churn=evolution.churn,
         ),
     )
@@ -190,8 +190,8 @@ class _View:
         )
 
     def clustered(self, settings: DiscoverySettings, last_id: int) -> Clustering:
-        """Return clusters of all regions, from the known classes; there are enough regions."""
-        found = clustering.cluster(
+        """Return clusters of all regions, starting from the known classes. There are at least REGIONS_MIN regions."""
+        clusters = clustering.cluster(
             self.points,
             self.centroids,
             groups=self._regions.groups,
@@ -199,8 +199,8 @@ class _View:
             seed=settings.seed,
             seen=float(np.mean(self._regions.ids <= last_id)),
         )
-        assert found is not None
-        return found
+        assert clusters is not None
+        return clusters
 
     def surveyed(self, labels: np.ndarray) -> Clusters:
         """Return the clusters of a survey by its labels, -1 for none."""
@@ -275,15 +275,15 @@ def clustered(
 ) -> Clustering | None:
     """Return clusters of regions of one embedding version, from its known classes; None when there are too few.
 
-    `last_id` is the newest region that was there when the known classes were found. Every region has a cluster.
+    `last_id` is the newest region that the known classes were made from. Every region gets a cluster.
     """
     if len(regions) < clustering.REGIONS_MIN:
         return None
     view = _View(regions, registry, version)
-    found = view.clustered(settings, last_id)
-    labels = view.with_groups(found.labels)
-    labels = np.unique(np.where(labels < 0, found.labels, labels), return_inverse=True)[1]
-    return replace(found, labels=labels, centroids=clustering.centroids_of(view.points, labels))
+    clusters = view.clustered(settings, last_id)
+    labels = view.with_groups(clusters.labels)
+    labels = np.unique(np.where(labels < 0, clusters.labels, labels), return_inverse=True)[1]
+    return replace(clusters, labels=labels, centroids=clustering.centroids_of(view.points, labels))
 
 
 class Assigner:

@@ -24,7 +24,7 @@ from scorer.vectors import unit
 
 SEVERITIES = ("minor", "major", "critical")
 NAME_LENGTH = 64
-SPLIT_MEMBERS_MIN = 4
+SPLIT_MEMBERS_MIN = 4  # a judgement, not measured
 
 
 def name(store: Store, reference: str, new_name: str, *, who: str | None = None, why: str | None = None) -> None:

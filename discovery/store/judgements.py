@@ -293,10 +293,10 @@ def backlog(connection: Connection) -> int:
 
 
 def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
-    """Return what the rates are made of: each stratum with its frames, and the weights of those that were judged.
+    """Return each stratum with its number of frames and the weights of its judged frames; the rates come from them.
 
-    Hours are taken as a whole, since frames are counted by the hour. A class cannot be asked for: an accepted frame has
-    none.
+    The times of `wanted` are widened to full hours, because the store counts frames by the hour. Its class is ignored:
+    an accepted frame has no class.
     """
     h, j = schema.stratum_hours.c, schema.judgements.c
     since_ns = None if wanted.since_ns is None else wanted.since_ns // HOUR_NS * HOUR_NS
@@ -308,12 +308,12 @@ def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
         totals = totals.where(h.hour >= since_ns // HOUR_NS)
     if until_ns is not None:
         totals = totals.where(h.hour < until_ns // HOUR_NS)
-    said = _current(select(j.stratum, j.judgement, j.probability, func.count()), Filter(wanted.camera, None, None,
+    counts = _current(select(j.stratum, j.judgement, j.probability, func.count()), Filter(wanted.camera, None, None,
                     since_ns, until_ns))  # fmt: skip
-    said = said.where(j.is_offered.is_(True)).group_by(j.stratum, j.judgement, j.probability)
+    counts = counts.where(j.is_offered.is_(True)).group_by(j.stratum, j.judgement, j.probability)
     with store.reading() as connection:
         frames = {row[0]: int(row[1]) for row in connection.execute(totals)}
-        rows = list(connection.execute(said))
+        rows = list(connection.execute(counts))
 
     def weights(stratum: Stratum, judgement: Judgement) -> tuple[tuple[float, int], ...]:
         return tuple(

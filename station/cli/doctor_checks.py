@@ -37,10 +37,10 @@ from station.cli import device_checks
 from station.cli.finding import Finding, Status
 from workers.autoscale import bounds
 
-CONNECT_TIMEOUT_S = 3.0
-CLOCK_TOLERANCE_MS = 60_000
+CONNECT_TIMEOUT_S = 3.0  # a judgement, not measured
+CLOCK_TOLERANCE_MS = 60_000  # a judgement, not measured
 RELEASED_NS = 1_735_689_600 * 1_000_000_000  # 2025-01-01: no frame can be older than this project
-LEAST_FREE_BYTES = 1 << 30
+LEAST_FREE_BYTES = 1 << 30  # a judgement, not measured
 PARTITIONS_PER_ACTOR = 4
 
 

@@ -12,7 +12,7 @@ from station.role_states import TIMEOUT_S, metrics_text
 
 SILENT_AFTER_S = 10.0
 """A camera without a rate of its own counts as silent after this time. A judgement, not measured."""
-SILENT_AFTER_FRAMES = 5
+SILENT_AFTER_FRAMES = 5  # a judgement, not measured
 
 SINCE = "{since}"
 """Stands in the words for the time of the last frame, which the page writes in local time."""

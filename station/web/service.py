@@ -25,8 +25,8 @@ from station.web.store_watch import ANSWER_TIMEOUT_S, StoreWatch
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 0.5
-STOP_TIMEOUT_S = 5
+CHECK_S = 0.5  # a judgement, not measured
+STOP_TIMEOUT_S = 5  # a judgement, not measured
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

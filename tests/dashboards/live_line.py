@@ -134,8 +134,8 @@ class LiveLine:
 
     def _count(self, table: str, where: str) -> int:
         with psycopg.connect(self.store_url.replace("+psycopg", "")) as connection:
-            found = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
-            if found is None or found[0] is None:
+            relation = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+            if relation is None or relation[0] is None:
                 return 0
             row = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()
             return row[0] if row else 0

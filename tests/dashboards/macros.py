@@ -43,7 +43,7 @@ class View:
         sql = re.sub(r"\$__timeFilter\(([\w.]+)\)", rf"\1 {between}", sql)
         sql = re.sub(r"\$__timeGroup\(([\w.]+),\s*(\d+)s\)", r"floor((extract(epoch from \1)/\2))*\2", sql)
         for name, value in self.chosen.items():
-            values = value if isinstance(value, str) else ",".join(f"'{one}'" for one in value)
+            values = value if isinstance(value, str) else ",".join(f"'{choice}'" for choice in value)
             sql = sql.replace(f"${name}", values)
         return _complete(sql)
 

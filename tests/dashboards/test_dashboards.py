@@ -90,13 +90,13 @@ def test_the_official_types_read_the_panels_and_lose_nothing(board):
         assert _is_part_of(board[part], read[part])
 
 
-def _is_part_of(given, whole):
-    """Whether everything in `given` is in `whole`, too; types add their defaults."""
-    if isinstance(given, dict):
-        return all(key in whole and _is_part_of(value, whole[key]) for key, value in given.items())
-    if isinstance(given, list):
-        return len(given) == len(whole) and all(map(_is_part_of, given, whole))
-    return given == whole
+def _is_part_of(part, whole):
+    """Tell whether `whole` holds all of `part`; types add their defaults to `whole`."""
+    if isinstance(part, dict):
+        return all(key in whole and _is_part_of(value, whole[key]) for key, value in part.items())
+    if isinstance(part, list):
+        return len(part) == len(whole) and all(map(_is_part_of, part, whole))
+    return part == whole
 
 
 @pytest.mark.parametrize("query", queries.ON_PROMETHEUS, ids=str)

@@ -67,9 +67,9 @@ def test_with_sqlite_the_dashboard_of_the_store_is_left_out_and_said_so(double):
 
 
 def test_grafana_may_reach_the_store_by_another_address_and_role_than_discovery(double):
-    given = settings(double.url)
+    basis = settings(double.url)
     reader = {"store_url": "postgresql://grafana_reader:pw@db-for-grafana/line"}
-    changed = Settings(grafana=given.grafana.model_dump() | reader, store={"url": STORE})
+    changed = Settings(grafana=basis.grafana.model_dump() | reader, store={"url": STORE})
     push.push(changed)
     store = double.sources[POSTGRESQL.uid]
     assert (store["url"], store["user"]) == ("db-for-grafana:5432", "grafana_reader")
@@ -77,12 +77,12 @@ def test_grafana_may_reach_the_store_by_another_address_and_role_than_discovery(
 
 @pytest.mark.parametrize("key", ["store", "grafana"])
 def test_a_store_address_that_is_none_is_a_usage_error_that_hides_it(double, key):
-    given = settings(double.url, store="no address, secret1" if key == "store" else STORE)
+    basis = settings(double.url, store="no address, secret1" if key == "store" else STORE)
     if key == "grafana":
-        wrong = given.grafana.model_dump() | {"store_url": "no address, secret1"}
-        given = Settings(grafana=wrong, store={"url": STORE})
+        wrong = basis.grafana.model_dump() | {"store_url": "no address, secret1"}
+        basis = Settings(grafana=wrong, store={"url": STORE})
     with pytest.raises(UsageError) as error:
-        push.push(given)
+        push.push(basis)
     assert "store" in one_line(error) and "secret1" not in one_line(error)
     assert not double.requests
 

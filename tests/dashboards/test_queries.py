@@ -39,17 +39,17 @@ def view(line: LiveLine, **chosen: str | list[str]) -> View:
 
 
 def series(line: LiveLine, query: queries.Query, view: View) -> list[list[float]]:
-    """The numbers of each series of a panel's or annotation's query, over the whole run."""
+    """Return the numbers of each series that a panel's or annotation's query gives over the whole run."""
     assert line.prometheus is not None
     result = line.prometheus.range(view.promql(query.text), view.start, view.end)
-    return [[float(value) for _, value in each["values"] if not math.isnan(float(value))] for each in result]
+    return [[float(value) for _, value in answer["values"] if not math.isnan(float(value))] for answer in result]
 
 
 @pytest.mark.parametrize("query", [q for q in queries.ON_PROMETHEUS if q.shape == "range"], ids=str)
 @pytest.mark.parametrize("cameras", [".*", SOME_CAMERAS], ids=["all", "some"])
 def test_prometheus_answers_with_series(line, query, cameras):
-    found = series(line, query, view(line, camera=cameras))
-    assert any(found), query.text
+    numbers = series(line, query, view(line, camera=cameras))
+    assert any(numbers), query.text
 
 
 def test_the_camera_selector_of_the_line_overview_lists_the_cameras(line):

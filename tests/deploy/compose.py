@@ -54,9 +54,9 @@ def _interpolate(value: Any, environment: Mapping[str, str]) -> Any:
 
 
 def _replacement(match: re.Match[str], environment: Mapping[str, str]) -> str:
-    given = environment.get(match["name"])
-    if given:
-        return given
+    value = environment.get(match["name"])
+    if value:
+        return value
     if match["kind"] == "-":
         return match["rest"]
     raise Refused(f"required variable {match['name']} is missing a value: {match['rest']}")

@@ -178,8 +178,8 @@ def test_each_role_may_have_a_user_of_its_own_on_kafka(rendered):
             (username,) = [item for item in container["env"] if item["name"] == "FLAWLINE_KAFKA__SASL_USERNAME"]
             assert username["valueFrom"]["secretKeyRef"] == {"name": users[pod.component], "key": "username"}
     reader = "kafka-reader"
-    own = {"producers": "kafka-producers", "workers": "kafka-workers", "topics": "kafka-admin"}
-    assert users == {"discovery": reader, "ledger": reader, "console": reader, **own}
+    secrets = {"producers": "kafka-producers", "workers": "kafka-workers", "topics": "kafka-admin"}
+    assert users == {"discovery": reader, "ledger": reader, "console": reader, **secrets}
 
 
 def test_certificates_of_kafka_are_where_the_settings_look_for_them(rendered):
@@ -380,10 +380,10 @@ def test_nothing_reaches_a_pod_but_its_own_port(rendered, variant):
         open_ports = {
             port["port"] for spec in chosen for rule in spec.get("ingress", []) for port in rule.get("ports", [])
         }
-        own = {port["containerPort"] for container in pod.spec["containers"] for port in container.get("ports", [])
-               if port["name"] in ("metrics", "console")}  # fmt: skip
-        if pod.owner != "flawline-workers/inspectors":  # whose supervisor, beside the head, serves the metrics
-            assert open_ports == own, pod.owner
+        ports = [port for container in pod.spec["containers"] for port in container.get("ports", [])]
+        served_ports = {port["containerPort"] for port in ports if port["name"] in ("metrics", "console")}
+        if pod.owner != "flawline-workers/inspectors":  # their supervisor, beside the head, serves the metrics
+            assert open_ports == served_ports, pod.owner
         others = [rule for spec in chosen for rule in spec.get("ingress", []) if "ports" not in rule]
         assert bool(others) == (variant == "ray" and pod.component == "workers")
         for rule in others:

@@ -17,10 +17,10 @@ KINDS = ("blot", "scratch", "stain")
 
 
 def draw(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture uint8 (96, 96, 3) with one defect, and the defect's mask."""
+    """Return a grey picture uint8 (96, 96, 3) with one defect, and the defect's mask."""
     image = np.full((SIDE, SIDE, 3), 128, np.float32) + rng.normal(0, 6, (SIDE, SIDE, 3))
     mask = np.zeros((SIDE, SIDE), np.uint8)
-    x, y = (int(each) for each in rng.integers(30, SIDE - 30, 2))
+    x, y = (int(coordinate) for coordinate in rng.integers(30, SIDE - 30, 2))
     if kind == "blot":
         cv2.circle(mask, (x, y), 9, 255, -1)
         colour = (250, 250, 250)
@@ -37,12 +37,12 @@ def draw(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def anomaly_map(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a good detector would say: the mask, blurred, over a little noise."""
+    """Return the map of a good detector: the blurred mask over a little noise."""
     return cv2.GaussianBlur(mask.astype(np.float32), (7, 7), 0) + rng.uniform(0, 0.05, mask.shape).astype(np.float32)
 
 
 def crops(count: int, seed: int = 0) -> tuple[list[Crop], list[str]]:
-    """Crops around defects as the store has them, and their kinds."""
+    """Return crops around defects as the store holds them, and their kinds."""
     rng = np.random.default_rng(seed)
     made, kinds = [], []
     for number in range(count):
@@ -54,10 +54,10 @@ def crops(count: int, seed: int = 0) -> tuple[list[Crop], list[str]]:
     return made, kinds
 
 
-def write_folder(root: Path, each: int, good: int = 0) -> Path:
-    """`each` pictures of every kind under root/images/<kind>, and their maps under root/maps; the images' folder."""
+def write_folder(root: Path, per_kind: int, good: int = 0) -> Path:
+    """Write `per_kind` pictures of every kind to root/images, their maps to root/maps; return the images' folder."""
     rng = np.random.default_rng(1)
-    for kind, count in [*((kind, each) for kind in KINDS), ("good", good)]:
+    for kind, count in [*((kind, per_kind) for kind in KINDS), ("good", good)]:
         for number in range(count):
             image, mask = draw(kind, rng)
             picture, scores = root / "images" / kind / f"{number}.png", root / "maps" / kind / f"{number}.npy"

@@ -31,18 +31,18 @@ class RoundLine:
         self.kinds, self.sequence = {}, 0
 
     def feed(self, count, version, seed, kinds=KINDS, crops=True):
-        """`count` defects of each kind; vectors of different versions have nothing in common."""
+        """Ingest `count` defects of each kind; vectors of different versions have nothing in common."""
         axes = directions(3, seed=seed)
         taken = []
         for _ in range(count):
             for kind in kinds:
                 axis = axes[KINDS.index(kind)]
-                found = defect(self.sequence, near(axis, self.rng, 0.4), version=version)
+                message = defect(self.sequence, near(axis, self.rng, 0.4), version=version)
                 image, mask = draw(kind, self.rng)
                 crop = imaging.encode(image, Codec.JPEG) if crops else b""
-                region = replace(found.regions[0], crop=crop, mask=imaging.encode_mask(mask))
-                taken.append(TakenDefect(replace(found, regions=(region,)), (None,)))
-                self.kinds[found.frame_id] = kind
+                region = replace(message.regions[0], crop=crop, mask=imaging.encode_mask(mask))
+                taken.append(TakenDefect(replace(message, regions=(region,)), (None,)))
+                self.kinds[message.frame_id] = kind
                 self.sequence += 1
         self.store.ingest(Batch(defects=taken))
 
@@ -55,10 +55,10 @@ class RoundLine:
         return steps
 
     def class_of_kind(self):
-        found = {}
+        classes = {}
         for frame, name in self.store.assignments().items():
-            found.setdefault(self.kinds[frame], set()).add(name)
-        return found
+            classes.setdefault(self.kinds[frame], set()).add(name)
+        return classes
 
     def members(self):
         r = schema.regions

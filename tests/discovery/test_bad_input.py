@@ -49,7 +49,7 @@ def test_one_region_among_copies_is_no_class_of_its_own(tmp_path, vit_weights):
     other = defect(99, directions(2)[1], version=VERSION)
     line.store.ingest(Batch(defects=[TakenDefect(other, (None,))]))
     line.round()
-    assert [one.id for one in registry.read(line.store).classes] == ["D-0001"]
+    assert [defect_class.id for defect_class in registry.read(line.store).classes] == ["D-0001"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -66,7 +66,7 @@ def test_clocks_that_go_backwards_keep_ids_and_never_unsee_a_class(tmp_path):
         stream.feed([0, 1, 2] * 14)
         stream.round()
     before = stream.class_of_kind()
-    seen = {one.id: one.last_seen_at for one in stream.registry().classes}
+    seen = {defect_class.id: defect_class.last_seen_at for defect_class in stream.registry().classes}
     clock[0] -= 24 * HOUR_NS
     stream.sequence -= 50_000  # captured half a day before all others
     stream.feed([0, 1, 2] * 14)
@@ -74,8 +74,8 @@ def test_clocks_that_go_backwards_keep_ids_and_never_unsee_a_class(tmp_path):
     decisions.name(store, before[0], "early", who="ana")
     assert stream.class_of_kind() == before
     after = stream.registry().classes
-    assert all(one.last_seen_at >= seen[one.id] for one in after)
-    assert {one.state for one in after} == {ClassState.CONFIRMED}
+    assert all(defect_class.last_seen_at >= seen[defect_class.id] for defect_class in after)
+    assert {defect_class.state for defect_class in after} == {ClassState.CONFIRMED}
     with store.reading() as connection:
         events = connection.scalars(select(schema.class_events.c.event_id)).all()
     assert len(set(events)) == len(events)

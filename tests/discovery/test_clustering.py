@@ -26,11 +26,11 @@ def same_partition(a, b):
 @pytest.mark.parametrize("counts", [[40, 40, 40], [60, 30, 20, 15, 40], [25] * 8])
 def test_planted_kinds_are_found_with_their_number(counts):
     vectors, kinds = drawn(counts)
-    found = cluster(vectors)
-    assert found.count == len(counts)
-    assert same_partition(found.labels.tolist(), kinds.tolist())
-    assert found.stability > 0.9
-    assert np.linalg.norm(found.centroids, axis=1) == pytest.approx(np.ones(len(counts)), abs=1e-5)
+    clusters = cluster(vectors)
+    assert clusters.count == len(counts)
+    assert same_partition(clusters.labels.tolist(), kinds.tolist())
+    assert clusters.stability > 0.9
+    assert np.linalg.norm(clusters.centroids, axis=1) == pytest.approx(np.ones(len(counts)), abs=1e-5)
 
 
 def test_two_well_separated_kinds_are_two():
@@ -63,8 +63,8 @@ def test_group_out_of_reach_has_a_label_of_its_own_whatever_its_share_and_a_lone
     vectors, kinds = drawn([80, 80, 80, 6], spread=0.4)
     middle = directions(6)
     points = centred(unit(np.vstack([vectors, middle[4:]])), None, np.append(kinds, [-1, -1]))
-    given = np.append(np.where(kinds == 3, 0, kinds), [1, 2])
-    labels = with_dense_groups(within_reach(points, given), points)
+    labels_before = np.append(np.where(kinds == 3, 0, kinds), [1, 2])
+    labels = with_dense_groups(within_reach(points, labels_before), points)
     assert labels.tolist() == [*kinds.tolist(), -1, -1]
 
 
@@ -120,14 +120,14 @@ def test_kinds_of_two_products_are_found_although_the_products_differ_more():
     vectors = np.stack(
         [near(unit(1.5 * middle[p] + middle[k + 3 * p]), rng, 0.3) for p, k in zip(products, kinds, strict=True)]
     )
-    found = cluster(vectors, groups=products)
-    assert same_partition(found.labels.tolist(), (10 * products + kinds).tolist())
+    clusters = cluster(vectors, groups=products)
+    assert same_partition(clusters.labels.tolist(), (10 * products + kinds).tolist())
 
 
 def test_groups_too_small_to_be_judged_change_nothing():
     vectors, kinds = drawn([40, 40, 40])
-    found = cluster(vectors, groups=np.arange(120))
-    assert same_partition(found.labels.tolist(), kinds.tolist())
+    clusters = cluster(vectors, groups=np.arange(120))
+    assert same_partition(clusters.labels.tolist(), kinds.tolist())
 
 
 def test_kind_of_few_members_is_found_beside_a_large_one():
@@ -152,26 +152,26 @@ def test_number_found_on_few_regions_has_no_say():
     assert estimate_count(points, previous=held, seen=0.5)[0] == fresh
 
 
-def products_of(kinds, shift, rng, each=16):
-    """Regions of four products that share their kinds of defects, which look a little different on each product."""
-    middle, own = directions(kinds, 48), directions(4 * kinds, 48, seed=8)
-    rows = [(p, k) for p in range(4) for k in range(kinds) for _ in range(each)]
-    vectors = [near(unit(middle[k] + shift * own[p * kinds + k]), rng, 0.5) for p, k in rows]
+def products_of(kinds, shift, rng, per_kind=16):
+    """Return regions, kinds and products: four products share the kinds, which look a little different on each."""
+    middle, deviations = directions(kinds, 48), directions(4 * kinds, 48, seed=8)
+    rows = [(p, k) for p in range(4) for k in range(kinds) for _ in range(per_kind)]
+    vectors = [near(unit(middle[k] + shift * deviations[p * kinds + k]), rng, 0.5) for p, k in rows]
     return np.stack(vectors), np.array([k for _, k in rows]), np.array([p for p, _ in rows])
 
 
 @pytest.mark.parametrize(("kinds", "shift"), [(3, 0.5), (5, 0.5), (6, 0.7)])
 def test_kinds_that_several_products_share_are_not_counted_for_each(kinds, shift):
     vectors, truth, products = products_of(kinds, shift, np.random.default_rng(4))
-    found = cluster(vectors, groups=products)
-    assert found.count == kinds
-    assert same_partition(found.labels.tolist(), truth.tolist())
+    clusters = cluster(vectors, groups=products)
+    assert clusters.count == kinds
+    assert same_partition(clusters.labels.tolist(), truth.tolist())
 
 
 @given(some.lists(some.tuples(some.integers(-1, 3), some.integers(-1, 4)), min_size=1, max_size=30))
 def test_agreement_is_the_adjusted_rand_index_of_what_both_have_labelled(labels):
-    one, other = np.array(labels).T
+    first, second = np.array(labels).T
     both = [(a, b) for a, b in labels if a >= 0 and b >= 0]
     divided = len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1
     expected = adjusted_rand_score(*zip(*both, strict=True)) if divided else 0.0
-    assert _agreement(np.stack([one, other]), 5) == pytest.approx(expected)
+    assert _agreement(np.stack([first, second]), 5) == pytest.approx(expected)

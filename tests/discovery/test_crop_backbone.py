@@ -47,7 +47,7 @@ def reference(model, pixels, patches):
 @pytest.mark.parametrize("depth", [6, 12])
 def test_class_token_is_masked_in_the_last_nine_blocks_only(depth):
     torch.manual_seed(0)
-    # Deeper than nine blocks, so that the first ones are seen to be left alone.
+    # With more than nine blocks the test sees that the first ones stay as they are.
     model = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=64, depth=depth).eval()
     trunk = masked_vit.MaskedVit(model)
     pixels = torch.randn(2, 3, 64, 64)
@@ -56,9 +56,9 @@ def test_class_token_is_masked_in_the_last_nine_blocks_only(depth):
     masks[1, 20:24, 20:24] = 1
     with torch.inference_mode():
         tokens, patches = trunk(pixels, masks)
-        found = trunk.last_block()(tokens, patches)
+        output = trunk.last_block()(tokens, patches)
         expected = reference(model, pixels, masked_vit.inside(masks, (4, 4)))
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(output, expected, atol=1e-4)
 
 
 def test_full_mask_gives_the_transformers_own_class_token():
@@ -67,16 +67,16 @@ def test_full_mask_gives_the_transformers_own_class_token():
     trunk = masked_vit.MaskedVit(model)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        found = trunk.last_block()(*trunk(pixels, torch.ones(2, 64, 64)))
-        assert torch.allclose(found, model.forward_features(pixels)[:, 0], atol=1e-5)
+        output = trunk.last_block()(*trunk(pixels, torch.ones(2, 64, 64)))
+        assert torch.allclose(output, model.forward_features(pixels)[:, 0], atol=1e-5)
 
 
 def test_defect_finer_than_a_patch_keeps_the_patch_it_covers_most():
     masks = torch.zeros(3, 32, 32)
     masks[0, 3:5, 17:19] = 1
     masks[1, :16, :16] = 1
-    found = masked_vit.inside(masks, (2, 2))
-    assert found.tolist() == [[False, True, False, False], [True, False, False, False], [True] * 4]
+    patches = masked_vit.inside(masks, (2, 2))
+    assert patches.tolist() == [[False, True, False, False], [True, False, False, False], [True] * 4]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "tf_efficientnet_lite0"])
@@ -97,7 +97,7 @@ def test_embedding_tells_kinds_apart_and_looks_inside_the_mask(name, vit_weights
 
 def test_embedding_depends_on_the_crop_alone_and_its_version_on_the_weights(vit, vit_weights):
     made, _ = crops(5)
-    together, alone = vit.embed(made), np.concatenate([vit.embed([each]) for each in made])
+    together, alone = vit.embed(made), np.concatenate([vit.embed([crop]) for crop in made])
     assert together == pytest.approx(alone, abs=1e-5)
     assert vit.embed([]).shape == (0, vit.dimension)
     assert vit.version == crop_backbone.load("test_vit", vit_weights, "cpu").version
@@ -118,11 +118,11 @@ def test_random_views_keep_mask_and_pixels_together():
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "said"),
+    ("name", "weights", "message"),
     [("no_such_model", None, "no_such_model"), ("test_vit", "missing", "no such weights file")],
 )
-def test_backbone_that_cannot_be_had_is_said_in_one_line(tmp_path, name, weights, said):
-    with pytest.raises(FlawlineError, match=said) as raised:
+def test_backbone_that_cannot_be_had_is_said_in_one_line(tmp_path, name, weights, message):
+    with pytest.raises(FlawlineError, match=message) as raised:
         crop_backbone.load(name, tmp_path / weights if weights else None, "cpu")
     assert "\n" not in str(raised.value)
 
@@ -153,7 +153,7 @@ def test_mask_that_cannot_be_asked_of_an_old_timm_is_said():
 def test_last_block_of_maps_hands_on_the_mean_inside_before_it_is_trained():
     block = crop_backbone.MapBlock(8)
     tokens = torch.randn(3, 5, 8)
-    found = block(tokens, torch.ones(3, 4, dtype=torch.bool))
-    assert torch.equal(found, tokens[:, 0])
-    (functional.normalize(found, dim=1).sum() + block(tokens * 2, torch.ones(3, 4, dtype=torch.bool)).sum()).backward()
+    output = block(tokens, torch.ones(3, 4, dtype=torch.bool))
+    assert torch.equal(output, tokens[:, 0])
+    (functional.normalize(output, dim=1).sum() + block(tokens * 2, torch.ones(3, 4, dtype=torch.bool)).sum()).backward()
     assert block.project.weight.grad is not None

@@ -40,7 +40,7 @@ def test_maps_of_another_detector_give_the_kinds(folder, settings, tmp_path):
     assert [row["class"] for row in rows if row["kind"] == "good"].count("") >= 3
     assert json.loads((tmp_path / "classes.json").read_text())["regions"] == report["regions"]
     sheet = (tmp_path / "classes.html").read_text()
-    assert all(each["id"] in sheet for each in report["classes"])
+    assert all(entry["id"] in sheet for entry in report["classes"])
     assert sheet.count("<img") == report["regions"]
 
 
@@ -71,7 +71,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
     report = json.loads((tmp_path / "found.json").read_text())
     assert report["images_with_regions"] >= 30
     assert report["agreement"]["all"]["images"] == 40
-    assert sum(each["kinds"].get("good", 0) for each in report["classes"]) <= 1
+    assert sum(entry["kinds"].get("good", 0) for entry in report["classes"]) <= 1
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
@@ -79,7 +79,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"maps": None}, "give either --model MODEL, or --maps DIR"),
         ({"k": 0}, "--k 0"),
@@ -94,7 +94,7 @@ def test_model_finds_the_defects_and_leaves_good_images_without_a_class(folder, 
         ({"constant": True}, "all maps peak at 1"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, change, said):
+def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, change, message):
     data = write_folder(tmp_path, 2)
     (tmp_path / "empty").mkdir()
     maps = tmp_path / "maps"
@@ -103,12 +103,12 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, change, said):
             np.save(path, np.ones((8, 8)))
     if "spoilt" in change:
         np.save(maps / KINDS[0] / "0.npy", change["spoilt"])
-    given = {"maps": maps, "k": change.get("k", 2)} | {name: change[name] for name in ("maps",) if name in change}
-    if isinstance(given["maps"], str):
-        given["maps"] = tmp_path / given["maps"]
+    options = {"maps": maps, "k": change.get("k", 2)} | {name: change[name] for name in ("maps",) if name in change}
+    if isinstance(options["maps"], str):
+        options["maps"] = tmp_path / options["maps"]
     source = tmp_path / change["data"] if "data" in change else data
-    with pytest.raises((UsageError, FlawlineError), match=said) as raised:
-        discover_folder.run(source, settings, **given)
+    with pytest.raises((UsageError, FlawlineError), match=message) as raised:
+        discover_folder.run(source, settings, **options)
     assert "\n" not in str(raised.value)
 
 

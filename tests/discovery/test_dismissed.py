@@ -32,7 +32,7 @@ def settings(embedded_broker, tmp_path):
 
 @pytest.fixture
 def store(settings):
-    """Frames 0..4: dismissed alone, dismissed twice, dismissed beside another class, beside no class, other class."""
+    """Yield a store with five frames: only dismissed, twice dismissed, dismissed and another class, and none, other."""
     opened = Store(settings.store_url, utc_ns=lambda: START_NS)
     with opened.transaction() as connection:
         classes = [
@@ -41,12 +41,12 @@ def store(settings):
         ]
         registry.save_classes(connection, classes, 3)
     nothing, fault = "D-0001", "D-0002"
-    given = [(nothing,), (nothing, nothing), (nothing, fault), (nothing, None), (fault,)]
+    assignments = [(nothing,), (nothing, nothing), (nothing, fault), (nothing, None), (fault,)]
     opened.ingest(
         Batch(
             defects=[
                 TakenDefect(defect(n, *directions(4)[: len(classes)], peaks=(3.0, 1.5)[: len(classes)]), classes)
-                for n, classes in enumerate(given)
+                for n, classes in enumerate(assignments)
             ]
         )
     )
@@ -58,8 +58,8 @@ def store(settings):
 def send(settings, *frames):
     client = kafka_clients.producer(settings)
     try:
-        for each in frames:
-            value, headers = messages.encode(each), messages.headers(each)
+        for message in frames:
+            value, headers = messages.encode(message), messages.headers(message)
             client.send(settings.topic(topics.FRAMES.name), key=b"cam-1", value=value, headers=headers, partition=1)
         client.flush(timeout=30)
     finally:
@@ -67,7 +67,7 @@ def send(settings, *frames):
 
 
 def test_only_frames_without_a_doubtful_region_are_candidates(store):
-    assert [each.frame_id for each in dismissed.frames(store)] == ["cam-1:1:0", "cam-1:1:1"]
+    assert [candidate.frame_id for candidate in dismissed.frames(store)] == ["cam-1:1:0", "cam-1:1:1"]
 
 
 def test_whole_frames_are_written_as_they_were_captured(settings, store, tmp_path):
@@ -75,13 +75,13 @@ def test_whole_frames_are_written_as_they_were_captured(settings, store, tmp_pat
     second, _ = frame(1, Codec.RAW)
     send(settings, first, frame(2)[0], second, first)
     wanted, folder = dismissed.frames(store), tmp_path / "good"
-    found = dismissed.export(settings, wanted, folder)
-    assert found == Exported(("cam-1:1:0", "cam-1:1:1"), ())
+    exported = dismissed.export(settings, wanted, folder)
+    assert exported == Exported(("cam-1:1:0", "cam-1:1:1"), ())
     assert (folder / "cam-1-1-0.jpg").read_bytes() == data
     assert (imaging.read_image(folder / "cam-1-1-1.png") == 30).all()
     assert len(list(folder.iterdir())) == 2
     (folder / "cam-1-1-0.jpg").write_bytes(b"kept as it lies")
-    assert dismissed.export(settings, wanted, folder) == found
+    assert dismissed.export(settings, wanted, folder) == exported
     assert (folder / "cam-1-1-0.jpg").read_bytes() == b"kept as it lies"
 
 
@@ -92,8 +92,8 @@ def test_frames_behind_a_claim_check_and_damaged_ones(settings, store, tmp_path)
     objects.create()
     key = objects.put(data)
     send(settings, replace(first, data=b"", object_key=key), replace(frame(1)[0], checksum=1))
-    found = dismissed.export(settings, dismissed.frames(store), tmp_path / "good")
-    assert found == Exported(("cam-1:1:0",), ("cam-1:1:1",))
+    exported = dismissed.export(settings, dismissed.frames(store), tmp_path / "good")
+    assert exported == Exported(("cam-1:1:0",), ("cam-1:1:1",))
     assert (tmp_path / "good" / "cam-1-1-0.jpg").read_bytes() == data
 
 
@@ -103,9 +103,9 @@ def test_command_exports_what_is_kept_and_counts_what_is_gone(settings, store, t
     with pytest.raises(SystemExit) as ended:
         main(["classes", "dismissed", "--export", str(folder), "--json", "--config", config])
     assert ended.value.code == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["exported"], said["gone"]) == (["cam-1:1:1"], ["cam-1:1:0"])
-    assert [each["class"] for each in said["frames"]] == ["D-0001", "D-0001"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["exported"], report["gone"]) == (["cam-1:1:1"], ["cam-1:1:0"])
+    assert [row["class"] for row in report["frames"]] == ["D-0001", "D-0001"]
     with pytest.raises(SystemExit) as ended:
         main(["classes", "dismissed", "--config", config])
     assert ended.value.code == 0

@@ -35,8 +35,8 @@ def test_change_of_embedding_keeps_every_id(line):
     line.round()
     assert line.class_of_kind() == before
     known = registry.read(line.store)
-    assert {one.embedding_version for one in known.classes} == {"new"}
-    assert {one.id: one.members for one in known.classes} == line.members()
+    assert {defect_class.embedding_version for defect_class in known.classes} == {"new"}
+    assert {defect_class.id: defect_class.members for defect_class in known.classes} == line.members()
     assert sum(line.members().values()) == 96
 
 
@@ -109,10 +109,10 @@ def test_own_embedding_of_another_backbone_is_made_again_for_what_is_kept(tmp_pa
     line.feed(14, "of the workers", 5)
     line.round()
     before = line.class_of_kind()
-    assert len(set.union(*before.values())) >= 3  # the untrained backbone sees kinds, if not quite as they are
-    versions = {one.embedding_version for one in registry.read(line.store).classes}
+    assert len(set.union(*before.values())) >= 3  # the untrained backbone tells the kinds apart, not without errors
+    versions = {defect_class.embedding_version for defect_class in registry.read(line.store).classes}
     assert versions == {backbone.version}
-    backbone.version = "another"  # as other weights would have it
+    backbone.version = "another"  # as with other weights
     line.round()
     after = line.class_of_kind()
     assert all(before[kind] <= after[kind] for kind in KINDS)
@@ -120,7 +120,7 @@ def test_own_embedding_of_another_backbone_is_made_again_for_what_is_kept(tmp_pa
         assert set(connection.scalars(select(schema.regions.c.embedding_version))) == {"another"}
         sizes = {len(row) for row in connection.scalars(select(schema.regions.c.embedding))}
     assert sizes == {2 * backbone.dimension}
-    assert {one.embedding_version for one in registry.read(line.store).classes} == {"another"}
+    assert {defect_class.embedding_version for defect_class in registry.read(line.store).classes} == {"another"}
 
 
 def test_exemplars_decide_only_where_they_agree_and_are_near():
@@ -147,9 +147,9 @@ def test_merged_class_gets_nothing(line):
         assert exemplars == {}
     line.feed(18, "new", 6)
     with line.store.reading() as connection:
-        exemplars, found = embedding_change.waiting(connection, "new", DiscoverySettings())
+        exemplars, regions = embedding_change.waiting(connection, "new", DiscoverySettings())
     assert second.id not in exemplars.values()
-    assert len(found) == 54
+    assert len(regions) == 54
 
 
 def test_vectors_that_are_no_numbers_are_left_out(line):
@@ -162,6 +162,6 @@ def test_vectors_that_are_no_numbers_are_left_out(line):
         return vectors
 
     with line.store.reading() as connection:
-        found = embedding_change.described(connection, [1, 2, 3, 99], broken)
-    assert {number: vector is None for number, vector in found.items()} == {1: True, 2: True, 3: False, 99: True}
-    assert Tensor.of(found[3], "float16").shape == (4,)
+        embeddings = embedding_change.described(connection, [1, 2, 3, 99], broken)
+    assert {number: vector is None for number, vector in embeddings.items()} == {1: True, 2: True, 3: False, 99: True}
+    assert Tensor.of(embeddings[3], "float16").shape == (4,)

@@ -115,21 +115,21 @@ def test_the_queue_is_filtered_by_camera_class_stratum_and_time(store: Store, st
 
 
 def test_rates_come_from_offered_frames_only_with_the_weight_of_each(store: Store) -> None:
-    for number, said in enumerate(("real", "real", "false", "unsure")):
-        judgements.judge(store, f"cam-1:1:{number}", said, who="ana", is_offered=True)
+    for number, judgement in enumerate(("real", "real", "false", "unsure")):
+        judgements.judge(store, f"cam-1:1:{number}", judgement, who="ana", is_offered=True)
     judgements.judge(store, "cam-1:1:5", "real", who="ana", is_offered=True)
     judgements.judge(store, "cam-1:1:6", "false", who="ana", is_offered=True)
     for number in range(7, 16):
         judgements.judge(store, f"cam-1:1:{number}", "false", who="ana", is_offered=True)
-    judgements.judge(store, "cam-1:1:16", "real", who="ana")  # looked up: it tells nothing of the others
+    judgements.judge(store, "cam-1:1:16", "real", who="ana")  # a person looked it up, so it stands for no other frame
     by_stratum = {part.stratum: part for part in judgements.judged(store)}
     assert by_stratum["reject"].real == ((1.0, 2),)
     assert (by_stratum["reject"].frames, by_stratum["reject"].unsure) == (4, 1)
     assert by_stratum["accepted"].false == ((10.0, 9),)
     assert by_stratum["accepted"].real == ()
-    found = rates(judgements.judged(store))
-    assert found.escapes.value == pytest.approx(1)  # half of two near misses
-    assert found.escape.high > 0.5  # nine frames of the sample exclude little
+    estimates = rates(judgements.judged(store))
+    assert estimates.escapes.value == pytest.approx(1)  # half of two near misses
+    assert estimates.escape.high > 0.5  # nine sampled frames exclude little
 
 
 def test_rates_of_a_time_take_whole_hours(store: Store) -> None:

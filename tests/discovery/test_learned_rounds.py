@@ -29,7 +29,7 @@ def line(tmp_path, vit_weights):
 
 
 class Told:
-    """A learning round whose result is told, and that takes as long as the test wants."""
+    """Is a learning round with a result that the test sets, when the test wants."""
 
     def __init__(self, job):
         self.job, self.result, self.error, self.cancelled = job, None, None, False
@@ -43,13 +43,13 @@ class Told:
         self.cancelled = True
 
     def finish(self, labels=None):
-        found = self.job.start if labels is None else labels
-        self.result = Result(dict(zip(self.job.ids, found, strict=True)), 0.5, 1.0)
+        labels = self.job.start if labels is None else labels
+        self.result = Result(dict(zip(self.job.ids, labels, strict=True)), 0.5, 1.0)
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """The learning rounds that were started, the latest last."""
+    """Return the list of the learning rounds that were started, the latest last."""
     jobs = []
 
     def start(job, settings):
@@ -62,7 +62,10 @@ def started(monkeypatch):
 
 def state(line):
     known = registry.read(line.store)
-    return [(one.id, one.state, one.members, one.seen_rounds) for one in known.classes], known.round
+    return [
+        (defect_class.id, defect_class.state, defect_class.members, defect_class.seen_rounds)
+        for defect_class in known.classes
+    ], known.round
 
 
 def wait_for_end(line):
@@ -82,7 +85,9 @@ def test_learned_round_in_a_process_of_its_own_finds_the_kinds_and_keeps_their_i
     wait_for_end(line)
     before = line.class_of_kind()
     assert sorted(map(len, before.values())) == [1, 1, 1]
-    assert {one.id: one.members for one in registry.read(line.store).classes} == line.members()
+    assert {
+        defect_class.id: defect_class.members for defect_class in registry.read(line.store).classes
+    } == line.members()
 
 
 def test_what_came_meanwhile_is_left_to_the_next_round(line, started):
@@ -111,7 +116,7 @@ def test_learning_starts_from_the_known_classes_and_says_what_people_confirmed(l
     assert not any(started[0].job.confirmed)
     started[0].finish()
     line.runner.step()
-    name = min(one.id for one in registry.read(line.store).classes)
+    name = min(defect_class.id for defect_class in registry.read(line.store).classes)
     decisions.name(line.store, name, "scratch", who="ana")
     line.runner.ask()
     line.runner.step()
@@ -128,13 +133,13 @@ def test_what_people_say_during_a_learned_round_binds(line, started):
     line.runner.step()
     started[0].finish()
     line.runner.step()
-    first, second = sorted(one.id for one in registry.read(line.store).classes)[:2]
+    first, second = sorted(defect_class.id for defect_class in registry.read(line.store).classes)[:2]
     line.runner.ask()
     line.runner.step()
     decisions.merge(line.store, second, first, who="ana")
-    started[1].finish()  # which would still part the two
+    started[1].finish()  # its clusters still keep the two apart
     line.runner.step()
-    states = {one.id: one.state for one in registry.read(line.store).classes}
+    states = {defect_class.id: defect_class.state for defect_class in registry.read(line.store).classes}
     assert states[second] is ClassState.MERGED
     assert line.members()[first] == 28
 

@@ -33,8 +33,8 @@ def test_agreement_is_the_cross_entropy_with_the_corrected_sharper_view():
     weight = np.maximum(0, 0.5 - scores)[:, None]
     target = weight * np.eye(4)[0] + (1 - weight) * target
     expected = -(target * np.log(softmax(student[0] / 0.1))).sum(axis=1).mean()
-    found = learning.agreement(torch.tensor(teacher), torch.tensor(student), 0.05, torch.tensor(scores))
-    assert found.item() == pytest.approx(expected)
+    loss = learning.agreement(torch.tensor(teacher), torch.tensor(student), 0.05, torch.tensor(scores))
+    assert loss.item() == pytest.approx(expected)
 
 
 def test_concentration_is_nought_for_kinds_in_equal_use_and_log_k_for_one_alone():
@@ -47,29 +47,29 @@ def test_concentration_is_nought_for_kinds_in_equal_use_and_log_k_for_one_alone(
 
 def test_contrast_is_info_nce_over_all_other_views():
     rng = np.random.default_rng(1)
-    one, other = (torch.nn.functional.normalize(torch.tensor(rng.normal(size=(5, 8))), dim=1) for _ in range(2))
-    both = torch.cat([one, other]).numpy()
+    first, second = (torch.nn.functional.normalize(torch.tensor(rng.normal(size=(5, 8))), dim=1) for _ in range(2))
+    both = torch.cat([first, second]).numpy()
     total = 0.0
     for row in range(10):
         cosines = both @ both[row]
         others = [i for i in range(10) if i != row]
         total -= np.log(np.exp(cosines[(row + 5) % 10]) / np.exp(cosines[others]).sum())
-    assert learning.contrast(one, other).item() == pytest.approx(total / 10)
+    assert learning.contrast(first, second).item() == pytest.approx(total / 10)
 
 
 def test_supervised_contrast_with_every_crop_of_its_own_kind_is_contrast():
     rng = np.random.default_rng(2)
-    one, other = (torch.nn.functional.normalize(torch.tensor(rng.normal(size=(5, 8))), dim=1) for _ in range(2))
-    found = learning.supervised_contrast(one, other, torch.arange(5), temperature=0.3)
-    assert found.item() == pytest.approx(learning.contrast(one, other, temperature=0.3).item())
+    first, second = (torch.nn.functional.normalize(torch.tensor(rng.normal(size=(5, 8))), dim=1) for _ in range(2))
+    loss = learning.supervised_contrast(first, second, torch.arange(5), temperature=0.3)
+    assert loss.item() == pytest.approx(learning.contrast(first, second, temperature=0.3).item())
 
 
 def test_teacher_gets_sharper_for_four_fifths_of_the_epochs():
-    found = [learning.teacher_temperature(epoch, 50) for epoch in range(50)]
-    assert found[0] == pytest.approx(0.07)
-    assert found[40:] == pytest.approx([0.04] * 10)
-    assert found == sorted(found, reverse=True)
-    assert len(set(found)) == learning.TEACHER_STEPS
+    temperatures = [learning.teacher_temperature(epoch, 50) for epoch in range(50)]
+    assert temperatures[0] == pytest.approx(0.07)
+    assert temperatures[40:] == pytest.approx([0.04] * 10)
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert len(set(temperatures)) == learning.TEACHER_STEPS
 
 
 def test_learning_mends_clusters_that_are_partly_wrong(backbone):
@@ -78,20 +78,20 @@ def test_learning_mends_clusters_that_are_partly_wrong(backbone):
     start = truth.copy()
     start[::6] = (start[::6] + 1) % 3
     task = Task(made, np.zeros((36, 1), np.float32), start, np.zeros(36, bool), epochs=4)
-    found = learning.learn(task, backbone)
-    assert (found.labels == truth).mean() > (start == truth).mean()
-    assert agreement.accuracy(truth, found.labels) >= 0.9
-    assert found.posteriors.sum(axis=1) == pytest.approx(np.ones(36), abs=1e-4)
+    learned = learning.learn(task, backbone)
+    assert (learned.labels == truth).mean() > (start == truth).mean()
+    assert agreement.accuracy(truth, learned.labels) >= 0.9
+    assert learned.posteriors.sum(axis=1) == pytest.approx(np.ones(36), abs=1e-4)
     again = learning.learn(task, backbone)
-    assert (again.posteriors == found.posteriors).all()
+    assert (again.posteriors == learned.posteriors).all()
 
 
 def test_what_people_confirmed_is_learned_with_its_number(backbone):
     made, kinds = crops(24)
     truth = np.array([KINDS.index(kind) for kind in kinds])
     told = np.arange(24) < 12
-    found = learning.learn(Task(made, np.zeros((24, 1), np.float32), truth, told, epochs=2), backbone)
-    assert (found.labels[told] == truth[told]).mean() >= 0.9
+    learned = learning.learn(Task(made, np.zeros((24, 1), np.float32), truth, told, epochs=2), backbone)
+    assert (learned.labels[told] == truth[told]).mean() >= 0.9
 
 
 def test_crops_that_are_hardly_anomalous_go_to_nothing(backbone):
@@ -106,9 +106,9 @@ def test_crops_that_are_hardly_anomalous_go_to_nothing(backbone):
     scores = np.r_[np.full(24, 0.9), np.full(8, 0.05)]
     start = np.r_[truth, rng.integers(3, size=8)]
     task = Task(made, np.zeros((32, 1), np.float32), start, np.zeros(32, bool), scores, epochs=6)
-    found = learning.learn(task, backbone)
-    assert (found.labels[24:] == -1).mean() >= 0.75
-    assert (found.labels[:24] == -1).mean() <= 0.1
+    learned = learning.learn(task, backbone)
+    assert (learned.labels[24:] == -1).mean() >= 0.75
+    assert (learned.labels[:24] == -1).mean() <= 0.1
 
 
 def test_disk_without_room_is_said_before_it_is_filled(backbone, monkeypatch):

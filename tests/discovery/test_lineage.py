@@ -35,28 +35,28 @@ def known(number, state=ClassState.CONFIRMED, axis=None, **fields):
 
 
 def carry(registry, previous, labels, axes=None, fresh=None, rules=RULES, known=None, evidence=None, at=99):
-    """The evolution by a survey's clusters, or, with `known`, by those that a round between surveys holds on to."""
+    """Return the evolution by a survey's clusters or, with `known`, by those that a round between surveys keeps."""
     fresh = np.array([name is None for name in previous]) if fresh is None else np.array(fresh)
     labels = np.array(labels)
     count = max(labels.max() + 1, len(known or ()))
-    found = Clusters(
+    clusters = Clusters(
         labels,
         AXES[list(range(count)) if axes is None else axes],
-        places={one.id: one.centroid for one in registry.live},
+        places={defect_class.id: defect_class.centroid for defect_class in registry.live},
         known=known,
         evidence=None if evidence is None else np.full(count, evidence),
         is_new_line=evidence is not None,
     )
-    return evolve(registry, previous, found, fresh, at=at, rules=rules, embedding_version="v")
+    return evolve(registry, previous, clusters, fresh, at=at, rules=rules, embedding_version="v")
 
 
 def convinced(registry, number, evidence=99.0):
-    """The registry with a candidate for which the regions that came since have spoken."""
+    """Return the registry in which new regions have confirmed candidate `number`."""
     return replace(
         registry,
         candidates=tuple(
-            replace(one, evidence=evidence, needed=3.0, trials=9) if one.number == number else one
-            for one in registry.candidates
+            replace(candidate, evidence=evidence, needed=3.0, trials=9) if candidate.number == number else candidate
+            for candidate in registry.candidates
         ),
     )
 
@@ -67,7 +67,7 @@ def after(evolution):
 
 
 def states(evolution):
-    return {one.id: one.state for one in evolution.registry.classes}
+    return {defect_class.id: defect_class.state for defect_class in evolution.registry.classes}
 
 
 def transitions(evolution):
@@ -80,10 +80,10 @@ def two(**fields):
 
 def test_clusters_in_another_order_keep_the_ids():
     previous = ["D-0001"] * 10 + ["D-0002"] * 10
-    found = carry(two(), previous, [1] * 10 + [0] * 10, axes=[2, 1])
-    assert list(found.assigned) == previous
-    assert found.changes == ()
-    assert found.churn == 0
+    evolution = carry(two(), previous, [1] * 10 + [0] * 10, axes=[2, 1])
+    assert list(evolution.assigned) == previous
+    assert evolution.changes == ()
+    assert evolution.churn == 0
 
 
 STRANGERS = ["D-0001"] * 10 + ["D-0002"] * 10 + [None] * 6
@@ -91,11 +91,11 @@ TWO_AND_STRANGERS = [0] * 10 + [1] * 10 + [2] * 6
 
 
 def test_group_of_strangers_is_a_candidate_without_id_event_or_members():
-    found = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
-    assert set(found.assigned[20:]) == {None}
-    assert found.changes == ()
-    assert states(found).keys() == {"D-0001", "D-0002"}
-    (candidate,) = found.registry.candidates
+    evolution = carry(two(), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
+    assert set(evolution.assigned[20:]) == {None}
+    assert evolution.changes == ()
+    assert states(evolution).keys() == {"D-0001", "D-0002"}
+    (candidate,) = evolution.registry.candidates
     assert (candidate.members, candidate.active, candidate.class_id) == (6, True, None)
 
 
@@ -114,9 +114,9 @@ def test_candidate_becomes_a_class_when_new_members_have_spoken_and_only_then_ge
 
 def test_too_few_strangers_are_no_candidate():
     previous = ["D-0001"] * 10 + ["D-0002"] * 10 + [None] * 2
-    found = carry(two(), previous, [0] * 10 + [1] * 10 + [2] * 2, axes=[1, 2, 3])
-    assert set(found.assigned[20:]) == {None}
-    assert found.registry.candidates == ()
+    evolution = carry(two(), previous, [0] * 10 + [1] * 10 + [2] * 2, axes=[1, 2, 3])
+    assert set(evolution.assigned[20:]) == {None}
+    assert evolution.registry.candidates == ()
 
 
 def test_candidate_with_evidence_waits_for_members_and_for_its_second_round():
@@ -137,13 +137,13 @@ def test_candidate_that_came_and_went_is_recognised_and_its_history_goes_on():
     gone = carry(told, STRANGERS, [0] * 10 + [1] * 10 + [-1] * 6, axes=[1, 2])
     (resting,) = gone.registry.candidates
     assert not resting.active
-    assert resting.evidence < 2.0  # a survey that does not find it speaks against it
+    assert resting.evidence < 2.0  # a survey without it is evidence against it
     again = carry(after(gone), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 3])
     (back,) = again.registry.candidates
     assert (back.number, back.active, back.opened_round) == (1, True, first.registry.round)
     assert back.evidence == resting.evidence
     other = carry(after(gone), STRANGERS, TWO_AND_STRANGERS, axes=[1, 2, 7])
-    assert [one.number for one in other.registry.candidates] == [1, 2]
+    assert [candidate.number for candidate in other.registry.candidates] == [1, 2]
 
 
 def test_candidate_that_nobody_has_seen_for_a_month_is_forgotten():
@@ -194,20 +194,23 @@ def test_class_that_is_found_whole_again_is_not_its_candidate():
 
 def test_piece_of_a_class_takes_in_new_regions_for_that_class():
     previous = ["D-0001"] * 20 + ["D-0002"] * 10 + [None]
-    found = carry(two(bound=True), previous, [0] * 11 + [1] * 9 + [2] * 10 + [1], axes=[1, 5, 2])
-    assert found.assigned == (*previous[:30], "D-0001")
+    evolution = carry(two(bound=True), previous, [0] * 11 + [1] * 9 + [2] * 10 + [1], axes=[1, 5, 2])
+    assert evolution.assigned == (*previous[:30], "D-0001")
 
 
 def test_classes_merge_when_one_survey_after_the_other_finds_one_and_the_older_survives():
     previous, registry = ["D-0001"] * 8 + ["D-0002"] * 14, two()
     for _ in range(7):
-        found = carry(registry, previous, [0] * 22, axes=[2])
-        assert list(found.assigned) == previous
-        registry = after(found)
+        evolution = carry(registry, previous, [0] * 22, axes=[2])
+        assert list(evolution.assigned) == previous
+        registry = after(evolution)
     last = carry(registry, previous, [0] * 22, axes=[2])
     assert set(last.assigned) == {"D-0001"}
     assert states(last)["D-0002"] is ClassState.MERGED
-    assert next(one for one in last.registry.classes if one.id == "D-0002").merged_into == "D-0001"
+    assert (
+        next(defect_class for defect_class in last.registry.classes if defect_class.id == "D-0002").merged_into
+        == "D-0001"
+    )
     assert last.churn == 0  # a merged member has not changed its class
 
 
@@ -216,10 +219,10 @@ def test_surveys_that_disagree_merge_nothing():
     for number in range(60):
         together = number % 4 != 3
         labels, axes = ([0] * 22, [2]) if together else ([0] * 8 + [1] * 14, [1, 2])
-        found = carry(registry, previous, labels, axes, fresh=[True] * 22)
-        registry = after(found)
-    assert list(found.assigned) == previous
-    assert states(found) == dict.fromkeys(["D-0001", "D-0002"], ClassState.CONFIRMED)
+        evolution = carry(registry, previous, labels, axes, fresh=[True] * 22)
+        registry = after(evolution)
+    assert list(evolution.assigned) == previous
+    assert states(evolution) == dict.fromkeys(["D-0001", "D-0002"], ClassState.CONFIRMED)
 
 
 def test_round_between_surveys_takes_in_what_is_known_and_neither_splits_nor_merges():
@@ -235,8 +238,8 @@ def test_round_between_surveys_takes_in_what_is_known_and_neither_splits_nor_mer
 def test_what_was_assigned_between_rounds_is_decided_anew_and_what_was_there_before_stays():
     previous = ["D-0001"] * 10 + ["D-0002"] * 10
     fresh = [False] * 8 + [True] * 2 + [False] * 10
-    found = carry(two(), previous, [0] * 7 + [-1, -1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
-    assert found.assigned[:10] == ("D-0001",) * 8 + (None, "D-0002")
+    evolution = carry(two(), previous, [0] * 7 + [-1, -1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
+    assert evolution.assigned[:10] == ("D-0001",) * 8 + (None, "D-0002")
 
 
 def test_what_was_assigned_to_a_named_class_leaves_it_only_for_none():
@@ -244,8 +247,8 @@ def test_what_was_assigned_to_a_named_class_leaves_it_only_for_none():
     fresh = [False] * 8 + [True] * 2 + [False] * 10
     registry = two(name="scratch")
     registry = replace(registry, classes=(registry.classes[0], known(2)))
-    found = carry(registry, previous, [0] * 8 + [-1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
-    assert found.assigned[8:10] == (None, "D-0001")
+    evolution = carry(registry, previous, [0] * 8 + [-1, 1] + [1] * 10, known=("D-0001", "D-0002"), fresh=fresh)
+    assert evolution.assigned[8:10] == (None, "D-0001")
 
 
 def test_candidate_of_a_store_of_before_keeps_its_id_and_is_confirmed_with_enough_members():
@@ -259,36 +262,36 @@ def test_candidate_of_a_store_of_before_keeps_its_id_and_is_confirmed_with_enoug
 
 def test_class_that_has_lost_all_of_its_members_sleeps():
     registry = Registry(classes=(known(1, members=0), known(2)), round=4, next_number=3)
-    found = carry(registry, ["D-0002"] * 8, [0] * 8, axes=[2], fresh=[True] * 8)
-    assert transitions(found) == [("D-0001", Transition.DORMANT)]
+    evolution = carry(registry, ["D-0002"] * 8, [0] * 8, axes=[2], fresh=[True] * 8)
+    assert transitions(evolution) == [("D-0001", Transition.DORMANT)]
 
 
 @pytest.mark.parametrize("fields", [{"name": "scratch"}, {"bound": True}])
 def test_what_a_person_has_named_is_neither_split_nor_merged(fields):
     registry, previous = two(**fields), ["D-0001"] * 20 + ["D-0002"] * 10
     for _ in range(3):
-        found = carry(registry, previous, [0] * 11 + [1] * 9 + [2] * 10, axes=[1, 5, 2])
-        registry = after(found)
-    assert list(found.assigned) == previous
+        evolution = carry(registry, previous, [0] * 11 + [1] * 9 + [2] * 10, axes=[1, 5, 2])
+        registry = after(evolution)
+    assert list(evolution.assigned) == previous
     for _ in range(3):
-        found = carry(registry, previous, [0] * 30, axes=[2])
-        registry = after(found)
-    assert set(found.assigned[:20]) == {"D-0001"}
+        evolution = carry(registry, previous, [0] * 30, axes=[2])
+        registry = after(evolution)
+    assert set(evolution.assigned[:20]) == {"D-0001"}
 
 
 def test_dismissed_class_stays_dismissed_and_keeps_taking_in_its_like():
     registry = Registry(classes=(known(1, ClassState.DISMISSED), known(2)), round=4, next_number=3)
-    found = carry(registry, ["D-0001"] * 8 + ["D-0002"] * 8 + [None] * 4, [0] * 8 + [1] * 8 + [0] * 4, axes=[1, 2])
-    assert set(found.assigned[16:]) == {"D-0001"}
-    assert states(found)["D-0001"] is ClassState.DISMISSED
+    evolution = carry(registry, ["D-0001"] * 8 + ["D-0002"] * 8 + [None] * 4, [0] * 8 + [1] * 8 + [0] * 4, axes=[1, 2])
+    assert set(evolution.assigned[16:]) == {"D-0001"}
+    assert states(evolution)["D-0001"] is ClassState.DISMISSED
 
 
 def test_class_without_new_members_goes_dormant_and_comes_back_as_what_it_was():
     registry, previous = two(), ["D-0001"] * 8 + ["D-0002"] * 8
     for _ in range(3):
-        found = carry(registry, previous, [0] * 8 + [1] * 8, axes=[1, 2], fresh=[False] * 8 + [True] * 8)
-        registry = after(found)
-    assert transitions(found) == [("D-0001", Transition.DORMANT)]
+        evolution = carry(registry, previous, [0] * 8 + [1] * 8, axes=[1, 2], fresh=[False] * 8 + [True] * 8)
+        registry = after(evolution)
+    assert transitions(evolution) == [("D-0001", Transition.DORMANT)]
     again = carry(registry, [*previous, None], [0] * 8 + [1] * 8 + [0], axes=[1, 2])
     assert transitions(again) == [("D-0001", Transition.REVIVED)]
     assert states(again)["D-0001"] is ClassState.CONFIRMED
@@ -297,8 +300,8 @@ def test_class_without_new_members_goes_dormant_and_comes_back_as_what_it_was():
 def test_class_in_many_pieces_keeps_its_id_on_the_largest():
     previous = ["D-0001"] * 20 + ["D-0002"] * 10
     labels = [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 10
-    found = carry(two(), previous, labels, axes=[6, 7, 8, 9, 2])
-    assert list(found.assigned) == previous
+    evolution = carry(two(), previous, labels, axes=[6, 7, 8, 9, 2])
+    assert list(evolution.assigned) == previous
 
 
 def test_few_shared_members_are_matched_by_centroid():
@@ -337,15 +340,17 @@ def test_whatever_the_rounds_no_id_is_reused_or_lost(history):
             pool[row] = None
         used = sorted(set(labels) - {-1})
         labels = np.array([used.index(label) if label >= 0 else -1 for label in labels])
-        candidates = [replace(one, evidence=float(rng.integers(12)), trials=1) for one in registry.candidates]
+        candidates = [
+            replace(candidate, evidence=float(rng.integers(12)), trials=1) for candidate in registry.candidates
+        ]
         registry = replace(registry, candidates=tuple(candidates))
-        found = evolve(
+        evolution = evolve(
             registry,
             pool,
             Clusters(
                 labels,
                 AXES[rng.permutation(12)[: len(used)]],
-                places={one.id: AXES[one.number % 12] for one in registry.live},
+                places={defect_class.id: AXES[defect_class.number % 12] for defect_class in registry.live},
                 evidence=rng.integers(12, size=len(used)).astype(float) if rng.random() < 0.5 else None,
             ),
             np.array([p is None for p in pool]),
@@ -353,28 +358,34 @@ def test_whatever_the_rounds_no_id_is_reused_or_lost(history):
             RULES,
             "v",
         )
-        classes = found.registry.classes
-        ids = [one.id for one in classes]
-        numbers = [one.number for one in classes]
+        classes = evolution.registry.classes
+        ids = [defect_class.id for defect_class in classes]
+        numbers = [defect_class.number for defect_class in classes]
         assert len(set(ids)) == len(ids)
-        assert memory.keys() <= set(ids)  # none is lost
-        assert all(memory.get(one.id, one.number) == one.number for one in classes)  # none is renumbered
-        assert max(numbers, default=0) < found.registry.next_number
-        assert found.registry.next_number >= registry.next_number
-        alive = {one.id for one in classes if one.state is not ClassState.MERGED}
-        assert {name for name in found.assigned if name} <= alive
-        for one in classes:
-            assert (one.merged_into is not None) == (one.state is ClassState.MERGED)
-            assert one.merged_into is None or one.merged_into in ids
-        before = {one.id: one for one in registry.classes}
-        told = {change.class_id for change in found.changes}
-        for one in classes:  # every change of state is told
-            assert (before[one.id].state if one.id in before else None) == one.state or one.id in told
-        # Nothing that had a class is left without one.
-        assert all(new is not None for old, new in zip(pool, found.assigned, strict=True) if old is not None)
-        opened = [one.number for one in found.registry.candidates]
+        assert memory.keys() <= set(ids)  # no id is lost
+        assert all(
+            memory.get(defect_class.id, defect_class.number) == defect_class.number for defect_class in classes
+        )  # no number changes
+        assert max(numbers, default=0) < evolution.registry.next_number
+        assert evolution.registry.next_number >= registry.next_number
+        alive = {defect_class.id for defect_class in classes if defect_class.state is not ClassState.MERGED}
+        assert {name for name in evolution.assigned if name} <= alive
+        for defect_class in classes:
+            assert (defect_class.merged_into is not None) == (defect_class.state is ClassState.MERGED)
+            assert defect_class.merged_into is None or defect_class.merged_into in ids
+        before = {defect_class.id: defect_class for defect_class in registry.classes}
+        told = {change.class_id for change in evolution.changes}
+        for defect_class in classes:  # every change of state has an event
+            assert (
+                before[defect_class.id].state if defect_class.id in before else None
+            ) == defect_class.state or defect_class.id in told
+        # A region that had a class still has one.
+        assert all(new is not None for old, new in zip(pool, evolution.assigned, strict=True) if old is not None)
+        opened = [candidate.number for candidate in evolution.registry.candidates]
         assert len(set(opened)) == len(opened)
-        assert max(opened, default=0) < found.registry.next_candidate
-        assert {one.number for one in candidates} <= set(opened)  # the history of none is lost within the month
-        memory |= {one.id: one.number for one in classes}
-        registry, pool = after(found), list(found.assigned)
+        assert max(opened, default=0) < evolution.registry.next_candidate
+        assert {candidate.number for candidate in candidates} <= set(
+            opened
+        )  # within the month no candidate loses its history
+        memory |= {defect_class.id: defect_class.number for defect_class in classes}
+        registry, pool = after(evolution), list(evolution.assigned)

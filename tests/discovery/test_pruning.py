@@ -81,12 +81,12 @@ def test_old_defects_are_only_counted_and_classes_keep_their_numbers(stream):
     arrive(store, 5000, 40)
     before, listed = frames(store), class_commands.list_classes(store)
     gone = prune(store, settings(defect_rows_days=30))
-    # Every class keeps the exemplars it lives by.
+    # Every class keeps its exemplars.
     assert gone == FRAMES - 3 * ROUNDS.exemplars
     assert count(store, schema.defects) == 3 * ROUNDS.exemplars + 1
     assert frames(store) == before
     assert class_commands.list_classes(store) == listed
-    assert [one["regions"] for one in listed] == [28, 28, 28]
+    assert [row["regions"] for row in listed] == [28, 28, 28]
 
 
 def test_what_was_forgotten_follows_its_class_in_a_merge(stream):
@@ -111,7 +111,7 @@ def test_rounds_go_on_after_pruning_with_the_same_ids(stream):
     stream.round()
     after = registry.read(store)
     assert stream.class_of_kind() == before
-    assert sorted(one.members for one in after.classes) == [42, 42, 43]
+    assert sorted(defect_class.members for defect_class in after.classes) == [42, 42, 43]
 
 
 def test_pictures_go_before_defects_but_those_of_exemplars_stay(stream):
@@ -172,8 +172,8 @@ def pictured(store):
 
 def near_misses(store, sequences, after_days=0.0):
     at = START_NS + int(after_days * DAY_NS)
-    found = [replace(_taken(number, at).defect, decision=Decision.REVIEW) for number in sequences]
-    store.ingest(Batch(defects=[TakenDefect(item, (None,)) for item in found]))
+    defects = [replace(_taken(number, at).defect, decision=Decision.REVIEW) for number in sequences]
+    store.ingest(Batch(defects=[TakenDefect(item, (None,)) for item in defects]))
 
 
 def test_near_misses_lose_their_pictures_before_rejects(stream):

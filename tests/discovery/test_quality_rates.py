@@ -34,26 +34,26 @@ def holds(estimate: Estimate, upper: float = 1.0) -> bool:
 
 
 def test_the_rates_of_a_judged_line_are_those_of_its_strata() -> None:
-    found = rates(line())
-    assert found.caught.value == 90
-    assert found.false_alarms.value == pytest.approx(10)
-    assert found.escapes.value == 20
-    assert found.escape.value == pytest.approx(20 / 110)
-    assert found.overkill.value == pytest.approx(10 / (10 + 9980))
-    assert found.false_alarm_share.value == pytest.approx(0.1)
-    assert found.escapes_per_accepted.value == pytest.approx(0.002)
+    estimates = rates(line())
+    assert estimates.caught.value == 90
+    assert estimates.false_alarms.value == pytest.approx(10)
+    assert estimates.escapes.value == 20
+    assert estimates.escape.value == pytest.approx(20 / 110)
+    assert estimates.overkill.value == pytest.approx(10 / (10 + 9980))
+    assert estimates.false_alarm_share.value == pytest.approx(0.1)
+    assert estimates.escapes_per_accepted.value == pytest.approx(0.002)
 
 
 def test_a_stratum_with_equal_weights_has_the_exact_interval_of_clopper_and_pearson() -> None:
     # 2 of 20: the published limits are 1.23 % and 31.70 %.
-    found = share_of_real(stratum("s", True, 1000, 2, 18, weight=37.5))
-    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.0123, 0.3170), abs=1e-4)
+    share = share_of_real(stratum("s", True, 1000, 2, 18, weight=37.5))
+    assert (share.value, share.low, share.high) == pytest.approx((0.1, 0.0123, 0.3170), abs=1e-4)
 
 
 def test_no_escape_in_an_audit_does_not_mean_that_there_is_none() -> None:
-    found = rates(line(accepted=(10_000, 0, 300)))
-    assert found.escapes.value == 0
-    assert found.escapes_per_accepted.high == pytest.approx(1 - 0.025 ** (1 / 300), rel=1e-6)
+    estimates = rates(line(accepted=(10_000, 0, 300)))
+    assert estimates.escapes.value == 0
+    assert estimates.escapes_per_accepted.high == pytest.approx(1 - 0.025 ** (1 / 300), rel=1e-6)
 
 
 def test_frames_drawn_with_a_low_probability_stand_for_more() -> None:
@@ -64,29 +64,29 @@ def test_frames_drawn_with_a_low_probability_stand_for_more() -> None:
 
 
 def test_without_judgements_everything_is_possible() -> None:
-    found = rates([Judged("reject", True, 5), Judged("accepted", False, 100)])
-    assert found.overkill.value is found.escape.value is found.caught.value is None
-    assert (found.false_alarms.low, found.false_alarms.high) == (0, 5)
-    assert (found.escape.low, found.escape.high) == (0, 1)
+    estimates = rates([Judged("reject", True, 5), Judged("accepted", False, 100)])
+    assert estimates.overkill.value is estimates.escape.value is estimates.caught.value is None
+    assert (estimates.false_alarms.low, estimates.false_alarms.high) == (0, 5)
+    assert (estimates.escape.low, estimates.escape.high) == (0, 1)
     assert rates([]).escape == Estimate(None, 0.0, 1.0)
 
 
 def test_a_stratum_that_nobody_judged_widens_the_interval_of_its_side() -> None:
     judged = stratum("reject", True, 100, 50, 50)
-    found = total_of_real([judged, Judged("unknown-product", True, 100)])
+    total = total_of_real([judged, Judged("unknown-product", True, 100)])
     alone = total_of_real([judged])
-    assert found.value == pytest.approx(100)
-    assert found.high - found.low > 100
+    assert total.value == pytest.approx(100)
+    assert total.high - total.low > 100
     assert alone.high - alone.low < 25
 
 
 @given(st.lists(strata, max_size=5))
 def test_every_estimate_lies_in_its_interval_and_every_rate_between_0_and_1(parts: list[Judged]) -> None:
-    found = rates(parts)
+    estimates = rates(parts)
     frames = sum(part.frames for part in parts)
-    for estimate in (found.overkill, found.escape, found.false_alarm_share, found.escapes_per_accepted):
+    for estimate in (estimates.overkill, estimates.escape, estimates.false_alarm_share, estimates.escapes_per_accepted):
         assert holds(estimate)
-    for estimate in (found.false_alarms, found.caught, found.escapes):
+    for estimate in (estimates.false_alarms, estimates.caught, estimates.escapes):
         assert holds(estimate, frames)
 
 
@@ -117,11 +117,11 @@ def test_more_judgements_of_the_same_share_narrow_the_interval(real: int, false:
 
 
 def test_the_intervals_hold_for_a_line_that_is_judged_in_part() -> None:
-    """1,000 lines drawn with known truth: each interval contains it in at least 95 %, but for what chance explains."""
+    """Draw 1,000 lines with known truth: each interval holds it in 95 % of them, less three standard errors."""
     rng = np.random.default_rng(7)
     runs, hit = 1000, {"escape": 0, "overkill": 0, "escapes": 0}
     for _ in range(runs):
-        # All frames of three strata, of which some are judged; accepted ones in two minutes of unequal weight.
+        # Frames of three strata, some of them judged; the accepted ones come from two minutes of unequal weight.
         rejects, near, busy, quiet = (
             rng.random(n) < p for n, p in ((80, 0.8), (200, 0.05), (9000, 0.002), (600, 0.002))
         )
@@ -136,9 +136,9 @@ def test_the_intervals_hold_for_a_line_that_is_judged_in_part() -> None:
             "overkill": (~rejects).sum() / ((~rejects).sum() + 9800 - escapes),
             "escapes": escapes,
         }
-        found = rates(judged)
+        estimates = rates(judged)
         for name, value in truth.items():
-            interval: Estimate = getattr(found, name)
+            interval: Estimate = getattr(estimates, name)
             hit[name] += interval.low <= value <= interval.high
     least = 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
     assert all(count / runs >= least for count in hit.values()), hit

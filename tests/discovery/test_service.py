@@ -33,7 +33,7 @@ def settings(embedded_broker, tmp_path):
 
 
 def day(frames: int, start: int = 0, seed: int = 0, cameras: int = 2):
-    """Verdicts of a stretch of production, every second one with a defect of one of three kinds; and the kinds."""
+    """Return verdicts, every second one with a defect of one of three kinds, and the kind of each such frame."""
     rng = np.random.default_rng((seed, start))
     sent, kinds = [], {}
     for sequence in range(start, start + frames):
@@ -42,9 +42,9 @@ def day(frames: int, start: int = 0, seed: int = 0, cameras: int = 2):
             sent.append(verdict(sequence, camera=camera))
             continue
         kind = int(rng.integers(3))
-        found = defect(sequence, near(KINDS[kind], rng, 0.4), camera=camera)
-        kinds[found.frame_id] = kind
-        sent += [verdict(sequence, camera=camera, decision=Decision.REJECT), found]
+        message = defect(sequence, near(KINDS[kind], rng, 0.4), camera=camera)
+        kinds[message.frame_id] = kind
+        sent += [verdict(sequence, camera=camera, decision=Decision.REJECT), message]
     return sent, kinds
 
 
@@ -169,15 +169,17 @@ def test_change_of_embedding_with_crops_that_say_nothing_finds_classes_anew(embe
     line.publish(settings, changed)
     with DiscoveryService(settings) as running:
         after = running.drain()
-        known = {one.id: one.embedding_version for one in registry.read(running.store).classes}
+        known = {
+            defect_class.id: defect_class.embedding_version for defect_class in registry.read(running.store).classes
+        }
     assert before.assignments.items() <= after.assignments.items()
     new = {name for name, version in known.items() if version == "next"}
     assert len(new) == 3
     assert not new & before.members.keys()
 
 
-def turned(found):
-    return Tensor.of(found.embedding.array()[::-1], "float16")
+def turned(region):
+    return Tensor.of(region.embedding.array()[::-1], "float16")
 
 
 def test_what_a_person_says_meanwhile_is_published_and_binds(settings):
@@ -202,11 +204,11 @@ def test_round_that_a_person_overtakes_is_run_again(settings, monkeypatch):
     with DiscoveryService(settings) as running:
         name = min(running.drain().members)
         line.publish(settings, day(100, start=200)[0])
-        write, said = registry.write_round, []
+        write, names = registry.write_round, []
 
         def write_after_a_person(*arguments):
-            if not said:
-                said.append(decisions.name(running.store, name, "scratch"))
+            if not names:
+                names.append(decisions.name(running.store, name, "scratch"))
             return write(*arguments)
 
         monkeypatch.setattr(registry, "write_round", write_after_a_person)
@@ -272,11 +274,11 @@ def reads_on(store, before, process):
 
 
 def test_service_that_describes_crops_itself_takes_no_damaged_ones(embedded_broker, tmp_path, vit_weights):
-    own = {"embedding": '"crop"', "crop_backbone": '"test_vit"', "crop_weights": json.dumps(str(vit_weights))}
-    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **own)
+    options = {"embedding": '"crop"', "crop_backbone": '"test_vit"', "crop_weights": json.dumps(str(vit_weights))}
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **options)
     good, bad = defect(0, KINDS[0]), defect(2, KINDS[0])
     damaged = replace(bad, regions=(replace(bad.regions[0], crop=b"\xff\xd8 no picture"),))
-    # What the workers say of it is not looked at.
+    # The service ignores the workers' embeddings.
     line.publish(settings, [good, damaged, defect(4, KINDS[0][:3])])
     with DiscoveryService(settings) as running:
         assert running.drain().defects == 2
@@ -288,8 +290,8 @@ def test_service_that_describes_crops_itself_takes_no_damaged_ones(embedded_brok
 
 
 def test_service_without_the_backbone_it_is_to_use_does_not_start(embedded_broker, tmp_path):
-    own = {"embedding": '"crop"', "crop_weights": json.dumps(str(tmp_path / "missing"))}
-    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **own)
+    options = {"embedding": '"crop"', "crop_weights": json.dumps(str(tmp_path / "missing"))}
+    settings = line.settings_for(tmp_path, embedded_broker.bootstrap, unique("discovery"), **options)
     with pytest.raises(FlawlineError, match="no such weights file"), DiscoveryService(settings) as running:
         running.drain()
 

@@ -29,7 +29,7 @@ def stream(tmp_path):
 
 
 def states(stream):
-    return {one.id: one.state for one in stream.registry().classes}
+    return {defect_class.id: defect_class.state for defect_class in stream.registry().classes}
 
 
 def test_ids_stay_while_a_class_enters_one_dies_and_one_drifts(stream):
@@ -74,7 +74,9 @@ def test_members_are_counted_as_the_regions_say(stream):
         with stream.store.reading() as connection:
             held = connection.execute(select(of, func.count()).where(of.is_not(None)).group_by(of)).all()
         counted = {row[0]: row[1] for row in held}
-        assert {one.id: one.members for one in stream.registry().classes if one.members} == counted
+        assert {
+            defect_class.id: defect_class.members for defect_class in stream.registry().classes if defect_class.members
+        } == counted
 
 
 def test_round_sees_no_more_than_its_bounds_whatever_the_history(stream):
@@ -107,18 +109,18 @@ def test_region_far_from_all_classes_is_assigned_to_none(stream):
         stream.round()
     assigner = single_round.Assigner(stream.registry(), VERSION)
     known = directions(6)
-    given = assigner.assign(np.stack([known[0], known[5], (known[0] + known[1]) / np.sqrt(2)]))
-    assert given[0] == stream.class_of_kind()[0]
-    assert given[1:] == [None, None]
+    assigned = assigner.assign(np.stack([known[0], known[5], (known[0] + known[1]) / np.sqrt(2)]))
+    assert assigned[0] == stream.class_of_kind()[0]
+    assert assigned[1:] == [None, None]
     assert single_round.Assigner(stream.registry(), "another version").assign(known) == [None] * 6
 
 
 def test_number_of_classes_does_not_hang_on_the_order_of_arrival():
-    """Six kinds on four products, akin in pairs: neither the first, small rounds bind a later one, nor the pairs."""
-    base, own, rng = directions(10, 48), directions(24, 48, seed=8), np.random.default_rng(2)
+    """Six kinds on four products, similar in pairs: neither small first rounds nor the pairs change the number."""
+    base, deviations, rng = directions(10, 48), directions(24, 48, seed=8), np.random.default_rng(2)
     middle = unit(base[np.arange(6) % 3] + base[4:])
     rows = [(product, kind) for product in range(4) for kind in range(6) for _ in range(7)]
-    drawn = [near(unit(middle[kind] + 0.6 * own[6 * product + kind]), rng, 0.6) for product, kind in rows]
+    drawn = [near(unit(middle[kind] + 0.6 * deviations[6 * product + kind]), rng, 0.6) for product, kind in rows]
     vectors, groups = np.stack(drawn), np.array([product for product, _ in rows])
     orders = [np.random.default_rng(seed).permutation(len(rows)) for seed in range(6)]
     counts = [classes_in_order(vectors, groups, order) for order in orders]

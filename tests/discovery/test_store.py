@@ -35,8 +35,8 @@ def store(request, tmp_path):
 
 
 def taken(sequence, *classes, **options):
-    found = defect(sequence, *directions(max(len(classes), 1))[: len(classes)], **options)
-    return TakenDefect(found, classes)
+    message = defect(sequence, *directions(max(len(classes), 1))[: len(classes)], **options)
+    return TakenDefect(message, classes)
 
 
 def with_classes(store, *numbers):
@@ -102,15 +102,19 @@ def test_frame_scored_again_by_another_model_counts_once(store):
 def test_a_defect_follows_the_first_of_two_verdicts_whenever_it_is_read(store, order, first, second):
     with_classes(store, 1)
     verdicts = [verdict(7, decision=Decision(name), model_version=name) for name in (first, second)]
-    # The defect is of the verdict that rejects.
+    # The defect belongs to the verdict that rejects.
     others = [verdict(i) for i in (5, 6, 8, 9)]
     store.ingest(Batch(verdicts=[*others, verdict(10, decision=Decision.REJECT)], defects=[taken(10, "D-0001")]))
-    one, two, found = Batch(verdicts=verdicts[:1]), Batch(verdicts=verdicts[1:]), Batch(defects=[taken(7, "D-0001")])
+    first_verdict, second_verdict, defect_batch = (
+        Batch(verdicts=verdicts[:1]),
+        Batch(verdicts=verdicts[1:]),
+        Batch(defects=[taken(7, "D-0001")]),
+    )
     parts = {
-        "verdicts first": [one, two, found],
-        "defect first": [found, one, two],
-        "defect between": [one, found, two],
-        "one batch": [Batch(verdicts=verdicts, defects=found.defects)],
+        "verdicts first": [first_verdict, second_verdict, defect_batch],
+        "defect first": [defect_batch, first_verdict, second_verdict],
+        "defect between": [first_verdict, defect_batch, second_verdict],
+        "one batch": [Batch(verdicts=verdicts, defects=defect_batch.defects)],
     }[order]
     withdrawn = sum(store.ingest(part).withdrawn for part in parts)
     expected = {"cam-1:1:10": "reject"} | ({} if first == "accept" else {"cam-1:1:7": first})
@@ -143,8 +147,8 @@ def test_the_first_verdicts_are_known_in_any_order(pairs, size):
     for sequence, decision in pairs:
         first.setdefault(sequence, decision)
     with store.reading() as connection:
-        found = first_verdicts.decisions(connection, [defect(i) for i in range(32)])
-    assert found == {f"cam-1:1:{i}": decision for i, decision in first.items()}
+        decided = first_verdicts.decisions(connection, [defect(i) for i in range(32)])
+    assert decided == {f"cam-1:1:{i}": decision for i, decision in first.items()}
     store.close()
 
 
@@ -197,8 +201,8 @@ def test_region_of_a_class_that_was_merged_meanwhile_goes_to_the_survivor(store)
 
 def test_frame_has_the_class_of_its_hottest_region(store):
     with_classes(store, 1, 2)
-    found = defect(4, *directions(2), peaks=(1.5, 3.0))
-    store.ingest(Batch(defects=[TakenDefect(found, ("D-0001", "D-0002"))]))
+    message = defect(4, *directions(2), peaks=(1.5, 3.0))
+    store.ingest(Batch(defects=[TakenDefect(message, ("D-0001", "D-0002"))]))
     assert store.assignments() == {"cam-1:1:4": "D-0002"}
 
 

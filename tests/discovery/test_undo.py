@@ -38,11 +38,11 @@ def events(stream: Stream) -> list[tuple[str, Transition, tuple[str, ...], str |
 
 
 ACTIONS = {
-    "name": lambda store, one, other: decisions.name(store, one, "dent"),
-    "severity": lambda store, one, other: decisions.set_severity(store, one, "critical"),
-    "dismiss": lambda store, one, other: decisions.dismiss(store, one),
-    "merge": lambda store, one, other: decisions.merge(store, one, other),
-    "split": lambda store, one, other: decisions.split(store, one),
+    "name": lambda store, class_id, other_id: decisions.name(store, class_id, "dent"),
+    "severity": lambda store, class_id, other_id: decisions.set_severity(store, class_id, "critical"),
+    "dismiss": lambda store, class_id, other_id: decisions.dismiss(store, class_id),
+    "merge": lambda store, class_id, other_id: decisions.merge(store, class_id, other_id),
+    "split": lambda store, class_id, other_id: decisions.split(store, class_id),
 }
 
 

@@ -49,9 +49,9 @@ def test_only_segments_that_every_group_has_read_are_finished(tmp_path: Path, st
     store.commit("tools", [CommittedOffset("frames", 0, 11, 0, None)])
     read_to = read_by_all(store)
     assert read_to["frames", 0] == 11
-    found = [item.key for item in finished([frames, compacted], read_to)]
-    assert found and all(log is frames.partitions[0] and segment.next_offset <= 11 for log, segment in found)
-    following = frames.partitions[0].segments[len(found)]
+    keys = [item.key for item in finished([frames, compacted], read_to)]
+    assert keys and all(log is frames.partitions[0] and segment.next_offset <= 11 for log, segment in keys)
+    following = frames.partitions[0].segments[len(keys)]
     assert following.next_offset > 11, "no finished segment is left out"
 
 

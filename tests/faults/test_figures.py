@@ -62,9 +62,9 @@ def test_clock_of_a_role_and_of_its_children_jumps_and_other_clocks_do_not(tmp_p
             subprocess.run([sys.executable, "-uc", program, *role], capture_output=True, check=True, text=True).stdout
             for role in (["station.cli", "produce"], [])
         )
-    own = float(subprocess.run([sys.executable, "-c", child], capture_output=True, check=True, text=True).stdout)
-    assert [round((float(text) - own) / HOUR_S) for text in of_produce.split()] == [-2, -2]
-    assert [round((float(text) - own) / HOUR_S) for text in of_up.split()] == [1, 1]
+    now_s = float(subprocess.run([sys.executable, "-c", child], capture_output=True, check=True, text=True).stdout)
+    assert [round((float(text) - now_s) / HOUR_S) for text in of_produce.split()] == [-2, -2]
+    assert [round((float(text) - now_s) / HOUR_S) for text in of_up.split()] == [1, 1]
 
 
 @pytest.mark.system

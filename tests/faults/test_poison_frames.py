@@ -44,11 +44,11 @@ DEADLY_CLOSE_UP = 5
 class DeadlyDetector(PlainDetector):
     """Dies of some frames as native code does, without a word."""
 
-    def _one(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> PlainScores:
         first = int(image[0, 0, 0])
         if first == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
-        scores = super()._one(image)
+        scores = super()._score(image)
         if first == NO_MAP:
             return replace(scores, decision=Decision.REJECT, heatmap=np.zeros((0, 0), np.float32))
         return scores

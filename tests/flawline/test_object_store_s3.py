@@ -141,7 +141,7 @@ def test_doctor_says_in_one_line_what_is_wrong_with_a_bucket(s3_server: S3Server
 def test_wrong_credentials_are_named_in_one_line(tmp_path: Path) -> None:
     server = S3Server(tmp_path / "s3.log", checks_credentials=True)
     try:
-        found = doctor(tmp_path, **server.environment)
+        finding = doctor(tmp_path, **server.environment)
     finally:
         server.kill()
-    assert found["status"] == "fail" and "credentials of this role" in found["text"], found
+    assert finding["status"] == "fail" and "credentials of this role" in finding["text"], finding

@@ -29,7 +29,7 @@ def figures(settings: ScorerSettings) -> dict[str, float]:
 
 def test_the_products_cell_is_the_product(figures: dict[str, float], fitted: CoresetDetector) -> None:
     images = [draw(p, 700 + i, defect=bad) for p in ("cloth", "board") for bad in (False, True) for i in range(10)]
-    aligned = [each.aligned for each in fitted.score(images)]
+    aligned = [scores.aligned for scores in fitted.score(images)]
     is_defect = np.tile(np.repeat([False, True], 10), 2)
     assert figures["ablation.product.cross_fit.pooled"] == pytest.approx(roc_auc_score(is_defect, aligned))
 
@@ -54,7 +54,7 @@ def test_head_foretells_what_the_embedding_tells_and_not_the_pasted_defect() -> 
     looks = rng.standard_normal((200, 6)).astype(np.float32)
     log_scores = 2 * looks[:, 0] + 0.05 * rng.standard_normal(200)
     defect = rng.standard_normal(200).astype(np.float32)
-    clean, changed = (np.column_stack([looks, each]).astype(np.float32) for each in (np.zeros(200), defect))
+    clean, changed = (np.column_stack([looks, column]).astype(np.float32) for column in (np.zeros(200), defect))
     good, wanted = scorer_ablations.head(log_scores, clean, changed, changed[:50])
     assert np.abs(good - log_scores).mean() < 0.2
     assert np.abs(wanted - log_scores[:50]).mean() < 0.2
@@ -83,10 +83,10 @@ def test_search_is_exact_on_the_patches_of_images_and_the_8_bit_index_is_not(fit
 
 
 def test_report_for_people_names_goals_versions_and_seeds(tmp_path: Path) -> None:
-    found = report.emit(
+    content = report.emit(
         "b", {"speed": 3.0, "share": 0.5}, {"share": (">=", 0.8)}, tmp_path / "b.json", details={"seed": 7}
     )
-    text = report.markdown(found, {"Parts": "| a |\n|---|\n| 1 |"})
+    text = report.markdown(content, {"Parts": "| a |\n|---|\n| 1 |"})
     assert "| share | 0.5 | >= 0.8 | no |" in text
     assert "| speed | 3.0 |  |  |" in text
     assert "| seed | 7 |" in text
@@ -105,7 +105,7 @@ def test_figure_of_the_frontier_has_every_point_in_its_place() -> None:
         )
     }
     root = ElementTree.fromstring(frontier.drawing(figures, ["fast", "accurate"]))
-    marks = [each for each in root.iter() if each.tag.endswith("circle") and "." in each.attrib["cx"]]
+    marks = [element for element in root.iter() if element.tag.endswith("circle") and "." in element.attrib["cx"]]
     (fast, accurate), _ = [[(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in marks[i : i + 2]] for i in (0, 2)]
     assert accurate[0] < fast[0], "the faster one is to the right"
     assert accurate[1] < fast[1], "the better one is higher"

@@ -62,18 +62,18 @@ def blobs(seed: int, side: int = 48, count: int = 4) -> np.ndarray:
 def test_any_map_gives_the_mask_and_count_of_the_definition(seed, shrink, kernel, lo, extent, count):
     heatmap = blobs(seed, side=16 + 8 * shrink, count=count)
     hi = lo + extent
-    found = mebin(heatmap, lo, hi, kernel=kernel)
+    binary = mebin(heatmap, lo, hi, kernel=kernel)
     scaled = (heatmap - np.float32(lo)) * np.float32(255 / (hi - lo))
     choice = slow_choice(slow_counts(scaled, kernel))
     if choice is None:
-        assert (found.count, found.mask.any(), found.threshold) == (0, False, np.inf)
+        assert (binary.count, binary.mask.any(), binary.threshold) == (0, False, np.inf)
         return
     expected_count, index = choice
-    assert found.count == expected_count
+    assert binary.count == expected_count
     cut = lo + (255 - 4 * index) * (hi - lo) / 255
-    assert found.threshold == pytest.approx(cut)
+    assert binary.threshold == pytest.approx(cut)
     mask = cv2.erode((heatmap > np.float32(cut)).astype(np.uint8), np.ones((kernel, kernel), np.uint8))
-    assert np.array_equal(found.mask, mask.astype(bool))
+    assert np.array_equal(binary.mask, mask.astype(bool))
 
 
 @settings(max_examples=30)
@@ -81,49 +81,49 @@ def test_any_map_gives_the_mask_and_count_of_the_definition(seed, shrink, kernel
 def test_set_form_on_uint8_maps_follows_the_published_steps(seed, images):
     maps = [(np.clip(blobs(seed + i), 0, 4) / 4 * 255).astype(np.uint8) for i in range(images)]
     lo, hi = min(int(m.max()) for m in maps), max(int(m.max()) for m in maps)
-    for one, found in zip(maps, mebin_set(maps), strict=True):
+    for heatmap, binary in zip(maps, mebin_set(maps), strict=True):
         if lo == hi:
-            assert found.count == 0
+            assert binary.count == 0
             continue
-        scaled = np.where(one < lo, 0, 255 * (one.astype(float) - lo) / (hi - lo))
+        scaled = np.where(heatmap < lo, 0, 255 * (heatmap.astype(float) - lo) / (hi - lo))
         choice = slow_choice(slow_counts(scaled, 6))
-        assert found.count == (choice[0] if choice else 0)
+        assert binary.count == (choice[0] if choice else 0)
         if choice:
             cut = int((255 - 4 * choice[1]) * (hi - lo) / 255 + lo)
-            mask = cv2.erode((one > cut).astype(np.uint8), np.ones((6, 6), np.uint8))
-            assert np.array_equal(found.mask, mask.astype(bool))
-            assert found.threshold == cut
+            mask = cv2.erode((heatmap > cut).astype(np.uint8), np.ones((6, 6), np.uint8))
+            assert np.array_equal(binary.mask, mask.astype(bool))
+            assert binary.threshold == cut
 
 
 def test_set_form_does_not_overflow_in_eight_bits():
     quiet, loud = np.full((64, 64), 100, np.uint8), np.full((64, 64), 20, np.uint8)
     loud[20:40, 20:40] = 240
-    found = mebin_set([quiet, loud])[1]
-    assert found.count == 1
-    assert 100 <= found.threshold < 240
+    binary = mebin_set([quiet, loud])[1]
+    assert binary.count == 1
+    assert 100 <= binary.threshold < 240
 
 
 def test_two_blobs_on_a_quiet_map_are_two_defects():
     heatmap = np.zeros((256, 256), np.float32)
     heatmap[40:80, 40:80], heatmap[150:190, 150:200] = 3, 2
-    found = mebin(heatmap, 0.5, 2.5)
-    assert found.count == 2
-    assert found.mask[60, 60]
-    assert found.mask[170, 170]
-    assert not found.mask[100, 100]
+    binary = mebin(heatmap, 0.5, 2.5)
+    assert binary.count == 2
+    assert binary.mask[60, 60]
+    assert binary.mask[170, 170]
+    assert not binary.mask[100, 100]
 
 
 def test_good_map_below_the_range_gives_an_empty_mask():
-    found = defect_mask(np.full((64, 64), 0.4, np.float32), 0.5, 2.0)
-    assert (found.count, found.mask.any()) == (0, False)
+    binary = defect_mask(np.full((64, 64), 0.4, np.float32), 0.5, 2.0)
+    assert (binary.count, binary.mask.any()) == (0, False)
 
 
 def test_spot_smaller_than_the_kernel_is_found_without_erosion():
     heatmap = np.zeros((256, 256), np.float32)
     heatmap[100:103, 100:103] = 3
     assert mebin(heatmap, 0.5, 2.5).count == 0
-    found = defect_mask(heatmap, 0.5, 2.5)
-    assert (found.count, found.eroded, int(found.mask.sum())) == (1, False, 9)
+    binary = defect_mask(heatmap, 0.5, 2.5)
+    assert (binary.count, binary.eroded, int(binary.mask.sum())) == (1, False, 9)
 
 
 def test_erosion_kernel_grows_with_the_map():

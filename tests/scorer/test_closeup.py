@@ -90,9 +90,9 @@ def test_each_of_two_regions_is_looked_at_in_its_own_place():
     image[56:64, 196:204] = (20, 20, 250)
     heat = np.maximum(near, spotted((0, 0, 0), column=200)[1] + 0.5)
     patches, residuals = np.ones((2, 8, 8, 2), np.float32)
-    found = regions.extract(image, heat, patches, residuals, 0.5, 1.5, closer=colours)
-    assert len(found) == 2
-    by_column = sorted(found, key=lambda region: region.box[0])
+    extracted = regions.extract(image, heat, patches, residuals, 0.5, 1.5, closer=colours)
+    assert len(extracted) == 2
+    by_column = sorted(extracted, key=lambda region: region.box[0])
     looks = [region.embedding.array()[4:].astype(np.float32) for region in by_column]
     alone = [describe(*spotted(colour), colours) for colour in ((250, 20, 20), (20, 20, 250))]
     for number in range(2):

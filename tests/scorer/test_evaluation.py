@@ -55,7 +55,7 @@ def test_report_has_the_contracts_keys_and_evaluating_again_gives_the_same(
     assert report["recall_at_alarm_rate"] == 1.0
     assert report["images_per_second"] > 0
     assert report["fit_seconds"] > 0
-    assert report["model_bytes"] == sum(each.stat().st_size for each in (tmp_path / "model").iterdir())
+    assert report["model_bytes"] == sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
     json.dumps(report, allow_nan=False)
     again = commands.evaluate(tmp_path / "model", data, scores=tmp_path / "scores.csv")
     changing = {"images_per_second"}
@@ -78,11 +78,11 @@ def test_model_fitted_through_the_cameras_codec_does_not_take_it_for_a_defect(
     good = [sample for sample in dataset.test_samples(data) if not sample.is_defect]
     delivered = list(dataset.LazyImages([sample.path for sample in good], coarse))
     alarms = {
-        name: sum(each.decision != "accept" for each in load_detector(tmp_path / name).score(delivered))
+        name: sum(scores.decision != "accept" for scores in load_detector(tmp_path / name).score(delivered))
         for name in ("lossless", "through")
     }
     assert alarms["through"] <= 2 < alarms["lossless"]
-    # evaluate takes the test images through the same codec without being told
+    # evaluate reads the codec from the model and takes the test images through it
     assert through["alarm_rate"]["mean"] == alarms["through"] / len(good)
     assert commands.evaluate(tmp_path / "through", data)["pooled"] == through["pooled"]
 
@@ -155,7 +155,7 @@ def test_folders_that_hold_nothing_usable_are_one_line_and_leave_nothing(
         commands.fit(tmp_path / "bad", out, settings)
     with pytest.raises(UsageError, match="holds no test images"):
         commands.evaluate(out, tmp_path / "bad")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["bad", "data", "empty"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "data", "empty"]
 
 
 def test_grey_transparent_deep_and_cmyk_images_are_read(data: Path, settings: ScorerSettings, tmp_path: Path) -> None:
@@ -206,14 +206,14 @@ def test_pixel_figures_equal_their_definitions() -> None:
     masks[0, 5:15, 5:15] = masks[1, 40:44, 40:60] = masks[1, 0:3, 0:3] = True
     maps = (rng.random((4, 64, 64)) + 0.6 * masks).astype(np.float32)
     histogram = PixelHistogram.empty(float(maps.min()), float(maps.max()))
-    for each, mask in zip(maps, masks, strict=True):
-        histogram.add(each, mask)
-    found = histogram.accuracy()
-    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-3)
+    for heatmap, mask in zip(maps, masks, strict=True):
+        histogram.add(heatmap, mask)
+    accuracy = histogram.accuracy()
+    assert accuracy["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-3)
     cuts = np.quantile(maps[~masks], np.linspace(1, 0.7, 400))
     regions = [maps[i][labels == k] for i, (labels, n) in enumerate(map(ndimage.label, masks)) for k in range(1, n + 1)]
     overlap = [np.mean([(region >= cut).mean() for region in regions]) for cut in cuts]
-    assert found["aupro"] == pytest.approx(np.trapezoid(overlap, np.linspace(0, 0.3, 400)) / 0.3, abs=5e-3)
+    assert accuracy["aupro"] == pytest.approx(np.trapezoid(overlap, np.linspace(0, 0.3, 400)) / 0.3, abs=5e-3)
 
 
 def test_perfect_map_gives_one_and_figures_without_meaning_are_none() -> None:
@@ -249,7 +249,7 @@ def test_scores_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "scores.json").read_text())[0]["aligned"] == 0.25
     with pytest.raises(FlawlineError, match="cannot be written"):
         write_scores([row("a", "good", 0.25)], tmp_path / "none" / "scores.csv")
-    assert [each.name for each in tmp_path.iterdir()] == ["scores.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
 def test_masks_keep_small_defects_when_they_shrink(tmp_path: Path) -> None:

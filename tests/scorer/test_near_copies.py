@@ -39,8 +39,8 @@ def test_mirrored_turned_and_repeated_shots_are_copies_and_other_parts_are_not(p
     originals = parts(product)
     images = originals + [copy for image in originals[:4] for copy in copies_of(image)]
     groups = np.zeros(len(images), dtype=np.int64)
-    found = near_copies(np.stack([detail(image) for image in images]), groups, np.arange(len(images)))
-    assert found.tolist() == [*range(PARTS), *np.repeat(range(4), 4).tolist()]
+    numbers = near_copies(np.stack([detail(image) for image in images]), groups, np.arange(len(images)))
+    assert numbers.tolist() == [*range(PARTS), *np.repeat(range(4), 4).tolist()]
 
 
 def test_copies_are_the_same_ones_whatever_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,13 +55,13 @@ def test_headers_alone_name_what_is_odd_and_nothing_else(tmp_path: Path) -> None
     assert odd_images.survey(paths) == odd_images.Survey((8,), [])
     added = add_odd(tmp_path)
     paths += added.values()
-    found = odd_images.survey(paths)
-    reasons = {paths[item.number].stem: item.reason for item in found.odd}
+    survey = odd_images.survey(paths)
+    reasons = {paths[item.number].stem: item.reason for item in survey.odd}
     assert set(reasons) == {"pixel", "strip", "deep", "bilevel"}
     assert "1x1 px, 64x64 are usual" in reasons["pixel"] and "9000x40" in reasons["strip"]
     assert "has 16 bits a sample, 8 are usual" in reasons["deep"]
     assert "has 1 bits a sample" in reasons["bilevel"]
-    assert found.sample_bits == (8, 12)
+    assert survey.sample_bits == (8, 12)
 
 
 def test_files_that_cannot_be_read_are_left_to_the_fit(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_depth_of_16_bit_files_is_that_of_their_data(tmp_path: Path, bits: int) 
 def test_one_image_of_full_depth_among_12_bit_ones_is_odd_and_does_not_decide_the_depth(tmp_path: Path) -> None:
     paths = [*write(tmp_path, bits=12), tmp_path / "full.png"]
     paths[-1].write_bytes(imaging.encode(draw("cloth", 99).astype(np.uint16) << 8, Codec.PNG))
-    found = odd_images.survey(paths)
-    assert found.sample_bits == (12,)
-    assert [(item.number, item.reason) for item in found.odd] == [(COUNT, "uses 16 bits, the others 12")]
+    survey = odd_images.survey(paths)
+    assert survey.sample_bits == (12,)
+    assert [(item.number, item.reason) for item in survey.odd] == [(COUNT, "uses 16 bits, the others 12")]
 
 
 def test_two_products_of_two_shapes_and_depths_are_not_odd(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_up_to_nine_alike_images_of_another_look_are_odd_and_a_spread_of_looks_i
     others = rng.normal(size=64) + 0.05 * rng.normal(size=(9, 64))
     embeddings = np.concatenate([usual, others])
     embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
-    found = odd_looks(embeddings, np.zeros(69, dtype=np.int64))
-    assert [item.number for item in found] == list(range(60, 69))
+    odd = odd_looks(embeddings, np.zeros(69, dtype=np.int64))
+    assert [item.number for item in odd] == list(range(60, 69))
     assert odd_looks(embeddings[:60], np.zeros(60, dtype=np.int64)) == []
     same = np.repeat(embeddings[:1], 20, axis=0)
     assert odd_looks(same, np.zeros(20, dtype=np.int64)) == []

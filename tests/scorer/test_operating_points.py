@@ -26,10 +26,10 @@ def test_points_say_for_each_rate_what_it_costs_finds_and_whether_the_images_vou
     for point in points:
         assert point.above == (good > point.threshold).sum() and point.images == 160
         assert point.above / 160 < point.upper_bound
-        assert point.found in (0.5, 0.75)
-    found = [point.found for point in points]
-    assert found[0] == 0.5 and found[-1] == 0.75
-    assert operating_points.operating_points(good, (0.05,), np.array([]))[0].found is None
+        assert point.recall in (0.5, 0.75)
+    recalls = [point.recall for point in points]
+    assert recalls[0] == 0.5 and recalls[-1] == 0.75
+    assert operating_points.operating_points(good, (0.05,), np.array([]))[0].recall is None
 
 
 def test_unknown_products_are_beyond_every_cut_off() -> None:
@@ -46,7 +46,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "good_images": 40, "distinct_images": 40,
         "left_out": [], "suspects": [], "far_out": ["a/far.png"], "odd": [], "odd_left_out": False,
         "small_parts": [], "sample_bits": [8], "alarm_rate_asked": 0.005, "vouched_rate": 0.05, "found": 0.01,
-        "defects": {"kind": "pasted", "count": 120}, "operating_points": [vars(point)],
+        "defects": {"kind": "pasted", "count": 120}, "operating_points": [point.report()],
     } | changes  # fmt: skip
 
 

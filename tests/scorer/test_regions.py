@@ -34,18 +34,18 @@ def scene(height=120, width=200, grid=16, dimension=6, hot=((2, 3, 2.0),), seed=
 
 def test_hot_spot_gives_one_region_where_it_is():
     image, heatmap, patches, residuals = scene()
-    (found,) = extract(image, heatmap, patches, residuals, LO, HI)
-    x, y, width, height = found.box
-    assert x <= 3.5 / 16 * 200 <= x + width  # the spot's centre, from grid to pixels
+    (region,) = extract(image, heatmap, patches, residuals, LO, HI)
+    x, y, width, height = region.box
+    assert x <= 3.5 / 16 * 200 <= x + width  # the centre of the spot, in pixels of the image
     assert y <= 3 / 16 * 120 <= y + height
-    assert 0 < found.area_px <= width * height
-    assert found.peak == pytest.approx(2.0, abs=0.2)
+    assert 0 < region.area_px <= width * height
+    assert region.peak == pytest.approx(2.0, abs=0.2)
 
 
 def test_mask_and_crop_have_one_size_and_can_be_read_back():
     image, heatmap, patches, residuals = scene()
-    (found,) = extract(image, heatmap, patches, residuals, LO, HI)
-    crop, mask = imaging.decode(found.crop, Codec.JPEG), imaging.decode_mask(found.mask)
+    (region,) = extract(image, heatmap, patches, residuals, LO, HI)
+    crop, mask = imaging.decode(region.crop, Codec.JPEG), imaging.decode_mask(region.mask)
     assert crop.shape[:2] == mask.shape
     assert mask.any()
     assert not mask.all()
@@ -53,8 +53,8 @@ def test_mask_and_crop_have_one_size_and_can_be_read_back():
 
 def test_crop_is_limited_in_side_whatever_the_image():
     image, heatmap, patches, residuals = scene(height=1200, width=1600, hot=((0, 0, 3.0), (6, 6, 3.0), (13, 13, 3.0)))
-    for found in extract(image, heatmap, patches, residuals, LO, HI, crop_side_limit_px=96):
-        assert max(imaging.probe(found.crop).height, imaging.probe(found.crop).width) <= 96
+    for region in extract(image, heatmap, patches, residuals, LO, HI, crop_side_limit_px=96):
+        assert max(imaging.probe(region.crop).height, imaging.probe(region.crop).width) <= 96
 
 
 def test_distant_spots_give_regions_of_their_own_with_different_embeddings():
@@ -65,17 +65,17 @@ def test_distant_spots_give_regions_of_their_own_with_different_embeddings():
 
 def test_flat_map_gives_one_global_region_with_an_empty_mask():
     image, _, patches, residuals = scene()
-    (found,) = extract(image, np.full((16, 16), -0.3, np.float32), patches, residuals, LO, HI)
-    assert found.box == (0, 0, 200, 120)
-    assert found.area_px == 0
-    assert not imaging.decode_mask(found.mask).any()
-    assert np.linalg.norm(found.embedding.array().astype(np.float32)) == pytest.approx(1, abs=1e-2)
+    (region,) = extract(image, np.full((16, 16), -0.3, np.float32), patches, residuals, LO, HI)
+    assert region.box == (0, 0, 200, 120)
+    assert region.area_px == 0
+    assert not imaging.decode_mask(region.mask).any()
+    assert np.linalg.norm(region.embedding.array().astype(np.float32)) == pytest.approx(1, abs=1e-2)
 
 
 def test_spot_below_the_range_is_still_local():
     image, heatmap, patches, residuals = scene(hot=((5, 5, 0.5),))
-    (found, *_) = extract(image, heatmap, patches, residuals, LO, HI)
-    assert 0 < found.area_px < 0.2 * 200 * 120
+    (region, *_) = extract(image, heatmap, patches, residuals, LO, HI)
+    assert 0 < region.area_px < 0.2 * 200 * 120
 
 
 def test_strong_defect_is_cut_by_its_own_peak_and_not_by_the_range():
@@ -88,9 +88,9 @@ def test_strong_defect_is_cut_by_its_own_peak_and_not_by_the_range():
 def test_no_more_regions_than_the_limit_and_the_largest_first():
     hot = [(r, c, 2.0) for r in range(0, 16, 5) for c in range(0, 16, 5)]
     image, heatmap, patches, residuals = scene(height=400, width=400, hot=hot)
-    found = extract(image, heatmap, patches, residuals, LO, HI, limit=3)
-    assert len(found) == 3
-    assert [r.area_px for r in found] == sorted((r.area_px for r in found), reverse=True)
+    extracted = extract(image, heatmap, patches, residuals, LO, HI, limit=3)
+    assert len(extracted) == 3
+    assert [r.area_px for r in extracted] == sorted((r.area_px for r in extracted), reverse=True)
 
 
 def test_same_frame_gives_the_same_bytes():

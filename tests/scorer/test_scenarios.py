@@ -61,16 +61,16 @@ def test_shuffled_labels_change_no_bit_of_what_is_said_without_labels(
 ) -> None:
     seen: list[scenarios.Scored] = []
     plain = scenarios.Scored
-    monkeypatch.setattr(scenarios, "Scored", lambda *given: seen.append(plain(*given)) or seen[-1])
+    monkeypatch.setattr(scenarios, "Scored", lambda *fields: seen.append(plain(*fields)) or seen[-1])
     train, test = dataset.train_samples(data), dataset.test_samples(data)
     names = np.random.default_rng(0).permutation([sample.product for sample in train])
     shuffled = [replace(sample, product=str(name)) for sample, name in zip(train, names, strict=True)]
-    one, other = (scenarios.compare(each, test, settings) for each in (train, shuffled))
+    report, shuffled_report = (scenarios.compare(samples, test, settings) for samples in (train, shuffled))
     assert len(seen) == 2 * len(scenarios.NAMES)
     for name, first, second in zip(scenarios.NAMES, seen[:4], seen[4:], strict=True):
         same = first.margin.tobytes() == second.margin.tobytes()
         assert same == (name == "unknown-unknown"), name
-    assert one["group_purity"] == 1.0 > other["group_purity"]
+    assert report["group_purity"] == 1.0 > shuffled_report["group_purity"]
 
 
 def test_groups_given_as_labels_keep_an_image_among_its_own(fitted: CoresetDetector) -> None:

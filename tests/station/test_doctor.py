@@ -40,7 +40,9 @@ def changed(settings: Settings, section: str, **values: Any) -> Settings:
 
 def worst(findings: list[Finding], name: str) -> Finding:
     order = [Status.OK, Status.WARN, Status.FAIL]
-    return max((finding for finding in findings if finding.name == name), key=lambda found: order.index(found.status))
+    return max(
+        (finding for finding in findings if finding.name == name), key=lambda finding: order.index(finding.status)
+    )
 
 
 def test_healthy_line_has_no_failure_and_exit_0(
@@ -89,16 +91,16 @@ def test_any_failure_is_exit_1(tmp_path: Path, refusing_port: int) -> None:
 def test_embedded_broker_that_does_not_run_says_how_to_start_it(line_settings: Settings, refusing_port: int) -> None:
     settings = changed(line_settings, "kafka", bootstrap_servers=None)
     settings = changed(settings, "embedded", port=refusing_port)
-    [found] = doctor_checks.broker_answers(settings)
-    assert found.status is Status.WARN and "flawline up" in found.remedy
+    [finding] = doctor_checks.broker_answers(settings)
+    assert finding.status is Status.WARN and "flawline up" in finding.remedy
 
 
 def test_something_else_on_the_brokers_port_is_a_failure(line_settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         settings = changed(line_settings, "kafka", bootstrap_servers=address)
-        [found] = doctor._guarded(doctor_checks.broker_answers, settings)
-    assert found.status is Status.FAIL and address in found.text
+        [finding] = doctor._guarded(doctor_checks.broker_answers, settings)
+    assert finding.status is Status.FAIL and address in finding.text
 
 
 def test_missing_topics_are_named_with_their_remedy(line_settings: Settings) -> None:
@@ -163,14 +165,14 @@ def test_frame_that_does_not_fit_into_a_dead_letter_is_a_failure(line_settings: 
 def test_cameras(line_settings: Settings, camera: dict[str, Any] | None, status: Status, word: str) -> None:
     cameras = [{"name": "c", **camera}] if camera else []
     settings = Settings(**(line_settings.model_dump(exclude_unset=True) | {"cameras": cameras}))
-    [found] = doctor_checks.cameras(settings)
-    assert found.status is status and word in found.text
+    [finding] = doctor_checks.cameras(settings)
+    assert finding.status is status and word in finding.text
 
 
 def test_missing_weights_file_is_a_failure_and_packaged_ones_are_ok(line_settings: Settings) -> None:
     assert doctor_checks.weights(line_settings)[0].status is Status.OK
-    [found] = doctor._guarded(doctor_checks.weights, changed(line_settings, "scorer", weights=Path("/gone.pth")))
-    assert found.status is Status.FAIL and "/gone.pth" in found.text
+    [finding] = doctor._guarded(doctor_checks.weights, changed(line_settings, "scorer", weights=Path("/gone.pth")))
+    assert finding.status is Status.FAIL and "/gone.pth" in finding.text
     [unknown] = doctor_checks.weights(changed(line_settings, "scorer", backbone="resnet18"))
     assert unknown.status is Status.WARN
 
@@ -178,8 +180,8 @@ def test_missing_weights_file_is_a_failure_and_packaged_ones_are_ok(line_setting
 def test_model_that_does_not_verify_is_a_failure(line: TalkingLine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     settings = changed(line.settings, "worker", model=str(tmp_path / "model"))
-    [found] = doctor._guarded(doctor_checks.model, settings)
-    assert found.status is Status.FAIL and str(tmp_path / "model") in found.text
+    [finding] = doctor._guarded(doctor_checks.model, settings)
+    assert finding.status is Status.FAIL and str(tmp_path / "model") in finding.text
     [none] = doctor_checks.model(line.settings)
     assert none.status is Status.WARN and "flawline publish" in none.remedy
 
@@ -188,10 +190,10 @@ def test_store(line_settings: Settings, tmp_path: Path, refusing_port: int) -> N
     from pydantic import SecretStr
 
     assert doctor_checks.store(line_settings)[0].status is Status.OK
-    assert not (tmp_path / "data").exists()  # looking has made nothing
+    assert not (tmp_path / "data").exists()  # the check creates no file
     away = f"postgresql+psycopg://flawline:{PASSWORD}@127.0.0.1:{refusing_port}/flawline"
-    [found] = doctor_checks.store(changed(line_settings, "store", url=SecretStr(away)))
-    assert found.status is Status.FAIL and PASSWORD not in found.text + found.remedy
+    [finding] = doctor_checks.store(changed(line_settings, "store", url=SecretStr(away)))
+    assert finding.status is Status.FAIL and PASSWORD not in finding.text + finding.remedy
     [wrong] = doctor_checks.store(changed(line_settings, "store", url=SecretStr("no url")))
     assert wrong.status is Status.FAIL
 
@@ -199,27 +201,27 @@ def test_store(line_settings: Settings, tmp_path: Path, refusing_port: int) -> N
 def test_object_store_that_cannot_be_written_is_a_failure(line_settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("no folder")
     settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/taken")
-    [found] = doctor_checks.objects(settings)
-    assert found.status is Status.FAIL and "frames.objects_url" in found.remedy
+    [finding] = doctor_checks.objects(settings)
+    assert finding.status is Status.FAIL and "frames.objects_url" in finding.remedy
 
 
 def test_object_store_is_looked_at_and_nothing_stays_behind(line_settings: Settings, tmp_path: Path) -> None:
     settings = changed(line_settings, "frames", objects_url=f"file://{tmp_path}/objects")
-    [found] = doctor_checks.objects(settings)
-    assert found.status is Status.WARN and not (tmp_path / "objects").exists()
+    [finding] = doctor_checks.objects(settings)
+    assert finding.status is Status.WARN and not (tmp_path / "objects").exists()
     object_store(settings).create()
-    [found] = doctor_checks.objects(settings)
-    assert found.status is Status.OK, found
+    [finding] = doctor_checks.objects(settings)
+    assert finding.status is Status.OK, finding
     assert [path.name for path in (tmp_path / "objects").rglob("*") if path.is_file()] == [MARKER]
     (tmp_path / "objects" / MARKER).rename(tmp_path / "objects" / "file")
-    [found] = doctor_checks.objects(settings)
-    assert found.status is Status.FAIL and "flawline objects create" in found.text
+    [finding] = doctor_checks.objects(settings)
+    assert finding.status is Status.FAIL and "flawline objects create" in finding.text
 
 
 def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("no folder")
-    [found] = doctor_checks.disk(line_settings.model_copy(update={"data_dir": tmp_path / "taken" / "data"}))
-    assert found.status is Status.FAIL
+    [finding] = doctor_checks.disk(line_settings.model_copy(update={"data_dir": tmp_path / "taken" / "data"}))
+    assert finding.status is Status.FAIL
     usage = doctor_checks.shutil.disk_usage(tmp_path)
     for free, status in ((1 << 20, Status.FAIL), (2 << 30, Status.WARN), (1 << 50, Status.OK)):
         monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
@@ -229,8 +231,8 @@ def test_disk(line_settings: Settings, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_retention_that_a_topic_has_not_is_named_with_the_remedy(line_settings: Settings) -> None:
     kafka_clients.ensure_topics(line_settings)
-    [found] = doctor_checks.retention(line_settings)
-    assert found.status is Status.OK and "have gone: none" in found.text
+    [finding] = doctor_checks.retention(line_settings)
+    assert finding.status is Status.OK and "have gone: none" in finding.text
     [wrong, _] = doctor_checks.retention(changed(line_settings, "retention", frames_hours=1.0))
     assert wrong.status is Status.WARN and "retention.ms=3600000" in wrong.text and "topics create" in wrong.remedy
 
@@ -249,8 +251,8 @@ def test_what_the_store_has_forgotten_is_shown(line_settings: Settings, tmp_path
     with store.transaction() as connection:
         frame_pictures.lose(connection, frame_pictures.by_frame(connection, "cam-1:1:1").id, "expired")
     store.close()
-    [found, frames] = doctor_checks.forgotten(settings)
-    assert found.status is Status.OK and "1 pictures DEFECT age" in found.text
+    [finding, frames] = doctor_checks.forgotten(settings)
+    assert finding.status is Status.OK and "1 pictures DEFECT age" in finding.text
     assert frames.text == "1 whole frames take 0.00 GB of 68.7 GB, 0 wait; lost: 1 expired"
 
 
@@ -261,10 +263,10 @@ def test_ports_in_use(line_settings: Settings) -> None:
     thread.start()
     try:
         ours = changed(line_settings, "metrics", ledger_port=endpoint.port)
-        assert [found.status for found in doctor_checks.ports(ours)] == [Status.OK]
+        assert [finding.status for finding in doctor_checks.ports(ours)] == [Status.OK]
         theirs = changed(line_settings, "metrics", workers_port=server.server_port)
-        [found] = doctor_checks.ports(theirs)
-        assert found.status is Status.FAIL and str(server.server_port) in found.text
+        [finding] = doctor_checks.ports(theirs)
+        assert finding.status is Status.FAIL and str(server.server_port) in finding.text
     finally:
         endpoint.close()
         server.shutdown()
@@ -285,16 +287,16 @@ def test_clock(line: TalkingLine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_checksum_library_is_a_failure(line_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_clients.record_util, "crc32c_c", None)
-    [found] = doctor._guarded(doctor_checks.checksum_library, line_settings)
-    assert found.status is Status.FAIL and "pip install crc32c" in found.text
+    [finding] = doctor._guarded(doctor_checks.checksum_library, line_settings)
+    assert finding.status is Status.FAIL and "pip install crc32c" in finding.text
 
 
 def test_check_that_breaks_is_a_failure_and_not_the_end(line_settings: Settings) -> None:
     def broken(_: Settings) -> list[Finding]:
         raise RuntimeError("two\nlines")
 
-    [found] = doctor._guarded(broken, line_settings)
-    assert found.status is Status.FAIL and "RuntimeError: two lines" in found.text
+    [finding] = doctor._guarded(broken, line_settings)
+    assert finding.status is Status.FAIL and "RuntimeError: two lines" in finding.text
 
 
 def test_doctor_against_apache_kafka(apache_kafka: Any, line_settings: Settings) -> None:

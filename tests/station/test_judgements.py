@@ -73,9 +73,11 @@ def test_a_frame_is_judged_listed_and_taken_back(
 def test_false_alarms_become_a_folder_of_good_images(
     store: Store, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, said in enumerate(("false", "real", "false")):
-        judgements.judge(store, f"cam-1:1:{number}", said, who="ana", is_offered=True)
-    judgements.judge(store, "cam-1:1:3", "false", who="ana", is_offered=True)  # it was accepted: no alarm
+    for number, judgement in enumerate(("false", "real", "false")):
+        judgements.judge(store, f"cam-1:1:{number}", judgement, who="ana", is_offered=True)
+    judgements.judge(
+        store, "cam-1:1:3", "false", who="ana", is_offered=True
+    )  # the line accepted it, so it is no false alarm
     folder = tmp_path / "good"
     (lost,) = (row for row in judgements.false_alarms(store) if row.frame_id == "cam-1:1:2")
     picture_store(settings).remove(lost.object_key)
@@ -93,8 +95,8 @@ def test_the_rates_are_printed_with_their_intervals(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "overkill" in run(tmp_path, capsys, "rates")
-    for number, said in enumerate(("false", "real", "real")):
-        judgements.judge(store, f"cam-1:1:{number}", said, who="ana", is_offered=True)
+    for number, judgement in enumerate(("false", "real", "real")):
+        judgements.judge(store, f"cam-1:1:{number}", judgement, who="ana", is_offered=True)
     judgements.judge(store, "cam-1:1:3", "false", who="ana", is_offered=True)
     report = run_json(tmp_path, capsys, "rates")
     share = report["rates"]["false_alarm_share"]

@@ -277,8 +277,8 @@ def test_workers_write_transactions_with_the_right_to_their_ids_and_doctor_tells
     is_granted: bool, login: Login, prefix: str
 ) -> None:
     rights = ROLES["work"].rights(prefix, exactly_once=True)
-    given = [right for right in rights if is_granted or right.kind != TRANSACTIONAL_ID]
-    plain = login("work", given)
+    granted = [right for right in rights if is_granted or right.kind != TRANSACTIONAL_ID]
+    plain = login("work", granted)
     settings = plain.model_copy(update={"kafka": plain.kafka.model_copy(update={"delivery": "exactly-once"})})
     inspector = Inspector(settings, member_name(settings, 0), ModelRef("nowhere"), lambda path, worker: None)
     told = "".join(finding.text for finding in doctor_checks.rights(settings))

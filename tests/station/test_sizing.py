@@ -36,11 +36,11 @@ def test_a_line_is_the_sum_of_its_cameras():
 
 @pytest.mark.parametrize("factor", [2, 10])
 def test_what_grows_with_the_cameras_grows_in_proportion(factor):
-    one, many = (size(Load(count, 5, 200e3), settings(), Machine()) for count in (100, 100 * factor))
-    assert many.frames_disk_bytes == factor * one.frames_disk_bytes
-    assert many.actors == factor * one.actors
-    assert many.brokers >= one.brokers
-    assert many.machines == pytest.approx({name: factor * count for name, count in one.machines.items()})
+    few, many = (size(Load(count, 5, 200e3), settings(), Machine()) for count in (100, 100 * factor))
+    assert many.frames_disk_bytes == factor * few.frames_disk_bytes
+    assert many.actors == factor * few.actors
+    assert many.brokers >= few.brokers
+    assert many.machines == pytest.approx({name: factor * count for name, count in few.machines.items()})
 
 
 def test_a_small_line_still_needs_one_of_each_and_a_broker_for_each_copy():

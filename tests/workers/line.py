@@ -63,12 +63,12 @@ class PlainDetector:
     ) -> list[PlainScores]:
         self.batches.append(len(images))
         time.sleep(self.seconds_per_image * len(images))
-        return [self._one(image) for image in images]
+        return [self._score(image) for image in images]
 
     def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         return [[cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)] for part in parts]
 
-    def _one(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> PlainScores:
         first = tuple(image[0, 0])
         if first == (POISON,) * 3:
             raise ValueError("this image breaks the model")
@@ -95,18 +95,18 @@ def load_plain(path: Path, settings: WorkerSettings) -> PlainDetector:
 class StrictDetector(PlainDetector):
     """Rejects what is not quite dark."""
 
-    def _one(self, image: np.ndarray) -> PlainScores:
-        return super()._one(image + (100 if image.mean() > 50 else 0))
+    def _score(self, image: np.ndarray) -> PlainScores:
+        return super()._score(image + (100 if image.mean() > 50 else 0))
 
 
 @dataclass
 class DeadlyDetector(PlainDetector):
     """Ends its process with the first image that is no canary."""
 
-    def _one(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> PlainScores:
         if image.shape[0] == SIDE:
             os._exit(9)
-        return super()._one(image)
+        return super()._score(image)
 
 
 @dataclass
@@ -119,9 +119,9 @@ class MuteDetector(PlainDetector):
         time.sleep(600 if self.is_at_work else 0)
         return super().close_ups(parts)
 
-    def _one(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> PlainScores:
         self.is_at_work = self.is_at_work or image.shape[0] == SIDE
-        return super()._one(image)
+        return super()._score(image)
 
 
 def load_any(path: Path, settings: WorkerSettings) -> PlainDetector:

@@ -65,10 +65,10 @@ def test_frames_with_a_verdict_keep_it_and_get_the_defect_that_is_missing(
     settings = line_settings(either_broker.bootstrap, tmp_path)
     accept, reject = Decision.ACCEPT, Decision.REJECT
     sent = [
-        frame("cam-0", 0, level=FULL),  # the model at hand would reject it
+        frame("cam-0", 0, level=FULL),  # this model would reject it
         frame("cam-0", 1, level=FULL, lot="L1"),
-        frame("cam-0", 2, level=20),  # the model at hand would accept it
-        frame("cam-0", 3, level=FULL, first_pixel=POISON),  # the model at hand fails on it
+        frame("cam-0", 2, level=20),  # this model would accept it
+        frame("cam-0", 3, level=FULL, first_pixel=POISON),  # this model fails on it
         frame("cam-0", 4, level=FULL),
     ]
     with feeding(settings) as feeder:
@@ -88,8 +88,8 @@ def test_frames_with_a_verdict_keep_it_and_get_the_defect_that_is_missing(
     assert telemetry.REGISTRY.get_sample_value("flawline_decided_before_total") == before + 4
     assert sorted(defects) == [1, 2, 3, 4], "also no dead letter"
     for i in (1, 2, 3):
-        said = defects[i].model_version, defects[i].decision, defects[i].score, defects[i].group, defects[i].p_value
-        assert said == ("old-1", reject, 1.25, 3, 0.002), "a defect says what its verdict says"
+        fields = defects[i].model_version, defects[i].decision, defects[i].score, defects[i].group, defects[i].p_value
+        assert fields == ("old-1", reject, 1.25, 3, 0.002), "a defect says what its verdict says"
     assert defects[1].regions and not defects[2].regions and not defects[3].regions
     assert defects[1].lot == "L1"
     heatmap = defects[2].heatmap.array()

@@ -62,7 +62,7 @@ def row(sequence: int) -> list:
 
 
 def assert_once(settings: Settings, rows: int, timeout_s: float = 120) -> None:
-    """Every frame of `rows` has one outcome among what is committed, a reject one defect, and all are finished."""
+    """Check that each frame of `rows` has one committed outcome, each reject one defect, and that all are finished."""
     frames = [sent for sequence in range(rows) for sent in row(sequence)]
     broken = {sent.frame_id for sent in frames if sent.camera == "cam-0" and sent.sequence % 20 == 7}
     rejected = {sent.frame_id for sent in frames if sent.sequence % 5 == 0}
@@ -70,9 +70,9 @@ def assert_once(settings: Settings, rows: int, timeout_s: float = 120) -> None:
     letters = read(settings, "dead-letters", DeadLetter, len(broken), timeout_s)
     defects = read(settings, "defects", Defect, len(rejected), timeout_s)
     wait_until(lambda: [committed(settings, i) for i in range(CAMERAS)] == [rows] * CAMERAS, timeout_s)
-    assert sorted(one.frame_id for one in verdicts) == sorted({one.frame_id for one in frames} - broken)
-    assert sorted(str(one.frame_id) for one in letters) == sorted(broken)
-    assert sorted(one.frame_id for one in defects) == sorted(rejected)
+    assert sorted(verdict.frame_id for verdict in verdicts) == sorted({frame.frame_id for frame in frames} - broken)
+    assert sorted(str(letter.frame_id) for letter in letters) == sorted(broken)
+    assert sorted(defect.frame_id for defect in defects) == sorted(rejected)
     assert_in_order(verdicts)
 
 
@@ -172,7 +172,7 @@ def test_a_reject_that_dies_between_verdict_and_defect_gets_its_defect_and_no_se
     model = Path(str(settings.worker.model))
     write_model(model, "mute-1")
     with feeding(settings) as feeder:
-        for sequence in range(7):  # before the first that breaks the model, which would be asked what it does then
+        for sequence in range(7):  # sequence 7 breaks the model, which this test does not want
             feeder.send(*row(sequence))
         feeder.flush()
         with working(settings, tmp_path):
@@ -183,7 +183,7 @@ def test_a_reject_that_dies_between_verdict_and_defect_gets_its_defect_and_no_se
         with working(settings, tmp_path):
             assert_once(settings, 7)
     verdicts = read(settings, "verdicts", Verdict, 7 * CAMERAS)
-    assert {one.model_version for one in verdicts} == {"mute-1"}
+    assert {verdict.model_version for verdict in verdicts} == {"mute-1"}
 
 
 def _standing(settings: Settings, partition: int):

@@ -34,14 +34,14 @@ def test_a_note_and_the_last_frames_stand_beside_the_offset_together(
     text = with_last_frames(note.text(), last)
     assert len(text) <= METADATA_LIMIT_BYTES
     assert Note.of(text) == note
-    found = last_frames_of(text)
-    assert found.items() <= last.items() and (found == last or len(last) > 20)
+    restored = last_frames_of(text)
+    assert restored.items() <= last.items() and (restored == last or len(last) > 20)
 
 
 def test_metadata_holds_the_cameras_that_finished_last() -> None:
     last = {f"camera-{number:060d}": (EPOCH, number) for number in range(200)}
-    found = last_frames_of(with_last_frames(Note(begun=3).text(), last))
-    assert 20 < len(found) < 200 and list(found) == list(last)[-len(found) :]
+    restored = last_frames_of(with_last_frames(Note(begun=3).text(), last))
+    assert 20 < len(restored) < 200 and list(restored) == list(last)[-len(restored) :]
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "nonsense", '{"last":3}', '{"last":{"a":[1]}}', "[]"])

@@ -232,30 +232,30 @@ def test_a_copy_that_does_not_verify_stays_while_its_origin_is_away(store: Model
 
 
 def test_a_model_that_is_back_before_the_wanted_one_has_loaded_stays(store: ModelStore, tmp_path: Path) -> None:
-    one, two = model_at(tmp_path / "1", "v1"), ModelRef(str(tmp_path / "2"), "v2")
-    with slot(store, one) as running:
+    first, second = model_at(tmp_path / "1", "v1"), ModelRef(str(tmp_path / "2"), "v2")
+    with slot(store, first) as running:
         assert running.wait(10) and in_use(running) == "v1"
-        running.change(two)
+        running.change(second)
         wait_until(lambda: running.problem)
-        running.change(one)
+        running.change(first)
         assert (running.problem, problem_metric()) == (None, 0)
         running.change(model_at(tmp_path / "3", "v3"))
         wait_until(lambda: running.waits)
-        running.change(one)
+        running.change(first)
         assert in_use(running) == "v1"
 
 
 def test_the_first_model_is_loaded_even_when_another_is_wanted_or_set_aside_at_once(
     store: ModelStore, tmp_path: Path
 ) -> None:
-    one, two = model_at(tmp_path / "1", "v1"), model_at(tmp_path / "2", "v2")
-    early = ModelSlot("active", one, plain, store)
-    early.set_aside(two, "it kills")
+    first, second = model_at(tmp_path / "1", "v1"), model_at(tmp_path / "2", "v2")
+    early = ModelSlot("active", first, plain, store)
+    early.set_aside(second, "it kills")
     early.start()
     try:
         assert early.wait(10)
-        assert (in_use(early), early.problem) == ("v1", f"active model {two} is set aside: it kills")
-        early.change(two)
+        assert (in_use(early), early.problem) == ("v1", f"active model {second} is set aside: it kills")
+        early.change(second)
         wait_until(lambda: in_use(early) == "v2")
         assert early.problem is None
     finally:

@@ -88,12 +88,12 @@ def test_roll_back_goes_to_the_model_before_and_promote_makes_the_shadow_active(
 
 
 def test_a_change_that_was_interrupted_between_its_records_loses_no_model(line_settings: Settings) -> None:
-    one, two = (ModelPointer("active", version, f"/models/{version}", 5) for version in ("v1", "v2"))
-    # A publication of v3 that ended after the history.
-    publishing._write(line_settings, {"active": two, "active-history": ModelHistory("active", (two, one))})
-    assert announced(line_settings).previous == one
-    # A promotion that ended before the tombstone.
-    publishing._write(line_settings, {"shadow": replace(two, role="shadow", published_at=4)})
+    first, second = (ModelPointer("active", version, f"/models/{version}", 5) for version in ("v1", "v2"))
+    # A publication of v3 dies after it has written the history.
+    publishing._write(line_settings, {"active": second, "active-history": ModelHistory("active", (second, first))})
+    assert announced(line_settings).previous == first
+    # A promotion dies before it has written the tombstone.
+    publishing._write(line_settings, {"shadow": replace(second, role="shadow", published_at=4)})
     assert announced(line_settings).shadow is None
     assert rollback(line_settings).version == "v1"
 

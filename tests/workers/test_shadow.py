@@ -77,11 +77,11 @@ def test_beyond_its_share_frames_are_left_out_and_memory_is_bounded(tmp_path: Pa
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(PlainDetector):
-        def _one(self, image: np.ndarray) -> Any:
+        def _score(self, image: np.ndarray) -> Any:
             if image.shape[0] > 64:
                 entered.set()
                 go_on.wait(20)
-            return super()._one(image)
+            return super()._score(image)
 
     large = np.zeros((1000, 2000, 3), np.uint8)
     before = outcomes("over-share")
@@ -100,9 +100,9 @@ def test_the_share_holds_also_while_no_frame_waits(tmp_path: Path) -> None:
     now, sent = Clock(), []
 
     class Second(PlainDetector):
-        def _one(self, image: np.ndarray) -> Any:
+        def _score(self, image: np.ndarray) -> Any:
             now.now_s += 1.0
-            return super()._one(image)
+            return super()._score(image)
 
     def wait(seconds: float) -> None:
         now.now_s += seconds
@@ -134,10 +134,10 @@ def test_failing_frames_are_counted_logged_once_and_end_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(PlainDetector):
-        def _one(self, image: np.ndarray) -> Any:
+        def _score(self, image: np.ndarray) -> Any:
             if image.shape[0] == 32:
                 raise ValueError("no idea")
-            return super()._one(image)
+            return super()._score(image)
 
     before, sent = outcomes("failed"), []
     with scoring_shadow(tmp_path, "failing-1", load=lambda path, worker: Failing("failing-1"), sent=sent) as scorer:

@@ -235,8 +235,8 @@ def case() -> Iterator[Callable[..., Case]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.sender.close(1.0)
+    for created in made:
+        created.sender.close(1.0)
 
 
 def test_each_transaction_has_the_offset_of_its_frames_which_are_finished_when_it_is_committed(

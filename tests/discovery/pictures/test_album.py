@@ -106,30 +106,30 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
         hours = {row.stratum: row.frames for row in connection.execute(select(schema.stratum_hours))}
     assert hours == {"reject": 3, "review": 1, "near-miss": 1, "accepted": 26}
 
-    # Nothing comes twice: the verdicts are read again, and the service goes on.
+    # The service reads the verdicts again and keeps nothing twice.
     with store.transaction() as connection:
         connection.execute(schema.positions.delete())
     with DiscoveryService(settings) as running:
         running.drain()
     assert rows(store) == known
 
-    # What people say reaches the topic, and so does what they take back.
+    # Judgements reach the topic, and so do those that people take back.
     judgements.judge(store, "cam-1:1:0", "real", who="ana", is_offered=True)
     judgements.judge(store, "cam-1:1:0", "false", who="ben", why="oil", is_offered=True)
     judgements.undo(store, who="ben")
     judgements.undo(store, who="ana")
     with DiscoveryService(settings) as running:
         running.drain()
-    said = line.published_judgements(settings)
-    assert [(event.judgement, event.who, event.why) for event in said] == [
+    published = line.published_judgements(settings)
+    assert [(event.judgement, event.who, event.why) for event in published] == [
         ("real", "ana", None), ("false", "ben", "oil"), ("real", "ben", None), (None, "ana", None),
     ]  # fmt: skip
-    assert {(event.frame_id, event.decision, event.is_offered) for event in said} == {
+    assert {(event.frame_id, event.decision, event.is_offered) for event in published} == {
         ("cam-1:1:0", Decision.REJECT, True)
     }
     assert judgements.outbox(store) == []
 
-    # 80 days later near misses and samples are too old, and there is room for one frame only.
+    # After 80 days near misses and samples are too old, and the store has room for one frame only.
     send(settings, [(late, replace(scored(50, Decision.REJECT), captured_at=late.captured_at))])
     with store.reading() as connection:
         sizes = {
@@ -139,7 +139,7 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
     keys = {frame_id: key_of(store, frame_id) for frame_id in ("cam-1:1:0", "cam-1:1:2", sample[0])}
     with DiscoveryService(settings) as running:
         running.drain()
-    with DiscoveryService(settings) as running:  # a pass at its start, when the last frame is in
+    with DiscoveryService(settings) as running:  # it forgets at its start, when it has the last frame
         running.drain()
     known = rows(store)
     assert {frame_id for frame_id, (_, state, _) in known.items() if state == "kept"} == {"cam-1:1:50"}

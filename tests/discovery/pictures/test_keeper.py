@@ -136,6 +136,6 @@ def test_frames_larger_than_a_fetch_and_in_one_batch_are_read_one_by_one(
             sent.get(timeout=60)
     with closing(FrameReader(settings)) as reader:
         for offset in (5, 0, 3, 4, 1, 2):
-            found = reader.frame(frames[offset].frame_id, (0, offset))
-            assert found == frames[offset]
+            answer = reader.frame(frames[offset].frame_id, (0, offset))
+            assert answer == frames[offset]
         assert reader.frame(frames[0].frame_id, (0, 6)) is None

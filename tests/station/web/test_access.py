@@ -87,8 +87,8 @@ def test_every_route_that_changes_something_refuses_a_form_without_the_sessions_
     changing = [(m, address_of(r)) for r in routes(guarded) for m in r.methods if m not in ("GET", "HEAD")]
     assert len(changing) >= 4
     for method, path in changing:
-        for given in ({}, {"token": "x"}, {"token": "gåss"}):
-            answer = guarded.request(method, path, data={"who": "eve", "value": "x", "name": "view"} | given)
+        for fields in ({}, {"token": "x"}, {"token": "gåss"}):
+            answer = guarded.request(method, path, data={"who": "eve", "value": "x", "name": "view"} | fields)
             assert answer.status_code == 403 and "not from this console" in answer.text, path
     assert guarded.get("/").status_code == 200, "the session goes on"
 

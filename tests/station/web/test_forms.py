@@ -136,11 +136,11 @@ def test_form_of_another_site_is_refused(
     assert client.post(f"/classes/{ids[0]}/name", data=form, headers=same).status_code == 303
 
 
-@pytest.mark.parametrize("given", [{}, {"token": ""}, {"token": "gåss"}])
+@pytest.mark.parametrize("fields", [{}, {"token": ""}, {"token": "gåss"}])
 def test_form_without_the_token_is_refused(
-    client: TestClient, store: Store, ids: list[str], given: dict[str, str]
+    client: TestClient, store: Store, ids: list[str], fields: dict[str, str]
 ) -> None:
-    answer = client.post(f"/classes/{ids[0]}/name", data={"who": "eve", "value": "owned"} | given)
+    answer = client.post(f"/classes/{ids[0]}/name", data={"who": "eve", "value": "owned"} | fields)
     assert answer.status_code == 403 and class_commands.show(store, ids[0])["name"] is None
 
 

@@ -130,8 +130,8 @@ def test_the_rates_are_those_of_the_command(client: TestClient, pictures: Store)
     content = client.get("/api/review/rates").json()
     assert content["rates"]["false_alarm_share"]["value"] == pytest.approx(0.5)
     assert content == quality_rates.report(judgements.judged(pictures))
-    one = client.get("/api/review/rates?camera=cam-2").json()
-    assert (one["rates"]["false_alarm_share"]["value"], one["confidence"]) == (0, 0.95)
+    camera_content = client.get("/api/review/rates?camera=cam-2").json()
+    assert (camera_content["rates"]["false_alarm_share"]["value"], camera_content["confidence"]) == (0, 0.95)
 
 
 def test_a_frame_that_is_looked_up_is_judged_but_tells_nothing_of_the_others(

@@ -97,10 +97,10 @@ def answer_of(port: int, path: str = "/ledger") -> tuple[int, str]:
 
 def wait_for_status(port: int, status: int) -> str:
     deadline = time.monotonic() + 60
-    while (found := answer_of(port))[0] != status:
-        assert time.monotonic() < deadline, found
+    while (answer := answer_of(port))[0] != status:
+        assert time.monotonic() < deadline, answer
         time.sleep(0.1)
-    return found[1]
+    return answer[1]
 
 
 def test_console_says_that_the_store_is_away_or_silent_and_recovers(
