@@ -181,7 +181,7 @@ def spread_over(product: Product, labels: np.ndarray) -> list[str]:
 
 
 def compare(name: str, product: Product) -> Figures:
-    """Our regions with k estimated and given, true masks with k given, and plain k-means on whole-image features."""
+    """Return the agreement of our regions (k estimated, k given), of true masks and of k-means on whole images."""
     kinds = len(set(product.kinds))
     vectors = np.stack(product.vectors)
     estimated = clustering.cluster(vectors, groups=np.array(product.groups))
@@ -222,7 +222,7 @@ def quality(data: Path, profile: str) -> Figures:
 
 
 def stability() -> Figures:
-    """Forty rounds with a class that enters, one that dies and one that drifts: what happens to the ids."""
+    """Return what happens to the ids in forty rounds with a class that enters, one that dies and one that drifts."""
     settings = DiscoverySettings(window_regions=400, pool_regions=200, dormant_rounds=8)
     axes = directions(7)
     with tempfile.TemporaryDirectory(prefix="flawline-bench-") as folder:

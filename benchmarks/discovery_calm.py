@@ -121,7 +121,7 @@ class Line:
         self.now_ns += count * SECOND_NS
 
     def round(self) -> Outcome | None:
-        """One round over what the store would show it; other regions are forgotten here."""
+        """Run one round over the regions that the store would show it; forget the other regions."""
         self._forget()
         regions = Regions(
             ids=self.ids,
@@ -159,12 +159,12 @@ class Line:
         )
 
     def class_of(self, kind: str) -> str | None:
-        """The class that holds most of the latest regions of a kind; None where most have none."""
+        """Return the class that holds most of the latest regions of a kind; None where most have none."""
         names = [name for name, true in zip(self.classes, self.kinds, strict=True) if true == kind][-50:]
         return Counter(names).most_common(1)[0][0] if names else None
 
     def kind_of(self, name: str) -> str:
-        """The kind of most of the members of a class."""
+        """Return the kind of most of the members of a class."""
         return str(Counter(k for k, c in zip(self.kinds, self.classes, strict=True) if c == name).most_common(1)[0][0])
 
 
@@ -210,7 +210,7 @@ def stationary(line: Line, rounds: int) -> Figures:
 
 
 def members_until_confirmed(line: Line, new: str, settled: int) -> Figures:
-    """A kind enters at 1 % of the regions: how many of it have come when it has a class of its own."""
+    """Return how many regions of a kind, which enters at 1 % of all, have come when it has a class."""
     kinds = [kind for kind in line.bank.true_kinds if kind != new]
     for _ in range(settled):
         line.draw(kinds, line.settings.round_regions)
@@ -254,7 +254,7 @@ def return_after_a_month(line: Line, away: str, settled: int) -> Figures:
 
 
 def drifting(line: Line, kind: str, settled: int) -> Figures:
-    """A kind moves by 0.5 % of a unit vector in each round: does it keep its id?"""
+    """Return whether a kind that moves by 0.5 % of a unit vector in each round loses its id."""
     kinds = line.bank.true_kinds
     axis = unit(np.asarray(line.rng.normal(size=line.vectors.shape[1]), np.float32))
     before: str | None = None

@@ -34,7 +34,7 @@ FIGURES: Final = ("nmi", "ari", "accuracy")
 
 
 def compare(data: Path, fitted: Detector, products: Sequence[str], settings: DiscoverySettings) -> dict[str, float]:
-    """NMI, ARI and accuracy of both modes for each product, their means, and the seconds that learning took."""
+    """Return NMI, ARI and accuracy of both modes for each product, their means, and the seconds that learning took."""
     backbone = crop_backbone.load(settings.crop_backbone, settings.crop_weights, settings.device)
     figures: dict[str, float] = {}
     for product in products:

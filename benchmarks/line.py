@@ -60,7 +60,7 @@ def scores(result: dict[str, Any]) -> dict[tuple[str, int], float]:
 
 
 def offline_difference(result: dict[str, Any], data: Path, folder: Path) -> tuple[float, float]:
-    """Largest difference between streamed and offline scores, and the offline pooled AUROC."""
+    """Return the largest difference between streamed and offline scores, and the offline pooled AUROC."""
     offline, report = folder / "offline.json", folder / "evaluation.json"
     command = [sys.executable, "-m", "station.cli", "evaluate", result["artefacts"]["model"], str(data)]
     subprocess.run([*command, "--scores", str(offline), "--json-file", str(report)], check=True, stdout=sys.stderr)

@@ -58,7 +58,7 @@ class PixelCamera:
 
 
 def cpu_s() -> float:
-    """Processor seconds that this process has used, the broker's not among them."""
+    """Return the processor seconds that this process has used, the broker's not among them."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

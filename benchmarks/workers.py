@@ -123,7 +123,7 @@ def working(bootstrap: str, root: Path, prefix: str, *, instant: bool = False) -
 
 
 def frames(encoded: list[bytes], epoch: int, count: int) -> Iterator[Frame]:
-    """`count` frames of the cameras in turn, captured when they are asked for."""
+    """Yield `count` frames of the cameras in turn, captured when they are asked for."""
     for index in range(count):
         data = encoded[index % len(encoded)]
         header = imaging.probe(data)

@@ -24,7 +24,7 @@ def _quantile(q: float, metric: str, by: str = "", where: str = "") -> str:
 
 
 def _alarm_rate(by: str, window: str) -> str:
-    """Share of verdicts that are no `accept`; 0 and not absent while there are verdicts and no alarm."""
+    """Return the share of verdicts that are no `accept`; 0 and not absent while there are verdicts and no alarm."""
     over = f"sum {by} (increase(flawline_verdicts_total{{{CAMERA}}}{window}))"
     alarms = f'sum {by} (increase(flawline_verdicts_total{{{CAMERA}, decision!="accept"}}{window}))'
     return f"({alarms} or 0 * {over}) / ({over} > 0)"

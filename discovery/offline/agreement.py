@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 
 def accuracy(truth: Sequence[str], labels: Sequence[str]) -> float:
-    """Share that is right under the best one-to-one naming of the clusters (the papers' micro F1)."""
+    """Return the share that is right under the best one-to-one naming of the clusters (the papers' micro F1)."""
     _, rows = np.unique(list(truth), return_inverse=True)
     _, columns = np.unique(list(labels), return_inverse=True)
     table = np.zeros((rows.max() + 1, columns.max() + 1))
@@ -19,7 +19,7 @@ def accuracy(truth: Sequence[str], labels: Sequence[str]) -> float:
 
 
 def agreement(truth: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """`nmi`, `ari` and `accuracy` of two labellings of the same things, at least one of them."""
+    """Return `nmi`, `ari` and `accuracy` of two labellings of the same things, at least one of them."""
     return {
         "nmi": float(normalized_mutual_info_score(truth, labels)),
         "ari": float(adjusted_rand_score(truth, labels)),

@@ -339,7 +339,7 @@ def _truth(picture: Picture, products: Sequence[str]) -> str:
 
 
 def write(out: Path, described: Described, classes: Classes, report: dict[str, Any]) -> dict[str, str]:
-    """`classes.json`, `images.csv` and `classes.html` in folder `out`; their paths."""
+    """Write `classes.json`, `images.csv` and `classes.html` to folder `out`; return their paths."""
     places = {
         name: out / f for name, f in (("report", "classes.json"), ("table", "images.csv"), ("sheet", "classes.html"))
     }

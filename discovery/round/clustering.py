@@ -154,7 +154,7 @@ def with_dense_groups(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, 32 at most) on the principal axes of the data, which is where it is clustered."""
+    """Return unit vectors (n, 32 at most) on the principal axes of the data, which is where it is clustered."""
     vectors = unit(vectors)
     mean, axes = _principal_axes(vectors)
     return unit((vectors - mean) @ axes)
@@ -184,7 +184,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def centroids_of(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Unit centroids float32 (k, D) of labels 0..k-1."""
+    """Return the unit centroids float32 (k, D) of labels 0..k-1."""
     sums = np.stack([vectors[labels == label].sum(axis=0, dtype=np.float64) for label in range(int(labels.max()) + 1)])
     return unit(sums.astype(np.float32))
 

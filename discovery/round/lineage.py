@@ -181,7 +181,7 @@ def evolve(
 
 
 def match(overlap: np.ndarray, old_sizes: np.ndarray, new_sizes: np.ndarray, cosines: np.ndarray) -> dict[int, int]:
-    """Old class -> new cluster by the least total cost; what fits nothing is left out.
+    """Return the new cluster of each old class, by the least total cost; what fits nothing is left out.
 
     `overlap` (n, m) counts shared members, the sizes count the members that each has in both rounds, `cosines` (n, m)
     compares centroids (NaN where they cannot be compared).

@@ -187,7 +187,7 @@ class Pruner:
         return Pruned(defects=count)
 
     def _forget_decisions(self, now_ns: int) -> None:
-        """Once an hour, forget what was decided on frames whose messages no topic holds any more."""
+        """Forget, once an hour, what was decided on frames whose messages no topic holds any more."""
         keep = self._keep
         days = max(keep.verdicts_days, keep.defects_days, keep.dead_letters_days)
         before_ns = (now_ns - round(days * DAY_NS)) // HOUR_NS * HOUR_NS
@@ -364,7 +364,7 @@ def _forget_defects(connection: Connection, before_ns: int) -> int:
 
 
 def _forgettable(before_ns: int) -> Select[Any]:
-    """Old defects without an exemplar that its class still lives by: one of another version may go."""
+    """Return the old defects without an exemplar of their class; an exemplar of another version does not count."""
     r, d, c = schema.regions, schema.defects, schema.classes
     needed = (
         select(r.c.id)

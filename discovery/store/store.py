@@ -58,7 +58,7 @@ class Store(Database):
     """Defects, classes, their events and the roll-ups."""
 
     def positions(self) -> dict[Position, int]:
-        """Next offset to read, by topic and partition."""
+        """Return the next offset to read, by topic and partition."""
         table = schema.positions
         with self.reading() as connection:
             return {(row.topic, row.partition): row.next_offset for row in connection.execute(select(table))}
@@ -102,7 +102,7 @@ class Store(Database):
                 connection.execute(update(table).where(table.c.id.in_(part)).values(published=True))
 
     def assignments(self) -> dict[str, str]:
-        """Frame id -> class id of every defective frame that has a class."""
+        """Return the class id of every defective frame that has a class, by frame id."""
         table = schema.defects
         query = select(table.c.frame_id, table.c.class_id).where(table.c.class_id.is_not(None))
         with self.reading() as connection:

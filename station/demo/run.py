@@ -152,7 +152,7 @@ def _fit(settings: Settings, options: Options) -> CoresetDetector:
 
 
 def _wait_for_workers(settings: Settings, actors: int, roles: list[Role]) -> None:
-    """Until every actor has its model loaded and is a member of the group, so that no frame waits for a start-up."""
+    """Wait until every actor has loaded its model and is a member of the group, so that no frame waits for a start."""
     group = settings.kafka.topic_prefix + topics.WORKERS_GROUP
     client = kafka_clients.admin(settings)
     try:

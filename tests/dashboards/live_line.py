@@ -113,7 +113,7 @@ class LiveLine:
         return file
 
     def _send_rubbish(self) -> None:
-        """One record that workers, and one that discovery cannot use."""
+        """Send a record that workers cannot use, and one that discovery cannot use."""
         producer = kafka_clients.producer(self.settings)
         try:
             for topic in ("frames", "defects"):
@@ -122,7 +122,7 @@ class LiveLine:
             producer.close(5)
 
     def _counts_dead_letters(self) -> bool:
-        """Whether the counter has been there for two seconds; an actor that was replaced meanwhile starts it anew."""
+        """Return whether the counter has been there for two seconds; an actor that was replaced starts it anew."""
         if self._sum("flawline_dead_letters_total") == 0:
             self._send_rubbish()
         return self._sum("flawline_dead_letters_total offset 2s") > 0
@@ -165,7 +165,7 @@ class LiveLine:
 
 
 def _toml(content: dict[str, Any]) -> str:
-    """Settings as TOML: scalars first, then sections, then the cameras. JSON's scalars are TOML's."""
+    """Return settings as TOML: scalars first, then sections, then the cameras. JSON's scalars are TOML's."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if not isinstance(value, dict | list)]
     for key, section in content.items():
         for table, head in [(section, f"[{key}]")] if isinstance(section, dict) else []:

@@ -25,7 +25,7 @@ class Query:
 
 
 def of(board: dict[str, Any]) -> Iterator[Query]:
-    """Every query of one dashboard's JSON."""
+    """Yield every query of one dashboard's JSON."""
     title = board["title"]
     for panel in board["panels"]:
         for target in panel.get("targets", []):
@@ -52,5 +52,5 @@ ON_POSTGRESQL = [query for query in ALL if query.source == POSTGRESQL.uid]
 
 
 def metrics_in(promql: str) -> set[str]:
-    """The metric names of a PromQL query: the project's all begin alike."""
+    """Return the metric names of a PromQL query: the project's all begin alike."""
     return set(re.findall(r"flawline_\w+", promql))

@@ -24,7 +24,7 @@ BOARDS = dashboards.build()
 
 
 def declared_series() -> set[str]:
-    """Names that Prometheus gets from the declared metrics."""
+    """Return the names that Prometheus gets from the declared metrics."""
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {
         family.name + suffix for family in telemetry.REGISTRY.collect() for suffix in suffixes.get(family.type, ("",))

@@ -24,7 +24,7 @@ SOME_CAMERAS = ["camera-1", "camera-2", "camera-3"]
 
 @pytest.fixture(scope="module")
 def line(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveLine]:
-    """The line while it runs: one run for all queries."""
+    """Yield the line while it runs: one run for all queries."""
     if BINARY is None:
         pytest.skip("Prometheus is not installed (Debian package prometheus)")
     line = LiveLine(tmp_path_factory.mktemp("line"), postgres_server.new_database())

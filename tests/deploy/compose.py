@@ -26,19 +26,19 @@ class Refused(Exception):
 
 
 def validator() -> Validator:
-    """The JSON schema of the compose specification, as the package check-jsonschema ships it (Apache-2.0)."""
+    """Return the JSON schema of the compose specification, as the package check-jsonschema ships it (Apache-2.0)."""
     text = (resources.files("check_jsonschema.builtin_schemas") / "vendor/compose-spec.json").read_text()
     schema = json.loads(text)
     return validator_for(schema)(schema)
 
 
 def example_variables() -> dict[str, str]:
-    """The variables that .env.example asks for."""
+    """Return the variables that .env.example asks for."""
     return dict(line.split("=", 1) for line in EXAMPLE.read_text().splitlines() if re.match(r"[A-Z_]+=", line))
 
 
 def load(path: Path = FILE, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file's content; with an `environment` its variables are replaced. Raises Refused where compose would."""
+    """Return the file's content, with the variables of an `environment` put in. Raises Refused where compose would."""
     content = yaml.safe_load(path.read_text())
     return content if environment is None else _interpolate(content, environment)
 

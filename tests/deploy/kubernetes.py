@@ -80,7 +80,7 @@ class Rendered:
         return {item["metadata"]["name"]: item for item in self.manifests if item["kind"] == kind}
 
     def pods(self) -> dict[str, Pod]:
-        """Every pod template by the name of what makes it; those of a Ray cluster have their group behind it."""
+        """Return every pod template by the name of what makes it; those of a Ray cluster have their group behind it."""
         return {pod.owner: pod for item in self.manifests for pod in _pods(item)}
 
     @property
@@ -99,12 +99,12 @@ def _pods(manifest: Manifest) -> Iterator[Pod]:
 
 
 def variables(container: Manifest) -> dict[str, str]:
-    """The variables of a container that have a value of their own."""
+    """Return the variables of a container that have a value of their own."""
     return {item["name"]: item["value"] for item in container["env"] if "value" in item}
 
 
 def validator(manifest: Manifest, version: str) -> Validator:
-    """The strict schema of a manifest: Kubernetes' own, or the structure that an operator documents."""
+    """Return the strict schema of a manifest: Kubernetes' own, or the structure that an operator documents."""
     if manifest["kind"] in CUSTOM:
         return _validator(json.dumps(CUSTOM[manifest["kind"]]), version)
     group = manifest["apiVersion"].replace("/", "-").split(".")[0]
@@ -126,7 +126,7 @@ def _definitions(version: str) -> Registry:
 
 
 def _schemas(version: str) -> Path:
-    """The folder of Kubernetes' schemas, as the package kubernetes-validate ships them (Apache-2.0)."""
+    """Return the folder of Kubernetes' schemas, as the package kubernetes-validate ships them (Apache-2.0)."""
     spec = importlib.util.find_spec("kubernetes_validate")
     assert spec and spec.origin, "install the test packages: pip install -e '.[test]'"
     return Path(spec.origin).parent / "kubernetes-json-schema" / f"v{version}.0-local-strict"

@@ -108,7 +108,7 @@ _NO_SETTINGS = {"HOME", "FLAWLINE_CACHE", "RAY_AUTH_MODE", *ray_session.SETTINGS
 
 
 def _secret_file(folder: Path, path: str) -> str:
-    """A file with a secret, in place of the one that a pod has at `path`."""
+    """Return a file with a secret, in place of the one that a pod has at `path`."""
     file = folder / path.strip("/").replace("/", "-")
     file.write_text("postgresql+psycopg://flawline:secret@db/flawline" if "store" in path else "rtsp://u:secret@cam/1")
     file.chmod(0o600)
@@ -393,7 +393,7 @@ def test_nothing_reaches_a_pod_but_its_own_port(rendered, variant):
 
 
 def _egress(rendered: Rendered, component: str) -> dict[int, list[Any]]:
-    """The destinations of each port that a component may reach; an empty list is everybody."""
+    """Return the destinations of each port that a component may reach; an empty list is everybody."""
     pod = next(pod for pod in rendered.pods().values() if pod.component == component)
     return {
         port["port"]: rule.get("to", [])

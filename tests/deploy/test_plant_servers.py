@@ -29,7 +29,7 @@ KAFKA_PORTS = ("9091", "9092", "9093", "9094")
 
 @pytest.fixture(scope="module")
 def plant_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
-    """Apache Kafka, set up by the image's own wrapper from compose's environment; {compose's port: the port here}."""
+    """Run Apache Kafka as the image's wrapper does with compose's environment; yield its ports here, by compose's."""
     home = kafka_home()
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")
@@ -66,7 +66,7 @@ def _kafka_environment(passwords: dict[str, str]) -> dict[str, str]:
 
 
 def _here(environment: dict[str, str], ports: dict[str, int], data: Path) -> dict[str, str]:
-    """The container's environment with this machine's addresses; everything else stays as it is."""
+    """Return the container's environment with this machine's addresses; everything else stays as it is."""
     moved = {}
     for key, value in environment.items():
         for port, here in ports.items():
@@ -87,7 +87,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
 
 
 def plant_settings(port: int, password: str) -> Settings:
-    """The plant's own settings, for a broker on this machine."""
+    """Return the plant's own settings, for a broker on this machine."""
     settings = load_settings(compose.ROOT / "deploy/line.plant.toml", kafka={"sasl_password": password})
     return settings.model_copy(
         update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": f"localhost:{port}"})}
@@ -124,7 +124,7 @@ def test_only_the_health_check_inside_the_container_needs_no_password(plant_kafk
 
 @pytest.fixture
 def plant_store(postgres_server: PostgresServer) -> Iterator[tuple[str, str]]:
-    """A database made as the plant's container makes it; addresses for discovery and for Grafana."""
+    """Make a database as the plant's container does; yield the addresses for discovery and for Grafana."""
     url = make_url(postgres_server.new_database("flawline"))
     script = compose.ROOT / "deploy/postgres/grafana-reader.sh"
     environment = {

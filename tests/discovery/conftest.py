@@ -15,7 +15,7 @@ from tests.discovery.stream import Stream
 
 @pytest.fixture(scope="session")
 def vit_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of timm's tiny `test_vit`, random but always the same: nothing is downloaded, and it is quick."""
+    """Return weights of timm's tiny `test_vit`, random but always the same: nothing is downloaded, and it is quick."""
     import timm
     import torch
     from safetensors.torch import save_file

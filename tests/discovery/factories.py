@@ -21,12 +21,12 @@ _MASK = imaging.encode_mask(np.eye(8, dtype=bool))
 
 
 def directions(count: int, dimension: int = DIMENSION, seed: int = 5) -> np.ndarray:
-    """Unit vectors at right angles, one for each kind of defect."""
+    """Return unit vectors at right angles, one for each kind of defect."""
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(dimension, dimension)))[0][:count].astype(np.float32)
 
 
 def near(direction: np.ndarray, rng: np.random.Generator, spread: float = 0.25) -> np.ndarray:
-    """A unit vector around a direction."""
+    """Return a unit vector around a direction."""
     noise = rng.normal(size=direction.shape)
     vector = direction + spread * noise / np.linalg.norm(noise)
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -32,7 +32,7 @@ service.run(load_settings(Path(sys.argv[1])), stop)
 def settings_for(
     folder: Path, bootstrap: str, prefix: str, store_url: str | None = None, **discovery: object
 ) -> Settings:
-    """Settings of a line of its own on a shared broker, also written to a file for child processes."""
+    """Return settings of a line of its own on a shared broker, also written to a file for child processes."""
     values = {"round_regions": 40, "window_regions": 300, "class_limit": 10} | discovery
     text = "\n".join(
         [
@@ -112,7 +112,7 @@ def _published(settings: Settings, name: str) -> list[Any]:
 
 
 def start_process(folder: Path) -> subprocess.Popen[bytes]:
-    """`discovery.service.run` in a process of its own."""
+    """Start `discovery.service.run` in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (folder / "discovery.log").open("ab")
     with log:

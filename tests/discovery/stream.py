@@ -25,7 +25,7 @@ class Stream:
         self.sequence = 0
 
     def feed(self, kinds: Sequence[int]) -> None:
-        """One frame with one region of each kind, in a random order."""
+        """Ingest a frame with one region for each of `kinds`, in a random order."""
         assigner = single_round.Assigner(self.registry(), factories.VERSION)
         taken = []
         for kind in self.rng.permutation(kinds):
@@ -38,7 +38,7 @@ class Stream:
         self.store.ingest(Batch(defects=taken))
 
     def round(self) -> single_round.Outcome | None:
-        """One round, written to the store."""
+        """Run a round and write it to the store."""
         known = self.registry()
         with self.store.reading() as connection:
             regions = registry.regions_of_round(connection, self.settings, factories.VERSION)
@@ -57,7 +57,7 @@ class Stream:
             return registry.fact(connection, "last_region", "0")
 
     def class_of_kind(self) -> dict[int, str]:
-        """The class that holds most frames of each kind."""
+        """Return the class that holds most frames of each kind."""
         votes: dict[int, dict[str, int]] = {}
         for frame, name in self.store.assignments().items():
             kind = votes.setdefault(self.truth[frame], {})

@@ -25,7 +25,7 @@ def candidate(centroid, evidence=0.0):
 
 
 def tried(old, new, labels, groups=None):
-    """The candidate after new regions; `labels` are the clusters of the old ones, the last of which is the candidate.
+    """Return the candidate after new regions; `labels` are the clusters of the old ones, the last is the candidate.
 
     The new regions go to what is nearest.
     """

@@ -22,7 +22,7 @@ def vit(vit_weights):
 
 
 def reference(model, pixels, patches):
-    """The same transformer written out: logits from the class token to closed patches are -1e9 in the last blocks."""
+    """Return what the same transformer gives, written out: in the last blocks logits to closed patches are -1e9."""
     tokens = model._pos_embed(model.patch_embed(pixels))
     size = tokens.shape[1]
     bias = torch.zeros(len(pixels), 1, size, size)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def settings(vit_weights):
-    """Discovery that describes crops by a tiny transformer, untrained: colours and shapes it can tell apart."""
+    """Return settings with a tiny, untrained transformer for crops; it can tell colours and shapes apart."""
     return DiscoverySettings(device="cpu", class_limit=6, crop_backbone="test_vit", crop_weights=vit_weights)
 
 

@@ -21,7 +21,7 @@ ALL = Filter()
 
 @pytest.fixture
 def store(stream: Stream) -> Store:
-    """Frames 0 to 3 rejected, 4 for review, 5 and 6 near misses, 7 to 16 of the sample."""
+    """Return a store: frames 0 to 3 are rejects, 4 is for review, 5 and 6 are near misses, 7 to 16 are sampled."""
     opened = stream.store
     keep(opened, *(scored(n) for n in range(4)), scored(4, Decision.REVIEW))
     keep(opened, *(scored(n, Decision.ACCEPT, p_value=0.01) for n in (5, 6)))

@@ -62,7 +62,7 @@ def convinced(registry, number, evidence=99.0):
 
 
 def after(evolution):
-    """The registry with which the next round begins."""
+    """Return the registry with which the next round begins."""
     return evolution.registry
 
 

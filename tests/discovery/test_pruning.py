@@ -40,7 +40,7 @@ def stream(request, tmp_path):
 
 
 def settings(**values):
-    """Retention that keeps everything, but for `values`."""
+    """Return settings of a retention that keeps everything but what `values` say."""
     ages = ("rejected_pictures_days", "near_miss_pictures_days", "defect_rows_days", "minutes_days")
     return RetentionSettings(
         **{"min_free_bytes": 0, "pictures_limit_bytes": 1 << 50} | dict.fromkeys(ages, 1e5) | values
@@ -163,7 +163,7 @@ def forgotten(store):
 
 
 def pictured(store):
-    """Frames that have pictures, by decision."""
+    """Return how many frames have pictures, by decision."""
     d = schema.defects.c
     with store.reading() as connection:
         query = select(d.decision, func.count()).where(func.length(d.heatmap) > 0).group_by(d.decision)

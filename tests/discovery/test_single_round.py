@@ -128,7 +128,7 @@ def test_number_of_classes_does_not_hang_on_the_order_of_arrival():
 
 
 def classes_in_order(vectors, groups, order, batch=50):
-    """How many classes have members after regions came in an order, with a round after each batch."""
+    """Return how many classes have members after regions came in an order, with a round after each batch."""
     known, last = Registry(), 0
     classes, exemplars = [None] * len(order), np.zeros(len(order), bool)
     for end in [*range(batch, len(order), batch), len(order)]:

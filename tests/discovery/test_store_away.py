@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 
 def records(start: int, count: int) -> list:
-    """Verdicts of `count` frames, every second one with a defect."""
+    """Return the verdicts of `count` frames, every second one with a defect."""
     vector = directions(1)[0]
     frames = range(start, start + count)
     of_frame = ([verdict(n, decision=Decision.REJECT), defect(n, vector)] if n % 2 else [verdict(n)] for n in frames)
@@ -50,7 +50,7 @@ def records(start: int, count: int) -> list:
 
 
 def counts(url: str) -> tuple[int, int]:
-    """Frames that were counted, and defects that are kept."""
+    """Return how many frames were counted and how many defects are kept."""
     store = Store(url)
     try:
         with store.reading() as connection:
@@ -68,7 +68,7 @@ def away_s() -> float:
 
 @contextmanager
 def discovering(settings: Settings) -> Iterator[None]:
-    """The role in a thread; it has ended without an error when the block is left."""
+    """Run the role in a thread; it has ended without an error when the block is left."""
     stop, ended = threading.Event(), []
     thread = threading.Thread(target=lambda: ended.append(service.run(settings, stop)))
     thread.start()
@@ -83,7 +83,7 @@ def discovering(settings: Settings) -> Iterator[None]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses, and a store that is given up after a second."""
+    """Make pauses short, and give a store up after a second."""
     monkeypatch.setattr(service, "LONGEST_PAUSE_S", 0.5)
     monkeypatch.setattr(service, "WELL_S", 0.5)
     monkeypatch.setattr(service, "HOUSEKEEPING_S", 0.2)
@@ -121,7 +121,7 @@ def test_store_that_is_away_at_the_start_and_goes_away_later_costs_time_and_one_
 
 
 def committed(settings: Settings) -> int:
-    """Records that discovery has committed to the broker."""
+    """Return how many records discovery has committed to the broker."""
     client = kafka_clients.consumer(settings, group=topics.DISCOVERY_GROUP)
     try:
         places = [TopicPartition(settings.topic(name), n) for name in ("verdicts", "defects") for n in (0, 1)]

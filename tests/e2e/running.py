@@ -18,7 +18,7 @@ ANSWER_S = 5.0
 
 
 def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`flawline demo` with its run, JSON and output in `folder`; `environment` is added to this process's own."""
+    """Start `flawline demo` with its run, JSON and output in `folder`; `environment` is added to this process's own."""
     command = [sys.executable, "-m", "station.cli", "demo", "--no-open", "--out", str(folder / "run")]
     command += ["--json-file", str(folder / "result.json"), *arguments]
     with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
@@ -26,21 +26,21 @@ def start_demo(folder: Path, *arguments: str, **environment: str) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """The JSON of a demo that ends well."""
+    """Wait for a demo that ends well and return its JSON."""
     code = process.wait(DEADLINE_S)
     assert code == 0, (folder / "stderr.txt").read_text()[-2000:]
     return json.loads((folder / "result.json").read_text())
 
 
 def verdict_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of the run's `verdicts.jsonl`."""
+    """Return the lines of the run's `verdicts.jsonl`."""
     return [json.loads(line) for line in Path(result["artefacts"]["verdicts"]).read_text().splitlines()]
 
 
 def verdicts_so_far(file: Path) -> int:
-    """Records in the topic `verdicts` of the line with these settings; 0 while its broker cannot be asked.
+    """Return how many records the line's topic `verdicts` holds; 0 while nobody can ask its broker.
 
-    Asked by confluent-kafka, each of whose questions ends in time also when the broker has only just begun to listen.
+    confluent-kafka asks: each of its questions ends in time, also when the broker has only just begun to listen.
     """
     if not file.exists() or not file.stat().st_size:
         return 0

@@ -35,7 +35,7 @@ def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for_verdicts(folder: Path, process: subprocess.Popen[str], count: int) -> None:
-    """Until the running demo's line has published `count` verdicts."""
+    """Wait until the running demo's line has published `count` verdicts."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline and process.poll() is None:
         if verdicts_so_far(folder / "run" / "line.toml") >= count:

@@ -22,7 +22,7 @@ LINEBENCH = os.environ.get("LINEBENCH")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small part of linebench, as links."""
+    """Return a small part of linebench, as links."""
     if not LINEBENCH:
         pytest.skip("LINEBENCH is not set: it names the folder of the linebench images")
     root = tmp_path_factory.mktemp("data")

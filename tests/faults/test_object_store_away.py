@@ -27,7 +27,7 @@ S3_RATE_HZ = 8  # the server of the tests is slow
 
 
 def line(bootstrap: str, tmp_path: Path, objects_url: str, rate_hz: int = RATE_HZ) -> Settings:
-    """Settings of a line with one camera, all of whose frames go by claim check."""
+    """Return settings of a line with one camera, all of whose frames go by claim check."""
     settings = Settings(
         line=unique("line"),
         data_dir=tmp_path / "data",
@@ -89,7 +89,7 @@ def written_below(folder: Path) -> int:
 
 
 def assert_nothing_is_lost(settings: Settings) -> None:
-    """Every capture has one verdict, in order; nothing was dropped or became a dead letter."""
+    """Check that every capture has one verdict, in order, and that none was dropped or became a dead letter."""
     assert topics.records(settings, "dead-letters") == []
     ((captured, dropped, closed),) = topics.accounts(settings).values()
     assert (dropped, closed) == ({}, True)

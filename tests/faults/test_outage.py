@@ -21,7 +21,7 @@ RECORD = bytes(20_000)
 
 @pytest.fixture
 def kafka(tmp_path: Path) -> Iterator[ApacheKafka]:
-    """A node of the test's own, to kill."""
+    """Yield a node of the test's own, to kill."""
     home = kafka_home()
     if home is None:
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java) to run this")

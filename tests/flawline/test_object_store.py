@@ -31,7 +31,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a store."""
+    """Return the folder of a store."""
     ObjectStore(f"file://{tmp_path}/objects", LINE).create()
     return tmp_path / "objects"
 

@@ -113,7 +113,7 @@ def test_bucket_that_is_removed_is_an_outage_and_is_not_made_anew(
 
 
 def doctor(folder: Path, **environment: str) -> dict[str, str]:
-    """What `flawline doctor` finds about the object store."""
+    """Return what `flawline doctor` finds about the object store."""
     (folder / "line.toml").write_text(f'data_dir = "{folder}/data"\n[frames]\nobjects_url = "{URL}"\n')
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FLAWLINE_"))}
     command = [sys.executable, "-m", "station.cli", "doctor", "--config", str(folder / "line.toml"), "--json"]

@@ -134,7 +134,7 @@ class World:
         self.ends[place] += 1
 
     def die(self, key: str) -> None:
-        """The worker cannot use a frame of the object."""
+        """Write the dead letter of a frame of the object."""
         if key in self.logs[FRAMES].values():
             self.append(LETTERS, key)
 
@@ -143,7 +143,7 @@ class World:
             self.append(FRAMES, key)
 
     def abandon(self, key: str) -> None:
-        """There is an old object whose records have gone."""
+        """Leave an old object whose records have gone."""
         if key not in self.in_use:
             self.written_at_s[key] = self.now_s - 2 * MIN_AGE_S
 
@@ -250,7 +250,7 @@ def keys_of(store: ObjectStore) -> set[str]:
 
 
 def let_go(settings: Settings, before: int, partition: int = 0) -> None:
-    """As retention does: the records before an offset of `frames` are gone."""
+    """Delete the records before an offset of `frames`, as retention does."""
     client = kafka_clients.admin(settings)
     try:
         client.delete_records({TopicPartition(settings.topic("frames"), partition): before})

@@ -361,7 +361,7 @@ def test_ledger_reads_apache_kafka_the_same(apache_kafka: Any, line_settings: Se
 
 
 def let_go(line: TalkingLine, topic: str, partition: int, before: int) -> None:
-    """As retention by size does: the records before an offset are gone."""
+    """Delete the records before an offset, as retention by size does."""
     with contextlib.closing(kafka_clients.admin(line.settings)) as admin:
         admin.delete_records({TopicPartition(line.settings.topic(topic), partition): before})
 

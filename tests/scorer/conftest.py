@@ -17,7 +17,7 @@ SIDE = 64
 
 
 def draw(product: str, seed: int, defect: bool = False) -> np.ndarray:
-    """A grey woven cloth or a coloured board with holes, slightly different every time; a defect is a bright blot."""
+    """Return a grey woven cloth or a coloured board with holes, which vary a little; a defect is a bright blot."""
     rng = np.random.default_rng([seed, sum(product.encode())])
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     shift = rng.uniform(0, 2)
@@ -36,7 +36,7 @@ def draw(product: str, seed: int, defect: bool = False) -> np.ndarray:
 
 
 def good_images(count: int = 30, first: int = 0) -> list[np.ndarray]:
-    """Good images of both products in turn."""
+    """Return good images of both products in turn."""
     return [draw(product, first + i) for i in range(count) for product in ("cloth", "board")]
 
 

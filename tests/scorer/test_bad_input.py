@@ -20,7 +20,7 @@ from tests.scorer.conftest import draw
 
 @pytest.fixture
 def unreadable(tmp_path: Path) -> Path:
-    """A folder of files that are called images: whoever begins to read them says so."""
+    """Return a folder of files with names of images; a test that reads them fails."""
     folder = tmp_path / "unreadable"
     folder.mkdir()
     for i in range(24):
@@ -29,7 +29,7 @@ def unreadable(tmp_path: Path) -> Path:
 
 
 def one_defect(folder: Path, mask: bytes | None) -> Path:
-    """A product with one defective test image and its ground truth."""
+    """Write a product with one defective test image and its ground truth."""
     for name in ("test/blot", "ground_truth/blot"):
         (folder / "board" / name).mkdir(parents=True)
     cv2.imwrite(str(folder / "board/test/blot/0.png"), draw("board", 0, defect=True)[:, :, ::-1])

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """Parts of both products, every other one with a defect."""
+    """Return parts of both products, every other one with a defect."""
     return [draw(product, 500 + i, bool(i % 2)) for i in range(20) for product in ("cloth", "board")]
 
 
@@ -52,7 +52,7 @@ def in_torch(model_path: Path) -> CoresetDetector:
 
 
 def worst_difference(left: Sequence[Scores], right: Sequence[Scores]) -> float:
-    """The largest difference of two lists of scores, as share of the raw score and in units of the maps."""
+    """Return the largest difference of two lists of scores, as share of the raw score and in units of the maps."""
     assert [s.group for s in left] == [s.group for s in right]
     assert [s.decision for s in left] == [s.decision for s in right]
     differences = []
@@ -205,7 +205,7 @@ def test_scoring_has_no_step_that_the_cpu_must_decide(model_path: Path) -> None:
 
 @pytest.fixture
 def failing(in_torch: CoresetDetector, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[BatchRunner, list[int]]]:
-    """A runner whose device has memory for four images, and the sizes of the batches that were tried."""
+    """Yield a runner whose device has memory for four images, and the sizes of the batches that were tried."""
     runner = BatchRunner(in_torch.model, in_torch.backbone)
     tried: list[int] = []
     scored = runner._scoring.__class__.__call__

@@ -13,7 +13,7 @@ from scorer.regions.binarize import defect_mask, erosion_kernel, mebin, mebin_se
 
 
 def slow_counts(scaled: np.ndarray, kernel: int) -> list[int]:
-    """Components of the eroded mask at each of the 64 thresholds 255, 251, ..., 3."""
+    """Return the number of components of the eroded mask at each of the 64 thresholds 255, 251, ..., 3."""
     ones = np.ones((kernel, kernel), np.uint8)
     counts = []
     for j in range(64):
@@ -23,7 +23,7 @@ def slow_counts(scaled: np.ndarray, kernel: int) -> list[int]:
 
 
 def slow_choice(counts: list[int]) -> tuple[int, int] | None:
-    """Defect count and index of the chosen threshold: longest run of at least four equal, non-zero counts."""
+    """Return the defect count and the index of the chosen threshold: the longest run of four or more equal counts."""
     runs = []  # count, length, last index
     start = 0
     for index in range(1, 65):

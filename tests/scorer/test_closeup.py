@@ -12,7 +12,7 @@ from scorer.regions.closeup import rooted, weights_of
 
 
 def colours(parts):
-    """A backbone that sees nothing but how colours differ from grey: maps of 8x8 and 4x4 patches."""
+    """Return a backbone that sees nothing but how colours differ from grey: maps of 8x8 and 4x4 patches."""
     return [
         [np.dstack([blocks(part, side) - 90, np.full((side, side), 20, np.float32)]) for side in (8, 4)]
         for part in parts
@@ -20,7 +20,7 @@ def colours(parts):
 
 
 def describe(image, heat, closer, field_px=None):
-    """The description of one place."""
+    """Return the description of one place."""
     return closeup.describe(image, [heat], closer, field_px)[0]
 
 
@@ -36,7 +36,7 @@ def blocks(part, side):
 
 
 def spotted(colour, row=60, column=140, height=160, width=240):
-    """A grey part with a spot, and its map: warm far around the spot, as maps are."""
+    """Return a grey part with a spot, and its map: warm far around the spot, as maps are."""
     image = np.full((height, width, 3), 90, np.uint8)
     image[row - 4 : row + 4, column - 4 : column + 4] = colour
     y, x = np.mgrid[:80, :120].astype(np.float32)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of two products with 24 training and 12 test images each."""
+    """Return a data folder of two products with 24 training and 12 test images each."""
     root = tmp_path_factory.mktemp("data")
     for product in ("cloth", "board"):
         for kind, first, count in (("train/good", 0, 24), ("test/good", 100, 6), ("test/blot", 200, 6)):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.system
 
 
 def marked(seed: int) -> np.ndarray:
-    """A good board with a new print in the corner: a false alarm."""
+    """Return a good board with a new print in the corner: a false alarm."""
     image = draw("board", seed)
     cv2.rectangle(image, (40, 26), (56, 34), (230, 230, 230), -1)
     cv2.line(image, (42, 30), (54, 30), (10, 10, 10), 2)
@@ -33,7 +33,7 @@ def marked(seed: int) -> np.ndarray:
 
 
 def tile(seed: int) -> np.ndarray:
-    """A product that the model has never seen."""
+    """Return a product that the model has never seen."""
     rng = np.random.default_rng(seed)
     image = np.full((SIDE, SIDE, 3), (40, 170, 60), np.float32) * rng.uniform(0.9, 1.1)
     row, column = rng.integers(0, 4, 2)

@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def cache(settings: ScorerSettings) -> Path:
-    """The cache, with the converted backbone in it, and nothing of another fit."""
+    """Return the cache, with the converted backbone in it, and nothing of another fit."""
     prepare(settings)
     shutil.rmtree(cache_dir() / "fits", ignore_errors=True)
     return cache_dir()
@@ -63,7 +63,7 @@ class Counted(LazyImages):
 
 
 def fitted(files: list[Path], settings: ScorerSettings, stop_at: tuple[str, int] | None = None) -> str:
-    """The scores of a fit as text; `stop_at` ends it after that many steps of a stage."""
+    """Return the scores of a fit as text; `stop_at` ends it after that many steps of a stage."""
 
     def progress(stage: str, done: int, total: int) -> None:
         Counted.counting = stage != "banks"

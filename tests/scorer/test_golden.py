@@ -15,7 +15,7 @@ from scorer.load import load_detector
 
 
 def with_report(model: Path, copy: Path, **changes: object) -> Path:
-    """A copy of the model whose report has been changed, vouched for as if it had been saved so."""
+    """Return a copy of the model whose report has been changed, vouched for as if it had been saved so."""
     shutil.copytree(model, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["report"] = {k: v for k, v in (manifest["report"] | changes).items() if v is not None}

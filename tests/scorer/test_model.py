@@ -28,7 +28,7 @@ SETTINGS = ScorerSettings(layers=LAYERS, alarm_rate=0.05)
 
 
 def raw_features(per_product: int, seed: int, defects: bool = False, scale: dict[int, float] | None = None):  # type: ignore[no-untyped-def]
-    """Features of three products whose patches vary by different amounts, and each image's product."""
+    """Return features of three products whose patches vary by different amounts, and each image's product."""
     rng = np.random.default_rng(seed)
     world = np.random.default_rng(0)
     patterns = [world.standard_normal((3, grid * grid, c)) * 3 for grid, c in zip(GRIDS, CHANNELS, strict=True)]
@@ -58,7 +58,7 @@ def store_of(layers: list[np.ndarray]) -> FeatureStore:
 
 
 def scores(model: Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Raw log scores, aligned scores and groups, by the definition."""
+    """Return raw log scores, aligned scores and groups, by the definition."""
     gallery = Gallery(model.embeddings, model.groups)
     embeddings = image_embeddings(store.means)
     rows = []

@@ -30,7 +30,7 @@ INDEXES: dict[str, Callable[[Vectors], NeighbourIndex]] = {
 
 
 def clustered(count: int, seed: int, channels: int = 40) -> Vectors:
-    """Vectors around twelve centres, in half precision as the rows of a model are."""
+    """Return vectors around twelve centres, in half precision as the rows of a model are."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((12, channels))
     vectors = unit_rows(centres[rng.integers(12, size=count)] + 0.2 * rng.standard_normal((count, channels)))

@@ -24,7 +24,7 @@ def write(folder: Path, first: int, count: int, defect: bool = False) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One product with good test images of which one is called so by mistake, and defects of which one shows none."""
+    """Return a product with two wrong labels: a defect among its good test images, a good one among its defects."""
     root = tmp_path_factory.mktemp("data") / "board"
     write(root / "train/good", 0, 24)
     write(root / "test/good", 100, 5)

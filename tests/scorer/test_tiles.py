@@ -131,14 +131,14 @@ def test_saved_model_scores_alike_and_explains_by_tile(fitted: TiledCoreset, tmp
 
 
 def printed(seed: int) -> np.ndarray:
-    """A good sheet with the maker's print on it, which no sheet had when the model was fitted: a false alarm."""
+    """Return a good sheet with the maker's print on it, which no sheet had when the model was fitted: a false alarm."""
     image = sheet(seed)
     cv2.putText(image, "A7", (200, 150), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (20, 20, 60), 3)
     return image
 
 
 def grating(seed: int) -> np.ndarray:
-    """A product that the model has never seen."""
+    """Return a product that the model has never seen."""
     rng = np.random.default_rng(seed)
     image = np.full((300, 300, 3), (40, 170, 60), np.float32)
     row, column = rng.integers(0, 16, 2)

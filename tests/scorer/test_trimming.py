@@ -56,7 +56,7 @@ def test_features_of_some_images_are_renumbered() -> None:
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 good images of each of two products and 6 with a blot each, all called good."""
+    """Return 48 good images of each of two products and 6 with a blot each, all called good."""
     root = tmp_path_factory.mktemp("spoiled")
     for product in ("cloth", "board"):
         (root / product / "train/good").mkdir(parents=True)

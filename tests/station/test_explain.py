@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with good images of two products, and the model that was fitted on them."""
+    """Return a folder with good images of two products, and the model that was fitted on them."""
     root = tmp_path_factory.mktemp("explained")
     for product in ("cloth", "board"):
         (root / "data" / product / "train/good").mkdir(parents=True)

@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    """Frames 0 to 2 are rejected and their pictures are kept; frame 3 is a near miss."""
+    """Yield a store: frames 0 to 2 are rejects with kept pictures; frame 3 is a near miss."""
     opened, pictures = Store(settings.store_url), picture_store(settings)
     pictures.create()
     keys = tuple(pictures.put(frame(n)[1]) for n in range(3))

@@ -20,7 +20,7 @@ OF_A_ROLE = {
 
 
 def page_of(role: str) -> str:
-    """What the role serves at this moment."""
+    """Return what the role serves at this moment."""
     registry = CollectorRegistry()
     registry.register(telemetry.CollectorGroup(OF_A_ROLE[role]))
     return generate_latest(registry).decode()

@@ -50,7 +50,7 @@ def prefix() -> str:
 
 @pytest.fixture
 def root(secured_kafka: SecuredKafka, prefix: str, tmp_path: Path) -> Settings:
-    """Settings of who may do anything, on a line whose topics exist."""
+    """Return the settings of a user who may do everything, on a line whose topics exist."""
     settings = Settings(
         data_dir=tmp_path,
         kafka={"bootstrap_servers": secured_kafka.bootstrap, "topic_prefix": prefix, "camera_partitions": 2},

@@ -148,7 +148,7 @@ LOADS = {
 
 
 def rows() -> list[str]:
-    """The table of docs/scale.md."""
+    """Return the table of docs/scale.md."""
     lines = []
     for name, (rate_hz, frame_bytes, sections) in LOADS.items():
         for cameras in (10, 100, 300, 1000):

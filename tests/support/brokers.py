@@ -291,7 +291,7 @@ class Certificates:
 
 @pytest.fixture(scope="session")
 def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
-    """One Apache Kafka with TLS, SASL and an authoriser for the whole session; skips where KAFKA_HOME is not set."""
+    """Run an Apache Kafka with TLS, SASL and an authoriser for the session; skip where KAFKA_HOME is not set."""
     home = kafka_home()
     if home is None or not shutil.which("openssl"):
         pytest.skip("set KAFKA_HOME to a folder of Apache Kafka 4 (and have java and openssl) to run this")

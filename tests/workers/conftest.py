@@ -12,12 +12,12 @@ from tests.workers.ray_session import running_ray
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray on this machine with room for four test actors."""
+    """Run Ray on this machine with room for four test actors."""
     with running_ray():
         yield
 
 
 @pytest.fixture(params=["embedded_broker", "apache_kafka"])
 def either_broker(request: pytest.FixtureRequest) -> RunningBroker:
-    """The embedded broker, then Apache Kafka where KAFKA_HOME is set: group membership is where brokers differ."""
+    """Return the embedded broker, then Apache Kafka where KAFKA_HOME is set: brokers differ in group membership."""
     return request.getfixturevalue(request.param)

@@ -83,7 +83,7 @@ class PlainDetector:
 
 
 def load_plain(path: Path, settings: WorkerSettings) -> PlainDetector:
-    """The detector that folder `path` describes: its version, and how slow it is."""
+    """Return the detector that folder `path` describes: its version, and how slow it is."""
     try:
         version, seconds = (path / "plain.txt").read_text().split()
     except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ class MuteDetector(PlainDetector):
 
 
 def load_any(path: Path, settings: WorkerSettings) -> PlainDetector:
-    """A plain, strict, mute or deadly detector, as the version in folder `path` says; a lethal one ends its process."""
+    """Return a plain, strict, mute or deadly detector, as the version in `path` says; a lethal one ends its process."""
     plain = load_plain(path, settings)
     if plain.version.startswith("lethal"):
         os._exit(9)
@@ -142,7 +142,7 @@ def write_model(path: Path, version: str = "plain-1", seconds_per_image: float =
 
 
 def line_settings(bootstrap: str, tmp_path: Path, *, partitions: int = 4, **worker: Any) -> Settings:
-    """Settings of a line of its own on a shared broker."""
+    """Return settings of a line of its own on a shared broker."""
     model = worker.pop("model", None) or str(write_model(tmp_path / "model"))
     delivery = worker.pop("delivery", "at-least-once")
     options = {"actors": 1, "session_timeout_s": 6.0, "num_cpus": 0.5} | worker
@@ -167,7 +167,7 @@ def frame(
     spot: int | None = None,
     **changes: Any,
 ) -> Frame:
-    """A grey frame; `level` decides its score, `spot` is a pixel in its region. Every field can be made wrong."""
+    """Return a grey frame; `level` decides its score, `spot` is a pixel in its region. Any field can be made wrong."""
     pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
     pixels[14:17, 14:17] = level if spot is None else spot
     pixels[-1, -1] = sequence % 256
@@ -234,7 +234,7 @@ def feeding(settings: Settings) -> Iterator[Feeder]:
 def inspecting(
     settings: Settings, slot: int = 0, detector: PlainDetector | None = None, wait_s: float = 20
 ) -> Iterator[Inspector]:
-    """An inspector at work in this process; leaving the block stops it and raises what it failed with."""
+    """Run an inspector in this process; leaving the block stops it and raises what it failed with."""
     assert settings.worker.model
     load = load_plain if detector is None else lambda path, worker: detector
     inspector = Inspector(settings, member_name(settings, slot), ModelRef(settings.worker.model), load)
@@ -263,7 +263,7 @@ def inspecting(
 
 
 def read(settings: Settings, name: str, kind: type, count: int, timeout_s: float = 60) -> list[Any]:
-    """Messages of a topic in log order per partition, as soon as there are `count` different frames in it."""
+    """Return the messages of a topic in log order per partition, as soon as it holds `count` different frames."""
     return [message for message, _ in read_records(settings, name, kind, count, timeout_s)]
 
 
@@ -291,13 +291,13 @@ def read_records(settings: Settings, name: str, kind: type, count: int, timeout_
 
 
 def committed(settings: Settings, partition: int) -> int | None:
-    """The workers' committed offset of a partition of `frames`."""
+    """Return the workers' committed offset of a partition of `frames`."""
     last = last_commit(settings, partition)
     return last.offset if last else None
 
 
 def last_commit(settings: Settings, partition: int) -> Any:
-    """The workers' last commit of a partition of `frames`, with its metadata; None when there is none."""
+    """Return the workers' last commit of a partition of `frames`, with its metadata; None when there is none."""
     consumer = kafka_clients.consumer(settings, group="workers")
     try:
         return consumer.committed(TopicPartition(settings.topic("frames"), partition), metadata=True)
@@ -313,7 +313,7 @@ def wait_until(condition: Any, timeout_s: float = 60) -> None:
 
 
 def assert_in_order(verdicts: Sequence[Any]) -> None:
-    """First occurrences of each camera's frames come in sequence order."""
+    """Check that the first occurrences of each camera's frames come in sequence order."""
     last: dict[str, int] = {}
     seen: set[str] = set()
     for verdict in verdicts:

@@ -16,7 +16,7 @@ from workers.supervisor import Supervisor, start_ray, stop_ray
 
 @contextmanager
 def running_ray() -> Iterator[None]:
-    """Ray on this machine with room for the tests' actors, each of half a CPU."""
+    """Run Ray on this machine with room for the tests' actors, each of half a CPU."""
     start_ray(Settings(data_dir=Path("data"), worker=WorkerSettings(actors=4, num_cpus=0.5)))
     yield
     stop_ray()
@@ -24,7 +24,7 @@ def running_ray() -> Iterator[None]:
 
 @contextmanager
 def supervising(settings: Settings, load: Load = load_plain) -> Iterator[Supervisor]:
-    """A supervisor whose actors are ready and have answered."""
+    """Yield a supervisor whose actors are ready and have answered."""
     supervisor = Supervisor(settings, load=load)
     try:
         assert supervisor.start()

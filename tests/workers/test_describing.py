@@ -73,7 +73,7 @@ def test_beside_an_idle_scorer_descriptions_never_wait_and_cost_nothing_of_the_s
 
 
 def judged(size_bytes: int) -> Any:
-    """A frame of so many bytes."""
+    """Return a frame of so many bytes."""
     empty = np.zeros(0, np.uint8)
     scores = SimpleNamespace(heatmap=empty, patches=None, residuals=None)
     located = SimpleNamespace(fine=empty, mask=empty, regions=())

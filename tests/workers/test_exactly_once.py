@@ -49,7 +49,7 @@ def settings(apache_kafka: ApacheKafka, tmp_path: Path) -> Settings:
 
 
 def row(sequence: int) -> list:
-    """One frame of each camera; every fifth is a reject, and the first camera has some that break the model."""
+    """Return one frame of each camera; every fifth is a reject, and the first camera has some that break the model."""
     return [
         frame(
             f"cam-{i}",
@@ -78,7 +78,7 @@ def assert_once(settings: Settings, rows: int, timeout_s: float = 120) -> None:
 
 @contextmanager
 def working(settings: Settings, folder: Path, slot: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """An inspector in a process of its own; leaving the block kills it."""
+    """Run an inspector in a process of its own; leaving the block kills it."""
     process = inspector_process.start(settings, folder, slot)
     try:
         yield process
@@ -99,7 +99,7 @@ def producer(settings: Settings, name: str) -> TransactionalProducer:
 
 
 def visible(settings: Settings, isolation_level: str) -> list[bytes]:
-    """Values of the first partition of verdicts that a reader of an isolation level sees."""
+    """Return the values of the first partition of verdicts that a reader of an isolation level sees."""
     place = TopicPartition(settings.topic("verdicts"), 0)
     client = kafka_clients.consumer(settings, isolation_level=isolation_level)
     try:

@@ -152,7 +152,7 @@ def model_at(path: Path, version: str) -> ModelRef:
 def slot(
     store: ModelStore, wanted: ModelRef, load: Callable[[Path], PlainDetector] = plain, role: str = "active"
 ) -> Iterator[ModelSlot]:
-    """A slot that tries again soon."""
+    """Yield a slot that tries again soon."""
     slot = ModelSlot(role, wanted, load, store, pauses=Backoff(0.01, 0.02))
     slot.start()
     try:

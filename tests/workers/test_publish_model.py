@@ -29,7 +29,7 @@ from workers.publish_model import announced, promote, publish_model, rollback, w
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real artefact, as small as they get."""
+    """Return a real artefact, as small as they get."""
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(20)]
     layers = (LayerSettings(size=64, stride=16, rows=100, rows_per_image=5),)

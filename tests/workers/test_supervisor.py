@@ -343,14 +343,14 @@ def publish(settings: Settings, folder: Path, role: str, version: str) -> None:
 
 @contextmanager
 def supervising_plain(settings: Settings, tmp_path: Path) -> Iterator[Supervisor]:
-    """A supervisor whose active model is plain-1, and which can load strict and deadly ones."""
+    """Yield a supervisor whose active model is plain-1, and which can load strict and deadly ones."""
     publish(settings, tmp_path / "1", "active", "plain-1")
     with supervising(settings, load_any) as supervisor:
         yield supervisor
 
 
 def problems(supervisor: Supervisor) -> list[str]:
-    """What keeps the actors from the model that is wanted."""
+    """Return what keeps the actors from the model that is wanted."""
     return [health.model_problem for health in supervisor.health().values() if health.model_problem]
 
 

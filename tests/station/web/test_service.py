@@ -85,7 +85,7 @@ def test_console_follows_the_ledger_of_a_real_broker_until_it_is_stopped(
 
 
 def answer_of(port: int, path: str = "/ledger") -> tuple[int, str]:
-    """Status and text of a page; 0 while nothing listens."""
+    """Return the status and the text of a page; 0 while nothing listens."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
             return answer.status, answer.read().decode()
