@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from scorer.regions.components import component_counts
+
 # Numbers of MEBin, after AnomalyNCD. No experiment of this project stands behind them.
 LEVELS = 255
 STEP = 4
 MIN_INTERVAL = 4
 EROSION_PX = 6
 EROSION_MAP_SIDE_PX = 256  # the kernel was chosen for maps of this side
-CONNECTIVITY = 8
-CROP_EVERY = 8  # thresholds between two looks at how far the map's hot part reaches; saves time only, a judgement
 
 # 255, 251, ..., 3: thresholds in the 0..255 scale between lo and hi.
 _THRESHOLDS = np.arange(LEVELS, 0, -STEP)
@@ -103,7 +103,7 @@ def _erode(values: np.ndarray, kernel: int) -> np.ndarray:
 
 def _stable_threshold(scaled: np.ndarray) -> tuple[int, int]:
     """Return threshold (0..255) and component count of the longest stable run; count 0 when there is none."""
-    counts = _component_counts(scaled)
+    counts = component_counts(scaled, _THRESHOLDS)
     best: dict[int, tuple[int, int]] = {}  # count -> length and last index of its longest run
     start = 0
     for index in range(1, len(counts) + 1):
@@ -118,27 +118,3 @@ def _stable_threshold(scaled: np.ndarray) -> tuple[int, int]:
         return LEVELS, 0
     count = max(best, key=lambda known: best[known][0])  # ties: the count met first, at higher thresholds
     return int(_THRESHOLDS[best[count][1]]), count
-
-
-def _component_counts(scaled: np.ndarray) -> list[int]:
-    """Return the number of components above each of the thresholds, from the highest to the lowest."""
-    counts = [0] * len(_THRESHOLDS)
-    part = scaled
-    for index in range(len(_THRESHOLDS) - 1, -1, -1):
-        threshold = _THRESHOLDS[index]
-        if index % CROP_EVERY == CROP_EVERY - 1:  # what is above shrinks as the threshold rises
-            part = _support(part, threshold)
-            if not part.size:
-                break
-        above = (part > threshold).view(np.uint8)
-        counts[index] = cv2.connectedComponents(above, connectivity=CONNECTIVITY)[0] - 1
-    return counts
-
-
-def _support(values: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the smallest rectangle of a map that holds all values above a threshold; it may be empty."""
-    above = values > threshold
-    rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
-    if not len(rows):
-        return values[:0, :0]
-    return np.ascontiguousarray(values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from scorer.regions.binarize import defect_mask, erosion_kernel, mebin, mebin_set
+from scorer.regions.components import component_counts
 
 
 def slow_counts(scaled: np.ndarray, kernel: int) -> list[int]:
@@ -140,3 +142,23 @@ def test_map_that_is_no_finite_matrix_is_refused(bad):
 def test_range_without_extent_is_refused(lo, hi):
     with pytest.raises(ValueError, match="no extent"):
         mebin(np.zeros((8, 8)), lo, hi)
+
+
+@settings(max_examples=60)
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.floats(-20, 300, width=32)),
+    st.integers(2, 255),
+    st.sampled_from([1, 3, 4]),
+)
+def test_components_are_counted_as_by_labelling_each_mask(scaled, levels, step):
+    thresholds = np.arange(255, 255 - levels * step, -step)
+    counts = [ndimage.label(scaled > threshold, structure=np.ones((3, 3)))[1] for threshold in thresholds]
+    assert component_counts(scaled, thresholds) == counts
+
+
+def test_components_of_noise_and_of_thresholds_hit_exactly():
+    rng = np.random.default_rng(1)
+    for scaled in (rng.integers(0, 260, (97, 61)).astype(np.float32), rng.normal(100, 80, (64, 200))):
+        thresholds = np.arange(255, 0, -4)
+        counts = [ndimage.label(scaled > threshold, structure=np.ones((3, 3)))[1] for threshold in thresholds]
+        assert component_counts(scaled, thresholds) == counts
