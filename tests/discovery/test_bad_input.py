@@ -57,7 +57,7 @@ def test_clustering_of_next_to_nothing_is_none(count):
     assert cluster(np.zeros((count, DIMENSION), np.float32)) is None
 
 
-def test_clocks_that_go_backwards_keep_ids_and_never_unsee_a_class(tmp_path):
+def test_clocks_that_go_backwards_keep_ids_and_last_sightings(tmp_path):
     clock = [START_NS]
     store = Store(f"sqlite:///{tmp_path / 'store.db'}", utc_ns=lambda: clock[0])
     stream = Stream(store, DiscoverySettings(window_regions=200, class_limit=10), directions(3), spread=0.4)

@@ -72,7 +72,7 @@ def test_teacher_gets_sharper_for_four_fifths_of_the_epochs():
     assert len(set(temperatures)) == learning.TEACHER_STEPS
 
 
-def test_learning_mends_clusters_that_are_partly_wrong(backbone):
+def test_learning_corrects_clusters_that_are_partly_wrong(backbone):
     made, kinds = crops(36)
     truth = np.array([KINDS.index(kind) for kind in kinds])
     start = truth.copy()

@@ -49,7 +49,7 @@ def test_cells_differ_by_what_they_are_named_after(figures: dict[str, float]) ->
     assert f"{figures['ablation.product.head.pooled']:.3f}" in table[-1]
 
 
-def test_head_foretells_what_the_embedding_tells_and_not_the_pasted_defect() -> None:
+def test_head_predicts_what_the_embedding_tells_and_not_the_pasted_defect() -> None:
     rng = np.random.default_rng(0)
     looks = rng.standard_normal((200, 6)).astype(np.float32)
     log_scores = 2 * looks[:, 0] + 0.05 * rng.standard_normal(200)
