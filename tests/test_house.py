@@ -198,6 +198,11 @@ frame.found(one, given=own)
     ]  # fmt: skip
 
 
+def test_the_glossary_has_at_most_thirty_terms() -> None:
+    rows = [row for row in (ROOT / "docs/glossary.md").read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    assert 10 < len(rows) - 1 <= 30, "a reader learns no more: put a rare word where it is used"
+
+
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
