@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from benchmarks.workers import CAMERAS, DISTINCT, GOOD_PARTS, PACE, backlog, bare, paced, working
 from embedded_broker import EmbeddedBroker
 from flawline import imaging
@@ -33,7 +33,7 @@ BRIGHTNESS = 0.3
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

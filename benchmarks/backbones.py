@@ -72,7 +72,7 @@ def images_per_second(features: Backbone, images: Sequence[Image], seconds: floa
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the backbones and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    report.add_json_option(parser)
     parser.add_argument("--only", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--seconds", type=float, default=4, help="of each backbone in each of the three rounds")
     chosen = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from benchmarks.group_member import joined
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from embedded_broker import EmbeddedBroker
 from flawline.child_process import ChildProcess
 
@@ -327,7 +327,7 @@ PARTS: Final[tuple[Callable[[float], Figures], ...]] = (throughput, memory, late
 def main() -> None:
     """Run all parts and print the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.broker", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file too")
+    add_json_option(parser)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the runs; the goals are for 1")
     args = parser.parse_args()
     figures: Figures = {}

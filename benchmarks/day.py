@@ -342,12 +342,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cameras", type=int, default=10)
     parser.add_argument("--rate-hz", type=float, default=5.0, help="captures of a camera in a second")
     parser.add_argument("--defect-share", type=float, default=0.01, help="share of the captures that is rejected")
-    parser.add_argument("--json", dest="json_path", help="write the report to this file too")
+    report.add_json_option(parser)
     options = parser.parse_args(arguments)
     plan = Plan(options.cameras, options.rate_hz, options.defect_share, options.defect_share / 2)
     with tempfile.TemporaryDirectory() as folder:
         figures = run(plan, Path(folder))
-    report.emit("day", figures, GOALS, options.json_path)
+    report.emit("day", figures, GOALS, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from kafka.structs import TopicPartition
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from benchmarks.workers import CAMERAS, frames, load_instant, send
 from flawline import imaging, kafka_clients, messages
 from flawline.errors import FlawlineError
@@ -123,7 +123,7 @@ def backlog(settings: Settings, encoded: list[bytes]) -> float:
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each paced measurement")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from discovery.frame_class import frame_class
 from discovery.round import clustering
 from discovery.store.store import Store
@@ -313,7 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH") or None)
     parser.add_argument("--profile", default="fast", choices=["fast", "accurate"], help="of the model")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     figures = cost() | stability() | history()  # the largest memory first: the process's peak is what is measured
     if arguments.data:

@@ -16,14 +16,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.discovery_bank import LINES, STRAY, Bank, bank_of
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round.single_round import Assigner, Outcome, Regions
@@ -325,7 +324,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000, help="of a stationary line")
     parser.add_argument("--settled", type=int, default=40, help="rounds before something happens in the other scenes")
     parser.add_argument("--lines", nargs="+", choices=sorted(LINES), default=list(LINES))
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     figures = of_lines(arguments.lines, arguments.rounds, arguments.settled)
     emit("discovery_calm", figures, GOALS, arguments.json)

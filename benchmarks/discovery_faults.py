@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from sqlalchemy import func, select
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from discovery.service import DiscoveryService
 from discovery.store import registry, schema
 from discovery.store.store import Store
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store-url", help="PostgreSQL instead of a SQLite file; the database must be empty.")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     emit("discovery_faults", run(arguments.kills, arguments.store_url, arguments.seed), GOALS, arguments.json)
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.report import emit
+from benchmarks.report import add_json_option, emit
 from discovery.learned import crop_backbone
 from discovery.offline import agreement, discover_folder
 from flawline.settings.discovery import DiscoverySettings
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="A fitted model that sees nearly all defects.")
     parser.add_argument("--product", action="append", help="Only this one; may be given again.")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     data, settings = Path(arguments.data), load_settings().discovery
     if arguments.epochs:

@@ -45,7 +45,7 @@ from kafka.structs import TopicPartition
 from benchmarks import clocks
 from benchmarks.clocks import Clocks
 from benchmarks.kafka_cluster import KafkaCluster
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from benchmarks.running_line import ROLES, Footprint, RunningLine
 from benchmarks.small_disk import SmallDisk
 from discovery.store.store import Store
@@ -589,7 +589,7 @@ def main() -> None:
     parser.add_argument("--delivery", choices=["at-least-once", "exactly-once"], default="at-least-once")
     parser.add_argument("--only", nargs="+", choices=sorted(WEIGHTS), metavar="KIND")
     parser.add_argument("--log", type=Path, help="file for the log of the line")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     try:
         figures, details = run(

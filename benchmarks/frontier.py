@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.report import emit
+from benchmarks.report import add_json_option, emit
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import PROFILES, LayerSettings, ScorerSettings
 from scorer.cache import cache_dir
@@ -220,7 +220,7 @@ def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(POINTS), default=list(POINTS))
     options = parser.parse_args()

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any, Final, get_args
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from discovery import record_checks
 from flawline import imaging, messages
 from flawline.byte_budget import ByteBudget
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="file for the report")
+    add_json_option(parser)
     arguments = parser.parse_args()
     started = time.monotonic()
     tallies, crashed, hung = watch(arguments)

@@ -370,7 +370,7 @@ def measured(name: str, folder: Path, parts: Parts, speed: Speed, device: str, p
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    report.add_json_option(parser)
     parser.add_argument("--minutes", type=float, default=6, help="about how long it may take")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))

@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captures", type=int, default=10_000_000, help="captures of each of the ten cameras")
     parser.add_argument("--holes-per-million", type=int, default=500, help="captures of a million that are not scored")
-    parser.add_argument("--json", dest="json_path", help="write the report to this file too")
+    report.add_json_option(parser)
     options = parser.parse_args(arguments)
     holes = options.captures * options.holes_per_million // 1_000_000
     now_ns = time.time_ns()
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
             "report_differs": int(differs),
         },
         GOALS,
-        options.json_path,
+        options.json,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from tests.e2e.running import verdicts_so_far
 
 ACTOR_PREFIX = "ray::Inspector"
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--frames", type=int, default=960)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     options = ["--data", str(arguments.data)] if arguments.data else ["--frames", str(arguments.frames)]
     with tempfile.TemporaryDirectory() as scratch:

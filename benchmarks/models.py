@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import workers
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients
 from flawline.messages import Codec, ModelPointer
@@ -40,7 +40,7 @@ HELD = 2.0
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="times that each measurement is made")
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.kafka_cluster import KafkaCluster
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from benchmarks.running_line import Arrivals, RunningLine, capacity
 from flawline import kafka_clients
 from flawline.errors import FlawlineError
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, help="share of what the line can do, in place of --rate-hz")
     parser.add_argument("--overload", type=Overload, choices=list(Overload), default=Overload.KEEP)
     parser.add_argument("--log", type=Path, help="file for the log of the line")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     plan = [(kind, float(seconds)) for kind, _, seconds in (item.partition(":") for item in arguments.plan)]
     rate_hz, cameras = arguments.rate_hz, arguments.cameras

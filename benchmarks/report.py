@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import operator
@@ -72,6 +73,13 @@ def emit(
     if json_path is not None:
         Path(json_path).write_text(text + "\n")
     return report
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--json [FILE]`; `emit` prints the report in any case, and FILE gets it too."""
+    parser.add_argument(
+        "--json", nargs="?", type=Path, metavar="FILE", help="write the report, which is printed as JSON, to FILE too"
+    )
 
 
 def markdown(report: Mapping[str, Any], tables: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks import scorer_ablations, scorer_anomalib, scorer_growth, scorer_padim, scorer_search
-from benchmarks.report import Goal, emit, markdown
+from benchmarks.report import Goal, add_json_option, emit, markdown
 from flawline.imaging import read_image
 from flawline.settings.scorer import ScorerSettings
 from scorer import commands
@@ -79,7 +79,7 @@ class Images:
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from flawline.errors import FlawlineError
 from flawline.messages import Decision
 from flawline.settings.scorer import ScorerSettings
@@ -238,7 +238,7 @@ def _decisions(fitted: CoresetDetector, lab: Lab, chosen: NDArray[np.intp]) -> N
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--data", type=Path, default=os.environ.get("LINEBENCH"))
     parser.add_argument("--profile", choices=("fast", "accurate"), default="fast")
     parser.add_argument("--limit", type=int, help="At most so many training and test images of each product and kind.")

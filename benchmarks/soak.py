@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from scipy import stats
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from benchmarks.running_line import METRICS_PORTS, ROLES, Footprint, RunningLine, capacity
 from flawline.errors import FlawlineError
 from flawline.messages import DropReason
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--broker", choices=["apache", "embedded"], default="embedded")
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--log", type=Path, help="file for the log of the line")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     try:
         per_s = arguments.per_second or capacity(arguments.broker, arguments.cameras)

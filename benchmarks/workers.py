@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from kafka.structs import TopicPartition
 
-from benchmarks.report import Goal, emit
+from benchmarks.report import Goal, add_json_option, emit
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, messages
 from flawline.messages import Codec, Decision, Frame, Verdict
@@ -62,7 +62,7 @@ class InstantDetector:
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each measurement")
     arguments = parser.parse_args()
     figures: dict[str, float] = {}

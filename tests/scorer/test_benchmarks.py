@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -92,6 +93,13 @@ def test_report_for_people_names_goals_versions_and_seeds(tmp_path: Path) -> Non
     assert "| seed | 7 |" in text
     assert "## Parts\n\n| a |" in text
     assert all(f"| {name} | " in text for name in ("python", "cpu", "cores", "openvino", "numpy", "faiss-cpu", "torch"))
+
+
+@pytest.mark.parametrize(("words", "file"), [([], None), (["--json"], None), (["--json", "b.json"], Path("b.json"))])
+def test_report_is_asked_for_with_or_without_a_file(words: list[str], file: Path | None) -> None:
+    parser = argparse.ArgumentParser()
+    report.add_json_option(parser)
+    assert parser.parse_args(words).json == file
 
 
 def test_figure_of_the_frontier_has_every_point_in_its_place() -> None:
