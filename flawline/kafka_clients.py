@@ -30,6 +30,7 @@ from flawline import kafka_refusal, telemetry, topics
 from flawline.checked_producer import CheckedProducer
 from flawline.clock import monotonic
 from flawline.errors import FlawlineError, UsageError, one_line
+from flawline.kafka_connections import mend_connections
 from flawline.outage import Outage
 from flawline.record_headers import read_any_names
 from flawline.settings.tree import Settings
@@ -37,6 +38,7 @@ from flawline.settings.tree import Settings
 log = logging.getLogger(__name__)
 
 read_any_names()
+mend_connections()
 
 BOOTSTRAP_TIMEOUT_MS = 10_000  # a judgement, not measured
 

@@ -171,7 +171,7 @@ def test_the_contract_stays_small() -> None:
         for module, file in modules().items()
         if is_inside(module, "flawline") and not is_inside(module, "flawline.settings")  # those are descriptions
     )
-    assert lines < 4_600, "flawline/ is the contract only: what does the new code do here?"
+    assert lines < 4_650, "flawline/ is the contract only: what does the new code do here?"
 
 
 @pytest.mark.parametrize("folder", [*sorted(MAY_IMPORT), "tests", "deploy"])
