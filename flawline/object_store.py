@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -89,21 +91,23 @@ class ObjectStore:
     """Bytes by the SHA-256 of their content. Writing twice is harmless, so retries need no care.
 
     A process knows its store by the id that it has seen first; a store with another id in the same place is away.
+    Errors name `setting`, the key that holds the URL.
     """
 
-    def __init__(self, url: str, line: str) -> None:
+    def __init__(self, url: str, line: str, setting: str = "frames.objects_url") -> None:
         try:
             # A listing must show what other machines write, and a new process may have another environment.
             filesystem, root = fsspec.core.url_to_fs(
                 url, use_listings_cache=False, skip_instance_cache=True, **_options(url)
             )
         except (ImportError, ValueError) as error:
-            raise UsageError(f"frames.objects_url {redact(url)!r} cannot be used: {redact(one_line(error))}") from error
+            raise UsageError(f"{setting} {redact(url)!r} cannot be used: {redact(one_line(error))}") from error
         self._filesystem: Any = filesystem
         if hasattr(filesystem, "retries"):
             filesystem.retries = 1  # of s3fs; it would repeat what its client has repeated, five times more
         self.root = root.rstrip("/")
         self.line = line
+        self._setting = setting
         # A bucket has no folders, and an upload appears in it whole.
         self._is_bucket = isinstance(filesystem, AsyncFileSystem)
         self._id: str | None = None
@@ -122,7 +126,7 @@ class ObjectStore:
             raise
         except Exception as error:
             text = f"object store {self.root} is away: {redact(one_line(error, with_type=True))}"
-            raise StoreAway(f"{text}{_remedy(error)}") from error
+            raise StoreAway(f"{text}{_remedy(error, self._setting)}") from error
 
     # The store itself
 
@@ -214,7 +218,7 @@ class ObjectStore:
         if marker.line != self.line:
             raise StoreAway(
                 f"object store {self.root} belongs to line {marker.line!r}, this is {self.line!r}: give each line a "
-                "store of its own in frames.objects_url"
+                f"store of its own in {self._setting}"
             )
         self._id, self._seen_at = marker.id, time.monotonic()
 
@@ -368,12 +372,16 @@ def _options(url: str) -> dict[str, Any]:
     return {"config_kwargs": patience | configured}
 
 
-def _remedy(error: BaseException) -> str:
+def _remedy(error: BaseException, setting: str) -> str:
     """Return what a person can do about an error of a store, as the end of a line; "" when the error says it all."""
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return ": set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for every role"
     if isinstance(error, PermissionError):
         return ": check its rights and the credentials of this role"
     if isinstance(error, FileNotFoundError):
-        return ": make it, or correct frames.objects_url"
+        return f": make it, or correct {setting}"
+    if (authorities := os.environ.get("AWS_CA_BUNDLE")) and not Path(authorities).exists():
+        return f": AWS_CA_BUNDLE names {authorities}, which is not there"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ": name the certificate of its authority in AWS_CA_BUNDLE for every role"
     return ""

@@ -80,7 +80,7 @@ Result = Copied | Lost | Removed
 
 def picture_store(settings: Settings) -> ObjectStore:
     """Return the store of the kept frames. Raises UsageError for a pictures.url that is none."""
-    return ObjectStore(settings.pictures_url, line_name(settings))
+    return ObjectStore(settings.pictures_url, line_name(settings), "pictures.url")
 
 
 class Keeper:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flawline.object_store import BUCKET_TRUST_S, MARKER, MissingObjectError, ObjectStore, StoreAway
+from tests.support.brokers import Certificates
 from tests.support.s3 import BUCKET, CREDENTIALS, S3Server
 
 pytestmark = pytest.mark.system
@@ -145,3 +147,44 @@ def test_wrong_credentials_are_named_in_one_line(tmp_path: Path) -> None:
     finally:
         server.kill()
     assert finding["status"] == "fail" and "credentials of this role" in finding["text"], finding
+
+
+def test_bucket_over_tls_is_opened_when_its_authority_is_known_and_a_refusal_names_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl makes the certificates of this test")
+    certificates = Certificates(tmp_path / "tls")
+    server = S3Server(tmp_path / "s3.log", certificates=certificates)
+
+    def refusal(**environment: str) -> str:
+        with monkeypatch.context() as changed:
+            for name, value in environment.items():
+                changed.setenv(name, value)
+            with pytest.raises(StoreAway) as raised:
+                ObjectStore(URL, LINE).put(b"abc")
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
+        return str(raised.value)
+
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        assert "AWS_CA_BUNDLE" in refusal()
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificates.authority))
+        store = ObjectStore(URL, LINE)
+        store.create()
+        assert store.get(store.put(b"abc"), 3) == b"abc"
+        assert "AWS_CA_BUNDLE" in refusal(AWS_CA_BUNDLE=str(certificates.other_authority))
+        missing = str(tmp_path / "missing.pem")
+        assert missing in refusal(AWS_CA_BUNDLE=missing)
+        assert "away" in refusal(AWS_ENDPOINT_URL=server.address(is_secured=False))
+    finally:
+        server.kill()
+
+
+def test_endpoint_with_https_whose_server_speaks_plainly_is_named(
+    s3_server: S3Server, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.address(is_secured=True))
+    with pytest.raises(StoreAway, match="https"):
+        ObjectStore(URL, LINE).put(b"abc")

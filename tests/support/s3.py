@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.brokers import Certificates
 from tests.support.ports import reserved_port
 
 BUCKET = "plant"
@@ -22,16 +24,19 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key-of-a-test", "AWS_SECRET_ACCESS_KEY": "s
 class S3Server:
     """Runs a server with the bucket `plant` and its objects in memory: they survive a `stop`, but not a `kill`.
 
-    With `checks_credentials` it knows no user, so it refuses every request.
+    With `checks_credentials` it knows no user, so it refuses every request; with `certificates` it takes TLS only.
     """
 
-    def __init__(self, log: Path, *, checks_credentials: bool = False) -> None:
+    def __init__(
+        self, log: Path, *, checks_credentials: bool = False, certificates: Certificates | None = None
+    ) -> None:
         self._port = reserved_port()  # it comes back on the same port
-        self._checks_credentials = checks_credentials
+        self._certificates = certificates
+        tls = [str(certificates.certificate("broker")), str(certificates.key("broker"))] if certificates else []
         environment = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "0"} if checks_credentials else {})
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.s3", str(self._port)],
+                [sys.executable, "-m", "tests.support.s3", str(self._port), *tls],
                 cwd=Path(__file__).parents[2], env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
@@ -41,8 +46,14 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what a role needs in its environment to use the server."""
-        return CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}", "AWS_DEFAULT_REGION": REGION}
+        """Return what a role needs in its environment to use the server, beside the authority of its certificate."""
+        return CREDENTIALS | {"AWS_ENDPOINT_URL": self.address(), "AWS_DEFAULT_REGION": REGION}
+
+    def address(self, *, is_secured: bool | None = None) -> str:
+        """Return the server's URL, of HTTPS or HTTP as it is, or as `is_secured` says."""
+        if is_secured is None:
+            is_secured = self._certificates is not None
+        return f"{'https' if is_secured else 'http'}://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Listen, and return when requests are answered."""
@@ -78,6 +89,7 @@ class S3Server:
             "s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], region_name=REGION,
             aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            verify=str(self._certificates.authority) if self._certificates else None,
         )  # fmt: skip
 
     def make_bucket(self) -> None:
@@ -120,10 +132,13 @@ def s3_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Ser
     server.kill()
 
 
-def _obey(port: int) -> None:
-    """Start and stop a server on `port` as stdin says, and confirm each order on stdout."""
+def _obey(port: int, *tls: str) -> None:
+    """Start and stop a server on `port` as stdin says, and confirm each order on stdout; `tls` are its two files."""
+    from moto.moto_server import threaded_moto_server
     from moto.server import ThreadedMotoServer
 
+    if tls:  # moto's own class has no option for it
+        threaded_moto_server.make_server = functools.partial(threaded_moto_server.make_server, ssl_context=tls)
     server = None
     for line in sys.stdin:
         if line.strip() == "start":
@@ -135,4 +150,4 @@ def _obey(port: int) -> None:
 
 
 if __name__ == "__main__":
-    _obey(int(sys.argv[1]))
+    _obey(int(sys.argv[1]), *sys.argv[2:])
