@@ -162,9 +162,33 @@ ALL_SECRETS: dict[str, Any] = {
                 "store_url": f"postgresql://u:{SECRET}@h/x", "folder": SHAPES["query"]},
     "discovery": {"crop_backbone": SHAPES["query"], "crop_weights": SHAPES["userinfo"]},
     "console": {"names": [SHAPES["userinfo"]]},
+    "pictures": {"url": f"s3://{SECRET}@pictures/x"},
     "cameras": [{"name": "c", "kind": "rtsp", "url": f"rtsp://u:{SECRET}@127.0.0.1:1/{SECRET}?password={SECRET}"},
                 {"name": "d", "kind": "folder", "path": SHAPES["userinfo"], "mask": SHAPES["query"]}],
 }  # fmt: skip
+
+NOT_PLANTED = {
+    ("data_dir",), ("kafka", "ssl_cafile"), ("kafka", "ssl_certfile"), ("kafka", "ssl_keyfile"), ("embedded", "host"),
+    ("producer", "spool_dir"), ("metrics", "host"), ("console", "host"),
+}  # fmt: skip
+"""Folders, files and hosts, without which every command would end with the same error."""
+
+
+def test_every_setting_that_takes_an_address_with_a_secret_is_planted(tmp_path: Path) -> None:
+    planted = {(name, key) for name, section in ALL_SECRETS.items() if isinstance(section, dict) for key in section} | {
+        (name,) for name in ALL_SECRETS
+    }
+
+    def is_taken(leaf: tuple[str, ...]) -> bool:
+        (tmp_path / "line.toml").write_text(tomli_w.dumps(nested(leaf, SHAPES["userinfo"])))
+        try:
+            load_settings(tmp_path / "line.toml")
+        except FlawlineError:
+            return False
+        return True
+
+    assert {leaf for leaf in SETTINGS if is_taken(leaf)} - planted == NOT_PLANTED
+
 
 ROLE_S = 1.0
 """How long a role runs that does not end by itself."""
@@ -338,7 +362,7 @@ def test_error_shows_no_secret_wherever_it_is_written() -> None:
 
 
 def test_demo_writes_no_secret_into_its_settings(tmp_path: Path) -> None:
-    content = ALL_SECRETS | {"frames": {}, "worker": {}, "console": {}, "discovery": {}, "scorer": {}}
+    content = ALL_SECRETS | {"worker": {}, "console": {}, "discovery": {}, "scorer": {}}
     content["grafana"] = {"token": SECRET, "store_url": STORES[1]}
     content["kafka"] = {"sasl_password": SECRET}
     (tmp_path / "line.toml").write_text(tomli_w.dumps(content))
