@@ -232,9 +232,17 @@ def feeding(settings: Settings) -> Iterator[Feeder]:
 
 @contextmanager
 def inspecting(
-    settings: Settings, slot: int = 0, detector: PlainDetector | None = None, wait_s: float = 20
+    settings: Settings,
+    slot: int = 0,
+    detector: PlainDetector | None = None,
+    wait_s: float = 20,
+    *,
+    is_awaited: bool = True,
 ) -> Iterator[Inspector]:
-    """Run an inspector in this process; leaving the block stops it and raises what it failed with."""
+    """Run an inspector in this process; leaving the block stops it and raises what it failed with.
+
+    The block begins when the inspector is in the group, or at once unless it `is_awaited`.
+    """
     assert settings.worker.model
     load = load_plain if detector is None else lambda path, worker: detector
     inspector = Inspector(settings, member_name(settings, slot), ModelRef(settings.worker.model), load)
@@ -249,7 +257,7 @@ def inspecting(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while not inspector.ready(0.1) and thread.is_alive():
+        while is_awaited and not inspector.ready(0.1) and thread.is_alive():
             wait_s -= 0.1
             assert wait_s > 0, "the inspector did not join"
         if thread.is_alive():

@@ -199,6 +199,45 @@ def test_a_second_member_takes_partitions_and_gives_them_back_without_loss_or_di
     assert len(verdicts) == 4 * sent, "revoked partitions were finished and committed, so nothing was done twice"
 
 
+def test_a_member_that_starts_in_the_middle_of_a_rebalance_takes_its_share_without_loss_or_disorder(
+    either_broker: RunningBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(either_broker.bootstrap, tmp_path)
+    cameras = [f"cam-{i}" for i in range(4)]
+    feeding_ends = threading.Event()
+    sent = 0
+
+    def feed(feeder: Feeder) -> None:
+        nonlocal sent
+        while not feeding_ends.wait(0.02):
+            feeder.send(*(frame(camera, sent) for camera in cameras))
+            sent += 1
+        feeder.flush()
+
+    with feeding(settings) as feeder, inspecting(settings) as first:
+        source = threading.Thread(target=feed, args=(feeder,))
+        source.start()
+        try:
+            wait_until(lambda: len(first.health().partitions) == 4 and sent > 10)
+            with inspecting(settings, 1, is_awaited=False) as second:
+                # The first of the two rounds of a cooperative rebalance is over: nobody has these partitions.
+                wait_until(lambda: len(first.health().partitions) < 4)
+                with inspecting(settings, 2) as third:
+                    members = (first, second, third)
+                    wait_until(lambda: sorted(len(member.health().partitions) for member in members) == [1, 1, 2])
+                    read_ahead = sent + 10
+                    wait_until(lambda: sent > read_ahead)
+                    feeding_ends.set()
+                    source.join()
+                    verdicts = read(settings, "verdicts", Verdict, 4 * sent)
+                    wait_until(lambda: all(committed(settings, i) == sent for i in range(4)))
+        finally:
+            feeding_ends.set()
+            source.join()
+    assert len(verdicts) == 4 * sent
+    assert_in_order(verdicts)
+
+
 def _remove_member(settings: object, slot: int) -> None:
     client = kafka_clients.admin(settings)
     client.remove_group_members(
