@@ -20,11 +20,13 @@ HANDSHAKE_S = 10.0
 """Longest wait for TLS. A judgement, not measured: a busy broker answers within a second."""
 
 _connect = KafkaNetSocket.sock_connect
+_begin_tls = KafkaSSLTransport.__init__
 
 
 def mend_connections() -> None:
     """Make every client of this process connect so."""
     KafkaNetSocket.sock_connect = _sock_connect
+    KafkaSSLTransport.__init__ = _init_tls
     KafkaSSLTransport.handshake = _handshake
 
 
@@ -32,6 +34,14 @@ async def _sock_connect(connector: Any, net: Any, sock: Any, address: Any, timeo
     try:
         return await _connect(connector, net, sock, address, timeout_at=timeout_at)
     except BaseException:
+        sock.close()
+        raise
+
+
+def _init_tls(transport: Any, net: Any, sock: Any, *arguments: Any, **options: Any) -> None:
+    try:
+        _begin_tls(transport, net, sock, *arguments, **options)
+    except BaseException:  # files that are no certificate or no key
         sock.close()
         raise
 
