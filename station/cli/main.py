@@ -35,12 +35,13 @@ from station.cli.publish import publish
 from station.cli.replay import replay
 from station.cli.rollback import rollback
 from station.cli.size import size
+from station.cli.status import status
 from station.cli.up import up
 from station.cli.work import work
 
 ROLES = (up, broker, produce, work, discover, console)
 MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
-REPORTS = (demo, ledger, replay, doctor, size)
+REPORTS = (demo, status, ledger, replay, doctor, size)
 
 app = typer.Typer(
     name="flawline",
