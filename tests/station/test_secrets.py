@@ -200,6 +200,7 @@ COMMANDS = [
     ["doctor", "--json"],
     ["doctor", "--json-file", "report.json"],
     ["up"],
+    ["cameras", "test"],
     ["produce"],
     ["produce", "--camera", "c"],
     ["work"],
