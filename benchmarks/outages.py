@@ -9,13 +9,15 @@ killed; with `--broker cluster`).
 
 With `--load SHARE` the cameras run at that share of what the line can do, which a line of its own measures first. A
 camera's frames keep their order, so without a policy live frames come behind those of the outage: at the share L they
-are live again after the outage's length times L / (1 - L). `--overload oldest-first` gives the old frames up instead.
+are live again after the outage's length times L / (1 - L) at the soonest, a third of it at a share of a quarter.
+`live_to_soonest` is how much longer it took. `--overload oldest-first` gives the old frames up instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
+import math
 import os
 import statistics
 import sys
@@ -65,6 +67,21 @@ def live_again(arrivals: Arrivals, back_at: float, usual_s: float, now_s: float)
     return None
 
 
+def soonest_live_s(away_s: float, load: float) -> float:
+    """Return how soon (s) after an outage of `away_s` frames are live again that keep their order.
+
+    `load` is the share of the line's verdicts a second that captures ask for: what is left works the backlog off.
+    """
+    return away_s * load / (1 - load) if load < 1 else math.inf
+
+
+def catch_up_per_s(arrivals: Arrivals, back_at: float, live_s: float) -> float:
+    """Return the verdicts a second from the first one after `back_at` until frames were live again."""
+    first = bisect.bisect_left(arrivals.at_s, back_at)
+    count = bisect.bisect_left(arrivals.at_s, back_at + live_s) - first
+    return count / (back_at + live_s - arrivals.at_s[first]) if count > 0 else 0.0
+
+
 def disturb(line: RunningLine, kind: str, away_s: float) -> float:
     """Do one outage; return the time (monotonic, s) at which the broker was back."""
     if kind == "hold":
@@ -101,8 +118,12 @@ def run(
     rate_hz: float,
     policy: Overload = Overload.KEEP,
     log: Path | None = None,
+    load: float | None = None,
 ) -> dict[str, float]:
-    """Return the figures of a plan of outages: kind and seconds; `log` takes the log of the line."""
+    """Return the figures of a plan of outages: kind and seconds; `log` takes the log of the line.
+
+    `load` is the share of what the line can do at which the cameras run, None where it is not known.
+    """
     figures: dict[str, float] = {}
     worst_s, longest_live_s, resumed = 0.0, 0.0, 0
     with (
@@ -126,6 +147,9 @@ def run(
                 figures[f"{number}_{kind}_{away_s:g}s_caught_up_after_s"] = new_s
                 live_s = wait_until_live(line, back_at, usual_s)
                 figures[f"{number}_{kind}_{away_s:g}s_live_after_s"] = live_s
+                figures[f"{number}_{kind}_{away_s:g}s_catch_up_per_s"] = catch_up_per_s(line.arrivals, back_at, live_s)
+                if load is not None and policy is Overload.KEEP:
+                    figures[f"{number}_{kind}_{away_s:g}s_live_to_soonest"] = live_s / soonest_live_s(away_s, load)
                 longest_live_s = max(longest_live_s, live_s)
                 print(f"{kind} {away_s:g} s: a verdict after {first_s:.1f} s, of a new frame after {new_s:.1f} s, "
                       f"live (twice {usual_s:.2f} s) after {live_s:.1f} s", file=sys.stderr)  # fmt: skip
@@ -193,7 +217,7 @@ def main() -> None:
             per_s = capacity(arguments.broker, cameras)
             print(f"the line makes {per_s:.1f} verdicts a second", file=sys.stderr)
             rate_hz = round(per_s * arguments.load / cameras, 2)
-        figures = run(arguments.broker, plan, cameras, rate_hz, arguments.overload, arguments.log)
+        figures = run(arguments.broker, plan, cameras, rate_hz, arguments.overload, arguments.log, arguments.load)
     except FlawlineError as error:
         raise SystemExit(f"outages: {error}") from error
     goals: dict[str, Goal] = {

@@ -39,6 +39,21 @@ def test_line_is_live_again_when_half_of_five_seconds_of_verdicts_come_within_tw
     assert outages.live_again(arrivals, 40, 30.0, 70) == 0
 
 
+def test_line_at_a_quarter_of_its_load_can_be_live_again_after_a_third_of_the_outage() -> None:
+    away_s, per_s, load = 180.0, 80.0, 0.25
+    backlog, seconds = away_s * per_s * load, 0
+    while backlog > 0:
+        backlog, seconds = backlog + per_s * load - per_s, seconds + 1
+    assert outages.soonest_live_s(away_s, load) == seconds == 60
+    assert outages.soonest_live_s(away_s, 1.0) == float("inf")
+
+
+def test_pace_of_a_backlog_is_that_of_the_verdicts_until_the_line_is_live() -> None:
+    arrivals = Arrivals(at_s=[9.0, *np.arange(12.0, 20.0, 0.1), 30.0])
+    assert outages.catch_up_per_s(arrivals, 10.0, 10.0) == pytest.approx(10, rel=0.02)
+    assert outages.catch_up_per_s(arrivals, 40.0, 10.0) == 0
+
+
 def test_only_gaps_since_the_disk_of_a_killed_producer_was_full_are_told_apart() -> None:
     spans = (SequenceRange(7, 4, 4), SequenceRange(7, 9, 11), SequenceRange(8, 9, 9))
     report = Report({"a": Account(gaps=5, gap_ranges=spans), "b": Account(gaps=1, gap_ranges=spans[2:])})
