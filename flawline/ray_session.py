@@ -19,6 +19,7 @@ START_LIMIT_S = 180.0
 
 SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports to its makers
+    "RAY_COLOR_PREFIX": "0",  # logs go to files
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about actors without a GPU
     # Else `ray.init` waits for the first worker processes, and without end when one of them dies or is too slow.
     "RAY_prestart_worker_first_driver": "0",

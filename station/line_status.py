@@ -5,7 +5,6 @@ Nothing here waits for long or fails because a part is away: that part is then a
 
 from __future__ import annotations
 
-import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from flawline.settings.tree import Settings
 from ledger import reader
 from ledger.accounting import Report
 from station import probe, role_states
+from station.up import listens, station_url
 from station.web.camera_states import SINCE, Kind, camera_state
 from workers import model_reports
 from workers.publish_model import announced
@@ -98,7 +98,6 @@ def status(settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
         pages["discovery"].values("flawline_discovery_lag_records"),
     )
     console = settings.console
-    scheme = "https" if console.tls_certfile else "http"
     return {
         "line": settings.line,
         "healthy": not problems,
@@ -119,8 +118,8 @@ def status(settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
         "station": (
             console.port
             and {
-                "url": f"{scheme}://{console.host}:{console.port}",
-                "answers": _listens(console.host, console.port),
+                "url": station_url(settings),
+                "answers": listens(console.host, console.port),
             }
         )
         or None,
@@ -298,14 +297,6 @@ def has_end(camera: CameraBase) -> bool:
     if isinstance(camera, ReplayCamera):
         return not camera.loop
     return isinstance(camera, SimulatedCamera) and camera.frames is not None
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), ANSWER_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _iso(at_ns: int | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -23,11 +24,13 @@ from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
 from flawline.outage import REMINDER_S, Outage
 from flawline.settings.tree import Settings
+from station import terminal
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 BROKER_READY_S = 30.0
+LISTEN_TIMEOUT_S = 1.0  # a judgement, not measured
 STOP_TIMEOUT_S = 45.0
 """A role has this long to stop (drain, spool, commit); then it is killed."""
 
@@ -135,7 +138,7 @@ class Child:
         if code == 0 and self.role.may_end:
             self.has_ended = True
             self._outage.ended()
-            log.info("%s has ended: its cameras have no more frames", self.role.name)
+            log.info("%s has ended: its cameras have no more frames, and the other roles go on", self.role.name)
         elif code == USAGE_EXIT:
             self._on_failure("refuses its configuration")
         else:
@@ -196,11 +199,35 @@ def run(settings: Settings, stop: threading.Event, config: Path | None = None) -
             children += [Child(role, environment) for role in roles(settings)]
             if not settings.cameras:
                 log.warning("no cameras are configured: the line waits for frames from elsewhere")
+            # What listens there before our console has started is somebody else's.
+            is_announced = not settings.console.port or listens(settings.console.host, settings.console.port)
             while not stop.wait(POLL_S):
                 for child in children:
                     child.tend()
+                if not is_announced and (is_announced := listens(settings.console.host, settings.console.port)):
+                    terminal.out().print(f"the station is on {station_url(settings)}, Ctrl-C ends the line")
         finally:
             _stop(children)
+
+
+def station_url(settings: Settings) -> str:
+    """Return the address of the station."""
+    host, scheme = settings.console.host, "https" if settings.console.tls_certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.console.port}"
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether a server of this machine listens on a port."""
+    try:
+        socket.create_connection((_reached(host), port), LISTEN_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _reached(host: str) -> str:
+    """Return the address under which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _wait_for_broker(settings: Settings, broker: Child, stop: threading.Event) -> dict[str, str]:

@@ -26,6 +26,7 @@ from station.cli.evaluate import evaluate
 from station.cli.explain import explain
 from station.cli.extend import extend
 from station.cli.fit import fit
+from station.cli.init import init
 from station.cli.ledger import ledger
 from station.cli.models import models
 from station.cli.options import DEBUG_VARIABLE, Debug, debuggable
@@ -41,14 +42,13 @@ from station.cli.work import work
 
 ROLES = (up, broker, produce, work, discover, console)
 MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
-REPORTS = (demo, status, ledger, replay, doctor, size)
+REPORTS = (init, demo, status, ledger, replay, doctor, size)
 
 app = typer.Typer(
     name="flawline",
     help="Streaming visual inspection of a mixed line: every capture accounted for, defects grouped into classes.",
     invoke_without_command=True,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
