@@ -69,7 +69,7 @@ def test_actors_of_a_killed_supervisor_end_and_the_next_one_goes_on(
             feeder.send(*(frame(f"cam-{i % CAMERAS}", i // CAMERAS) for i in range(40)))
             read(settings, "verdicts", Verdict, 40, timeout_s=120)
             # Two helpers of Ray end by themselves a minute later; they hold no camera and no model.
-            actors = [child for child in descendants(process) if "InspectorActor" in "".join(child.cmdline())]
+            actors = [child for child in living(descendants(process)) if "InspectorActor" in "".join(child.cmdline())]
             assert len(actors) == 1
             process.kill()
             process.wait()
@@ -82,6 +82,32 @@ def test_actors_of_a_killed_supervisor_end_and_the_next_one_goes_on(
             process.kill()
             process.wait()
     assert_in_order(verdicts)
+
+
+def test_verdicts_go_on_and_a_stop_is_obeyed_when_rays_control_process_has_died(
+    embedded_broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    settings = line_settings(embedded_broker.bootstrap, tmp_path)
+    with feeding(settings) as feeder:
+        process = work_process.start(settings, tmp_path)
+        try:
+            feeder.send(*(frame(f"cam-{i % CAMERAS}", i // CAMERAS) for i in range(40)))
+            read(settings, "verdicts", Verdict, 40, timeout_s=120)
+            (control,) = [child for child in living(descendants(process)) if "gcs_server" in child.name()]
+            control.kill()
+            wait_until(lambda: not living([control]))
+            feeder.send(*(frame(f"cam-{i % CAMERAS}", 10 + i // CAMERAS) for i in range(40)))
+            verdicts = read(settings, "verdicts", Verdict, 80)
+            assert process.poll() is None
+            actors = [child for child in living(descendants(process)) if "InspectorActor" in "".join(child.cmdline())]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(45) == 0  # the time that `up` gives it
+            wait_until(lambda: not living(actors), 10)  # Ray's agents, which hold no camera, end a minute later
+        finally:
+            process.kill()
+            process.wait()
+    assert_in_order(verdicts)
+    assert len(verdicts) == 80
 
 
 @pytest.mark.usefixtures("ray_here")
