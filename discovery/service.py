@@ -29,9 +29,10 @@ from discovery.pictures.frame_reader import Place, place_of
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
+from discovery.shifts import Calendar
 from discovery.store import judgements, pruning, registry, schema
 from discovery.store.database import DatabaseAway, fact, parse_url
-from discovery.store.store import WITHDRAWN, Batch, Position, Store, TakenDefect
+from discovery.store.store import WITHDRAWN, Batch, LineRules, Position, Store, TakenDefect
 from discovery.topic_reader import TopicReader
 from flawline import clock, kafka_clients, messages, telemetry, topics
 from flawline.errors import FlawlineError
@@ -101,6 +102,12 @@ def _on_progress(service: DiscoveryService, outage: Outage) -> None:
         outage.ended()
 
 
+def rules_of(settings: Settings) -> LineRules:
+    """Return what the settings say of the line."""
+    calendar = Calendar(settings.shifts, settings.time_zone)
+    return LineRules(calendar, settings.views, round(settings.parts.gap_s / clock.NS))
+
+
 class DiscoveryService:
     """One discovery process. Use as a context manager, from one thread."""
 
@@ -130,6 +137,7 @@ class DiscoveryService:
         self._housekeeping_at = -float("inf")
         self._pruner = pruning.Pruner(self.store, settings.retention, monotonic)
         self._forgotten_before = 0
+        self._rules = rules_of(settings)
         self._album = Album(settings, self.store, monotonic)
         self._stack.callback(self._album.close)
 
@@ -298,7 +306,8 @@ class DiscoveryService:
                 positions[place.topic, place.partition] = record.offset + 1
         taken = self.store.ingest(
             Batch(verdicts, defects, rejections, positions),
-            lambda connection, fresh: self._album.take_in(connection, fresh, places),
+            lambda connection, fresh, origins: self._album.take_in(connection, fresh, origins, places),
+            self._rules,
         )
         for (topic, partition), offset in positions.items():  # not before the store has them
             self._reader.done(TopicPartition(topic, partition), offset)

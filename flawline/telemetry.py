@@ -61,8 +61,10 @@ SPOOL_FRAMES = _gauge("spool_frames", "Frames that wait on disk for the broker."
 SPOOL_OLDEST_AGE = _gauge("spool_oldest_age_seconds", "Age of the oldest frame on disk.", "camera")
 CAMERA_LAG = _gauge("camera_lag_seconds", "Age of a camera's oldest published frame without a verdict.", "camera")
 KEPT_SHARE = _gauge("kept_share", "Share of the captures that is published; below 1 while the workers lag.", "camera")
+PART_MESSAGES = _counter("part_messages", "Messages that name parts, taken or refused.", "outcome")
 OF_PRODUCERS: tuple[Collector, ...] = (
     CAPTURED,
+    PART_MESSAGES,
     PUBLISHED,
     PUBLISHED_BYTES,
     DROPPED,

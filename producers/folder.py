@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flawline import imaging
 from flawline.clock import UtcNs, utc_ns
@@ -13,6 +16,9 @@ from flawline.imaging import FILE_SUFFIXES, PNG_SIGNATURE
 from flawline.messages import Codec
 from flawline.settings.producers import FolderCamera
 from producers.camera import Capture
+from producers.part_names import matched
+
+log = logging.getLogger(__name__)
 
 
 def images(path: Path) -> tuple[list[Path], bool]:
@@ -61,6 +67,25 @@ def playlist(settings: FolderCamera) -> list[Path]:
     return chosen
 
 
+def _names_of(settings: FolderCamera, paths: list[Path]) -> re.Pattern[str] | None:
+    """Return the pattern of the file names. Raises UsageError when no file matches, and logs how many do not."""
+    if settings.file_names is None:
+        return None
+    pattern = re.compile(settings.file_names)
+    nameless = [path.as_posix() for path in paths if not matched(pattern, path.as_posix())]
+    if len(nameless) == len(paths):
+        raise UsageError(
+            f"camera {settings.name}: file_names matches none of {len(paths)} files, such as {nameless[0]!r}: "
+            "it matches the whole path in the folder"
+        )
+    if nameless:
+        log.warning(
+            "camera %s: file_names does not match %d of %d files, such as %r, which have no names",
+            settings.name, len(nameless), len(paths), nameless[0],
+        )  # fmt: skip
+    return pattern
+
+
 class FolderReplay:
     """Replays the images of a folder once or in a loop. The constructor raises UsageError when it has no images."""
 
@@ -69,6 +94,7 @@ class FolderReplay:
         self._settings = settings
         self._now_ns = now_ns
         self._playlist = playlist(settings)
+        self._names = _names_of(settings, self._playlist)
 
     def open(self) -> None:
         """Do nothing: there is no connection."""
@@ -94,10 +120,14 @@ class FolderReplay:
             data = b""
         if data and data[:2] != b"\xff\xd8" and not data.startswith(PNG_SIGNATURE):
             try:
-                return Capture(captured_at, pixels=imaging.read_samples(path), codec=Codec.PNG, replay_key=key)
+                pixels = imaging.read_samples(path)
+                return Capture(captured_at, pixels=pixels, codec=Codec.PNG, replay_key=key, **self._named(key))
             except imaging.ImageError:
                 pass  # the publisher cannot read the bytes either, and counts the capture as a drop
-        return Capture(captured_at, data=data, replay_key=key)
+        return Capture(captured_at, data=data, replay_key=key, **self._named(key))
+
+    def _named(self, key: str) -> dict[str, Any]:
+        return matched(self._names, key) if self._names else {}
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -15,6 +15,9 @@ from flawline.settings.tree import Settings
 from producers.camera import Camera, Capture
 from producers.folder import FolderReplay
 from producers.opencv import RtspDevice, UsbDevice, VideoReplay
+from producers.part_codes import code_reader
+from producers.part_door import open_doors
+from producers.part_names import PartNames
 from producers.publisher import Publisher
 from producers.supervise import CameraRunner
 
@@ -64,15 +67,18 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
     endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *telemetry.OF_PRODUCERS)
     try:
         publisher = Publisher(settings, [config for config, _ in chosen])
+        names = PartNames([config.name for config, _ in chosen], settings.parts.hold_s)
         counts = {config.name: 0 for config, _ in chosen}
         stop_readers = threading.Event()
-        runners = [_runner(settings, config, make, publisher, counts, stop_readers) for config, make in chosen]
+        runners = [_runner(settings, config, make, publisher, names, counts, stop_readers) for config, make in chosen]
         drain_s = 0.0
+        doors = open_doors(settings.parts, names)
         try:
             publisher.start()
             drain_s = settings.producer.drain_timeout_s
             _watch(runners, publisher, stop)
         finally:
+            doors.close()
             stop_readers.set()
             for runner in runners:
                 runner.close(timeout_s=READER_STOP_S / len(runners))
@@ -104,6 +110,7 @@ def _runner(
     config: CameraBase,
     make: Callable[[], Camera],
     publisher: Publisher,
+    names: PartNames,
     counts: dict[str, int],
     stop: threading.Event,
 ) -> CameraRunner:
@@ -111,8 +118,10 @@ def _runner(
         publisher.open(config)  # first: frames on disk leave also when the device is away
         return make()
 
+    read_code = code_reader(config, settings.frames.decoded_limit_bytes)
+
     def sink(capture: Capture) -> None:
-        if publisher.publish(config.name, capture) is not None:
+        if publisher.publish(config.name, names.named(config.name, read_code(capture))) is not None:
             counts[config.name] += 1
 
     outage = Outage(*settings.producer.reconnect_backoff_s)

@@ -19,9 +19,11 @@ from sqlalchemy import Connection
 from discovery.pictures.frame_reader import Place
 from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Removal, Removed
 from discovery.pictures.policy import Candidate, Picker, Stratum
+from discovery.shifts import Calendar
 from discovery.store import frame_pictures, judgements, pruning
 from discovery.store.database import HOUR_NS
 from discovery.store.frame_pictures import Pile
+from discovery.store.production import Origin
 from discovery.store.store import Store
 from flawline import clock, telemetry
 from flawline.messages import Verdict
@@ -48,6 +50,7 @@ class Album:
         self._settings, self._store, self._monotonic = settings.pictures, store, monotonic
         self._min_free_bytes = settings.retention.min_free_bytes
         self._folder = _folder_of(settings.pictures_url)
+        self._calendar = Calendar(settings.shifts, settings.time_zone)
         self._picker = Picker(settings.pictures, monotonic)
         self._keeper = Keeper(settings)
         self._in_work: set[int] = set()
@@ -65,8 +68,14 @@ class Album:
         """End the thread that copies."""
         self._keeper.close()
 
-    def take_in(self, connection: Connection, verdicts: Sequence[Verdict], places: Mapping[str, Place]) -> None:
-        """Count new verdicts, and choose of their frames; `places` has the place of each by frame id."""
+    def take_in(
+        self,
+        connection: Connection,
+        verdicts: Sequence[Verdict],
+        origins: Mapping[str, Origin],
+        places: Mapping[str, Place],
+    ) -> None:
+        """Count new verdicts, and choose of their frames; `origins` and `places` are by frame id."""
         strata: list[tuple[Verdict, Stratum]] = []
         picks = []
         for verdict in verdicts:
@@ -74,9 +83,11 @@ class Album:
             strata.append((verdict, stratum))
             if pick is not None:
                 picks.append(pick)
-        frame_pictures.count_frames(connection, strata)
+        frame_pictures.count_frames(connection, strata, origins)
         if self._settings.limit_bytes:
-            telemetry.LOST_FRAMES.labels(frame_pictures.TOO_MANY).inc(frame_pictures.want(connection, picks))
+            telemetry.LOST_FRAMES.labels(frame_pictures.TOO_MANY).inc(
+                frame_pictures.want(connection, picks, self._calendar)
+            )
 
     def step(self, close_minutes: bool = False) -> None:
         """Write down what has been done, and hand out what waits; `close_minutes` ends the minutes that are open.
@@ -92,7 +103,7 @@ class Album:
             return
         if picks := self._picker.closed(everything=close_minutes):
             with self._store.transaction() as connection:
-                too_many = frame_pictures.want(connection, picks)
+                too_many = frame_pictures.want(connection, picks, self._calendar)
             telemetry.LOST_FRAMES.labels(frame_pictures.TOO_MANY).inc(too_many)
         self._hand_out()
         self._pass(now)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.schema import CreateColumn
 
 from discovery.store import schema
 from flawline import clock
@@ -34,7 +35,7 @@ BUSY_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0
 """Less than the 45 s that a role has to stop. A judgement, not measured."""
 CONNECT_TIMEOUT_S = 10.0
-FORMER_VERSION = "1"
+FORMER_VERSIONS = ("1", "2")
 SERVER_KEEPALIVES = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """A client whose machine has gone is noticed by the server within a minute, which then gives its lock to a standby."""
 PARAMETERS_PER_QUERY = 500
@@ -202,7 +203,7 @@ class Database:
         with self.reading() as connection:
             tables = set(inspect(connection).get_table_names())
             known = fact(connection, "schema", "") if schema.facts.name in tables else ""
-        if known not in ("", FORMER_VERSION, current):
+        if known not in ("", *FORMER_VERSIONS, current):
             raise FlawlineError(
                 f"store {self} has schema {known}, this version reads {current}: "
                 "use the version that wrote it, or another store.url"
@@ -235,11 +236,38 @@ def parse_url(text: str) -> URL:
 
 
 def _upgrade(connection: Connection) -> None:
-    """Bring a store of version 1 to 2, which has one more table, counted in the view. A new store needs nothing."""
-    is_former = inspect(connection).has_table("facts") and fact(connection, "schema", "") == FORMER_VERSION
-    if is_former and connection.dialect.name == "sqlite":
+    """Bring the tables of a former version to this one. A new store needs nothing."""
+    if not inspect(connection).has_table("facts") or fact(connection, "schema", "") not in FORMER_VERSIONS:
+        return
+    if connection.dialect.name == "sqlite":
         # PostgreSQL replaces the view, and who may read it, where it stands.
         connection.exec_driver_sql("DROP VIEW IF EXISTS defect_minutes")
+    for table in schema.metadata.sorted_tables:
+        if inspect(connection).has_table(table.name):
+            _add_columns(connection, table)
+
+
+def _add_columns(connection: Connection, table: Table) -> None:
+    """Give a table of a former version its new columns, which have a default, and the indexes that it lacks."""
+    known = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    added = [column for column in table.columns if column.name not in known]
+    has_new_key = any(column.primary_key for column in added)
+    if has_new_key and connection.dialect.name == "sqlite":  # which cannot change the key of a table
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO former_{table.name}")
+        table.create(connection)
+        names = ", ".join(f'"{name}"' for name in sorted(known))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM former_{table.name}")
+        connection.exec_driver_sql(f"DROP TABLE former_{table.name}")
+        return
+    for column in added:
+        definition = CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+    if has_new_key:
+        keys = ", ".join(f'"{column.name}"' for column in table.primary_key)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD PRIMARY KEY ({keys})")
+    for index in table.indexes if added else ():
+        index.create(connection, checkfirst=True)
 
 
 def _list_pictures(connection: Connection) -> None:

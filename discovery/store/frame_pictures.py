@@ -8,15 +8,17 @@ picture; judgements hold what they need of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from discovery.pictures.policy import Pick, Stratum
+from discovery.shifts import NO_SHIFTS, Calendar, Shift
 from discovery.store import schema
 from discovery.store.database import HOUR_NS, add_to_fact, insert, parts, stamp, upsert
+from discovery.store.production import Origin, shift_columns
 from discovery.store.store import Store
 from flawline.messages import Verdict
 from flawline.retention import Holding
@@ -35,6 +37,8 @@ LOST_SLICE = 5_000
 """Rows of lost frames that one pass forgets. A judgement, not measured: well below a second."""
 
 WANTED, KEPT, LOST = "wanted", "kept", "lost"
+
+NOWHERE = Origin("", Shift())
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,29 @@ def report(connection: Connection) -> Report:
     return Report(int(kept[0]), int(kept[1] or 0), waiting(connection), lost)
 
 
-def count_frames(connection: Connection, strata: Iterable[tuple[Verdict, Stratum]]) -> None:
-    """Count frames into the hours of their strata."""
-    counts = Counter((verdict.captured_at // HOUR_NS, verdict.camera, str(stratum)) for verdict, stratum in strata)
-    for (hour, camera, stratum), frames in sorted(counts.items()):
-        row = {"hour": hour, "camera": camera, "stratum": stratum, "frames": frames}
+def count_frames(
+    connection: Connection, strata: Iterable[tuple[Verdict, Stratum]], origins: Mapping[str, Origin] = {}
+) -> None:
+    """Count frames into the hours of their strata; `origins` has lot and shift by frame id."""
+    counts = Counter(
+        (verdict.captured_at // HOUR_NS, verdict.camera, str(stratum), origins.get(verdict.frame_id, NOWHERE))
+        for verdict, stratum in strata
+    )
+    for (hour, camera, stratum, origin), frames in sorted(
+        counts.items(), key=lambda item: (*item[0][:3], item[0][3].lot)
+    ):
+        row = {"hour": hour, "camera": camera, "stratum": stratum, **origin.columns(), "frames": frames}
         upsert(connection, schema.stratum_hours, row, add=("frames",))
 
 
-def want(connection: Connection, picks: Sequence[Pick]) -> int:
+def want(connection: Connection, picks: Sequence[Pick], calendar: Calendar = NO_SHIFTS) -> int:
     """Ask for frames, and return how many were too many; one that is known stays as it is."""
     table = schema.frame_pictures
     if not picks:
         return 0
     taken = picks[: max(WANTED_LIMIT - waiting(connection), 0)]
     for pick in taken:
-        connection.execute(insert(connection, table).values(_row(pick)).on_conflict_do_nothing())
+        connection.execute(insert(connection, table).values(_row(pick, calendar)).on_conflict_do_nothing())
     if too_many := len(picks) - len(taken):
         add_to_fact(connection, f"{LOST_FRAMES} {TOO_MANY}", too_many)
     return too_many
@@ -91,7 +102,7 @@ def waiting(connection: Connection) -> int:
     return int(connection.scalar(select(func.count()).select_from(table).where(table.c.state == WANTED)) or 0)
 
 
-def _row(pick: Pick) -> dict[str, Any]:
+def _row(pick: Pick, calendar: Calendar) -> dict[str, Any]:
     verdict = pick.candidate.verdict
     return {
         "frame_id": verdict.frame_id,
@@ -107,6 +118,7 @@ def _row(pick: Pick) -> dict[str, Any]:
         "model_version": verdict.model_version,
         "part": verdict.part,
         "lot": verdict.lot,
+        **shift_columns(calendar.at(verdict.captured_at)),
         "probability": pick.probability,
         "chance": pick.chance,
         "partition": pick.candidate.partition,

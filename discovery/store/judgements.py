@@ -8,7 +8,7 @@ frames) counts in the rates; one that somebody looked up does not, because nobod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from discovery.pictures.policy import ALARMS, AUDITED, Stratum
 from discovery.quality_rates import Judged
 from discovery.store import schema
 from discovery.store.database import HOUR_NS, parts, stamp
+from discovery.store.filters import ANY, Filter, limited
 from discovery.store.frame_pictures import KEPT, by_frame
 from discovery.store.store import Store
 from flawline.errors import UsageError
@@ -38,17 +39,6 @@ class Queue(StrEnum):
     def strata(self) -> tuple[Stratum, ...]:
         """The strata of the frames that it offers."""
         return ALARMS if self is Queue.ALARMS else AUDITED
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which frames are meant: of a camera, a class and a stratum, captured from `since_ns` on and before `until_ns`."""
-
-    camera: str | None = None
-    class_id: str | None = None
-    stratum: Stratum | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
 
 
 def judge(
@@ -74,8 +64,8 @@ def judge(
             "is_offered": is_offered,
         }
         names = ("camera", "captured_at", "captured_ns", "stratum", "probability", "decision", "score", "p_value",
-                 "model_version")  # fmt: skip
-        row |= {name: getattr(frame, name) for name in names}
+                 "model_version", "shift", "shift_day")  # fmt: skip
+        row |= {name: getattr(frame, name) for name in names} | {"lot": frame.lot or ""}
         key = connection.execute(schema.judgements.insert().values(row)).inserted_primary_key
         assert key is not None
         _announce(store, connection, int(key[0]), str(judgement), who, why)
@@ -166,12 +156,13 @@ def as_dict(row: Any) -> dict[str, Any]:
         "score": row.score,
         "p_value": row.p_value,
         "model_version": row.model_version,
+        "lot": row.lot or None,
+        "shift": row.shift or None,
+        "shift_day": row.shift_day or None,
     }
 
 
-def latest(
-    store: Store, wanted: Filter = Filter(), limit: int | None = None, judgement: str | None = None
-) -> list[Any]:
+def latest(store: Store, wanted: Filter = ANY, limit: int | None = None, judgement: str | None = None) -> list[Any]:
     """Return the judgements that hold, the latest first."""
     j = schema.judgements
     query = _current(select(j), wanted).order_by(j.c.id.desc()).limit(limit)
@@ -188,7 +179,7 @@ def of_frame(store: Store, frame_id: str) -> list[Any]:
         return list(connection.execute(select(j).where(j.c.frame_id == frame_id).order_by(j.c.id.desc())))
 
 
-def by_person(store: Store, wanted: Filter = Filter()) -> dict[str, dict[str, int]]:
+def by_person(store: Store, wanted: Filter = ANY) -> dict[str, dict[str, int]]:
     """Return how many judgements that hold are of each person: {who: {judgement: count}}."""
     j = schema.judgements
     query = _current(select(j.c.who, j.c.judgement, func.count()), wanted).group_by(j.c.who, j.c.judgement)
@@ -208,22 +199,7 @@ def _current(query: Select[Any], wanted: Filter) -> Select[Any]:
         .where(later.c.frame_id == j.c.frame_id, later.c.id > j.c.id, later.c.undone_at.is_(None))
         .exists()
     )
-    return _limited(query.where(j.c.undone_at.is_(None), is_last), j.c, wanted)
-
-
-def _limited(query: Select[Any], columns: Any, wanted: Filter) -> Select[Any]:
-    d = schema.defects.c
-    if wanted.camera is not None:
-        query = query.where(columns.camera == wanted.camera)
-    if wanted.stratum is not None:
-        query = query.where(columns.stratum == str(wanted.stratum))
-    if wanted.since_ns is not None:
-        query = query.where(columns.captured_ns >= wanted.since_ns)
-    if wanted.until_ns is not None:
-        query = query.where(columns.captured_ns < wanted.until_ns)
-    if wanted.class_id is not None:
-        query = query.where(columns.frame_id.in_(select(d.frame_id).where(d.class_id == wanted.class_id)))
-    return query
+    return limited(query.where(j.c.undone_at.is_(None), is_last), j.c, wanted)
 
 
 # The queue
@@ -233,12 +209,10 @@ def _unjudged(query: Select[Any], wanted: Filter) -> Select[Any]:
     """Return a query of pictures, limited to those that are kept and have no judgement."""
     f, j = schema.frame_pictures.c, schema.judgements.c
     is_judged = select(j.id).where(j.frame_id == f.frame_id, j.undone_at.is_(None)).exists()
-    return _limited(query.where(f.state == KEPT, ~is_judged), f, wanted)
+    return limited(query.where(f.state == KEPT, ~is_judged), f, wanted)
 
 
-def offered(
-    store: Store, queue: Queue, wanted: Filter = Filter(), limit: int = 50, after: str | None = None
-) -> list[Any]:
+def offered(store: Store, queue: Queue, wanted: Filter = ANY, limit: int = 50, after: str | None = None) -> list[Any]:
     """Return frames to be judged, as `picture` does: alarms from the latest on, audits in random order.
 
     With `after`, only those that come behind this frame in that order.
@@ -273,7 +247,7 @@ def _pictures() -> Select[Any]:
     )  # fmt: skip
 
 
-def backlogs(store: Store, wanted: Filter = Filter()) -> dict[Queue, int]:
+def backlogs(store: Store, wanted: Filter = ANY) -> dict[Queue, int]:
     """Return how many frames of each queue wait for a judgement."""
     f = schema.frame_pictures.c
     query = _unjudged(select(f.stratum, func.count()), wanted).group_by(f.stratum)
@@ -292,11 +266,11 @@ def backlog(connection: Connection) -> int:
 # The rates
 
 
-def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
+def judged(store: Store, wanted: Filter = ANY) -> list[Judged]:
     """Return each stratum with its number of frames and the weights of its judged frames; the rates come from them.
 
-    The times of `wanted` are widened to full hours, because the store counts frames by the hour. Its class is ignored:
-    an accepted frame has no class.
+    The times of `wanted` are widened to full hours, because the store counts frames by the hour. Its class, group, part
+    and decision are ignored: an accepted frame has no class, and frames are not counted by the others.
     """
     h, j = schema.stratum_hours.c, schema.judgements.c
     since_ns = None if wanted.since_ns is None else wanted.since_ns // HOUR_NS * HOUR_NS
@@ -308,8 +282,13 @@ def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
         totals = totals.where(h.hour >= since_ns // HOUR_NS)
     if until_ns is not None:
         totals = totals.where(h.hour < until_ns // HOUR_NS)
-    counts = _current(select(j.stratum, j.judgement, j.probability, func.count()), Filter(wanted.camera, None, None,
-                    since_ns, until_ns))  # fmt: skip
+    for name in ("lot", "shift", "shift_day"):
+        if (value := getattr(wanted, name)) is not None:
+            totals = totals.where(getattr(h, name) == value)
+    of_all = replace(
+        wanted, class_id=None, stratum=None, decision=None, group=None, part=None, since_ns=since_ns, until_ns=until_ns
+    )
+    counts = _current(select(j.stratum, j.judgement, j.probability, func.count()), of_all)
     counts = counts.where(j.is_offered.is_(True)).group_by(j.stratum, j.judgement, j.probability)
     with store.reading() as connection:
         frames = {row[0]: int(row[1]) for row in connection.execute(totals)}
@@ -338,7 +317,7 @@ def judged(store: Store, wanted: Filter = Filter()) -> list[Judged]:
     ]
 
 
-def false_alarms(store: Store, wanted: Filter = Filter()) -> Sequence[Any]:
+def false_alarms(store: Store, wanted: Filter = ANY) -> Sequence[Any]:
     """Return the pictures of frames that were not accepted and are judged to show no defect, in order of capture."""
     f, j = schema.frame_pictures, schema.judgements
     query = (

@@ -21,8 +21,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
-from discovery.store import first_verdicts, schema
+from discovery.store import first_verdicts, part_verdicts, production, schema
 from discovery.store.database import HOUR_NS, MINUTE_NS, add_to_fact, fact, nanoseconds, parts, set_fact, stamp
+from discovery.store.production import counted_lots
 from discovery.store.store import Store
 from flawline import clock, telemetry
 from flawline.messages import ClassState, Decision
@@ -123,7 +124,12 @@ class Pruner:
                     total += pruned
                     yield pruned
         self._forget_decisions(now_ns)
-        for work in (self._release_held, lambda: self._forget_defects(now_ns), lambda: self._count_by_hour(now_ns)):
+        for work in (
+            self._release_held,
+            lambda: self._forget_defects(now_ns),
+            lambda: self._forget_parts(now_ns),
+            lambda: self._count_by_hour(now_ns),
+        ):
             while (done := work()) is not None:
                 total += done
                 yield done
@@ -186,6 +192,14 @@ class Pruner:
         telemetry.FORGOTTEN_DEFECTS.inc(count)
         return Pruned(defects=count)
 
+    def _forget_parts(self, now_ns: int) -> Pruned | None:
+        with self._store.transaction() as connection:
+            count = part_verdicts.forget(connection, now_ns - round(self._keep.parts_days * DAY_NS), SLICE)
+            if not count:
+                return None
+            _count(connection, "parts", count)
+        return Pruned()
+
     def _forget_decisions(self, now_ns: int) -> None:
         """Forget, once an hour, what was decided on frames whose messages no topic holds any more."""
         keep = self._keep
@@ -194,6 +208,10 @@ class Pruner:
         with self._store.transaction() as connection:
             if before_ns > int(fact(connection, DECIDED_BEFORE, "0")):
                 first_verdicts.forget(connection, before_ns)
+                # Lots are known for longer than what is counted by them when it goes.
+                production.forget_lots(
+                    connection, now_ns - round(2 * max(keep.defect_rows_days, keep.parts_days) * DAY_NS)
+                )
                 set_fact(connection, DECIDED_BEFORE, str(before_ns))
 
     def _count_by_hour(self, now_ns: int) -> Pruned | None:
@@ -347,11 +365,12 @@ def _forget_defects(connection: Connection, before_ns: int) -> int:
     rows = connection.execute(_forgettable(before_ns)).all()
     if not rows:
         return 0
-    counts = Counter((row.minute, row.camera, row.group_id, row.decision, row.class_id) for row in rows)
-    names = ("minute", "camera", "group_id", "decision", "class_id")
+    names = ("minute", "camera", "group_id", "decision", "class_id", "model_version", "shift", "shift_day")
+    lots = counted_lots(connection, [row.lot or "" for row in rows])
+    counts = Counter((*(getattr(row, name) for name in names), lots[row.lot or ""]) for row in rows)
     connection.execute(
         schema.defect_totals.insert(),
-        [dict(zip(names, place, strict=True)) | {"frames": count} for place, count in counts.items()],
+        [dict(zip((*names, "lot"), place, strict=True)) | {"frames": count} for place, count in counts.items()],
     )
     ids = [row.id for row in rows]
     connection.execute(delete(p).where(p.c.defect_id.in_(ids)))
@@ -372,11 +391,12 @@ def _forgettable(before_ns: int) -> Select[Any]:
         .where(r.c.defect_id == d.c.id, r.c.exemplar.is_(True), r.c.embedding_version == c.c.embedding_version)
     )
     return (
-        select(d.c.id, d.c.minute, d.c.camera, d.c.group_id, d.c.decision, d.c.class_id)
+        select(d.c.id, d.c.minute, d.c.camera, d.c.group_id, d.c.decision, d.c.class_id, d.c.model_version, d.c.lot,
+               d.c.shift, d.c.shift_day)
         .where(d.c.captured_ns < before_ns, d.c.minute <= stamp(before_ns // MINUTE_NS * MINUTE_NS), ~needed.exists())
         .order_by(d.c.id)
         .limit(SLICE)
-    )
+    )  # fmt: skip
 
 
 # Counts
@@ -400,9 +420,11 @@ def _count_by_hour(connection: Connection, before_ns: int) -> bool:
     first, last = stamp(hour_ns), stamp(hour_ns + HOUR_NS)
     sums = (func.sum(v.frames).label("frames"), func.sum(v.score_sum).label("score_sum"),
             func.max(v.score_max).label("score_max"))  # fmt: skip
-    _add_up(connection, schema.verdict_minutes, ("camera", "group_id", "decision"), sums, first, last)
+    origin = ("model_version", "lot", "shift", "shift_day")
+    _add_up(connection, schema.verdict_minutes, ("camera", "group_id", "decision", *origin), sums, first, last)
     frames = (func.sum(t.frames).label("frames"),)
-    _add_up(connection, schema.defect_totals, ("camera", "group_id", "decision", "class_id"), frames, first, last)
+    names = ("camera", "group_id", "decision", "class_id", *origin)
+    _add_up(connection, schema.defect_totals, names, frames, first, last)
     set_fact(connection, COUNTED_BY_HOUR_BEFORE, str(hour_ns + HOUR_NS))
     return True
 

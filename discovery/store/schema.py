@@ -4,10 +4,12 @@ Stamps named `*_at` and `minute` are UTC: `timestamptz` on PostgreSQL (fit for G
 SQLite. `captured_ns` is the exact capture time in nanoseconds. Defect classes have ids like `D-0007`, which are never
 reused; a class that was merged away stays as a row with `merged_into`, and its defects point at the survivor.
 
-- `verdict_minutes`: frames by minute of capture, camera, group and decision, each frame counted once.
+- `verdict_minutes`: frames by minute of capture, camera, model, group, decision, lot and shift, each frame counted
+  once. `lot` is '' for none and `(other)` beyond the number of lots that are counted by name; `shift` is '' between
+  shifts, and `shift_day` the day on which the shift began, as `2026-11-28`.
 - `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
-- `defect_minutes` (view): `defects` by minute, camera, group, decision and class, with the class's name and severity,
-  as they are known now: a class that is found later is found in the past as well.
+- `defect_minutes` (view): `defects` by minute, camera, group, decision, class, model, lot and shift, with the class's
+  name and severity, as they are known now: a class that is found later is found in the past as well.
 - `defect_totals`: defects that are only counted any more, since they are older than `retention.defect_rows_days`; the
   view has them too. Like `verdict_minutes` it counts by the hour what is older than `retention.minutes_days`.
 - `pictures`: how large the crops, masks and heat map of a defect are, until they are forgotten.
@@ -26,7 +28,11 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
   how probable that was.
 - `judgements`: what people said of frames, with all that the rates of overkill and escapes need.
 - `judgement_events`: changes of what people say of frames that the topic `judgements` does not have yet.
-- `stratum_hours`: all frames by hour, camera and stratum, of which the pictures are a part.
+- `stratum_hours`: all frames by hour, camera, stratum, lot and shift, of which the pictures are a part.
+- `lots`: the lots that are counted by name, with their first and latest capture.
+- `groups`: the look-alike groups of each model, with the name that people gave; `group_names` has all that they said.
+- `parts`: each inspection of a part with its verdict, from all its views; `missing` names the views that never came.
+- `part_totals`: inspections of parts that are only counted any more, since they are older than `retention.parts_days`.
 
 Defects by class over time (PostgreSQL):
     SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
@@ -59,7 +65,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 # SQLite counts rows in 64 bits under the name INTEGER only.
@@ -81,6 +87,13 @@ class UtcStamp(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _shift_columns(primary_key: bool = False) -> tuple[Column[str], Column[str]]:
+    return (
+        Column("shift", Text, primary_key=primary_key, nullable=False, server_default=""),
+        Column("shift_day", Text, primary_key=primary_key, nullable=False, server_default=""),
+    )
 
 
 classes = Table(
@@ -174,12 +187,14 @@ defects = Table(
     Column("model_version", Text, nullable=False),
     Column("part", Text),
     Column("lot", Text),
+    *_shift_columns(),
     Column("heatmap", LargeBinary, nullable=False, comment="float16, little endian."),
     Column("heatmap_height", Integer, nullable=False),
     Column("heatmap_width", Integer, nullable=False),
     Column("class_id", Text, ForeignKey("classes.id")),
     Index("defects_minute", "minute"),
     Index("defects_class", "class_id", "captured_at"),
+    Index("defects_lot", "lot", "id"),
 )
 
 defect_totals = Table(
@@ -192,6 +207,9 @@ defect_totals = Table(
     Column("decision", Text, nullable=False),
     Column("class_id", Text, ForeignKey("classes.id")),
     Column("frames", BigInteger, nullable=False),
+    Column("model_version", Text, nullable=False, server_default=""),
+    Column("lot", Text, nullable=False, server_default=""),
+    *_shift_columns(),
     Index("defect_totals_minute", "minute"),
 )
 
@@ -242,6 +260,9 @@ verdict_minutes = Table(
     Column("camera", Text, primary_key=True),
     Column("group_id", Integer, primary_key=True, autoincrement=False),
     Column("decision", Text, primary_key=True),
+    Column("model_version", Text, primary_key=True, server_default=""),
+    Column("lot", Text, primary_key=True, server_default=""),
+    *_shift_columns(primary_key=True),
     Column("frames", BigInteger, nullable=False),
     Column("score_sum", Float, nullable=False),
     Column("score_max", Float, nullable=False),
@@ -349,6 +370,7 @@ frame_pictures = Table(
     Column("model_version", Text, nullable=False),
     Column("part", Text),
     Column("lot", Text),
+    *_shift_columns(),
     Column("probability", Float, nullable=False, comment="Of having been chosen."),
     Column("chance", Float, nullable=False, comment="Random number of the frame, by which audits are ordered."),
     Column("partition", Integer, nullable=False, comment="Of its record in the topic frames."),
@@ -387,6 +409,8 @@ judgements = Table(
     Column("score", Float, nullable=False),
     Column("p_value", Float, nullable=False),
     Column("model_version", Text, nullable=False),
+    Column("lot", Text, nullable=False, server_default=""),
+    *_shift_columns(),
     Column("undone_at", UtcStamp),
     Column("undone_by", Text),
     Index("judgements_frame", "frame_id", "undone_at"),
@@ -410,7 +434,81 @@ stratum_hours = Table(
     Column("hour", Integer, primary_key=True, autoincrement=False, comment="Of the capture, counted from 1970."),
     Column("camera", Text, primary_key=True),
     Column("stratum", Text, primary_key=True),
+    Column("lot", Text, primary_key=True, server_default=""),
+    *_shift_columns(primary_key=True),
     Column("frames", BigInteger, nullable=False),
+)
+
+lots = Table(
+    "lots",
+    metadata,
+    Column("lot", Text, primary_key=True),
+    Column("hour", Integer, nullable=False, comment="Of the capture by which it is known, counted from 1970."),
+    Column("first_at", UtcStamp, nullable=False),
+    Column("last_at", UtcStamp, nullable=False),
+    Index("lots_hour", "hour"),
+    Index("lots_last", "last_at"),
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("model_version", Text, primary_key=True),
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, comment="What people call it now."),
+    Column("frames", BigInteger, nullable=False),
+    Column("first_at", UtcStamp, nullable=False),
+    Column("last_at", UtcStamp, nullable=False),
+)
+
+group_names = Table(
+    "group_names",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("at", UtcStamp, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("group_id", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("before", Text, comment="The name that it had."),
+    Column("why", Text),
+    Column("undone_at", UtcStamp),
+    Column("undone_by", Text),
+    Index("group_names_group", "model_version", "group_id"),
+)
+
+parts = Table(
+    "parts",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("part", Text, nullable=False),
+    Column("lot", Text, nullable=False, comment="'' for none."),
+    *_shift_columns(),
+    Column("first_at", UtcStamp, nullable=False),
+    Column("first_ns", BigInteger, nullable=False),
+    Column("last_ns", BigInteger, nullable=False),
+    Column("frames", Integer, nullable=False),
+    Column("decision", Text, nullable=False, comment="Of the worst view."),
+    Column("p_value", Float, nullable=False, comment="Of all views together: their noisy OR, calibrated."),
+    Column("frame_id", Text, nullable=False, comment="Frame of the worst view."),
+    Column("seen", Integer, nullable=False, comment="Number of views that came."),
+    Column("missing", Text, nullable=False, comment="Views that did not come, separated by commas; '' for none."),
+    Column("views", Text, nullable=False, comment="JSON by view: frame, camera, decision, p_value, score."),
+    Index("parts_part", "part", "lot", "last_ns"),
+    Index("parts_first", "first_ns"),
+    Index("parts_decision", "decision", "first_ns"),
+    Index("parts_lot", "lot", "first_ns"),
+)
+
+part_totals = Table(
+    "part_totals",
+    metadata,
+    Column("hour", Integer, primary_key=True, autoincrement=False, comment="Of the first capture, from 1970."),
+    Column("lot", Text, primary_key=True),
+    *_shift_columns(primary_key=True),
+    Column("decision", Text, primary_key=True),
+    Column("is_complete", Boolean, primary_key=True, comment="No view is missing."),
+    Column("inspections", BigInteger, nullable=False),
 )
 
 facts = Table(
@@ -422,12 +520,17 @@ facts = Table(
 
 _DEFECT_MINUTES = """
 SELECT d.minute AS minute, d.camera AS camera, d.group_id AS group_id, d.decision AS decision, d.class_id AS class_id,
-       c.name AS class_name, c.severity AS severity, c.state AS class_state, CAST(SUM(d.frames) AS BIGINT) AS frames
-FROM (SELECT minute, camera, group_id, decision, class_id, 1 AS frames FROM defects
-      UNION ALL SELECT minute, camera, group_id, decision, class_id, frames FROM defect_totals) d
+       c.name AS class_name, c.severity AS severity, c.state AS class_state, CAST(SUM(d.frames) AS BIGINT) AS frames,
+       d.model_version AS model_version, d.lot AS lot, d.shift AS shift, d.shift_day AS shift_day
+FROM (SELECT minute, camera, group_id, decision, class_id, model_version, COALESCE(lot, '') AS lot, shift, shift_day,
+             1 AS frames FROM defects
+      UNION ALL SELECT minute, camera, group_id, decision, class_id, model_version, lot, shift, shift_day, frames
+      FROM defect_totals) d
 LEFT JOIN classes c ON c.id = d.class_id
-GROUP BY d.minute, d.camera, d.group_id, d.decision, d.class_id, c.name, c.severity, c.state
+GROUP BY d.minute, d.camera, d.group_id, d.decision, d.class_id, c.name, c.severity, c.state, d.model_version, d.lot,
+         d.shift, d.shift_day
 """
+# PostgreSQL replaces a view only when its former columns come first.
 event.listen(
     metadata,
     "after_create",

@@ -15,8 +15,10 @@ from typing import Any
 from sqlalchemy import Connection, literal, select, update
 
 from discovery.frame_class import frame_class
-from discovery.store import first_verdicts, schema
+from discovery.shifts import NO_SHIFTS, Calendar
+from discovery.store import first_verdicts, part_verdicts, production, schema
 from discovery.store.database import HOUR_NS, MINUTE_NS, Database, greatest, insert, parts, stamp, upsert
+from discovery.store.production import Origin, shift_columns
 from flawline.intervals import IntervalSet
 from flawline.messages import ClassEvent, ClassState, Decision, Defect, DefectRegion, Transition, Verdict
 
@@ -54,6 +56,15 @@ class Taken:
     withdrawn: int = 0
 
 
+@dataclass(frozen=True)
+class LineRules:
+    """What is known of the line: its shifts, the views of a part, and the longest pause within an inspection."""
+
+    calendar: Calendar = NO_SHIFTS
+    views: tuple[str, ...] = ()
+    gap_ns: int = 60_000_000_000
+
+
 class Store(Database):
     """Defects, classes, their events and the roll-ups."""
 
@@ -64,19 +75,25 @@ class Store(Database):
             return {(row.topic, row.partition): row.next_offset for row in connection.execute(select(table))}
 
     def ingest(
-        self, batch: Batch, on_verdicts: Callable[[Connection, Sequence[Verdict]], None] = lambda *_: None
+        self,
+        batch: Batch,
+        on_verdicts: Callable[[Connection, Sequence[Verdict], Mapping[str, Origin]], None] = lambda *_: None,
+        rules: LineRules = LineRules(),
     ) -> Taken:
         """Take a batch in, as one transaction; frames that are known already change nothing.
 
-        `on_verdicts` gets the verdicts that are new, within the transaction.
+        `on_verdicts` gets the verdicts that are new, and their origins by frame id, within the transaction.
         """
         with self.transaction() as connection:
             verdicts = _new_verdicts(connection, batch.verdicts)
-            on_verdicts(connection, verdicts)
-            _add_to_minutes(connection, verdicts)
+            origins = production.origins(connection, verdicts, rules.calendar)
+            on_verdicts(connection, verdicts, origins)
+            _add_to_minutes(connection, verdicts, origins)
+            production.count_groups(connection, verdicts)
+            part_verdicts.take_in(connection, verdicts, rules.views, rules.gap_ns, rules.calendar)
             first_verdicts.remember(connection, verdicts)
             withdrawn = first_verdicts.settle(connection, verdicts)
-            defects, count, refused = _add_defects(connection, batch.defects)
+            defects, count, refused = _add_defects(connection, batch.defects, rules.calendar)
             withdrawn += refused
             now = stamp(self.utc_ns())
             for reason, error in [*batch.rejections, *((WITHDRAWN, frame_id) for frame_id in withdrawn)]:
@@ -202,17 +219,21 @@ def _new_verdicts(connection: Connection, verdicts: Sequence[Verdict]) -> list[V
     return fresh
 
 
-def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None:
-    scores: dict[tuple[int, str, int, str], list[float]] = defaultdict(list)
+def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict], origins: Mapping[str, Origin]) -> None:
+    scores: dict[tuple[int, str, int, str, str, Origin], list[float]] = defaultdict(list)
     for verdict in verdicts:
-        minute = verdict.captured_at // MINUTE_NS
-        scores[minute, verdict.camera, verdict.group, str(verdict.decision)].append(verdict.score)
-    for (minute, camera, group, decision), values in sorted(scores.items()):
+        minute, decision = verdict.captured_at // MINUTE_NS, str(verdict.decision)
+        origin = origins[verdict.frame_id]
+        scores[minute, verdict.camera, verdict.group, decision, verdict.model_version, origin].append(verdict.score)
+    for key, values in sorted(scores.items(), key=lambda item: (*item[0][:5], item[0][5].lot)):
+        minute, camera, group, decision, model_version, origin = key
         row = {
             "minute": stamp(minute * MINUTE_NS),
             "camera": camera,
             "group_id": group,
             "decision": decision,
+            "model_version": model_version,
+            **origin.columns(),
             "frames": len(values),
             "score_sum": sum(values),
             "score_max": max(values),
@@ -221,7 +242,7 @@ def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict]) -> None
 
 
 def _add_defects(
-    connection: Connection, taken: Sequence[TakenDefect]
+    connection: Connection, taken: Sequence[TakenDefect], calendar: Calendar
 ) -> tuple[tuple[Defect, ...], int, tuple[str, ...]]:
     """Add defects of new frames; return them, the number of their regions, and the frames that are accepted."""
     table = schema.defects
@@ -241,6 +262,7 @@ def _add_defects(
         defect, classes = item.defect, [survivors[name] if name else None for name in item.classes]
         frame = frame_class(classes, [region.peak for region in defect.regions])
         row = _defect_row(defect, wins.get(defect.frame_id, defect.decision), frame)
+        row |= shift_columns(calendar.at(defect.captured_at))
         key = connection.execute(table.insert().values(row)).inserted_primary_key
         assert key is not None
         rows = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from flawline.field_limits import NAME
 from flawline.messages import CAMERA_NAME, Codec
@@ -21,6 +22,26 @@ def _sendable(text: str) -> str:
     return text
 
 
+def names_pattern(text: str, allowed: tuple[str, ...]) -> str:
+    """Return a regular expression that names parts. Raises ValueError when it is none, or has other groups."""
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise ValueError(f"it should be a regular expression: {error}") from None
+    if not groups or groups.keys() - set(allowed):
+        wrong = "".join(f", and not {name}" for name in sorted(groups.keys() - set(allowed))[:1])
+        raise ValueError(f"it should have named groups such as (?P<part>.+), of {', '.join(allowed)}{wrong}")
+    return text
+
+
+def _file_names(text: str) -> str:
+    return names_pattern(text, ("part", "lot", "view"))
+
+
+def _code_names(text: str) -> str:
+    return names_pattern(text, ("part", "lot"))
+
+
 KIND = Field(description="Kind of the camera, which decides what other keys it has.")
 
 
@@ -32,7 +53,8 @@ class WhenFull(StrEnum):
     DROP = "drop"
 
 
-Point = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Fraction, Fraction]
 Polygon = Annotated[list[Point], Field(min_length=3)]
 
 
@@ -71,11 +93,29 @@ class CameraBase(BaseModel):
     mask: Path | None = Field(
         None, description="Image file of the size of the frames, white where they are inspected and black elsewhere."
     )
+    code: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
+        None,
+        description="Rectangle x, y, width, height, in fractions of the frame, in which the camera sees the part's "
+        "code (QR, Data Matrix, bar code).",
+    )
+    code_names: Annotated[str, AfterValidator(_code_names)] = Field(
+        "(?P<part>.+)",
+        description="Regular expression with the named groups part and lot that the whole text of the code matches.",
+    )
     when_full: WhenFull | None = Field(
         None,
         description="Policy when the broker is too slow: wait (the source waits), spool (frames go to disk) or drop "
         "(counted as in-flight-full); the default is spool, but wait for a replay or simulation without a rate.",
     )
+
+    @field_validator("code")
+    @classmethod
+    def _code_lies_in_the_frame(cls, code: tuple[float, float, float, float] | None) -> Any:
+        if code is not None:
+            x, y, width, height = code
+            if min(width, height) <= 0 or x + width > 1 or y + height > 1:
+                raise ValueError("it should be a rectangle inside the frame: [x, y, width, height] in fractions")
+        return code
 
     @property
     def full_policy(self) -> WhenFull:
@@ -138,6 +178,11 @@ class FolderCamera(ReplayCamera):
         description="Number of this camera's shard: it replays every `shards`-th image, starting at image `shard`.",
     )
     shards: int = Field(1, ge=1, description="Number of shards that the images of the folder are divided into.")
+    file_names: Annotated[str, AfterValidator(_file_names)] | None = Field(
+        None,
+        description="Regular expression with the named groups part, lot and view that the path of each file in the "
+        "folder matches.",
+    )
 
     @model_validator(mode="after")
     def _shard_is_one_of_shards(self) -> FolderCamera:

@@ -71,6 +71,11 @@ class RetentionSettings(BaseModel):
         gt=0,
         description="Days for which the store keeps each defect with its embeddings, before it is only counted.",
     )
+    parts_days: float = Field(
+        90.0,
+        gt=0,
+        description="Days for which the store keeps each inspection of a part, before it is only counted.",
+    )
     minutes_days: float = Field(
         90.0, gt=0, description="Days for which frames are counted by the minute, before they are counted by the hour."
     )

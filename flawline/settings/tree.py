@@ -35,6 +35,7 @@ from flawline.errors import UsageError
 from flawline.redaction import STARS, is_secret_key, redact, remember, secrets_in
 from flawline.settings.console import ConsoleSettings
 from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.parts import PartSettings
 from flawline.settings.pictures import PictureSettings
 from flawline.settings.producers import (
     FolderCamera,
@@ -47,11 +48,12 @@ from flawline.settings.producers import (
 from flawline.settings.retention import RetentionSettings
 from flawline.settings.scorer import ScorerSettings
 from flawline.settings.secret_files import with_secrets
+from flawline.settings.shifts import ShiftSettings, check_no_overlap, check_time_zone
 from flawline.settings.workers import WorkerSettings
 
 DEFAULT_FILE = Path("line.toml")
 PREFIX = "FLAWLINE_"
-SECRET_KEYS = {"sasl_password", "token", "url", "store_url"}
+SECRET_KEYS = {"sasl_password", "token", "url", "store_url", "mqtt_url"}
 """Keys of the type SecretStr, at any depth; `grafana.url` shares its name with two of them."""
 
 
@@ -256,6 +258,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the messages that are logged."
     )
+    time_zone: str = Field("UTC", description="Time zone of the line, in which the shifts begin and end.")
+    shifts: list[ShiftSettings] = Field([], description="Shift calendar of the line, with one block for each shift.")
     kafka: KafkaSettings = KafkaSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     frames: FrameSettings = FrameSettings()
@@ -267,6 +271,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     retention: RetentionSettings = RetentionSettings()
     pictures: PictureSettings = PictureSettings()
+    parts: PartSettings = PartSettings()
     metrics: MetricsSettings = MetricsSettings()
     console: ConsoleSettings = ConsoleSettings()
     grafana: GrafanaSettings = GrafanaSettings()
@@ -289,6 +294,17 @@ class Settings(BaseSettings):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"camera name {min(twice)!r} is used twice: give every camera a name of its own")
         return self
+
+    @field_validator("time_zone")
+    @classmethod
+    def _time_zone_is_known(cls, name: str) -> str:
+        return check_time_zone(name)
+
+    @field_validator("shifts")
+    @classmethod
+    def _shifts_do_not_overlap(cls, shifts: list[ShiftSettings]) -> list[ShiftSettings]:
+        check_no_overlap(shifts)
+        return shifts
 
     @model_validator(mode="after")
     def _pictures_have_a_place_of_their_own(self) -> Settings:
@@ -316,6 +332,11 @@ class Settings(BaseSettings):
     def pictures_url(self) -> str:
         """Return the place of the kept frames as an fsspec URL."""
         return self.pictures.url or (self.data_dir.absolute() / "pictures").as_uri()
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Return the views that every part has."""
+        return tuple(self.parts.views or sorted({camera.view for camera in self.cameras if camera.view}))
 
     def topic(self, name: str) -> str:
         """Return the name of a topic on the broker."""

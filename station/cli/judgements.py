@@ -204,7 +204,7 @@ def _exported(written: int, gone: int, folder: Path) -> str:
 
 
 def _filter(camera: str | None, since: str | None, until: str | None) -> Filter:
-    from discovery.store.judgements import Filter
+    from discovery.store.filters import Filter
     from flawline.clock import utc_ns
 
     now_ns = utc_ns()

@@ -16,7 +16,7 @@ from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.private_files import keep_files_private
 from flawline.redaction import redact_output
-from station.cli import cameras, classes, dashboards, judgements, objects, topics, users
+from station.cli import cameras, classes, dashboards, groups, judgements, objects, topics, users
 from station.cli.broker import broker
 from station.cli.console import console
 from station.cli.demo import demo
@@ -65,7 +65,7 @@ def _root(
 
 for command in (*ROLES, *MODELS, *REPORTS):
     app.command()(debuggable(command))
-for group in (cameras, topics, objects, dashboards, classes, judgements, users):
+for group in (cameras, topics, objects, dashboards, classes, groups, judgements, users):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 

@@ -31,6 +31,7 @@ def _environment() -> Environment:
     environment.filters["reasons"] = reasons
     environment.filters["time"] = _time
     environment.filters["local"] = _local
+    environment.filters["twice"] = lambda value: (value, value)
     return environment
 
 

@@ -11,12 +11,15 @@ from typing import Any
 from sqlalchemy import func, select
 
 from discovery.store import schema
+from discovery.store.database import MINUTE_NS, nanoseconds
+from discovery.store.filters import ANY, Filter, limited
 from discovery.store.pruning import frames_by_class
 from discovery.store.store import Store
-from flawline.messages import ClassState
+from flawline.messages import ClassState, Decision
 
 HIDDEN = (ClassState.MERGED.value, ClassState.DISMISSED.value)
 HISTORY = 50
+EXAMPLE_FRAMES = 5_000
 
 
 @dataclass(frozen=True)
@@ -148,18 +151,87 @@ def audit(store: Store, class_id: str) -> Sequence[Any]:
         return connection.execute(query).all()
 
 
-def defects(store: Store, before: int | None, limit: int) -> Sequence[Any]:
+def defects(store: Store, before: int | None, limit: int, wanted: Filter = ANY) -> Sequence[Any]:
     """Return the frames that were not accepted, the latest first; only ids below `before`, if it is set."""
     d, c = schema.defects, schema.classes
-    columns = (d.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, d.c.decision, d.c.score, d.c.p_value, d.c.class_id)
+    columns = (d.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, d.c.decision, d.c.score, d.c.p_value, d.c.class_id,
+               d.c.part, d.c.lot, d.c.shift, d.c.shift_day, d.c.group_id, d.c.model_version)  # fmt: skip
     query = (
         select(*columns, c.c.name.label("class_name"))
         .join_from(d, c, c.c.id == d.c.class_id, isouter=True)
         .order_by(d.c.id.desc())
         .limit(limit)
     )
+    query = limited(query, d.c, wanted)
     with store.reading() as connection:
         return connection.execute(query if before is None else query.where(d.c.id < before)).all()
+
+
+def latest_lots(store: Store, limit: int = 100) -> list[str]:
+    """Return the lots that were seen last."""
+    table = schema.lots.c
+    with store.reading() as connection:
+        return list(connection.scalars(select(table.lot).order_by(table.last_at.desc(), table.lot).limit(limit)))
+
+
+def inspections(
+    store: Store, before: int | None, limit: int, wanted: Filter = ANY, *, is_incomplete: bool = False
+) -> Sequence[Any]:
+    """Return inspections of parts, the latest ids first; only those below `before`, if it is set.
+
+    Of the filter count decision, lot, shift, part, and the time of the first capture. With `is_incomplete` only those
+    with a missing view.
+    """
+    p = schema.parts
+    query = select(p).order_by(p.c.id.desc()).limit(limit)
+    for name in ("decision", "lot", "shift", "shift_day", "part"):
+        if (value := getattr(wanted, name)) is not None:
+            query = query.where(p.c[name] == value)
+    if wanted.since_ns is not None:
+        query = query.where(p.c.first_ns >= wanted.since_ns)
+    if wanted.until_ns is not None:
+        query = query.where(p.c.first_ns < wanted.until_ns)
+    if is_incomplete:
+        query = query.where(p.c.missing != "")
+    with store.reading() as connection:
+        return connection.execute(query if before is None else query.where(p.c.id < before)).all()
+
+
+def inspection(store: Store, inspection_id: int) -> Any:
+    """Return an inspection of a part, None when there is none with this id."""
+    with store.reading() as connection:
+        return connection.execute(select(schema.parts).where(schema.parts.c.id == inspection_id)).one_or_none()
+
+
+def known_defects(store: Store, frame_ids: Sequence[str]) -> set[str]:
+    """Return which of some frames were not accepted and are stored."""
+    d = schema.defects.c
+    with store.reading() as connection:
+        return set(connection.scalars(select(d.frame_id).where(d.frame_id.in_(frame_ids))))
+
+
+def examples_of_groups(store: Store, limit: int) -> dict[tuple[str, int], list[str]]:
+    """Return the latest kept accepted frames of each look-alike group, among the latest EXAMPLE_FRAMES."""
+    f = schema.frame_pictures.c
+    query = (
+        select(f.model_version, f.group_id, f.frame_id)
+        .where(f.state == "kept", f.decision == str(Decision.ACCEPT))
+        .order_by(f.captured_ns.desc())
+        .limit(EXAMPLE_FRAMES)
+    )
+    examples: dict[tuple[str, int], list[str]] = defaultdict(list)
+    with store.reading() as connection:
+        for row in connection.execute(query):
+            of_group = examples[row.model_version, row.group_id]
+            if len(of_group) < limit:
+                of_group.append(row.frame_id)
+    return examples
+
+
+def latest_capture_ns(store: Store) -> int:
+    """Return the end of the latest minute that has a verdict, in ns UTC; 0 without one."""
+    latest = latest_minute(store)
+    return nanoseconds(latest) + MINUTE_NS if latest else 0
 
 
 def regions_of(store: Store, defect_ids: Sequence[int]) -> dict[int, list[Any]]:

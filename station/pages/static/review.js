@@ -83,6 +83,7 @@ const drawFacts = (item) => {
     ["look-alike group", item.group],
     ["part", item.part],
     ["lot", item.lot],
+    ["shift", item.shift],
     ["model", item.model],
     ["frame", item.has_heat ? element("a", item.frame, { href: `/defects/${encodeURIComponent(item.frame)}` }) : item.frame],
   ];

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, HTTPException
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
-from discovery.store import judgements
+from discovery.store import group_names, judgements
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
 from station.web.context import Before, TheContext, TheStore, image_response
+from station.web.filters import HOURS, Wanted, choices, query_of
 
 DEFECTS_PER_PAGE = 50
 
@@ -16,13 +20,26 @@ router = APIRouter()
 
 
 @router.get("/defects")
-def defects(context: TheContext, store: TheStore, before: Before = None) -> Response:
+def defects(
+    request: Request, context: TheContext, store: TheStore, wanted: Wanted, before: Before = None, hours: float = 0
+) -> Response:
     """List the frames that were not accepted, the latest first."""
-    rows = queries.defects(store, before, DEFECTS_PER_PAGE + 1)
+    rows = queries.defects(store, before, DEFECTS_PER_PAGE + 1, replace(wanted, stratum=None))
     older = views.next_page([row.id for row in rows], DEFECTS_PER_PAGE)
     shown = rows[:DEFECTS_PER_PAGE]
     regions = queries.regions_of(store, [row.id for row in shown])
-    return context.page("defects.html", defects=shown, regions=regions, older=older, before=before)
+    values: dict[str, Any] = {
+        "defects": shown,
+        "regions": regions,
+        "older": query_of(request, before=older) if older else None,
+        "latest": query_of(request, before=None),
+        "before": before,
+        "wanted": wanted,
+        "hours": hours,
+        "all_hours": HOURS,
+        "choices": choices(context.settings, store),
+    }
+    return context.page("defects.html", **values)
 
 
 @router.get("/defects/{frame_id}")
@@ -35,6 +52,7 @@ def defect(context: TheContext, store: TheStore, frame_id: str) -> Response:
     values = {
         "frame": row,
         "regions": regions,
+        "group_name": group_names.names(store).get((row.model_version, row.group_id)),
         "is_kept": judgements.picture(store, frame_id) is not None,
         "judgements": judgements.of_frame(store, frame_id),
     }

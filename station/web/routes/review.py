@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from discovery import quality_rates
 from discovery.pictures.keeper import picture_store
-from discovery.pictures.policy import Stratum, asked_for
-from discovery.store import frame_pictures, judgements
+from discovery.pictures.policy import asked_for
+from discovery.shifts import Calendar
+from discovery.store import frame_pictures, group_names, judgements
 from discovery.store.judgements import Filter, Queue
 from discovery.store.store import Store
-from flawline import clock
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
 from flawline.object_store import MissingObjectError, StoreAway
@@ -22,34 +22,16 @@ from station.web import forms, queries
 from station.web.access import TheVisitor, needs
 from station.web.accounts import Role
 from station.web.context import Context, TheContext, TheStore
+from station.web.filters import HOURS, Wanted, choices
 
 BATCH = 20
 """Frames that the page gets at once; it asks again before it is through them."""
 HISTORY = 20
-HOUR_NS = 3_600_000_000_000
-HOURS_LIMIT = 10 * 365 * 24
-HOURS = ((1, "last hour"), (8, "last 8 hours"), (24, "last 24 hours"), (168, "last 7 days"), (0, "any time"))
 MEDIA_TYPES = {Codec.JPEG: "image/jpeg", Codec.PNG: "image/png", Codec.RAW: "image/png"}
 
 router = APIRouter()
 
 FrameId = Annotated[str | None, Query(max_length=256)]
-
-
-async def _wanted(
-    camera: Annotated[str, Query(max_length=64)] = "",
-    class_id: Annotated[str, Query(alias="class", max_length=64)] = "",
-    kind: Annotated[str, Query(max_length=64)] = "",
-    hours: Annotated[float, Query(ge=0, le=HOURS_LIMIT)] = 0,
-) -> Filter:
-    if kind and kind not in list(Stratum):
-        raise HTTPException(400, f"kind {kind}: one of {', '.join(Stratum)}")
-    since_ns = clock.utc_ns() - round(hours * HOUR_NS) if hours else None
-    return Filter(camera or None, class_id or None, Stratum(kind) if kind else None, since_ns)
-
-
-Wanted = Annotated[Filter, Depends(_wanted)]
-"""The frames that a person wants to see: of a camera, a class, a kind, and of the last `hours`; 0 is any time."""
 
 
 @router.get("/review")
@@ -71,8 +53,7 @@ def review(
         "hours": hours,
         "all_hours": HOURS,
         "frame": frame,
-        "cameras": queries.cameras_with_pictures(store, (camera.name for camera in context.settings.cameras)),
-        "classes": queries.classes(store),
+        "choices": choices(context.settings, store),
         "who": forms.remembered(request),
         "why_length": forms.WHY_LENGTH,
     }
@@ -106,7 +87,8 @@ def keep(context: TheContext, store: TheStore, form: forms.Checked) -> Response:
         raise HTTPException(404, f"frame {frame_id} is none of the last minutes")
     pick = asked_for(candidate, context.settings.pictures.near_miss_p_value)
     with store.transaction() as connection:
-        if frame_pictures.want(connection, [pick]):
+        calendar = Calendar(context.settings.shifts, context.settings.time_zone)
+        if frame_pictures.want(connection, [pick], calendar):
             raise HTTPException(503, "too many frames wait to be kept: try again later")
     return JSONResponse({"frame": frame_id}, 202)
 
@@ -175,6 +157,7 @@ def _overview(store: Store, wanted: Filter) -> dict[str, Any]:
 def _items(store: Store, rows: list[Any]) -> list[dict[str, Any]]:
     """Return frames as the page shows them; boxes are x, y, width, height in pixels."""
     regions = queries.regions_of(store, [row.defect_id for row in rows if row.defect_id is not None])
+    names = group_names.names(store)
     return [
         {
             "frame": row.frame_id,
@@ -183,10 +166,11 @@ def _items(store: Store, rows: list[Any]) -> list[dict[str, Any]]:
             "stratum": row.stratum,
             "score": round(row.score, 3),
             "p_value": row.p_value,
-            "group": row.group_id,
+            "group": names.get((row.model_version, row.group_id)) or row.group_id,
             "model": row.model_version,
             "part": row.part,
             "lot": row.lot,
+            "shift": f"{row.shift} {row.shift_day}" if row.shift else None,
             "class": {"id": row.class_id, "name": row.class_name} if row.class_id else None,
             "size": [row.width, row.height],
             "boxes": [[box.x, box.y, box.width, box.height] for box in regions.get(row.defect_id, [])],
