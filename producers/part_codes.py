@@ -41,8 +41,8 @@ def code_reader(camera: CameraBase, memory_limit_bytes: int) -> Callable[[Captur
         pixels = _pixels(capture, memory_limit_bytes)
         codes = zxingcpp.read_barcodes(_cut(pixels, rectangle)) if pixels is not None else []
         names = next((names for code in codes if (names := matched(pattern, code.text))), {})
-        given: dict[str, Any] = {name: value for name, value in names.items() if getattr(capture, name) is None}
-        return replace(capture, **given)
+        added: dict[str, Any] = {name: value for name, value in names.items() if getattr(capture, name) is None}
+        return replace(capture, **added)
 
     return read
 

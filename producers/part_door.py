@@ -107,8 +107,8 @@ async def _answer(request: Request, token: str | None, take: Callable[[bytes], l
     from starlette.responses import JSONResponse
 
     if token is not None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(given.encode(), token.encode()):
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if not hmac.compare_digest(sent.encode(), token.encode()):
             headers = {"WWW-Authenticate": "Bearer"}
             return JSONResponse({"error": "send the token of parts.token: Authorization: Bearer ..."}, 401, headers)
     elif request.headers.get("origin") is not None:

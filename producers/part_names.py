@@ -74,7 +74,7 @@ def parsed(body: bytes) -> PartMessage:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Names:
     """What holds for a camera from `at_ns` on."""
 
     at_ns: int
@@ -91,16 +91,18 @@ class PartNames:
     def __init__(self, cameras: Iterable[str], hold_s: float) -> None:
         """`hold_s` is how long a part's name is given to captures; a lot holds until another one is named."""
         self._hold_ns = round(hold_s / NS)
-        self._said = {camera: deque([_Said(0)], maxlen=REMEMBERED) for camera in cameras}
-        self._given: dict[str, tuple[_Said, int]] = {}
+        self._states = {camera: deque([_Names(0)], maxlen=REMEMBERED) for camera in cameras}
+        self._counts: dict[str, tuple[_Names, int]] = {}
         self._lock = threading.Lock()
 
     def take(self, message: PartMessage, now_ns: int) -> list[str]:
         """Let a message hold from now on, and return its cameras. Raises UsageError for a camera that is not here."""
-        cameras = sorted(self._said) if message.cameras is None else message.cameras
+        cameras = sorted(self._states) if message.cameras is None else message.cameras
         for camera in cameras:
-            if camera not in self._said:
-                raise UsageError(f"camera {camera!r} is none of this producer: it has {', '.join(sorted(self._said))}")
+            if camera not in self._states:
+                raise UsageError(
+                    f"camera {camera!r} is none of this producer: it has {', '.join(sorted(self._states))}"
+                )
         changes: dict[str, Any] = {
             name: getattr(message, name) for name in ("part", "lot", "trigger") if name in message.model_fields_set
         }
@@ -108,29 +110,31 @@ class PartNames:
             changes = {"trigger": None, **changes, "part_at_ns": now_ns, "captures": message.captures}
         with self._lock:
             for camera in cameras:
-                said = self._said[camera]
-                said.append(replace(said[-1], at_ns=now_ns, **changes))
+                state = self._states[camera]
+                state.append(replace(state[-1], at_ns=now_ns, **changes))
         return cameras
 
     def named(self, camera: str, capture: Capture) -> Capture:
         """Return a capture of a camera with the names that held when it was taken."""
         with self._lock:
-            said = next((said for said in reversed(self._said[camera]) if said.at_ns <= capture.captured_at), None)
-            if said is None or said.at_ns == 0:
+            state = next(
+                (state for state in reversed(self._states[camera]) if state.at_ns <= capture.captured_at), None
+            )
+            if state is None or state.at_ns == 0:
                 return capture
-            names = {"lot": said.lot}
-            if said.part is not None and self._is_shown(camera, said, capture.captured_at):
-                names |= {"part": said.part, "trigger": said.trigger}
-        given: dict[str, Any] = {
+            names = {"lot": state.lot}
+            if state.part is not None and self._is_shown(camera, state, capture.captured_at):
+                names |= {"part": state.part, "trigger": state.trigger}
+        added: dict[str, Any] = {
             name: value for name, value in names.items() if value and getattr(capture, name) is None
         }
-        return replace(capture, **given) if given else capture
+        return replace(capture, **added) if added else capture
 
-    def _is_shown(self, camera: str, said: _Said, captured_ns: int) -> bool:
+    def _is_shown(self, camera: str, state: _Names, captured_ns: int) -> bool:
         """Count a capture of a part; return False for one that comes too late or is one too many."""
-        if captured_ns - said.part_at_ns > self._hold_ns:
+        if captured_ns - state.part_at_ns > self._hold_ns:
             return False
-        last, count = self._given.get(camera, (said, 0))
-        count = count if last.part_at_ns == said.part_at_ns else 0
-        self._given[camera] = said, count + 1
-        return said.captures is None or count < said.captures
+        last, count = self._counts.get(camera, (state, 0))
+        count = count if last.part_at_ns == state.part_at_ns else 0
+        self._counts[camera] = state, count + 1
+        return state.captures is None or count < state.captures

@@ -33,8 +33,8 @@ def test_the_worst_view_decides_and_views_that_never_came_are_said() -> None:
 
 
 def test_a_pause_begins_another_inspection() -> None:
-    one, two = joined([view(1, 0), view(2, 60.0, name="side"), view(3, 121.0, Decision.REJECT)], 60 * S_NS)
-    assert (sorted(one.views), sorted(two.views)) == (["side", "top"], ["top"])
+    first, second = joined([view(1, 0), view(2, 60.0, name="side"), view(3, 121.0, Decision.REJECT)], 60 * S_NS)
+    assert (sorted(first.views), sorted(second.views)) == (["side", "top"], ["top"])
 
 
 FRAMES = st.lists(

@@ -60,8 +60,8 @@ def test_minutes_have_lot_shift_and_model(store):
     before = replace(verdict(1, captured_at=START_NS - S_NS), lot="L1")
     others = [replace(verdict(n), lot=lot) for n, lot in ((2, "L1"), (3, "L2"), (4, None))]
     store.ingest(Batch(verdicts=[before, *others, replace(verdict(5), lot="L1", model_version="m2")]), rules=RULES)
-    found = rows(store, schema.verdict_minutes, "shift", "shift_day", "lot", "model_version", "frames")
-    assert found == [
+    stored = rows(store, schema.verdict_minutes, "shift", "shift_day", "lot", "model_version", "frames")
+    assert stored == [
         ("early", "2023-11-14", "L1", "m1", 1),
         ("late", "2023-11-14", "", "m1", 1),
         ("late", "2023-11-14", "L1", "m1", 1),
@@ -164,10 +164,10 @@ def test_old_inspections_are_counted_and_go(store):
 
 
 def test_defects_by_minute_have_lot_and_shift_also_when_they_are_only_counted(store):
-    found = [replace(defect(n, directions(1)[0], captured_at=START_NS + n * MINUTE_NS), lot="L1") for n in range(3)]
+    stored = [replace(defect(n, directions(1)[0], captured_at=START_NS + n * MINUTE_NS), lot="L1") for n in range(3)]
     verdicts = [replace(verdict(n, decision=Decision.REJECT, captured_at=item.captured_at), lot="L1")
-                for n, item in enumerate(found)]  # fmt: skip
-    store.ingest(Batch(verdicts=verdicts, defects=[TakenDefect(item, (None,)) for item in found]), rules=RULES)
+                for n, item in enumerate(stored)]  # fmt: skip
+    store.ingest(Batch(verdicts=verdicts, defects=[TakenDefect(item, (None,)) for item in stored]), rules=RULES)
     query = text("SELECT lot, shift, shift_day, model_version, SUM(frames) FROM defect_minutes GROUP BY 1, 2, 3, 4")
     expected = [("L1", "late", "2023-11-14", "m1", 3)]
     with store.reading() as connection:

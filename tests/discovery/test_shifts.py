@@ -97,7 +97,7 @@ days = ["mon"]
 
 
 @pytest.mark.parametrize(
-    ("blocks", "said"),
+    ("blocks", "words"),
     [
         ("name = 'a'\nbegin = '06:00'\nend = '14:01'\n[[shifts]]\nname = 'b'\nbegin = '14:00'\nend = '15:00'",
          "shifts 'a' and 'b' overlap on mon at 14:00"),
@@ -111,8 +111,8 @@ days = ["mon"]
         ("name = 'a'\nbegin = '06:00'\nend = '07:00'\ndays = []", "shifts.0.days"),
     ],
 )  # fmt: skip
-def test_shifts_that_cannot_be_are_refused_in_one_line(tmp_path, blocks: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_shifts_that_cannot_be_are_refused_in_one_line(tmp_path, blocks: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
         load_settings(written(tmp_path, f"[[shifts]]\n{blocks}\n"))
     assert "\n" not in str(caught.value)
 

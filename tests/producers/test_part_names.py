@@ -41,7 +41,7 @@ def captured(at_s: float, **names: str) -> Capture:
     return Capture(round(at_s * S_NS), pixels=PIXELS, **names)
 
 
-def said(**fields: Any):
+def message(**fields: Any):
     return parsed(json.dumps(fields).encode())
 
 
@@ -55,39 +55,39 @@ def names() -> PartNames:
 
 
 def test_a_capture_has_the_names_that_held_when_it_was_taken(names: PartNames) -> None:
-    names.take(said(part="P1", lot="L1"), 100 * S_NS)
-    names.take(said(part="P2"), 102 * S_NS)
+    names.take(message(part="P1", lot="L1"), 100 * S_NS)
+    names.take(message(part="P2"), 102 * S_NS)
     assert [names_of(names.named("a", captured(at)))[:2] for at in (99, 100, 101.9, 102)] == [
         (None, None), ("P1", "L1"), ("P1", "L1"), ("P2", "L1")
     ]  # fmt: skip
 
 
 def test_a_part_is_held_for_a_while_and_a_lot_until_another_is_named(names: PartNames) -> None:
-    names.take(said(part="P1", lot="L1"), 100 * S_NS)
+    names.take(message(part="P1", lot="L1"), 100 * S_NS)
     assert names_of(names.named("a", captured(110)))[:2] == ("P1", "L1")
     assert names_of(names.named("a", captured(110.1)))[:2] == (None, "L1")
-    names.take(said(lot="L2"), 111 * S_NS)
+    names.take(message(lot="L2"), 111 * S_NS)
     assert names_of(names.named("a", captured(112)))[:2] == (None, "L2"), "a lot brings no part back"
-    names.take(said(lot=None), 113 * S_NS)
+    names.take(message(lot=None), 113 * S_NS)
     assert names_of(names.named("a", captured(114))) == (None, None, None)
 
 
 def test_a_message_may_say_how_many_captures_show_the_part_for_each_camera(names: PartNames) -> None:
-    names.take(said(part="P1", captures=2, trigger="t1"), S_NS)
+    names.take(message(part="P1", captures=2, trigger="t1"), S_NS)
     assert [names.named("a", captured(2)).part for _ in range(3)] == ["P1", "P1", None]
     assert names_of(names.named("b", captured(2))) == ("P1", None, "t1")
-    names.take(said(part="P2", captures=1), 3 * S_NS)
+    names.take(message(part="P2", captures=1), 3 * S_NS)
     assert names_of(names.named("a", captured(4))) == ("P2", None, None), "the trigger was that of the other part"
-    names.take(said(lot="L9"), 5 * S_NS)
+    names.take(message(lot="L9"), 5 * S_NS)
     assert names.named("a", captured(6)).part is None, "a lot does not begin the count anew"
 
 
 def test_a_message_may_be_for_some_cameras_and_what_a_capture_says_itself_holds(names: PartNames) -> None:
-    names.take(said(part="P1", lot="L1", cameras=["b"]), S_NS)
+    names.take(message(part="P1", lot="L1", cameras=["b"]), S_NS)
     assert names.named("a", captured(2)).part is None
     assert names_of(names.named("b", captured(2, part="own"))) == ("own", "L1", None)
     with pytest.raises(UsageError, match="camera 'c' is none of this producer: it has a, b"):
-        names.take(said(part="P1", cameras=["a", "c"]), 3 * S_NS)
+        names.take(message(part="P1", cameras=["a", "c"]), 3 * S_NS)
     assert names.named("a", captured(4)).part is None, "nothing of a refused message holds"
 
 
@@ -146,11 +146,11 @@ def test_a_name_that_no_message_can_hold_costs_no_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "words"),
     [("(", "regular expression"), ("x", "named groups"), ("(?P<serial>.)", "and not serial"), ("(?P<1>.)", "regular")],
 )
-def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path, pattern: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path, pattern: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         FolderCamera(name="f", kind="folder", path=tmp_path, file_names=pattern)
 
 
