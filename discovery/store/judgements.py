@@ -162,12 +162,20 @@ def as_dict(row: Any) -> dict[str, Any]:
     }
 
 
-def latest(store: Store, wanted: Filter = ANY, limit: int | None = None, judgement: str | None = None) -> list[Any]:
-    """Return the judgements that hold, the latest first."""
+def latest(
+    store: Store,
+    wanted: Filter = ANY,
+    limit: int | None = None,
+    judgement: str | None = None,
+    before: int | None = None,
+) -> list[Any]:
+    """Return the judgements that hold, the latest first; only ids below `before`, if it is set."""
     j = schema.judgements
     query = _current(select(j), wanted).order_by(j.c.id.desc()).limit(limit)
     if judgement is not None:
         query = query.where(j.c.judgement == judgement)
+    if before is not None:
+        query = query.where(j.c.id < before)
     with store.reading() as connection:
         return list(connection.execute(query))
 
@@ -234,6 +242,14 @@ def picture(store: Store, frame_id: str) -> Any:
     f = schema.frame_pictures.c
     with store.reading() as connection:
         return connection.execute(_pictures().where(f.frame_id == frame_id, f.state == KEPT)).one_or_none()
+
+
+def pictures(store: Store, before: int | None, limit: int, wanted: Filter = ANY) -> list[Any]:
+    """Return frames that have a picture, as `picture` does, the latest ids first; only below `before`, if it is set."""
+    f = schema.frame_pictures.c
+    query = limited(_pictures().where(f.state == KEPT), f, wanted).order_by(f.id.desc()).limit(limit)
+    with store.reading() as connection:
+        return list(connection.execute(query if before is None else query.where(f.id < before)))
 
 
 def _pictures() -> Select[Any]:

@@ -18,6 +18,7 @@ from flawline.settings.console import ConsoleSettings
 from station.web import passwords
 from station.web.accounts import Accounts, Limits, Role
 from station.web.attempts import Attempts
+from station.web.problems import is_of_api, problem
 
 LOG_IN = "/login"
 PUBLIC = (LOG_IN, "/healthz", "/static/")
@@ -137,6 +138,8 @@ def is_public(path: str) -> bool:
 
 
 def _unknown(request: Request) -> Response:
+    if is_of_api(request.url.path):
+        return problem(401, "log in first, or send a token", {"WWW-Authenticate": "Bearer"})
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": "log in first, or send a token"}, 401, {"WWW-Authenticate": "Bearer"})
     if request.method == "GET" and "authorization" not in request.headers:
@@ -146,6 +149,8 @@ def _unknown(request: Request) -> Response:
 
 
 def _plain(request: Request, status: int, message: str) -> Response:
+    if is_of_api(request.url.path):
+        return problem(status, message)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status)
     return PlainTextResponse(message + "\n", status)

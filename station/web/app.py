@@ -14,9 +14,11 @@ from flawline.settings.tree import Settings
 from station.pages.rendering import STATIC
 from station.web.access import Access, LogIn, needs
 from station.web.accounts import Accounts, Role
+from station.web.api.app import create_api
 from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
+from station.web.problems import PREFIX, is_of_api, problem
 from station.web.routes import classes, defects, groups, line, parts, people, review
 from station.web.routes import live as live_routes
 from station.web.security import Guard
@@ -38,6 +40,7 @@ def create(
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount(PREFIX, create_api(app.state.context))
     for module in (live_routes, review, line, parts, classes, defects, groups, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
@@ -67,6 +70,8 @@ def _on_flawline_error(request: Request, error: Exception) -> Response:
 
 def _error(request: Request, status: int, message: str, heading: str = HEADING) -> Response:
     """Return an error in the form that the address has: JSON or a page; a page of 503 looks again by itself."""
+    if is_of_api(request.url.path):  # an address that the mounted interface does not take, such as one with a line feed
+        return problem(status, message)
     if request.url.path.startswith(("/api/", "/healthz")):
         return JSONResponse({"error": message}, status)
     looks_again = status == 503 and request.method == "GET"

@@ -105,7 +105,7 @@ def choices(settings: Settings, store: Any) -> Choices:
     return Choices(
         cameras=queries.cameras_with_pictures(store, (camera.name for camera in settings.cameras)),
         classes=queries.classes(store),
-        lots=queries.latest_lots(store),
+        lots=[row.lot for row in queries.lots(store)],
         shifts=list(dict.fromkeys(shift.name for shift in settings.shifts)),
         groups=named,
         decisions=tuple(str(decision) for decision in Decision if decision is not Decision.ACCEPT),

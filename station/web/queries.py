@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from discovery.store import schema
-from discovery.store.database import MINUTE_NS, nanoseconds
-from discovery.store.filters import ANY, Filter, limited
+from discovery.store.database import MINUTE_NS, nanoseconds, stamp
+from discovery.store.filters import ANY, EQUAL, Filter, limited
 from discovery.store.pruning import frames_by_class
 from discovery.store.store import Store
 from flawline.messages import ClassState, Decision
@@ -20,6 +20,7 @@ from flawline.messages import ClassState, Decision
 HIDDEN = (ClassState.MERGED.value, ClassState.DISMISSED.value)
 HISTORY = 50
 EXAMPLE_FRAMES = 5_000
+COUNT_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,48 @@ def defects(store: Store, before: int | None, limit: int, wanted: Filter = ANY) 
         return connection.execute(query if before is None else query.where(d.c.id < before)).all()
 
 
-def latest_lots(store: Store, limit: int = 100) -> list[str]:
-    """Return the lots that were seen last."""
-    table = schema.lots.c
+def lots(store: Store, limit: int = 100) -> Sequence[Any]:
+    """Return the lots that were seen last, with their first and latest capture."""
+    table = schema.lots
     with store.reading() as connection:
-        return list(connection.scalars(select(table.lot).order_by(table.last_at.desc(), table.lot).limit(limit)))
+        return connection.execute(select(table).order_by(table.c.last_at.desc(), table.c.lot).limit(limit)).all()
+
+
+def counts(store: Store, wanted: Filter, by: Sequence[str]) -> list[dict[str, Any]]:
+    """Return frames by decision and by columns: camera, lot, shift, shift_day, model, group, hour.
+
+    There are at most COUNT_ROWS + 1 rows. Of the filter counts what `verdict_minutes` has: all but class, part and
+    kind; times are rounded to minutes.
+    """
+    table = schema.verdict_minutes
+    v = table.c
+    columns = {name: v[name] for name in ("camera", "lot", "shift", "shift_day")}
+    columns |= {"model": v.model_version, "group": v.group_id, "hour": _hour_of(store, v.minute)}
+    keys = [columns[name].label(f"by_{name}") for name in by]
+    query = select(*keys, v.decision, func.sum(v.frames).label("total"))
+    for name in EQUAL:
+        if (value := getattr(wanted, name)) is not None:
+            query = query.where(v[name] == value)
+    if wanted.group is not None:
+        query = query.where(v.model_version == wanted.group[0], v.group_id == wanted.group[1])
+    if wanted.since_ns is not None:
+        query = query.where(v.minute >= stamp(wanted.since_ns // MINUTE_NS * MINUTE_NS))
+    if wanted.until_ns is not None:
+        query = query.where(v.minute < stamp(wanted.until_ns))
+    query = query.group_by(*keys, v.decision).order_by(*keys, v.decision).limit(COUNT_ROWS + 1)
+    with store.reading() as connection:
+        rows = connection.execute(query).all()
+    return [
+        {name: getattr(row, f"by_{name}") for name in by} | {"decision": row.decision, "frames": int(row.total)}
+        for row in rows
+    ]
+
+
+def _hour_of(store: Store, minute: Any) -> Any:
+    """Return the hour of a minute as ISO text in UTC."""
+    if store.url.get_backend_name() == "postgresql":
+        return func.to_char(func.timezone("UTC", minute), 'YYYY-MM-DD"T"HH24":00:00+00:00"')
+    return func.strftime("%Y-%m-%dT%H:00:00+00:00", minute)
 
 
 def inspections(

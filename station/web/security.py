@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from station.web.problems import is_of_api, problem
+
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -39,7 +41,9 @@ class Guard:
 
         refusal = self._refusal(scope, Headers(scope=scope))
         if refusal:
-            await PlainTextResponse(refusal[1] + "\n", refusal[0])(scope, receive, send_guarded)
+            status, text = refusal
+            answer = problem(status, text) if is_of_api(scope["path"]) else PlainTextResponse(f"{text}\n", status)
+            await answer(scope, receive, send_guarded)
             return
         if scope["method"] == "HEAD":  # uvicorn leaves the body out
             scope = {**scope, "method": "GET"}

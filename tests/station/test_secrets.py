@@ -163,13 +163,14 @@ ALL_SECRETS: dict[str, Any] = {
     "discovery": {"crop_backbone": SHAPES["query"], "crop_weights": SHAPES["userinfo"]},
     "console": {"names": [SHAPES["userinfo"]]},
     "pictures": {"url": f"s3://{SECRET}@pictures/x"},
+    "parts": {"token": SECRET, "mqtt_url": f"mqtt://u:{SECRET}@127.0.0.1:1", "mqtt_topic": SHAPES["userinfo"]},
     "cameras": [{"name": "c", "kind": "rtsp", "url": f"rtsp://u:{SECRET}@127.0.0.1:1/{SECRET}?password={SECRET}"},
                 {"name": "d", "kind": "folder", "path": SHAPES["userinfo"], "mask": SHAPES["query"]}],
 }  # fmt: skip
 
 NOT_PLANTED = {
     ("data_dir",), ("kafka", "ssl_cafile"), ("kafka", "ssl_certfile"), ("kafka", "ssl_keyfile"), ("embedded", "host"),
-    ("producer", "spool_dir"), ("metrics", "host"), ("console", "host"),
+    ("producer", "spool_dir"), ("metrics", "host"), ("console", "host"), ("parts", "host"),
 }  # fmt: skip
 """Folders, files and hosts, without which every command would end with the same error."""
 
@@ -223,6 +224,10 @@ COMMANDS = [
     ["classes", "undo"],
     ["classes", "restore", "C-1"],
     ["classes", "dismissed"],
+    ["groups", "list"],
+    ["groups", "name", "m1", "0", "screws"],
+    ["groups", "carry", "m1", "m2"],
+    ["groups", "undo"],
     ["judgements", "list"],
     ["judgements", "judge", "top:1:0", "real"],
     ["judgements", "undo", "top:1:0"],

@@ -119,6 +119,11 @@ def undo(store: TheStore, visitor: TheVisitor, wanted: Wanted, form: forms.Check
 @router.get("/pictures/{frame_id}")
 def picture(context: TheContext, store: TheStore, frame_id: str) -> Response:
     """Return a frame as it was captured."""
+    return picture_response(context, store, frame_id)
+
+
+def picture_response(context: Context, store: Store, frame_id: str) -> Response:
+    """Return a frame as it was captured. Raises HTTPException 404 for one that is not kept, FlawlineError."""
     row = judgements.picture(store, frame_id)
     if row is None:
         raise HTTPException(404, f"no picture of frame {frame_id} is kept")
