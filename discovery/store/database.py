@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from sqlalchemy import URL, Connection, Table, create_engine, event, func, inspect, select
+from sqlalchemy import column as sql_column
+from sqlalchemy import table as sql_table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import (
@@ -255,8 +257,8 @@ def _add_columns(connection: Connection, table: Table) -> None:
     if has_new_key and connection.dialect.name == "sqlite":  # which cannot change the key of a table
         connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO former_{table.name}")
         table.create(connection)
-        names = ", ".join(f'"{name}"' for name in sorted(known))
-        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM former_{table.name}")
+        former = sql_table(f"former_{table.name}", *(sql_column(name) for name in sorted(known)))
+        connection.execute(table.insert().from_select(sorted(known), select(former)))
         connection.exec_driver_sql(f"DROP TABLE former_{table.name}")
         return
     for column in added:
