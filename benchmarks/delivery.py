@@ -9,6 +9,7 @@ that sees what is committed takes the time. Both deliveries take turns on one Ap
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import threading
 import time
@@ -154,7 +155,7 @@ def main() -> None:
     figures["latency_p50_added_ms"] = figures["exactly_once_p50_ms"] - figures["at_least_once_p50_ms"]
     figures["throughput_ratio"] = figures["exactly_once_frames_per_second"] / figures["at_least_once_frames_per_second"]
     goals: dict[str, Goal] = {"exactly_once_p99_ms": ("<=", 250), "throughput_ratio": (">=", 0.8)}
-    emit("delivery", figures, goals, arguments.json)
+    emit("delivery", figures, goals, arguments.json, details={"load_average": os.getloadavg()})
 
 
 if __name__ == "__main__":
