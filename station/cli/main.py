@@ -34,6 +34,7 @@ from station.cli.produce import produce
 from station.cli.promote import promote
 from station.cli.publish import publish
 from station.cli.replay import replay
+from station.cli.report import report
 from station.cli.rollback import rollback
 from station.cli.size import size
 from station.cli.status import status
@@ -42,7 +43,7 @@ from station.cli.work import work
 
 ROLES = (up, broker, produce, work, discover, console)
 MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
-REPORTS = (init, demo, status, ledger, replay, doctor, size)
+REPORTS = (init, demo, status, ledger, report, replay, doctor, size)
 
 app = typer.Typer(
     name="flawline",

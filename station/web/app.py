@@ -19,7 +19,7 @@ from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
 from station.web.problems import PREFIX, is_of_api, problem
-from station.web.routes import classes, defects, groups, line, parts, people, review
+from station.web.routes import classes, defects, groups, line, parts, people, reports, review
 from station.web.routes import live as live_routes
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
@@ -41,7 +41,7 @@ def create(
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount(PREFIX, create_api(app.state.context))
-    for module in (live_routes, review, line, parts, classes, defects, groups, people):
+    for module in (live_routes, review, line, parts, classes, defects, groups, reports, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
         app.include_router(router)

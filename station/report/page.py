@@ -1,0 +1,117 @@
+"""A report as a page of HTML that needs no other file, and the same page as PDF."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from markupsafe import Markup
+
+from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Decision
+from station.pages.rendering import STATIC, render
+from station.report.figures import STOP_MINUTES, Bar, Figures
+
+STYLE_SHEET = STATIC / "report.css"
+"""Of its own: a printer has no dark side, and WeasyPrint does not know all that browsers do."""
+ENDINGS = (".html", ".pdf")
+NO_PDF = "PDF needs WeasyPrint: pip install 'flawline[pdf]', or name a file that ends in .html and print it"
+PARETO_LIMIT = 12
+DECISIONS = tuple(str(decision) for decision in Decision)
+INK = {"accept": "#549f7c", "review": "#a06600", "reject": "#8a100e", "unknown-product": "#5a3da6"}
+"""The colours of decisions on paper, those of the console in the light: WeasyPrint gives drawings no style sheet."""
+CHART_WIDTH, CHART_HEIGHT, CHART_LEFT = 1010, 140, 48
+
+
+def values_of(figures: Figures, time_zone: str) -> dict[str, Any]:
+    """Return what the template needs: the figures, the chart, and times on the wall of `time_zone`."""
+    zone = ZoneInfo(time_zone)
+
+    def wall(at: datetime, form: str = "%Y-%m-%d %H:%M") -> str:
+        return f"{at.astimezone(zone):{form}}"
+
+    return {
+        "figures": figures,
+        "decisions": DECISIONS,
+        "pareto": shown(figures.pareto),
+        "chart": _chart(figures, zone),
+        "chart_size": (CHART_WIDTH, CHART_HEIGHT, CHART_LEFT),
+        "wall": wall,
+        "zone": time_zone,
+        "stop_minutes": STOP_MINUTES,
+        "ink": INK,
+        "links": False,
+    }
+
+
+def html(figures: Figures, time_zone: str) -> str:
+    """Return the page in one file."""
+    return render("report_alone.html", style=Markup(STYLE_SHEET.read_text("utf-8")), **values_of(figures, time_zone))
+
+
+def pdf(figures: Figures, time_zone: str) -> bytes:
+    """Return the page as PDF. Raises UsageError where WeasyPrint is missing, or the libraries that it needs."""
+    try:
+        from weasyprint import HTML
+    except (ImportError, OSError) as error:
+        raise UsageError(f"{NO_PDF} ({error})") from error
+    # Nothing is fetched: the page needs no other file, and no name in it may make one needed.
+    document = HTML(string=html(figures, time_zone), url_fetcher=_refuse)
+    data: bytes = document.write_pdf()
+    return data
+
+
+def write(path: Path, figures: Figures, time_zone: str) -> None:
+    """Write the page, as HTML or PDF by the ending of the name. Raises FlawlineError."""
+    data = pdf(figures, time_zone) if path.suffix.lower() == ".pdf" else html(figures, time_zone).encode()
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise FlawlineError(f"--out {path}: cannot be written: {error.strerror}: choose another place") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise UsageError for a file that is neither .html nor .pdf."""
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--out {path}: give the name the ending .html or .pdf")
+
+
+def shown(bars: tuple[Bar, ...]) -> tuple[Bar, ...]:
+    """Return the bars that a page has room for; what is rarer is one bar `others`."""
+    if len(bars) <= PARETO_LIMIT:
+        return bars
+    head, rest = bars[: PARETO_LIMIT - 1], bars[PARETO_LIMIT - 1 :]
+    frames, share = sum(bar.frames for bar in rest), sum(bar.share for bar in rest)
+    return (*head, Bar(None, f"{len(rest)} others", None, frames, share, 1.0))
+
+
+def _chart(figures: Figures, zone: ZoneInfo) -> dict[str, Any]:
+    """Return the stacked bars of each hour, in the units of the chart."""
+    highest = max((sum(counts.values()) for _, counts in figures.hours), default=0)
+    step = (CHART_WIDTH - CHART_LEFT) / max(1, len(figures.hours))
+    bars = []
+    for place, (hour, counts) in enumerate(figures.hours):
+        y = float(CHART_HEIGHT)
+        for decision in DECISIONS:
+            if not (frames := counts.get(decision, 0)):
+                continue
+            height = CHART_HEIGHT * frames / highest
+            y -= height
+            bars.append(
+                {
+                    "x": round(CHART_LEFT + step * place, 2),
+                    "y": round(y, 2),
+                    "width": round(max(step - 2, 1), 2),
+                    "height": round(height, 2),
+                    "decision": decision,
+                    "title": f"{hour.astimezone(zone):%Y-%m-%d %H:%M} {decision}: {frames:,}",
+                }
+            )
+    ends = [f"{hour.astimezone(zone):%m-%d %H:%M}" for hour, _ in figures.hours]
+    return {"bars": bars, "highest": highest, "first": ends[0] if ends else "", "last": ends[-1] if ends else ""}
+
+
+def _refuse(url: str, *_: Any, **__: Any) -> Any:
+    raise ValueError(f"{url}: a report needs no other file")
