@@ -24,8 +24,10 @@ from kafka.errors import KafkaError
 from sqlalchemy import func, select
 
 from discovery import record_checks
+from discovery.metrics import CLASS_EVENTS, OF_DISCOVERY
 from discovery.pictures.album import Album
 from discovery.pictures.frame_reader import Place, place_of
+from discovery.quality_days import QualityDays
 from discovery.round import single_round
 from discovery.round.lineage import Registry
 from discovery.round_runner import RoundRunner
@@ -77,7 +79,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         settings.metrics, Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S), kafka_clients.broker_outage()
     )  # fmt: skip
     telemetry.STORE_AWAY_SECONDS.set_function(store_outage.age_s)
-    with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *telemetry.OF_DISCOVERY)):
+    with contextlib.closing(telemetry.serve(metrics.discovery_port, metrics.host, *OF_DISCOVERY)):
         while kafka_clients.await_broker(lambda: kafka_clients.ensure_topics(settings), broker_outage, stop):
             try:
                 with DiscoveryService(settings) as service:
@@ -139,6 +141,7 @@ class DiscoveryService:
         self._forgotten_before = 0
         self._rules = rules_of(settings)
         self._album = Album(settings, self.store, monotonic)
+        self._quality = QualityDays(self.store, monotonic)
         self._stack.callback(self._album.close)
 
     def __enter__(self) -> DiscoveryService:
@@ -397,6 +400,7 @@ class DiscoveryService:
         if revision != self._registry.revision:
             self._read_registry()
         self._publish()
+        self._quality.step()
         if self._reader is not None:
             self._reader.commit()
             with contextlib.suppress(FlawlineError):  # a broker that is away is warned of where it is read
@@ -409,6 +413,8 @@ class DiscoveryService:
             if not self._is_sent(topics.CLASSES.name, [(event.class_id, event) for _, event in waiting]):
                 return
             self.store.mark_published(row for row, _ in waiting)
+            for _, event in waiting:
+                CLASS_EVENTS.labels(str(event.transition)).inc()
         while unsent := judgements.outbox(self.store):
             if not self._is_sent(topics.JUDGEMENTS.name, [(event.frame_id, event) for _, event in unsent]):
                 return

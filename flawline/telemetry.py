@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,7 @@ from flawline.errors import FlawlineError
 log = logging.getLogger(__name__)
 
 REGISTRY = CollectorRegistry()
+PROCESS = ProcessCollector("flawline", registry=REGISTRY)
 
 # From one decoding to a frame that waits minutes for a broker that is away.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.5, 5, 10, 30, 60, 300)

@@ -71,7 +71,7 @@ class Publisher:
         self._claim_checks = ClaimChecks(settings, clock) if settings.frames.objects_url else None
         self._budget = ByteBudget(settings.producer.in_flight_limit_bytes, telemetry.PRODUCER_IN_FLIGHT_BYTES.set)
         self._quota = Quota(settings.producer.spool_limit_bytes)
-        self._folder = settings.producer.spool_dir or settings.data_dir / "spool"
+        self.folder = settings.producer.spool_dir or settings.data_dir / "spool"
         self._closing = threading.Event()
         self._entries_from = 0.0
         self._entry_answers: SimpleQueue[tuple[CameraLane, Callable[[], None]]] = SimpleQueue()
@@ -110,7 +110,7 @@ class Publisher:
             if self._is_closing:
                 raise FlawlineError("the producer stops")
             try:
-                spool = Spool(self._folder / camera.name, self._quota)
+                spool = Spool(self.folder / camera.name, self._quota)
                 try:
                     lane = self._lane(camera, spool)
                 except BaseException:
@@ -119,7 +119,7 @@ class Publisher:
                     raise
             except (OSError, ValueError, sqlite3.Error) as error:
                 raise FlawlineError(
-                    f"spool {self._folder / camera.name} cannot be used ({one_line(error, with_type=True)}): repair "
+                    f"spool {self.folder / camera.name} cannot be used ({one_line(error, with_type=True)}): repair "
                     "the disk, or move that folder away and keep it: its frames and accounts are in it"
                 ) from error
             self.lanes[camera.name] = lane
@@ -143,7 +143,7 @@ class Publisher:
     def _orphans(self, known: set[str]) -> list[CameraBase]:
         """Return the cameras outside `known` that left frames or an open account, and whose spool no process uses."""
         cameras = []
-        for folder in sorted(self._folder.glob("*")) if self._folder.is_dir() else []:
+        for folder in sorted(self.folder.glob("*")) if self.folder.is_dir() else []:
             if folder.name in known or not messages.CAMERA_NAME.fullmatch(folder.name):
                 continue
             if _left_something(folder):
@@ -220,7 +220,7 @@ class Publisher:
             with self._alone(lane):
                 left += lane.put_away()
         if left:
-            log.warning("%d frames wait in %s: the next start delivers them", left, self._folder)
+            log.warning("%d frames wait in %s: the next start delivers them", left, self.folder)
         self._closing.set()
         self._overload.close()
         if self._bookkeeper.is_alive():
@@ -243,7 +243,7 @@ class Publisher:
             if name not in self._troubled:
                 self._troubled.add(name)
                 text = "camera %s: its account cannot be kept (%s); the other cameras go on: repair the disk of %s"
-                log.error(text, name, one_line(error, with_type=True), self._folder / name)
+                log.error(text, name, one_line(error, with_type=True), self.folder / name)
         else:
             self._troubled.discard(name)
 

@@ -12,6 +12,7 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.outage import Outage
 from flawline.settings.producers import CameraBase, FolderCamera, RtspCamera, SimulatedCamera, UsbCamera, VideoCamera
 from flawline.settings.tree import Settings
+from producers import metrics
 from producers.camera import Camera, Capture
 from producers.folder import FolderReplay
 from producers.opencv import RtspDevice, UsbDevice, VideoReplay
@@ -64,10 +65,11 @@ def run(settings: Settings, stop: threading.Event, cameras: Sequence[str | Camer
     broke off, or when the broker refuses this producer: its frames are in the spool then, or dropped.
     """
     chosen = _choose(settings, cameras)
-    endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *telemetry.OF_PRODUCERS)
+    endpoint = telemetry.serve(settings.metrics.producers_port, settings.metrics.host, *metrics.OF_PRODUCERS)
     try:
         publisher = Publisher(settings, [config for config, _ in chosen])
         names = PartNames([config.name for config, _ in chosen], settings.parts.hold_s)
+        metrics.announce((config for config, _ in chosen), publisher.folder, settings.producer.spool_limit_bytes)
         counts = {config.name: 0 for config, _ in chosen}
         stop_readers = threading.Event()
         runners = [_runner(settings, config, make, publisher, names, counts, stop_readers) for config, make in chosen]

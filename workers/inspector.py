@@ -49,8 +49,10 @@ from workers.camera_masks import CameraMasks
 from workers.dead_letters import OVERHEAD_BYTES, dead_letter
 from workers.decided import Recall, as_decided, bare_defect, verdict_on
 from workers.describing import Describer, Judged, Undescribed
+from workers.image_quality import QualityWatch
 from workers.intake import Intake
 from workers.lane import Job, Lane, Outcome
+from workers.metrics import ScoreMetrics
 from workers.model_slot import ModelSlot
 from workers.model_store import COPIES, ModelStore
 from workers.reading import Picture, Reader, Rejected
@@ -185,6 +187,7 @@ class Inspector:
             ShadowSender(settings).send,
         )
         self._refusals = Refusals()
+        self._score_metrics, self._quality = ScoreMetrics(), QualityWatch()
         self._sender: Sender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
@@ -230,10 +233,21 @@ class Inspector:
         telemetry.PAUSED_SECONDS.set(self._intake.paused_for_s if self._intake else 0.0)
         if (running := self._model.running) is not None:
             telemetry.GPU_MEMORY_SHORTAGES.set(running.detector.memory_shortages)
+            metrics.ALARM_RATE_TARGET.set(running.detector.alarm_rate)
+        metrics.SCORING_BUSY.set(self._busy.share(clock.monotonic()))
+        self._show_gpu_memory()
         telemetry.QUEUE_DEPTH.labels("decode").set(self._to_decode.qsize())
         telemetry.QUEUE_DEPTH.labels("score").set(len(self._batcher))
         telemetry.QUEUE_DEPTH.labels("describe").set(len(self._describer))
         return metrics.exposition()
+
+    def _show_gpu_memory(self) -> None:
+        if self._worker.num_gpus > 0 and self._model.running is not None:
+            import torch  # as the model has it already
+
+            free_bytes, total_bytes = torch.cuda.mem_get_info()
+            metrics.GPU_MEMORY_BYTES.labels("used").set(total_bytes - free_bytes)
+            metrics.GPU_MEMORY_BYTES.labels("total").set(total_bytes)
 
     def change_model(self, model: ModelRef) -> None:
         """Load another model in the background; it takes over between two batches, if it can be loaded."""
@@ -356,6 +370,7 @@ class Inspector:
             "on_fatal": self._fail,
             "restore": self._restore_topics,
             "patience_s": self._worker.hang_timeout_s,
+            "takt_s": self._worker.takt_s,
         }
         if not self._settings.kafka.exactly_once:
             return OutcomeSender(self._connect, self._unacknowledged, **options)
@@ -579,6 +594,8 @@ class Inspector:
         for stage, seconds in vars(timings).items():
             telemetry.STAGE_LATENCY.labels(stage.removesuffix("_s")).observe(seconds)
         job.lane.complete(job, outcome)
+        self._score_metrics.count(verdict)
+        self._quality.look(frame.camera, opened.picture.pixels)
         if job.attempt == 1:  # a suspect of an earlier death is spared what may have been its reason
             picture = opened.picture
             self._shadow.add(

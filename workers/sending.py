@@ -23,6 +23,7 @@ from flawline.checked_producer import CLIENT_STATE_LOST
 from flawline.clock import NS
 from flawline.errors import FlawlineError, one_line
 from flawline.outage import Outage
+from workers import metrics
 from workers.lane import Job, Lane, Outcome
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Sender(ABC):
         on_fatal: Callable[[Exception], None],
         restore: Callable[[], object],
         patience_s: float,
+        takt_s: float | None = None,
         now: clock.Monotonic = clock.monotonic,
         now_ns: clock.UtcNs = clock.utc_ns,
     ) -> None:
@@ -82,6 +84,7 @@ class Sender(ABC):
         self._on_fatal = on_fatal
         self._restore = restore
         self._patience_s = patience_s
+        self._takt_s = takt_s
         self._now = now
         self._now_ns = now_ns
         self._sent_at: dict[int, float] = {}
@@ -207,7 +210,10 @@ class Sender(ABC):
         telemetry.STAGE_LATENCY.labels("publish").observe(max(0.0, (now - sent_at_ns) * NS))
         if outcome.decision is not None:
             telemetry.VERDICTS.labels(outcome.camera, outcome.decision).inc()
-            telemetry.VERDICT_LATENCY.labels(outcome.camera).observe(max(0.0, (now - outcome.captured_at) * NS))
+            latency_s = max(0.0, (now - outcome.captured_at) * NS)
+            telemetry.VERDICT_LATENCY.labels(outcome.camera).observe(latency_s)
+            if self._takt_s is not None:  # a counter that begins at 0 shows its first increment
+                metrics.LATE_VERDICTS.labels(outcome.camera).inc(latency_s > self._takt_s)
         elif outcome.reason is not None:
             telemetry.DEAD_LETTERS.labels(outcome.camera, outcome.reason).inc()
 

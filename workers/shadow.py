@@ -23,7 +23,7 @@ from flawline.errors import FlawlineError, one_line
 from flawline.imaging import ImageError
 from flawline.messages import Decision, Frame, ShadowVerdict
 from flawline.settings.tree import Settings
-from workers import scoring
+from workers import metrics, scoring
 from workers.active_model import ModelRef
 from workers.describing import ByteQueue, CpuShare
 from workers.model_slot import ModelSlot
@@ -174,6 +174,7 @@ class ShadowScorer:
         (scores,) = scoring.score_each(detector, [sample.pixels], [sample.mask])
         if isinstance(scores, Exception):
             raise scores
+        metrics.SHADOW_DECISIONS.labels(sample.active_decision, scores.decision).inc()
         sent = self._send(sample.verdict(detector.version, scores, self._now_ns()))
         return ShadowOutcome.SCORED if sent else ShadowOutcome.NOT_SENT
 

@@ -447,7 +447,7 @@ class Supervisor:
 def run(settings: Settings, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
     """Run this machine's workers until `stop`. Raises FlawlineError when they cannot go on."""
     supervisor = Supervisor(settings)
-    metrics = ActorCollector(supervisor.metrics)
+    metrics = ActorCollector(supervisor.metrics, settings.worker.takt_s)
     endpoint = telemetry.serve(settings.metrics.workers_port, settings.metrics.host, metrics)
     try:
         if supervisor.start(stop) and on_ready:

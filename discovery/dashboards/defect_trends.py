@@ -1,78 +1,53 @@
-"""The dashboard *Defect trends*: which kinds of defect there are, how many, where, and since when."""
+"""The board *Defect trends*: which kinds of defect there are, how many, where, and since when."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
-from grafana_foundation_sdk.models import dashboard as model
 
-from discovery.dashboards.panels import POSTGRESQL, Sql, bars, bars_over_time, lines, number, rows, sql_annotation
+from discovery.dashboards.boards import ANY_CLASS, board, class_variable, store_camera_variable, store_group_variable
+from discovery.dashboards.panels import DECISION_COLOURS, Panel, Sql, bars, bars_over_time, lines, number, rows
+from discovery.dashboards.quality import frame_links
+from discovery.dashboards.sql import CHOSEN, CLASS, DEFECTS, SHARE, VERDICTS, bucket
 
 UID = "flawline-defect-trends"
 TITLE = "Defect trends"
 
-BUCKET = "$__timeGroup(minute, $__interval)"
-CHOSEN = "$__timeFilter(minute) AND camera IN ($camera) AND group_id IN ($group)"
-# A dismissed class is one of which a person has said that it is no defect.
-DEFECTS = f"FROM defect_minutes WHERE {CHOSEN} AND class_state IS DISTINCT FROM 'dismissed'"
-VERDICTS = f"FROM verdict_minutes WHERE {CHOSEN}"
-CLASS = "COALESCE(class_name, class_id, 'no class yet')"
+TOP = 10
+"""Classes with a line of their own; the others are one, since nobody reads a legend of 40."""
+BUCKET = bucket()
+OF_CLASS = f"{DEFECTS} AND {ANY_CLASS} IN ($class)"
+TAIL = "GROUP BY 1, 2 ORDER BY 1, 2"
 
 
-def build() -> dashboard.Dashboard:
-    """Return the dashboard's builder."""
-    board = (
-        dashboard.Dashboard(TITLE)
-        .uid(UID)
-        .description("Defect classes over time, found without labels; a class keeps its id. Counts are frames.")
-        .tags(["flawline"])
-        .timezone("browser")
-        .time("now-24h", "now")
-        .refresh("1m")
-        .tooltip(model.DashboardCursorSync.CROSSHAIR)
-        .with_variable(_choice("camera", "Camera", "camera"))
-        .with_variable(_choice("group", "Group of look-alikes", "group_id"))
-        .annotation(
-            sql_annotation(
-                "New classes",
-                "orange",
-                "SELECT at AS time, 'New class ' || class_id AS title, "
-                "members || ' regions look alike and like nothing known before' AS text, class_id AS tags "
-                "FROM class_events WHERE transition = 'born' AND $__timeFilter(at) ORDER BY at",
-            )
-        )
-        .annotation(
-            sql_annotation(
-                "Changes of classes",
-                "blue",
-                "SELECT at AS time, COALESCE(name, class_id) || ': ' || transition AS title, "
-                "concat_ws(', ', members || ' members', 'into ' || merged_into, 'from ' || NULLIF(parents, ''), "
-                "'by ' || who, why) AS text, class_id AS tags "
-                "FROM class_events WHERE transition NOT IN ('born', 'grew') AND $__timeFilter(at) ORDER BY at",
-            )
-        )
+def build(station_url: str) -> dashboard.Dashboard:
+    """Return the board's builder."""
+    head = board(
+        UID,
+        TITLE,
+        "Defect classes over time, found without labels; a class keeps its id. Counts are frames.",
+        begin="now-24h",
+        refresh="1m",
+        station_url=station_url,
     )
-    for add in (_glance, _classes, _places, _registry):
-        add(board)
-    return board
+    for variable in (store_camera_variable(), store_group_variable(), class_variable()):
+        head.with_variable(variable)
+    for panel in _glance():
+        head.with_panel(panel)
+    for name, panels in (("Classes", _classes()), ("Where", _places()), ("Registry", _registry())):
+        head.with_row(dashboard.Row(name))
+        for panel in panels:
+            head.with_panel(panel)
+    return head
 
 
-def _choice(name: str, label: str, column: str) -> dashboard.QueryVariable:
-    """Return a variable with the values of a column. "All" is the column itself, so that it works on an empty table."""
+def class_links() -> list[dict[str, object]]:
+    """Return the links from a class's id to its page at the station, with its pictures."""
+    url = "${station}/classes/${__value.raw}"
+    return [{"title": "Pictures at the station", "url": url, "targetBlank": True}]
+
+
+def _glance() -> tuple[Panel, ...]:
     return (
-        dashboard.QueryVariable(name)
-        .label(label)
-        .datasource(POSTGRESQL)
-        .query(f"SELECT DISTINCT {column} FROM verdict_minutes ORDER BY {column}")
-        .refresh(model.VariableRefresh.ON_DASHBOARD_LOAD)
-        .multi(True)
-        .include_all(True)
-        .all_value(column)
-        .current(model.VariableOption(selected=True, text="All", value="$__all"))
-    )
-
-
-def _glance(board: dashboard.Dashboard) -> None:
-    for panel in (
         number(
             "Inspected",
             "Frames with a verdict.",
@@ -82,7 +57,7 @@ def _glance(board: dashboard.Dashboard) -> None:
         ),
         number(
             "Not accepted",
-            "Frames that were not accepted: review, reject or unknown product.",
+            "Frames that were not accepted: review, reject or unknown product. Those of dismissed classes count.",
             Sql(f"SELECT COALESCE(SUM(frames) FILTER (WHERE decision <> 'accept'), 0)::float8 AS frames {VERDICTS}"),
             unit="short",
             width=4,
@@ -90,10 +65,7 @@ def _glance(board: dashboard.Dashboard) -> None:
         number(
             "Alarm rate",
             "Share of the inspected frames that were not accepted.",
-            Sql(
-                "SELECT (SUM(frames) FILTER (WHERE decision <> 'accept'))::float8 / NULLIF(SUM(frames), 0) AS share "
-                f"{VERDICTS}"
-            ),
+            Sql(f"SELECT {SHARE} AS share {VERDICTS}"),
             unit="percentunit",
             width=4,
         ),
@@ -120,33 +92,36 @@ def _glance(board: dashboard.Dashboard) -> None:
             unit="percentunit",
             width=4,
         ),
-    ):
-        board.with_panel(panel)
+    )
 
 
-def _classes(board: dashboard.Dashboard) -> None:
-    board.with_row(dashboard.Row("Classes"))
-    board.with_panel(
+def _classes() -> tuple[Panel, ...]:
+    ranked = (
+        f"WITH counts AS (SELECT {BUCKET} AS at, {CLASS} AS class, SUM(frames) AS frames {OF_CLASS} GROUP BY 1, 2), "
+        f"top AS (SELECT class FROM counts GROUP BY class ORDER BY SUM(frames) DESC, class LIMIT {TOP}) "
+    )
+    return (
         bars_over_time(
             "Defects by class",
-            "Frames by the class of their defect and by the time of their capture. A class that is found later is "
-            "shown in the past as well. Orange marks: a class was born.",
+            f"Frames by the class of their defect and by the time of their capture: the {TOP} most frequent "
+            "classes, the "
+            "others together. A class that is found later is shown in the past as well. Orange marks: a class "
+            "was born.",
             Sql(
-                f'SELECT {BUCKET} AS "time", {CLASS} AS metric, SUM(frames)::float8 AS defects {DEFECTS} '
-                "GROUP BY 1, 2 ORDER BY 1, 2",
+                f'{ranked}SELECT at AS "time", CASE WHEN class IN (SELECT class FROM top) THEN class ELSE '
+                "'others' END "
+                f"AS metric, SUM(frames)::float8 AS defects FROM counts {TAIL}",
                 "time_series",
             ),
             unit="short",
             width=14,
             height=10,
-        )
-    )
-    board.with_panel(
+        ),
         bars(
             "Pareto",
             "The classes with the most frames, and the share that they make up together.",
             Sql(
-                f"WITH counts AS (SELECT {CLASS} AS class, SUM(frames)::float8 AS defects {DEFECTS} GROUP BY 1) "
+                f"WITH counts AS (SELECT {CLASS} AS class, SUM(frames)::float8 AS defects {OF_CLASS} GROUP BY 1) "
                 "SELECT class, defects, SUM(defects) OVER (ORDER BY defects DESC, class) / SUM(defects) OVER () "
                 'AS "together" FROM counts ORDER BY defects DESC, class LIMIT 20'
             ),
@@ -158,82 +133,105 @@ def _classes(board: dashboard.Dashboard) -> None:
                     "unit": "percentunit",
                     "max": 1,
                     "custom.axisPlacement": "right",
+                    "custom.lineWidth": 2,
+                    "custom.fillOpacity": 0,
                     "color": {"mode": "fixed", "fixedColor": "text"},
                 }
             },
-        )
+        ),
     )
 
 
-def _places(board: dashboard.Dashboard) -> None:
-    board.with_row(dashboard.Row("Where"))
-    by_camera = f'SELECT {BUCKET} AS "time", camera AS metric, '
-    by_group = f"SELECT {BUCKET} AS \"time\", 'group ' || group_id AS metric, "
-    share = "COALESCE((SUM(frames) FILTER (WHERE decision <> 'accept'))::float8 / SUM(frames), 0) AS share"
-    tail = "GROUP BY 1, 2 ORDER BY 1, 2"
-    for panel in (
+def _places() -> tuple[Panel, ...]:
+    return (
         lines(
             "Alarm rate by camera",
             "Share of each camera's frames that were not accepted. One camera that leaves the others behind has a "
             "problem of its own: light, focus, dirt.",
-            Sql(f"{by_camera}{share} {VERDICTS} {tail}", "time_series"),
+            Sql(f'SELECT {BUCKET} AS "time", camera AS metric, {SHARE} AS share {VERDICTS} {TAIL}', "time_series"),
             unit="percentunit",
         ),
         lines(
             "Alarm rate by group",
             "The same by group of look-alike products.",
-            Sql(f"{by_group}{share} {VERDICTS} {tail}", "time_series"),
+            Sql(
+                f"SELECT {BUCKET} AS \"time\", 'group ' || group_id AS metric, {SHARE} AS share {VERDICTS} {TAIL}",
+                "time_series",
+            ),
             unit="percentunit",
         ),
         bars_over_time(
             "Decisions",
             "Inspected frames by decision.",
             Sql(
-                f'SELECT {BUCKET} AS "time", decision AS metric, SUM(frames)::float8 AS frames {VERDICTS} {tail}',
+                f'SELECT {BUCKET} AS "time", decision AS metric, SUM(frames)::float8 AS frames {VERDICTS} {TAIL}',
                 "time_series",
             ),
             unit="short",
             width=8,
             height=8,
+            colours=DECISION_COLOURS,
         ),
         rows(
             "Classes by camera",
-            "Defects of the chosen time range.",
+            "Defects of the chosen time range. A class on one camera only is often dirt or light.",
             Sql(
-                f"SELECT {CLASS} AS class, camera, SUM(frames)::float8 AS defects {DEFECTS} "
+                f"SELECT {CLASS} AS class, camera, SUM(frames)::float8 AS defects {OF_CLASS} "
                 "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
             ),
-            width=12,
+            width=8,
+            overrides={"defects": _bar_cell()},
         ),
         rows(
             "Classes by group",
-            "Defects of the chosen time range.",
+            "Defects of the chosen time range. A class in one group only comes with the product.",
             Sql(
-                f'SELECT {CLASS} AS class, group_id AS "group", SUM(frames)::float8 AS defects {DEFECTS} '
+                f'SELECT {CLASS} AS class, group_id AS "group", SUM(frames)::float8 AS defects {OF_CLASS} '
                 "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
             ),
-            width=12,
+            width=8,
+            overrides={"defects": _bar_cell()},
         ),
-    ):
-        board.with_panel(panel)
+        rows(
+            "Latest defects",
+            "A click opens the frame with its picture at the station.",
+            Sql(
+                "SELECT d.captured_at AS at, d.frame_id AS frame, COALESCE(c.name, d.class_id) AS class, "
+                "d.decision, d.score "
+                "FROM (SELECT captured_at, frame_id, class_id, decision, score FROM defects "
+                f"WHERE $__timeFilter(minute) AND {CHOSEN} AND {ANY_CLASS} IN ($class) ORDER BY minute DESC LIMIT "
+                "50) d "
+                "LEFT JOIN classes c ON c.id = d.class_id ORDER BY d.captured_at DESC"
+            ),
+            width=8,
+            overrides={"frame": {"links": frame_links()}},
+        ),
+    )
 
 
-def _registry(board: dashboard.Dashboard) -> None:
-    board.with_row(dashboard.Row("Registry"))
-    for panel in (
+def _bar_cell() -> dict[str, object]:
+    return {"custom.cellOptions": {"type": "gauge", "mode": "basic"}, "min": 0}
+
+
+def _registry() -> tuple[Panel, ...]:
+    return (
         rows(
             "Defect classes",
-            "Every class that is not merged away. Members are regions; one frame may hold several.",
+            "Every class that is not merged away, with when it was first and last seen; a click on its id opens "
+            "its pictures "
+            "at the station. Members are regions; one frame may hold several.",
             Sql(
+                "WITH seen AS (SELECT class_id, SUM(frames) AS frames FROM defect_minutes WHERE $__timeFilter(minute) "
+                f"AND {CHOSEN} GROUP BY class_id) "
                 "SELECT c.id AS class, c.name, c.state, c.severity, c.members, "
-                'COALESCE(SUM(d.frames), 0)::float8 AS "defects in range", c.born_at AS born, '
+                'COALESCE(seen.frames, 0)::float8 AS "defects in range", c.born_at AS "first seen", '
                 'c.last_seen_at AS "last seen" '
-                "FROM classes c LEFT JOIN defect_minutes d ON d.class_id = c.id AND $__timeFilter(d.minute) "
-                "AND d.camera IN ($camera) AND d.group_id IN ($group) "
-                "WHERE c.state <> 'merged' GROUP BY c.id ORDER BY 6 DESC, c.number"
+                "FROM classes c LEFT JOIN seen ON seen.class_id = c.id "
+                "WHERE c.state <> 'merged' ORDER BY 6 DESC, c.number"
             ),
             width=14,
             height=11,
+            overrides={"class": {"links": class_links()}},
         ),
         rows(
             "What happened to classes",
@@ -245,6 +243,7 @@ def _registry(board: dashboard.Dashboard) -> None:
             ),
             width=10,
             height=11,
+            overrides={"class": {"links": class_links()}},
         ),
         lines(
             "Rounds: classes",
@@ -266,5 +265,4 @@ def _registry(board: dashboard.Dashboard) -> None:
             unit="percentunit",
             width=12,
         ),
-    ):
-        board.with_panel(panel)
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grafana_foundation_sdk.builders import (
@@ -21,13 +22,21 @@ from grafana_foundation_sdk.models import common as look
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-PROMETHEUS = model.DataSourceRef(type_val="prometheus", uid="flawline-prometheus")
-POSTGRESQL = model.DataSourceRef(type_val="grafana-postgresql-datasource", uid="flawline-postgresql")
+PROMETHEUS: Any = model.DataSourceRef(type_val="prometheus", uid="flawline-prometheus")
+POSTGRESQL: Any = model.DataSourceRef(type_val="grafana-postgresql-datasource", uid="flawline-postgresql")
 
 GRID_WIDTH = 24
 STORE_INTERVAL = "1m"  # the store's roll-ups are by minute: shorter buckets would be a comb of bars and holes
 Panel = cog.Builder[model.Panel]
 Query = cog.Builder[variants.Dataquery]
+GREEN, YELLOW, RED = "green", "yellow", "red"
+ALARM_COLOURS = {"target": "#8ab4ff", "upper bound": "#ff9488", "alarm rate": "text"}
+DECISION_COLOURS = {"accept": "#9fe0c3", "review": "#e9b44c", "reject": "#d42a23", "unknown-product": "#b9a2f2"}
+"""The station's colours on a dark ground. Accept and reject differ in lightness, so that they can be told apart without
+colour vision, and in print."""
+
+_SELECTOR = re.compile(r"\b((?:flawline[_:][\w:]+|up)\b)(?:\{([^}]*)\})?")
+
 Thresholds = Sequence[tuple[float | None, str]]
 """(from this value on, colour); the first value is None, for everything below the second."""
 
@@ -84,18 +93,29 @@ def sql_annotation(name: str, color: str, sql: str) -> Annotation:
 
 def promql_annotation(name: str, color: str, expr: str, title: str, text: str) -> Annotation:
     """Return annotations at the times when a series exists; Grafana asks once a minute."""
-    target = {"expr": expr, "interval": "60s", "refId": "Anno"}
+    target = {"expr": of_line(expr), "interval": "60s", "refId": "Anno"}
     return Annotation(name, PROMETHEUS, color, target=target, step="60s", titleFormat=title, textFormat=text)
 
 
+def of_line(expr: str) -> str:
+    """Return a query that is limited to the chosen lines: each selector gets the label that Prometheus gives a line."""
+
+    def limited(match: re.Match[str]) -> str:
+        matchers = ['line=~"$line"', *([match[2]] if match[2] else [])]
+        return f"{match[1]}{{{', '.join(matchers)}}}"
+
+    return _SELECTOR.sub(limited, expr)
+
+
 def promql(expr: str, legend: str = "") -> prometheus.Dataquery:
-    """Return a range query."""
-    return prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).legend_format(legend or "__auto").range()
+    """Return a range query about the chosen lines."""
+    query = prometheus.Dataquery().datasource(PROMETHEUS).expr(of_line(expr))
+    return query.legend_format(legend or "__auto").range()
 
 
 def promql_now(expr: str, legend: str = "") -> prometheus.Dataquery:
     """Return an instant query: one row per series, at the end of the dashboard's time range."""
-    query = prometheus.Dataquery().datasource(PROMETHEUS).expr(expr).legend_format(legend or "__auto")
+    query = prometheus.Dataquery().datasource(PROMETHEUS).expr(of_line(expr)).legend_format(legend or "__auto")
     return query.instant().format(PromQueryFormat.TABLE if not legend else PromQueryFormat.TIME_SERIES)
 
 
@@ -133,10 +153,20 @@ def lines(
     height: int = 8,
     stacked: bool = False,
     steps: bool = False,
+    least: float | None = 0,
+    colours: Mapping[str, str] = {},
+    limits: Thresholds = (),
 ) -> Panel:
-    """Return a panel of values over time."""
+    """Return a panel of values over time, from `least` on; `colours` are of series, `limits` are drawn as lines."""
     panel = _placed(timeseries.Panel(), title, text, queries, width, height)
-    panel.unit(unit).min(0).fill_opacity(60 if stacked else 8).line_width(1).show_points(look.VisibilityMode.NEVER)
+    if least is not None:
+        panel.min(least)
+    if limits:
+        panel.thresholds(thresholds(limits))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(look.GraphThresholdsStyleMode.DASHED))
+    for series, colour in colours.items():
+        panel.override_by_name(series, [_colour(colour)])
+    panel.unit(unit).fill_opacity(60 if stacked else 8).line_width(1).show_points(look.VisibilityMode.NEVER)
     panel.legend(
         common.VizLegendOptions()
         .show_legend(True)
@@ -151,9 +181,21 @@ def lines(
     return panel
 
 
-def bars_over_time(title: str, text: str, *queries: Query, unit: str, width: int = 12, height: int = 9) -> Panel:
+def _colour(colour: str) -> model.DynamicConfigValue:
+    return model.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+
+
+def bars_over_time(
+    title: str,
+    text: str,
+    *queries: Query,
+    unit: str,
+    width: int = 12,
+    height: int = 9,
+    colours: Mapping[str, str] = {},
+) -> Panel:
     """Return a panel of counts per time bucket, stacked."""
-    panel = lines(title, text, *queries, unit=unit, width=width, height=height, stacked=True)
+    panel = lines(title, text, *queries, unit=unit, width=width, height=height, stacked=True, colours=colours)
     return panel.draw_style(look.GraphDrawStyle.BARS).fill_opacity(80)  # type: ignore[attr-defined]
 
 
@@ -214,7 +256,7 @@ def rows(
     height: int = 9,
     overrides: dict[str, dict[str, Any]] | None = None,
 ) -> Panel:
-    """Return a panel with a table."""
+    """Return a panel with a table; `overrides` sets properties of columns, such as `links`."""
     return _with_overrides(_placed(table.Panel(), title, text, [query], width, height), overrides)
 
 

@@ -1,21 +1,21 @@
-"""Puts the dashboards and their data sources into Grafana: over its API (`push`) or as provisioning files."""
+"""Puts boards, alert rules and what they need into Grafana: over its API, or as files that it and Prometheus mount."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
-from grafana_client import GrafanaApi
-from grafana_client.client import GrafanaClientError, GrafanaException, GrafanaTimeoutError, GrafanaUnauthorizedError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from discovery import dashboards
-from discovery.dashboards import defect_trends
+from discovery.dashboards import alerts, defect_trends, quality
+from discovery.dashboards.grafana import Grafana
+from discovery.dashboards.objects import Kind, Wanted
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.tree import Settings
@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 
 FOLDER_UID = "flawline"
 SCRAPE_INTERVAL = "5s"  # of deploy/prometheus/prometheus.yml; Grafana derives its shortest rate window from it
-TIMEOUT_S = 10.0  # a judgement, not measured
 
 # Where the plant's Grafana container sees what docker-compose mounts.
 PROVISIONED_DASHBOARDS = "/etc/grafana/dashboards"
 PLANT_PROMETHEUS_URL = "http://prometheus:9090"
+PLANT_ALERTMANAGER_URL = "http://alertmanager:9093"
+PLANT_STATION_URL = "https://localhost:8400"
 PLANT_STORE = URL.create(
     "postgresql", "grafana_reader", "$__env{GRAFANA_READER_PASSWORD}", "postgres", 5432, "flawline"
 )
@@ -43,6 +44,18 @@ def prometheus_source(url: str) -> dict[str, Any]:
         "access": "proxy",
         "url": url,
         "jsonData": {"httpMethod": "POST", "timeInterval": SCRAPE_INTERVAL},
+    }
+
+
+def alertmanager_source(url: str) -> dict[str, Any]:
+    """Return Grafana's description of the Alertmanager that Prometheus tells its alerts: to see and silence them."""
+    return {
+        "uid": "flawline-alertmanager",
+        "name": "Flawline Alertmanager",
+        "type": "alertmanager",
+        "access": "proxy",
+        "url": url,
+        "jsonData": {"implementation": "prometheus", "handleGrafanaManagedAlerts": False},
     }
 
 
@@ -65,62 +78,132 @@ def postgresql_source(url: URL) -> dict[str, Any]:
     }
 
 
-def push(settings: Settings) -> list[str]:
-    """Create or update folder, data sources and dashboards; one line of text for each thing done.
+def wanted(settings: Settings) -> tuple[list[Wanted], list[str]]:
+    """Return what is to be in Grafana, in the order in which it is made, and a line for each part that is left out.
 
-    Nothing is duplicated when it runs again: all uids are fixed. A data source that is already there is kept as it is,
-    because an operator may have given it another address or a password that this machine does not know. With SQLite as
-    store *Defect trends* is left out, since Grafana cannot reach a file of this machine.
-
-    Raises UsageError for settings that cannot work and FlawlineError for a Grafana that is away or refuses.
+    With SQLite as store the boards that read the store are left out, since Grafana cannot reach a file of this machine.
+    Raises UsageError for settings that cannot work.
     """
-    if settings.grafana.token is None:
-        raise UsageError(
-            "grafana.token is not set: create a service account token with role Admin in Grafana, "
-            "then set FLAWLINE_GRAFANA__TOKEN"
-        )
-    store = _store(settings)
+    store, left_out = _store(settings), list[str]()
     sources = [prometheus_source(settings.grafana.prometheus_url)]
-    boards = dashboards.build()
-    done = []
-    if store.get_backend_name() == "postgresql":
+    has_store = store.get_backend_name() == "postgresql"
+    boards = dashboards.build(settings.grafana.station_url, with_store=has_store)
+    if has_store:
         sources.append(postgresql_source(store))
     else:
-        del boards[defect_trends.UID]
-        done.append(f"dashboard {defect_trends.TITLE}: left out, the store is no PostgreSQL: set store.url")
-    url = settings.grafana.url.rstrip("/")
+        left_out.append(
+            f"dashboards {defect_trends.TITLE}, {quality.TITLE}: left out, the store is no PostgreSQL: set store.url"
+        )
+    points = contact_points(settings.grafana.contact_points)
+    receiver = points[0]["name"] if points else None
+    objects = [Wanted(Kind.FOLDER, FOLDER_UID, settings.grafana.folder, {"title": settings.grafana.folder})]
+    # An operator may have given a source another address, or a password that this machine does not know.
+    objects += [Wanted(Kind.SOURCE, source["uid"], source["name"], source, is_kept=True) for source in sources]
+    objects += [Wanted(Kind.CONTACT_POINT, point["uid"], point["name"], point) for point in points]
+    objects += [Wanted(Kind.DASHBOARD, uid, board["title"], board) for uid, board in boards.items()]
+    if settings.grafana.alerts:
+        rules = alerts.grafana_rules(FOLDER_UID, receiver)
+        objects += [Wanted(Kind.RULE, rule["uid"], rule["title"], rule) for rule in rules]
+    return objects, left_out
+
+
+def contact_points(file: Path | None) -> list[dict[str, Any]]:
+    """Return the contact points of a file: a list, in YAML or JSON, of `uid`, `name`, `type` and `settings`.
+
+    The alert rules tell the first one. Raises UsageError for a file that holds something else.
+    """
+    if file is None:
+        return []
     try:
-        api = _api(url, settings.grafana.token.get_secret_value())
-        done += [_ensure_folder(api, settings.grafana.folder)]
-        done += [_ensure_source(api, source) for source in sources]
-        done += [f"dashboard {board['title']}: {url}{_save(api, board)}" for board in boards.values()]
-    except GrafanaUnauthorizedError as error:
-        raise FlawlineError(
-            f"Grafana {url} does not accept grafana.token: create a new service account token"
-        ) from error
-    except GrafanaTimeoutError as error:
-        raise FlawlineError(f"Grafana {url} does not answer within {TIMEOUT_S:g} s: is grafana.url right?") from error
-    except GrafanaException as error:
-        raise FlawlineError(f"Grafana {url} refuses ({error.message}): {_remedy(error)}") from error
-    except OSError as error:  # the client's network errors are OSErrors, too
-        raise FlawlineError(
-            f"Grafana {url} cannot be reached ({_short(error)}): start it or correct grafana.url"
-        ) from error
-    return done
+        points = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"grafana.contact_points {file}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"grafana.contact_points {file}: is no YAML ({one_line(error)})") from error
+    if not isinstance(points, list) or not points:
+        raise UsageError(f"grafana.contact_points {file}: write a list of contact points")
+    for number, point in enumerate(points, start=1):
+        if not isinstance(point, dict) or not all(
+            isinstance(point.get(key), kind)
+            for key, kind in (("uid", str), ("name", str), ("type", str), ("settings", dict))
+        ):
+            raise UsageError(
+                f"grafana.contact_points {file}: entry {number} needs uid, name, type and settings, as Grafana's API "
+                "describes them"
+            )
+    return points
+
+
+def push(settings: Settings) -> list[str]:
+    """Make all in Grafana as it is wanted; return a line for each thing.
+
+    What is as it is wanted is not written. A data source that is there is kept as it is. Alert rules of ours that are
+    not wanted any more are deleted. Raises UsageError for settings that cannot work, and FlawlineError for a Grafana
+    that is away or refuses.
+    """
+    objects, lines = wanted(settings)
+    grafana = _grafana(settings)
+    for item in objects:
+        done = grafana.bring(item, FOLDER_UID)
+        place = f": {grafana.url}/d/{item.uid}" if item.kind is Kind.DASHBOARD else ""
+        lines.append(f"{item.kind} {item.title}: {done}{place}")
+    for rule in _extra_rules(grafana, objects):
+        grafana.delete_rule(rule["uid"])
+        lines.append(f"{Kind.RULE} {rule['title']}: deleted")
+    return lines
+
+
+def diff(settings: Settings) -> list[str]:
+    """Return a line for each difference between Grafana and what is wanted; none when a push would change nothing.
+
+    Raises as `push` does.
+    """
+    objects, _ = wanted(settings)
+    grafana = _grafana(settings)
+    lines = []
+    for item in objects:
+        there = grafana.read(item.kind, item.uid)
+        name = f"{item.kind} {item.title}"
+        if there is None:
+            lines.append(f"{name}: is missing")
+            continue
+        kept = " (a push keeps it)" if item.is_kept else ""
+        lines += [f"{name}: {difference}{kept}" for difference in item.differences(there)]
+    return [*lines, *(f"{Kind.RULE} {rule['title']}: is not wanted" for rule in _extra_rules(grafana, objects))]
+
+
+def export(settings: Settings, folder: Path) -> list[Path]:
+    """Write what Grafana has of the line into files, so that what was changed by hand is not lost; return the files.
+
+    One file for each dashboard of the folder, one each for its alert rules and for all contact points, without their
+    secrets. Raises as `push` does.
+    """
+    grafana = _grafana(settings)
+    files: dict[str, Any] = {}
+    for uid in grafana.dashboards(FOLDER_UID):
+        files[f"dashboards/{uid}.json"] = grafana.read(Kind.DASHBOARD, uid)
+    files["alert-rules.json"] = sorted(grafana.rules(FOLDER_UID), key=lambda rule: rule["uid"])
+    files["contact-points.json"] = grafana.contact_points()
+    return _write(folder, files)
 
 
 def write_provisioning(folder: Path) -> list[Path]:
-    """Write what the plant's Grafana mounts below `folder`, and return the files.
+    """Write what the plant's Grafana and Prometheus mount below `folder`, and return the files.
 
-    `provisioning/datasources/flawline.yaml`, `provisioning/dashboards/flawline.yaml` and one
-    `dashboards/<uid>.json` each. Passwords stay out: the files name environment variables of the container.
+    `grafana/provisioning/datasources/flawline.yaml`, `grafana/provisioning/dashboards/flawline.yaml`, one
+    `grafana/dashboards/<uid>.json` each, and `prometheus/alerts.yml`. Passwords stay out: the files name environment
+    variables of the container.
     """
-    files = {
-        "provisioning/datasources/flawline.yaml": {
+    files: dict[str, Any] = {
+        "grafana/provisioning/datasources/flawline.yaml": {
             "apiVersion": 1,
-            "datasources": [prometheus_source(PLANT_PROMETHEUS_URL), postgresql_source(PLANT_STORE)],
+            "datasources": [
+                prometheus_source(PLANT_PROMETHEUS_URL),
+                postgresql_source(PLANT_STORE),
+                alertmanager_source(PLANT_ALERTMANAGER_URL),
+            ],
         },
-        "provisioning/dashboards/flawline.yaml": {
+        "grafana/provisioning/dashboards/flawline.yaml": {
             "apiVersion": 1,
             "providers": [
                 {
@@ -133,24 +216,40 @@ def write_provisioning(folder: Path) -> list[Path]:
                 }
             ],
         },
-    } | {f"dashboards/{uid}.json": board for uid, board in dashboards.build().items()}
+    }
+    files |= {f"grafana/dashboards/{uid}.json": board for uid, board in dashboards.build(PLANT_STATION_URL).items()}
+    files["prometheus/alerts.yml"] = alerts.prometheus_rules()
+    return _write(folder, files)
+
+
+def _extra_rules(grafana: Grafana, objects: list[Wanted]) -> Iterator[dict[str, Any]]:
+    """Yield the alert rules that an earlier push has made and that are not wanted any more."""
+    known = {item.uid for item in objects if item.kind is Kind.RULE}
+    if known:
+        for rule in grafana.rules(FOLDER_UID):
+            if rule["uid"].startswith(alerts.UID_PREFIX) and rule["uid"] not in known:
+                yield rule
+
+
+def _write(folder: Path, files: dict[str, Any]) -> list[Path]:
     written = []
     for name, content in files.items():
         path = folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_text(content, path.suffix), encoding="utf-8")
-            path.chmod(0o644)  # Grafana runs as another user, and there is no image in it
+            path.chmod(0o644)  # Grafana and Prometheus run as other users, and there is no image in it
         except OSError as error:
             raise FlawlineError(f"{path} cannot be written: {error.strerror}") from error
         written.append(path)
     return written
 
 
-def _text(content: dict[str, Any], suffix: str) -> str:
+def _text(content: Any, suffix: str) -> str:
     if suffix == ".json":
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return "# Generated by `flawline dashboards write`.\n" + yaml.safe_dump(content, sort_keys=False)
+    text = yaml.safe_dump(content, sort_keys=False, width=120, allow_unicode=True)
+    return f"# Generated by `flawline dashboards write deploy`.\n{text}"
 
 
 def _store(settings: Settings) -> URL:
@@ -162,54 +261,10 @@ def _store(settings: Settings) -> URL:
         raise UsageError(f"{name} is no database URL: write postgresql://USER:PASSWORD@HOST/DATABASE") from error
 
 
-def _api(url: str, token: str) -> GrafanaApi:
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise UsageError(f"grafana.url = {url!r} is no address ({error}): write http://HOST:3000") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"grafana.url = {url!r} is no http(s) address: write http://HOST:3000")
-    # The client joins its path prefix and `api` without a slash of its own.
-    return GrafanaApi.from_url(f"{url}/" if parts.path else url, credential=token, timeout=TIMEOUT_S)
-
-
-def _ensure_folder(api: GrafanaApi, title: str) -> str:
-    try:
-        there = api.folder.get_folder(FOLDER_UID)
-    except GrafanaClientError as error:
-        if error.status_code != 404:
-            raise
-        api.folder.create_folder(title, uid=FOLDER_UID)
-        return f"folder {title}: created"
-    return f"folder {there['title']}: kept"
-
-
-def _ensure_source(api: GrafanaApi, source: dict[str, Any]) -> str:
-    try:
-        there = api.datasource.get_datasource_by_uid(source["uid"])
-    except GrafanaClientError as error:
-        if error.status_code != 404:
-            raise
-        api.datasource.create_datasource(source)
-        return f"data source {source['name']}: created"
-    return f"data source {there['name']}: kept"
-
-
-def _save(api: GrafanaApi, board: dict[str, Any]) -> str:
-    saved = api.dashboard.update_dashboard({"dashboard": board, "folderUid": FOLDER_UID, "overwrite": True})
-    return saved["url"]
-
-
-def _remedy(error: GrafanaException) -> str:
-    if error.status_code == 403:
-        return "give the service account of grafana.token the role Admin"
-    if error.status_code == 404:
-        return "grafana.url must be the address of Grafana itself, with its sub-path if it has one"
-    return "see Grafana's log"
-
-
-def _short(error: BaseException) -> str:
-    """Return the innermost reason of a chain of wrapped network errors, in one line."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return one_line(error)
+def _grafana(settings: Settings) -> Grafana:
+    if settings.grafana.token is None:
+        raise UsageError(
+            "grafana.token is not set: create a service account token with role Admin in Grafana, "
+            "then set FLAWLINE_GRAFANA__TOKEN"
+        )
+    return Grafana(settings.grafana.url, settings.grafana.token.get_secret_value())

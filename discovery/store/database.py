@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -218,6 +219,9 @@ class Database:
                 schema.metadata.create_all(connection)
                 if schema.pictures.name not in tables:
                     _list_pictures(connection)
+                if schema.verdict_hours.name not in tables:
+                    _count_hours(connection)
+                _add_indexes(connection)
                 set_fact(connection, "schema", current)
 
 
@@ -286,6 +290,41 @@ def _list_pictures(connection: Connection) -> None:
         listed = [dict(zip(names, (row[0], row[1] // HOUR_NS, *row[2:]), strict=True)) for row in rows if row[3]]
         if listed:
             connection.execute(schema.pictures.insert(), listed)
+
+
+def _count_hours(connection: Connection) -> None:
+    """Fill the table `verdict_hours` of a store that had none, a day at a time."""
+    v = schema.verdict_minutes.c
+    names = [name for name in schema.verdict_hours.primary_key.columns.keys() if name != "hour"]
+    keys = [v[name] for name in names]
+    begin = connection.scalar(select(func.min(v.minute)))
+    while begin is not None:
+        end = stamp(nanoseconds(begin) // HOUR_NS * HOUR_NS + 24 * HOUR_NS)
+        of_day = (v.minute >= begin) & (v.minute < end)
+        rows = connection.execute(
+            select(v.minute, func.sum(v.frames), *keys).where(of_day).group_by(v.minute, *keys)
+        )  # fmt: skip
+        hours: Counter[tuple[Any, ...]] = Counter()
+        for minute, frames, *place in rows:
+            hours[nanoseconds(minute) // HOUR_NS, *place] += int(frames)
+        connection.execute(
+            schema.verdict_hours.insert(),
+            [
+                {"hour": stamp(hour * HOUR_NS), "frames": frames, **dict(zip(names, place, strict=True))}
+                for (hour, *place), frames in hours.items()
+            ],
+        )
+        begin = connection.scalar(select(func.min(v.minute)).where(v.minute >= end))
+
+
+def _add_indexes(connection: Connection) -> None:
+    """Add the indexes that a table of an earlier release has not."""
+    there = inspect(connection)
+    for table in schema.metadata.tables.values():
+        known = {index["name"] for index in there.get_indexes(table.name)}
+        for index in table.indexes:
+            if index.name not in known:
+                index.create(connection)
 
 
 def fact(connection: Connection, name: str, default: str) -> str:

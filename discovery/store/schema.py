@@ -7,9 +7,10 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `verdict_minutes`: frames by minute of capture, camera, model, group, decision, lot and shift, each frame counted
   once. `lot` is '' for none and `(other)` beyond the number of lots that are counted by name; `shift` is '' between
   shifts, and `shift_day` the day on which the shift began, as `2026-11-28`.
+- `verdict_hours`: the same frames by the hour, which is what queries over more than a day read.
 - `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
-- `defect_minutes` (view): `defects` by minute, camera, group, decision, class, model, lot and shift, with the class's
-  name and severity, as they are known now: a class that is found later is found in the past as well.
+- `defect_minutes` (view): frames by minute, camera, group, decision, class, model, lot and shift, to be summed, with the
+  class's name and severity, as they are known now: a class that is found later is found in the past as well.
 - `defect_totals`: defects that are only counted any more, since they are older than `retention.defect_rows_days`; the
   view has them too. Like `verdict_minutes` it counts by the hour what is older than `retention.minutes_days`.
 - `pictures`: how large the crops, masks and heat map of a defect are, until they are forgotten.
@@ -33,6 +34,7 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `groups`: the look-alike groups of each model, with the name that people gave; `group_names` has all that they said.
 - `parts`: each inspection of a part with its verdict, from all its views; `missing` names the views that never came.
 - `part_totals`: inspections of parts that are only counted any more, since they are older than `retention.parts_days`.
+- `quality_days`: overkill and escapes of each day (UTC) with 95 % limits, as `discovery/quality_rates.py` derives them.
 
 Defects by class over time (PostgreSQL):
     SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
@@ -239,6 +241,7 @@ regions = Table(
     UniqueConstraint("defect_id", "position"),
     Index("regions_class", "class_id", "embedding_version"),
     Index("regions_exemplar", "exemplar", "embedding_version"),
+    Index("regions_peak", "class_id", "peak", "id"),
 )
 
 pictures = Table(
@@ -266,6 +269,19 @@ verdict_minutes = Table(
     Column("frames", BigInteger, nullable=False),
     Column("score_sum", Float, nullable=False),
     Column("score_max", Float, nullable=False),
+)
+
+verdict_hours = Table(
+    "verdict_hours",
+    metadata,
+    Column("hour", UtcStamp, primary_key=True),
+    Column("camera", Text, primary_key=True),
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("decision", Text, primary_key=True),
+    Column("model_version", Text, primary_key=True, server_default=""),
+    Column("lot", Text, primary_key=True, server_default=""),
+    *_shift_columns(primary_key=True),
+    Column("frames", BigInteger, nullable=False),
 )
 
 audit = Table(
@@ -511,6 +527,27 @@ part_totals = Table(
     Column("inspections", BigInteger, nullable=False),
 )
 
+
+def _limits(name: str) -> tuple[Column[Any], ...]:
+    return (
+        Column(name, Float, comment="NULL when nothing was judged."),
+        Column(f"{name}_low", Float, nullable=False),
+        Column(f"{name}_high", Float, nullable=False),
+    )
+
+
+quality_days = Table(
+    "quality_days",
+    metadata,
+    Column("day", UtcStamp, primary_key=True),
+    Column("frames", BigInteger, nullable=False),
+    Column("judgements", Integer, nullable=False, comment="That count: real or false, of frames that were offered."),
+    *_limits("overkill"),
+    *_limits("escape"),
+    *_limits("false_alarm_share"),
+    *_limits("escapes_per_accepted"),
+)
+
 facts = Table(
     "facts",
     metadata,
@@ -520,17 +557,16 @@ facts = Table(
 
 _DEFECT_MINUTES = """
 SELECT d.minute AS minute, d.camera AS camera, d.group_id AS group_id, d.decision AS decision, d.class_id AS class_id,
-       c.name AS class_name, c.severity AS severity, c.state AS class_state, CAST(SUM(d.frames) AS BIGINT) AS frames,
+       c.name AS class_name, c.severity AS severity, c.state AS class_state, CAST(d.frames AS BIGINT) AS frames,
        d.model_version AS model_version, d.lot AS lot, d.shift AS shift, d.shift_day AS shift_day
 FROM (SELECT minute, camera, group_id, decision, class_id, model_version, COALESCE(lot, '') AS lot, shift, shift_day,
              1 AS frames FROM defects
       UNION ALL SELECT minute, camera, group_id, decision, class_id, model_version, lot, shift, shift_day, frames
       FROM defect_totals) d
 LEFT JOIN classes c ON c.id = d.class_id
-GROUP BY d.minute, d.camera, d.group_id, d.decision, d.class_id, c.name, c.severity, c.state, d.model_version, d.lot,
-         d.shift, d.shift_day
 """
-# PostgreSQL replaces a view only when its former columns come first.
+# Without a sum of its own: every query sums anyway, and a view that groups first is sorted twice. PostgreSQL replaces a
+# view only when its former columns come first.
 event.listen(
     metadata,
     "after_create",

@@ -7,7 +7,7 @@ topics have been read, is one transaction: the positions here, not those at the 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,7 @@ class Store(Database):
             origins = production.origins(connection, verdicts, rules.calendar)
             on_verdicts(connection, verdicts, origins)
             _add_to_minutes(connection, verdicts, origins)
+            _add_to_hours(connection, verdicts, origins)
             production.count_groups(connection, verdicts)
             part_verdicts.take_in(connection, verdicts, rules.views, rules.gap_ns, rules.calendar)
             first_verdicts.remember(connection, verdicts)
@@ -239,6 +240,26 @@ def _add_to_minutes(connection: Connection, verdicts: Iterable[Verdict], origins
             "score_max": max(values),
         }
         upsert(connection, schema.verdict_minutes, row, add=("frames", "score_sum"), highest=("score_max",))
+
+
+def _add_to_hours(connection: Connection, verdicts: Iterable[Verdict], origins: Mapping[str, Origin]) -> None:
+    places = (
+        (verdict.captured_at // HOUR_NS, verdict.camera, verdict.group, str(verdict.decision), verdict.model_version,
+         origins[verdict.frame_id])
+        for verdict in verdicts
+    )  # fmt: skip
+    for place, frames in sorted(Counter(places).items(), key=lambda item: (*item[0][:5], item[0][5].lot)):
+        hour, camera, group, decision, model_version, origin = place
+        row = {
+            "hour": stamp(hour * HOUR_NS),
+            "camera": camera,
+            "group_id": group,
+            "decision": decision,
+            "model_version": model_version,
+            **origin.columns(),
+            "frames": frames,
+        }
+        upsert(connection, schema.verdict_hours, row, add=("frames",))
 
 
 def _add_defects(

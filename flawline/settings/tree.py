@@ -226,6 +226,11 @@ class GrafanaSettings(_Section):
     store_url: SecretStr | None = Field(
         None, description="Store as Grafana reaches it, best with a role that only reads; the default is `store.url`."
     )
+    station_url: str = Field("http://127.0.0.1:8400", description="Address of the console, for links from dashboards.")
+    alerts: bool = Field(
+        True, description="Whether Grafana evaluates the alert rules; off where Alertmanager tells them."
+    )
+    contact_points: Path | None = Field(None, description="File of Grafana's contact points; the first one is told.")
 
 
 AnyCamera = Annotated[

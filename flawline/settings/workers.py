@@ -34,6 +34,9 @@ class WorkerSettings(BaseModel):
         description='Largest number of actors with `actors = "auto"`; by default half the number of partitions and, '
         "without a cluster, as many as the CPUs have room for.",
     )
+    takt_s: float | None = Field(
+        None, gt=0, description="Longest time from capture to verdict that the line allows; later verdicts are counted."
+    )
     num_cpus: float = Field(
         1.0, ge=0, description="Number of CPUs for each actor, which scores as many frames at a time."
     )

@@ -126,10 +126,10 @@ def watch_ledger(settings: Settings, stop: threading.Event, interval_s: float) -
     """
     from flawline import telemetry
     from flawline.outage import Outage
-    from ledger import object_collection, reader, topic_retention
+    from ledger import metrics, object_collection, reader, topic_retention
 
-    metrics = settings.metrics
-    with closing(telemetry.serve(metrics.ledger_port, metrics.host, *telemetry.OF_THE_LEDGER)):
+    metrics.announce(camera.name for camera in settings.cameras)
+    with closing(telemetry.serve(settings.metrics.ledger_port, settings.metrics.host, *metrics.OF_THE_LEDGER)):
         ledger: LedgerReader | None = None
         was_fine, outage = True, Outage(interval_s, interval_s)
         telemetry.BROKER_WAIT_SECONDS.set_function(outage.age_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import cv2
 import numpy as np
 import psycopg
 
+from discovery.store import judgements
+from discovery.store.store import Batch, Store
 from flawline import kafka_clients
 from flawline.settings.scorer import ScorerSettings
 from flawline.settings.tree import load_settings
@@ -23,8 +26,10 @@ from producers.simulation.dataset import write_dataset
 from producers.simulation.line import SimulatedLine
 from producers.simulation.settings import LineSettings
 from scorer.fit import fit_detector
+from tests.discovery import factories
 from tests.support.ports import reserved_port
 from tests.support.prometheus import PrometheusServer
+from workers.publish_model import publish_model
 
 ROOT = Path(__file__).parents[2]
 PRODUCTS = ("disc", "coffee")
@@ -36,7 +41,11 @@ TIMEOUT_S = 150.0
 
 
 class LiveLine:
-    """Two cameras that loop over parts with two kinds of defect, one whose only picture is too large, one away."""
+    """Two cameras that loop over parts with two kinds of defect, one whose only picture is too large, one away.
+
+    A shadow model scores beside the active one, a person judges a frame, and a verdict of an hour ago makes the time
+    since a stop of the line.
+    """
 
     def __init__(self, folder: Path, store_url: str) -> None:
         self.folder = folder
@@ -52,6 +61,7 @@ class LiveLine:
         self._write_oversize_picture()
         good = [part.image for part in SimulatedLine(line).good_parts(GOOD_IMAGES)]
         fit_detector(good, ScorerSettings()).save(self.folder / "model")
+        fit_detector(good[::2], ScorerSettings()).save(self.folder / "shadow")
         file = self._write_config()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FLAWLINE_")}
         with (self.folder / "roles.log").open("wb") as log:
@@ -69,14 +79,24 @@ class LiveLine:
                 "ledger": [f"127.0.0.1:{metrics.ledger_port}"],
             },
             rules=[ROOT / "deploy/prometheus/alerts.yml"],
+            labels={"line": "test"},
         )
         self._wait("a verdict", lambda: self._sum("flawline_verdicts_total") > 0)
+        publish_model(self.settings, self.folder / "shadow", "shadow")
+        self._take_in_a_verdict_of_an_hour_ago()
         self._send_rubbish()
         self._wait("a dead letter", lambda: self._sum("flawline_dead_letters_total") > 0)
         self._wait("a record that discovery refuses", lambda: self._sum("flawline_rejected_records_total") > 0)
         self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
         self._wait("a defect without description", lambda: self._sum("flawline_undescribed_defects_total") > 0)
+        self._wait("a kept picture", lambda: self._count("frame_pictures", "state = 'kept'") > 0)
+        self._judge()
         self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
+        self._wait("a frame with two decisions", lambda: self._sum("flawline_shadow_decisions_total offset 2s") > 0)
+        self._wait("a day with a judgement", lambda: self._count("quality_days", "judgements > 0") > 0)
+        self._wait("a confirmed class in the metrics",
+                   lambda: self._sum('flawline_class_events_total{transition="confirmed"} offset 2s') > 0)  # fmt: skip
+        self._wait("what Prometheus records", lambda: self._sum("flawline:score_drift:effect offset 2s") > -9)
         self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
         self._wait("a dead letter that is still counted", self._counts_dead_letters)
         return self
@@ -98,7 +118,15 @@ class LiveLine:
             "store": {"url": self.store_url},
             "metrics": ports,
             "console": {"port": reserved_port()},
-            "worker": {"model": str(self.folder / "model"), "actors": 1, "describe_frames_per_s": 2.0},
+            "producer": {"overload": "thin", "overload_after_s": 600.0},
+            # No verdict is there within a microsecond.
+            "worker": {
+                "model": str(self.folder / "model"),
+                "actors": 1,
+                "describe_frames_per_s": 2.0,
+                "takt_s": 1e-6,
+                "shadow_share": 1.0,
+            },
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
             "cameras": [
                 {"name": "camera-1", "shard": 0} | parts,
@@ -111,6 +139,17 @@ class LiveLine:
         file.write_text(_toml(content))
         self.settings = load_settings(file)
         return file
+
+    def _take_in_a_verdict_of_an_hour_ago(self) -> None:
+        at = time.time_ns() - 3_600_000_000_000
+        with contextlib.closing(Store(self.store_url)) as store:
+            store.ingest(Batch(verdicts=[factories.verdict(0, "camera-1", captured_at=at)]))
+
+    def _judge(self) -> None:
+        """Say of a frame that the review page offers that its defect is real."""
+        with contextlib.closing(Store(self.store_url)) as store:
+            (frame,) = judgements.offered(store, judgements.Queue.ALARMS, limit=1)
+            judgements.judge(store, frame.frame_id, "real", who="ada", why="seen", is_offered=True)
 
     def _send_rubbish(self) -> None:
         """Send a record that workers cannot use, and one that discovery cannot use."""

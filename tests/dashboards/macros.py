@@ -1,10 +1,11 @@
 """What Grafana does to a query before it sends it, for the macros and variables that the dashboards use.
 
 PromQL: `$__rate_interval`, `$__interval`, `$__range` become durations. PostgreSQL, after Grafana's documentation of its
-data source: `$__timeFilter(column)` becomes `column BETWEEN 'from' AND 'to'`, `$__timeGroup(column, interval)` becomes
-`floor((extract(epoch from column)/seconds))*seconds`. Variables become their values: several values are quoted and
-separated by commas for PostgreSQL and joined by `|` for Prometheus; the custom value of "All" is taken as it is.
-An unknown macro is an error here, so that the tests cannot pass over what Grafana would send to the server untouched.
+data source: `$__timeFilter(column)` becomes `column BETWEEN 'from' AND 'to'`, `$__unixEpochFrom()` and
+`$__unixEpochTo()` the range in seconds since 1970; `$__interval_ms` is the interval in milliseconds. Variables become
+their values: several values are quoted and separated by commas for PostgreSQL and joined by `|` for Prometheus; the
+custom value of "All" is taken as it is. An unknown macro is an error here, so that the tests cannot
+pass over what Grafana would send to the server untouched.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ class View:
         for macro, duration in durations.items():
             expr = expr.replace(macro, duration)
         for name, value in self.chosen.items():
-            expr = expr.replace(f"${name}", value if isinstance(value, str) else f"({'|'.join(value)})")
+            text = value if isinstance(value, str) else f"({'|'.join(value)})"
+            expr = re.sub(rf"\${name}\b", lambda _, text=text: text, expr)
         return _complete(expr)
 
     def sql(self, sql: str) -> str:
         between = f"BETWEEN '{_stamp(self.start)}' AND '{_stamp(self.end)}'"
-        sql = sql.replace("$__interval", f"{self.interval_s}s")
+        sql = sql.replace("$__interval_ms", f"{1000 * self.interval_s}")
+        sql = sql.replace("$__unixEpochFrom()", f"{int(self.start)}").replace("$__unixEpochTo()", f"{int(self.end)}")
         sql = re.sub(r"\$__timeFilter\(([\w.]+)\)", rf"\1 {between}", sql)
-        sql = re.sub(r"\$__timeGroup\(([\w.]+),\s*(\d+)s\)", r"floor((extract(epoch from \1)/\2))*\2", sql)
         for name, value in self.chosen.items():
-            values = value if isinstance(value, str) else ",".join(f"'{choice}'" for choice in value)
-            sql = sql.replace(f"${name}", values)
+            values = value if isinstance(value, str) else ",".join(f"'{item}'" for item in value)
+            sql = re.sub(rf"\${name}\b", lambda _, values=values: values, sql)
         return _complete(sql)
 
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery import dashboards
+from discovery.dashboards.boards import ANY_CLASS
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
+
+STATION = "https://station.plant:8400"
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query, and where it stands."""
+    """A query, and where it stands."""
 
     where: str
     source: str
@@ -25,7 +28,7 @@ class Query:
 
 
 def of(board: dict[str, Any]) -> Iterator[Query]:
-    """Yield every query of one dashboard's JSON."""
+    """Every query of one dashboard's JSON."""
     title = board["title"]
     for panel in board["panels"]:
         for target in panel.get("targets", []):
@@ -35,6 +38,8 @@ def of(board: dict[str, Any]) -> Iterator[Query]:
             f"{title} / annotation {annotation['name']}", annotation["datasource"]["uid"], annotation["target"]
         )
     for variable in board["templating"]["list"]:
+        if variable["type"] == "constant":
+            continue
         query = variable["query"]
         text = query if isinstance(query, str) else query["query"]
         yield Query(f"{title} / variable {variable['name']}", variable["datasource"]["uid"], text, "variable")
@@ -42,15 +47,21 @@ def of(board: dict[str, Any]) -> Iterator[Query]:
 
 def _query(where: str, uid: str, target: dict[str, Any]) -> Query:
     if uid == PROMETHEUS.uid:
-        return Query(where, uid, target["expr"], "range")
+        return Query(where, uid, target["expr"], "instant" if target.get("instant") else "range")
     return Query(where, uid, target["rawSql"], target["format"])
 
 
-ALL = [query for board in dashboards.build().values() for query in of(board)]
-ON_PROMETHEUS = [query for query in ALL if query.source == PROMETHEUS.uid]
-ON_POSTGRESQL = [query for query in ALL if query.source == POSTGRESQL.uid]
+ALL = [query for board in dashboards.build(STATION).values() for query in of(board)]
+DISTINCT = list({(query.source, query.text, query.shape): query for query in reversed(ALL)}.values())[::-1]
+"""Every query once: boards share annotations and variables."""
+ON_PROMETHEUS = [query for query in DISTINCT if query.source == PROMETHEUS.uid]
+ON_POSTGRESQL = [query for query in DISTINCT if query.source == POSTGRESQL.uid]
 
 
 def metrics_in(promql: str) -> set[str]:
-    """Return the metric names of a PromQL query: the project's all begin alike."""
-    return set(re.findall(r"flawline_\w+", promql))
+    """The metric names of a PromQL query: the project's all begin alike."""
+    return set(re.findall(r"flawline[_:][\w:]+", promql))
+
+
+EVERYTHING = {"camera": "camera", "group": "group_id", "class": ANY_CLASS}
+"""What the variables of the store's dashboards hold when all is chosen."""

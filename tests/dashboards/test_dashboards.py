@@ -13,20 +13,32 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+import discovery.metrics
+import ledger.metrics
+import producers.metrics
+import workers.metrics
 from discovery import dashboards
-from discovery.dashboards import push
-from discovery.dashboards.panels import GRID_WIDTH, POSTGRESQL, PROMETHEUS
+from discovery.dashboards import alerts, push
+from discovery.dashboards.boards import STATION_PAGES
+from discovery.dashboards.panels import DECISION_COLOURS, GRID_WIDTH, POSTGRESQL, PROMETHEUS, of_line
+from discovery.dashboards.promql import recorded
 from flawline import telemetry
 from tests.dashboards import queries
 
 ROOT = Path(__file__).parents[2]
-BOARDS = dashboards.build()
+BOARDS = dashboards.build(queries.STATION)
+ROOMS = (discovery.metrics, ledger.metrics, producers.metrics, workers.metrics)  # each declares its own metrics
 
 
 def declared_series() -> set[str]:
     """Return the names that Prometheus gets from the declared metrics."""
-    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-    return {
+    suffixes = {
+        "counter": ("_total",),
+        "gauge": ("",),
+        "histogram": ("_bucket", "_sum", "_count"),
+        "summary": ("_sum", "_count"),
+    }
+    return set(recorded()) | {
         family.name + suffix for family in telemetry.REGISTRY.collect() for suffix in suffixes.get(family.type, ("",))
     }
 
@@ -69,6 +81,73 @@ def test_every_data_source_that_is_named_is_one_that_is_provisioned(board):
     }
     assert named and named <= known
     assert "${DS_" not in text  # the placeholder of exported dashboards, which nobody would fill
+
+
+def test_a_decision_has_one_colour_on_every_board_and_accept_and_reject_differ_in_lightness():
+    seen = {}
+    for board in BOARDS.values():
+        for panel in board["panels"]:
+            for override in panel.get("fieldConfig", {}).get("overrides", []):
+                name = override["matcher"]["options"]
+                for item in override["properties"]:
+                    if name in DECISION_COLOURS and item["id"] == "color":
+                        seen.setdefault(name, set()).add(item["value"]["fixedColor"])
+    assert seen == {name: {colour} for name, colour in DECISION_COLOURS.items()}
+    light, dark = (_luminance(DECISION_COLOURS[name]) for name in ("accept", "reject"))
+    assert (light + 0.05) / (dark + 0.05) >= 3  # the contrast of WCAG 2 for graphics
+
+
+def _luminance(colour: str) -> float:
+    """The relative luminance of a colour, as WCAG 2 defines it."""
+    parts = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_every_panel_of_decisions_has_their_colours():
+    for query in queries.ALL:
+        board = next(board for board in BOARDS.values() if query.where.startswith(f"{board['title']} / "))
+        title = query.where.split(" / ")[1]
+        if "by (decision)" in query.text or "decision AS metric" in query.text:
+            panel = next(panel for panel in board["panels"] if panel["title"] == title)
+            names = {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]}
+            assert names >= set(DECISION_COLOURS), query.where
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_every_board_links_to_the_others_and_to_the_station(board):
+    assert all("flawline" in other["tags"] for other in BOARDS.values())
+    (boards,) = [link for link in board["links"] if link["type"] == "dashboards"]
+    assert boards["tags"] == ["flawline"] and boards["includeVars"] and boards["keepTime"]
+    pages = {link["url"] for link in board["links"] if link["type"] == "link"}
+    assert pages == {f"{queries.STATION}{path}" for path in STATION_PAGES.values()}
+
+
+def test_a_query_is_limited_to_the_chosen_lines_selector_by_selector():
+    assert of_line('sum(rate(flawline_a_total{camera=~"$camera"}[5m])) / on (job) flawline_b + up') == (
+        'sum(rate(flawline_a_total{line=~"$line", camera=~"$camera"}[5m])) / on (job) flawline_b{line=~"$line"} '
+        '+ up{line=~"$line"}'
+    )
+
+
+@pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: alert.name)
+def test_every_alert_has_a_runbook_and_names_what_exists(alert):
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs/alerts.md").read_text(), re.MULTILINE)
+    assert headings.count(alert.name) == 1 and len(headings) == len(alerts.ALERTS)
+    assert alert.annotations["runbook"] == f"docs/alerts.md#{alert.name.lower()}"
+    assert alert.severity in (alerts.CRITICAL, alerts.WARNING, alerts.INFO)
+    assert queries.metrics_in(alert.expr) <= declared_series() or alert.expr.startswith("up{")
+
+
+def test_grafana_gets_the_same_alerts_with_its_own_name_for_the_value():
+    rules = {rule["title"]: rule for rule in alerts.grafana_rules("folder", "point")}
+    assert set(rules) == {alert.name for alert in alerts.ALERTS}
+    assert len({rule["uid"] for rule in rules.values()}) == len(rules)
+    assert all(len(rule["uid"]) <= 40 for rule in rules.values())  # Grafana's limit
+    for alert in alerts.ALERTS:
+        rule = rules[alert.name]
+        assert rule["data"][0]["model"]["expr"] == alert.expr
+        assert "$value " not in json.dumps(rule) and rule["condition"] == "B"
 
 
 def _references(value):
@@ -115,24 +194,24 @@ def test_every_variable_of_a_query_is_one_of_its_dashboard_or_a_macro(query):
 
 def test_the_files_that_the_plant_mounts_are_the_generated_ones(tmp_path):
     for path in push.write_provisioning(tmp_path):
-        committed = ROOT / "deploy" / "grafana" / path.relative_to(tmp_path)
-        assert committed.read_text() == path.read_text(), f"{committed.name}: run `flawline dashboards write`"
+        committed = ROOT / "deploy" / path.relative_to(tmp_path)
+        assert committed.read_text() == path.read_text(), f"{committed.name}: run `flawline dashboards write deploy`"
 
 
-def test_provisioning_writes_two_data_sources_one_provider_and_the_dashboards_without_a_password(tmp_path):
+def test_provisioning_writes_data_sources_one_provider_and_the_dashboards_without_a_password(tmp_path):
     files = {str(path.relative_to(tmp_path)): path.read_text() for path in push.write_provisioning(tmp_path)}
-    sources = yaml.safe_load(files["provisioning/datasources/flawline.yaml"])["datasources"]
-    assert {source["uid"] for source in sources} == {PROMETHEUS.uid, POSTGRESQL.uid}
+    sources = yaml.safe_load(files["grafana/provisioning/datasources/flawline.yaml"])["datasources"]
+    assert {source["uid"] for source in sources} == {PROMETHEUS.uid, POSTGRESQL.uid, "flawline-alertmanager"}
     assert [source["secureJsonData"] for source in sources if "secureJsonData" in source] == [
         {"password": "$__env{GRAFANA_READER_PASSWORD}"}
     ]
-    provider = yaml.safe_load(files["provisioning/dashboards/flawline.yaml"])["providers"][0]
+    provider = yaml.safe_load(files["grafana/provisioning/dashboards/flawline.yaml"])["providers"][0]
     assert provider["options"]["path"] == push.PROVISIONED_DASHBOARDS
-    assert {json.loads(files[f"dashboards/{uid}.json"])["uid"] for uid in BOARDS} == set(BOARDS)
+    assert {json.loads(files[f"grafana/dashboards/{uid}.json"])["uid"] for uid in BOARDS} == set(BOARDS)
 
 
 def test_provisioning_into_a_folder_that_cannot_be_written_says_which(tmp_path):
-    (tmp_path / "provisioning").write_text("a file where a folder should be")
+    (tmp_path / "grafana").write_text("a file where a folder should be")
     with pytest.raises(push.FlawlineError, match="cannot be written"):
         push.write_provisioning(tmp_path)
 

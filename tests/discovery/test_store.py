@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.engine import make_url
 
 from discovery.round.lineage import DefectClass
@@ -83,6 +83,30 @@ def test_verdicts_are_counted_by_minute_camera_group_and_decision(store):
         (START_NS, "cam-2", 0, "accept", 1),
         (START_NS + MINUTE_NS, "cam-1", 0, "accept", 1),
     ]
+
+
+def hours(store):
+    table = schema.verdict_hours
+    with store.reading() as connection:
+        rows = connection.execute(select(table).order_by(table.c.hour, table.c.camera, table.c.decision)).all()
+    return [(nanoseconds(row.hour), row.camera, row.group_id, row.decision, row.frames) for row in rows]
+
+
+def test_verdicts_are_counted_by_the_hour_and_a_store_without_hours_gets_them_at_its_next_start(store):
+    frames = [verdict(second, captured_at=START_NS + second * 10**9) for second in range(0, 9000, 60)]
+    store.ingest(Batch(verdicts=[*frames[:99], verdict(7, "cam-2", Decision.REJECT)]))
+    store.ingest(Batch(verdicts=[*frames[90:], frames[0]]))
+    counted = hours(store)
+    assert sum(row[-1] for row in counted) == len(frames) + 1
+    assert {row[0] % (60 * MINUTE_NS) for row in counted} == {0}
+    with store.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE verdict_hours")
+        connection.exec_driver_sql("DROP INDEX regions_peak")
+    upgraded = Store(store.url.render_as_string(hide_password=False))
+    assert hours(upgraded) == counted
+    with upgraded.reading() as connection:
+        assert "regions_peak" in {index["name"] for index in inspect(connection).get_indexes("regions")}
+    upgraded.close()
 
 
 def test_verdict_that_comes_again_changes_nothing(store):
@@ -260,7 +284,8 @@ def test_class_that_is_found_later_is_found_in_the_past(store):
         connection.execute(schema.classes.update().values(name="scratch", severity="major"))
         rows = connection.execute(
             text(
-                "SELECT minute, camera, class_id, class_name, severity, frames FROM defect_minutes ORDER BY frames DESC"
+                "SELECT minute, camera, class_id, class_name, severity, SUM(frames) FROM defect_minutes "
+                "GROUP BY minute, camera, class_id, class_name, severity ORDER BY SUM(frames) DESC"
             )
         ).all()
     assert [tuple(row[1:]) for row in rows] == [

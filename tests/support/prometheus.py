@@ -20,12 +20,24 @@ PROMTOOL = shutil.which("promtool")
 
 
 class PrometheusServer:
-    """Scrapes `targets` ({job: [host:port]}) every second until `stop`, and evaluates the rule files `rules`."""
+    """Scrapes `targets` ({job: [host:port]}) every second until `stop`, and evaluates the rule files `rules`.
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], rules: Sequence[Path] = ()) -> None:
+    Every target gets the labels `labels`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        targets: Mapping[str, Sequence[str]],
+        rules: Sequence[Path] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         if BINARY is None:
             raise RuntimeError("prometheus is not installed")
-        jobs = [{"job_name": job, "static_configs": [{"targets": list(hosts)}]} for job, hosts in targets.items()]
+        jobs = [
+            {"job_name": job, "static_configs": [{"targets": list(hosts), "labels": dict(labels or {})}]}
+            for job, hosts in targets.items()
+        ]
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in rules],
