@@ -56,10 +56,10 @@ class QualityDays:
                 known = counts.get(hour // 24, (0, 0))
                 counts[hour // 24] = known[0] + int(frames), known[1]
             day = j.captured_ns // DAY_NS
-            said = select(day, func.count(), func.count(j.undone_at)).group_by(day)
-            for number, given, undone in connection.execute(said):
+            judgements_of_days = select(day, func.count(), func.count(j.undone_at)).group_by(day)
+            for number, judged, undone in connection.execute(judgements_of_days):
                 known = counts.get(int(number), (0, 0))
-                counts[int(number)] = known[0], int(given) + int(undone)
+                counts[int(number)] = known[0], int(judged) + int(undone)
         return counts
 
 

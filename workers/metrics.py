@@ -103,14 +103,16 @@ class ActorCollector(Collector):
     def __init__(self, ask: Callable[[], dict[str, str]], takt_s: float | None = None) -> None:
         self._ask = ask
         # A gauge without labels would show a takt of 0 where none is set.
-        self._own = telemetry.CollectorGroup((telemetry.PROCESS, *([TAKT_SECONDS] if takt_s is not None else [])))
+        self._of_supervisor = telemetry.CollectorGroup(
+            (telemetry.PROCESS, *([TAKT_SECONDS] if takt_s is not None else []))
+        )
         TAKT_SECONDS.set(takt_s or 0)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the supervisor's own metrics, then those of the actors that answered."""
         yield from telemetry.CollectorGroup(telemetry.OF_THE_SUPERVISOR).collect()
-        own = generate_latest(self._own).decode()
-        yield from merged(self._ask() | {"supervisor": own}).values()
+        of_supervisor = generate_latest(self._of_supervisor).decode()
+        yield from merged(self._ask() | {"supervisor": of_supervisor}).values()
 
 
 def merged(expositions: dict[str, str]) -> dict[str, Metric]:

@@ -157,13 +157,13 @@ class GrafanaDouble:
             return 204, None
         if kind == "alert-rules" and body["folderUID"] not in self.folders:
             return 400, {"message": "folder does not exist"}
-        own = {"provenance": "api"} | ({"id": 3, "orgID": 1, "isPaused": False} if kind == "alert-rules" else {})
+        additions = {"provenance": "api"} | ({"id": 3, "orgID": 1, "isPaused": False} if kind == "alert-rules" else {})
         if method == "POST":
-            status, answer = self._create(places[kind], body["uid"], own | body)
+            status, answer = self._create(places[kind], body["uid"], additions | body)
             return (201 if kind == "alert-rules" and status == 200 else 202 if status == 200 else status), answer
         if uid not in places[kind]:
             return 404, {"message": "not found"}
-        places[kind][uid] = own | body
+        places[kind][uid] = additions | body
         return 200 if kind == "alert-rules" else 202, places[kind][uid]
 
     @staticmethod

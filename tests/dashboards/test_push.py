@@ -72,19 +72,19 @@ def test_push_creates_folder_data_sources_contact_points_dashboards_and_alert_ru
 
 
 def test_a_push_that_changes_nothing_writes_nothing(double, points):
-    given = settings(double.url, contact_points=points)
-    push.push(given)
+    of_line = settings(double.url, contact_points=points)
+    push.push(of_line)
     before = len(double.writes)
-    done = push.push(given)
+    done = push.push(of_line)
     assert len(double.writes) == before
     assert all("unchanged" in line for line in done)
-    assert push.diff(given) == []
+    assert push.diff(of_line) == []
     assert len(double.writes) == before
 
 
 def test_push_mends_what_was_changed_by_hand_but_keeps_a_data_source(double):
-    given = settings(double.url)
-    push.push(given)
+    of_line = settings(double.url)
+    push.push(of_line)
     double.sources[PROMETHEUS.uid]["url"] = "http://changed-by-the-operator"
     double.dashboards[line_overview.UID]["title"] = "changed by hand"
     double.dashboards[line_overview.UID]["liveNow"] = True  # a part that is not wanted
@@ -92,7 +92,7 @@ def test_push_mends_what_was_changed_by_hand_but_keeps_a_data_source(double):
     double.folders[push.FOLDER_UID]["title"] = "Line"
     double.rules["flawline-of-before"] = double.rules["flawline-gaps"] | {"uid": "flawline-of-before", "title": "old"}
     double.rules["by-hand"] = double.rules["flawline-gaps"] | {"uid": "by-hand"}
-    differences = push.diff(given)
+    differences = push.diff(of_line)
     before = len(double.writes)
     assert any(line.startswith("dashboard Line overview: title: 'changed by hand'") or "title" in line
                for line in differences)  # fmt: skip
@@ -101,7 +101,7 @@ def test_push_mends_what_was_changed_by_hand_but_keeps_a_data_source(double):
     assert any("liveNow: True, wanted None" in line for line in differences)
     assert any("changed-by-the-operator" in line and "a push keeps it" in line for line in differences)
     assert "alert rule old: is not wanted" in differences
-    done = push.push(given)
+    done = push.push(of_line)
     assert double.sources[PROMETHEUS.uid]["url"] == "http://changed-by-the-operator"
     assert saved(double) == dashboards.build(STATION)
     assert double.rules["flawline-gaps"]["for"] == "1m" and double.folders[push.FOLDER_UID]["title"] == "Flawline"
@@ -141,8 +141,8 @@ def test_a_server_that_stays_in_trouble_is_named_with_its_answer(double):
 
 
 def test_a_dashboard_that_somebody_saves_meanwhile_is_read_again(double):
-    given = settings(double.url)
-    push.push(given)
+    of_line = settings(double.url)
+    push.push(of_line)
     double.dashboards[line_overview.UID]["title"] = "changed by hand"
 
     def save_first():
@@ -150,14 +150,14 @@ def test_a_dashboard_that_somebody_saves_meanwhile_is_read_again(double):
         double.dashboards[line_overview.UID] |= {"title": "changed again", "version": 9}
 
     double.before_write = save_first
-    push.push(given)
+    push.push(of_line)
     assert saved(double) == dashboards.build(STATION)
     assert double.dashboards[line_overview.UID]["version"] == 10
 
 
 def test_a_dashboard_that_is_saved_all_the_time_is_given_up_with_a_remedy(double):
-    given = settings(double.url)
-    push.push(given)
+    of_line = settings(double.url)
+    push.push(of_line)
     double.dashboards[line_overview.UID]["title"] = "changed by hand"
 
     def save_first():
@@ -165,7 +165,7 @@ def test_a_dashboard_that_is_saved_all_the_time_is_given_up_with_a_remedy(double
 
     double.before_write = save_first
     with pytest.raises(FlawlineError) as error:
-        push.push(given)
+        push.push(of_line)
     assert "412" in one_line(error) and "run the command again" in one_line(error)
 
 
@@ -200,10 +200,10 @@ def test_a_file_of_contact_points_that_holds_something_else_is_a_usage_error(dou
 
 
 def test_export_writes_what_grafana_has_without_secrets(double, points, tmp_path):
-    given = settings(double.url, contact_points=points)
-    push.push(given)
+    of_line = settings(double.url, contact_points=points)
+    push.push(of_line)
     double.dashboards[line_overview.UID]["title"] = "changed by hand"
-    written = push.export(given, tmp_path / "out")
+    written = push.export(of_line, tmp_path / "out")
     content = {path.relative_to(tmp_path / "out").as_posix(): json.loads(path.read_text()) for path in written}
     assert content[f"dashboards/{line_overview.UID}.json"]["title"] == "changed by hand"
     assert {rule["uid"] for rule in content["alert-rules.json"]} == set(double.rules)

@@ -257,7 +257,8 @@ CUSTOM = {
                             "relabelings": {
                                 "type": "array",
                                 "items": _object(
-                                    {"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT}
+                                    {"targetLabel": _TEXT},
+                                    {"sourceLabels": {"type": "array", "items": _TEXT}, "replacement": _TEXT},
                                 ),
                             },
                         }

@@ -171,6 +171,20 @@ def test_prometheus_scrapes_every_role_where_it_listens_and_where_its_health_is_
         assert f"http://127.0.0.1:{port}/metrics" in " ".join(SERVICES[role]["healthcheck"]["test"])
 
 
+def test_prometheus_tells_the_alertmanager_whose_webhook_is_a_secret_in_a_file():
+    config = yaml.safe_load((compose.ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (target,) = config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    service, port = target.split(":")
+    assert f"http://localhost:{port}/" in " ".join(SERVICES[service]["healthcheck"]["test"])
+    (secret,) = SERVICES[service]["secrets"]
+    content = yaml.safe_load((compose.ROOT / "deploy/prometheus/alertmanager.yml").read_text())
+    (webhook,) = content["receivers"][0]["webhook_configs"]
+    assert webhook["url_file"] == f"/run/secrets/{secret}"
+    assert compose.load(environment=PASSWORDS)["secrets"][secret]["file"] == "./data/secrets/alert_webhook"
+    lines = {job["static_configs"][0]["labels"]["line"] for job in config["scrape_configs"]}
+    assert lines == {tomllib.loads((compose.ROOT / "deploy/line.plant.toml").read_text())["line"]}
+
+
 def test_the_gpu_variant_changes_only_services_that_exist():
     gpu = compose.load(compose.GPU_FILE)["services"]
     assert set(gpu) <= set(OURS)

@@ -450,7 +450,8 @@ def test_prometheus_finds_every_role_under_the_name_that_the_alerts_ask_for(rend
     alerts = (compose.ROOT / "deploy/prometheus/alerts.yml").read_text()
     assert named == set(re.search(r'up\{job=~"([^"]+)"', alerts)[1].split("|"))
     assert endpoint["relabelings"] == [
-        {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_component"], "targetLabel": "job"}
+        {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_component"], "targetLabel": "job"},
+        {"targetLabel": "line", "replacement": "line-1"},
     ]
 
 
