@@ -39,4 +39,7 @@ def _plain(builder: Any) -> dict[str, Any]:
     content.schema_version = SCHEMA_VERSION
     for number, panel in enumerate(content.panels, start=1):
         panel.id_val = number  # the builders give none, and Grafana would give new ones with every save
-    return json.loads(json.dumps(content, cls=JSONEncoder))
+    plain: dict[str, Any] = json.loads(json.dumps(content, cls=JSONEncoder))
+    for item in (*plain["links"], *plain["annotations"]["list"]):
+        item.pop("placement", None)  # a menu that 12.2 does not have; later ones would hide links and marks in it
+    return plain
