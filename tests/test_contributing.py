@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from discovery.dashboards import line_overview
+from discovery.dashboards import operations
 from flawline import telemetry
 from flawline.clock import utc_ns
 from flawline.messages import Decision, Defect, Verdict
@@ -93,8 +93,8 @@ def test_metric_and_panel_of_the_example_are_those_of_the_dashboard() -> None:
     metric_code, panel_code = examples("Add a dashboard panel")
     source = Path(str(telemetry.__file__)).read_text(encoding="utf-8")
     assert metric_code in source
-    (panel,) = eval(panel_code, vars(line_overview))
+    (panel,) = eval(panel_code, vars(operations))
     built = panel.build()
-    titles = [shown.title for shown in line_overview.build().build().panels]
+    titles = [shown.title for shown in operations.build("http://station").build().panels]
     assert built.title in titles
     assert "flawline_undescribed_defects_total" in built.targets[0].expr

@@ -25,14 +25,15 @@ from kafka.errors import (
 from kafka.future import Future
 from kafka.structs import TopicPartition
 
-from flawline import imaging, messages
+from flawline import imaging, messages, telemetry
 from flawline.byte_budget import ByteBudget
 from flawline.checked_producer import ImplausibleAcknowledgement
-from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect
+from flawline.messages import Codec, DeadLetter, DeadLetterReason, Decision, Defect, Verdict
 from flawline.object_store import ObjectStore, StoreAway
 from flawline.settings.tree import FrameSettings
 from flawline.settings.workers import WorkerSettings
 from scorer.regions import regions
+from tests.discovery import factories
 from tests.workers.line import FULL, POISON, SIDE, PlainDetector, frame, wait_until
 from workers import metrics, scoring, verdicts
 from workers.dead_letters import dead_letter
@@ -682,3 +683,32 @@ def test_decoding_refuses_an_image_larger_than_it_announces() -> None:
     big = imaging.encode(np.zeros((400, 400, 3), np.uint8), Codec.PNG)
     lying = replace(frame("cam-0", 1), data=big, size_bytes=len(big), checksum=messages.checksum(big))
     assert rejection(reader(), messages.encode(lying)).reason is DeadLetterReason.UNDECODABLE
+
+
+def test_scores_are_counted_by_group_and_begin_anew_with_another_model() -> None:
+    def count(**labels: str) -> float | None:
+        return telemetry.REGISTRY.get_sample_value("flawline_accepted_score_count", labels)
+
+    def verdict_of(model: str, group: int, decision: Decision = Decision.ACCEPT) -> Verdict:
+        return replace(
+            factories.verdict(1), model_version=model, group=group, decision=decision, score=0.1, p_value=0.5
+        )
+
+    counting, before = metrics.ScoreMetrics(), telemetry.REGISTRY.get_sample_value("flawline_p_value_count") or 0
+    for group in (0, 0, metrics.GROUPS_SHOWN, 10_000):
+        counting.count(verdict_of("one", group))
+    counting.count(verdict_of("one", 0, Decision.REJECT))
+    assert (count(model="one", group="0"), count(model="one", group="other")) == (2, 2)
+    counting.count(verdict_of("two", 1))
+    assert count(model="one", group="0") is None and count(model="two", group="1") == 1
+    assert telemetry.REGISTRY.get_sample_value("flawline_p_value_count") == before + 6
+
+
+def test_the_supervisor_shows_its_own_process_and_a_takt_only_where_one_is_set() -> None:
+    def names(takt_s: float | None) -> set[tuple[str, str]]:
+        families = metrics.ActorCollector(dict, takt_s).collect()
+        return {(sample.name, sample.labels.get("actor", "")) for family in families for sample in family.samples}
+
+    assert ("flawline_process_resident_memory_bytes", "supervisor") in names(None)
+    assert ("flawline_takt_seconds", "supervisor") in names(2.0)
+    assert "flawline_takt_seconds" not in {name for name, _ in names(None)}
