@@ -56,7 +56,7 @@ GPU_MEMORY_BYTES = Gauge(
     ("what",),
     registry=telemetry.REGISTRY,
 )
-_OF_AN_ACTOR: tuple[Collector, ...] = (
+OF_AN_ACTOR: tuple[Collector, ...] = (
     *telemetry.OF_AN_ACTOR,
     ACCEPTED_SCORE,
     P_VALUE,
@@ -91,7 +91,7 @@ class ScoreMetrics:
 
 def exposition() -> str:
     """Return this process's worker metrics as Prometheus text."""
-    return generate_latest(telemetry.CollectorGroup(_OF_AN_ACTOR)).decode()
+    return generate_latest(telemetry.CollectorGroup(OF_AN_ACTOR)).decode()
 
 
 class ActorCollector(Collector):
