@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 from fastapi.testclient import TestClient
@@ -73,7 +73,7 @@ class Filler:
     """Writes rows of many by the quickest road of each database."""
 
     def __init__(self, connection: Connection) -> None:
-        self._raw: Any = connection.connection.driver_connection
+        self._raw = cast("Any", connection.connection.driver_connection)
         self._is_postgresql = connection.dialect.name == "postgresql"
         if self._is_postgresql:
             self._raw.execute("SET LOCAL statement_timeout = 0")  # a million rows are one statement here

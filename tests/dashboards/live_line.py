@@ -82,11 +82,11 @@ class LiveLine:
             labels={"line": "test"},
         )
         self._wait("a verdict", lambda: self._sum("flawline_verdicts_total") > 0)
-        publish_model(self.settings, self.folder / "shadow", "shadow")
-        self._take_in_a_verdict_of_an_hour_ago()
         self._send_rubbish()
         self._wait("a dead letter", lambda: self._sum("flawline_dead_letters_total") > 0)
         self._wait("a record that discovery refuses", lambda: self._sum("flawline_rejected_records_total") > 0)
+        publish_model(self.settings, self.folder / "shadow", "shadow")
+        self._take_in_a_verdict_of_an_hour_ago()
         self._wait("a dropped frame", lambda: self._sum("flawline_dropped_frames_total") > 0)
         self._wait("a defect without description", lambda: self._sum("flawline_undescribed_defects_total") > 0)
         self._wait("a kept picture", lambda: self._count("frame_pictures", "state = 'kept'") > 0)
@@ -96,7 +96,7 @@ class LiveLine:
         self._wait("a day with a judgement", lambda: self._count("quality_days", "judgements > 0") > 0)
         self._wait("a confirmed class in the metrics",
                    lambda: self._sum('flawline_class_events_total{transition="confirmed"} offset 2s') > 0)  # fmt: skip
-        self._wait("what Prometheus records", lambda: self._sum("flawline:score_drift:effect offset 2s") > -9)
+        self._wait("what Prometheus records", lambda: self._sum("count(flawline:score_drift:effect offset 2s)") > 0)
         self._wait("the ledger", lambda: self._sum('flawline_ledger_frames{outcome="scored"}') > 0)
         self._wait("a dead letter that is still counted", self._counts_dead_letters)
         return self
@@ -109,7 +109,7 @@ class LiveLine:
 
     def _write_config(self) -> Path:
         ports = {name: reserved_port() for name in ("producers_port", "workers_port", "discovery_port", "ledger_port")}
-        parts = {"kind": "folder", "path": str(self.folder / "parts"), "loop": True, "rate_hz": 4.0, "shards": 2}
+        parts = {"kind": "folder", "path": str(self.folder / "parts"), "loop": True, "rate_hz": 2.5, "shards": 2}
         content: dict[str, Any] = {
             "line": "test",
             "data_dir": str(self.folder / "data"),
@@ -125,7 +125,6 @@ class LiveLine:
                 "actors": 1,
                 "describe_frames_per_s": 2.0,
                 "takt_s": 1e-6,
-                "shadow_share": 1.0,
             },
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
             "cameras": [
