@@ -295,7 +295,7 @@ def _list_pictures(connection: Connection) -> None:
 def _count_hours(connection: Connection) -> None:
     """Fill the table `verdict_hours` of a store that had none, a day at a time."""
     v = schema.verdict_minutes.c
-    names = [name for name in schema.verdict_hours.primary_key.columns.keys() if name != "hour"]
+    names = [column.name for column in schema.verdict_hours.primary_key if column.name != "hour"]
     keys = [v[name] for name in names]
     begin = connection.scalar(select(func.min(v.minute)))
     while begin is not None:

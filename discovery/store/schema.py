@@ -9,8 +9,8 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
   shifts, and `shift_day` the day on which the shift began, as `2026-11-28`.
 - `verdict_hours`: the same frames by the hour, which is what queries over more than a day read.
 - `defects`: one row per frame that was not accepted; `class_id` is the frame's class, NULL while it has none.
-- `defect_minutes` (view): frames by minute, camera, group, decision, class, model, lot and shift, to be summed, with the
-  class's name and severity, as they are known now: a class that is found later is found in the past as well.
+- `defect_minutes` (view): frames by minute, camera, group, decision, class, model, lot and shift, to be summed, with
+  the class's name and severity, as they are known now: a class that is found later is found in the past as well.
 - `defect_totals`: defects that are only counted any more, since they are older than `retention.defect_rows_days`; the
   view has them too. Like `verdict_minutes` it counts by the hour what is older than `retention.minutes_days`.
 - `pictures`: how large the crops, masks and heat map of a defect are, until they are forgotten.
