@@ -181,6 +181,7 @@ def with_groups(model: Model, count: int, rows: int) -> Model:
         banks=[[_sample(bank, rows, rng) for bank in model.banks[k]] for k in of],
         units=[model.units[k] for k in of],
         wholes=[model.wholes[k] for k in of],
+        sub_looks=[None] * count,
         shares=[model.shares[k] for k in of],
         means=[means[of] for means in model.means],
         embeddings=unit_rows(model.embeddings[images] + noise),

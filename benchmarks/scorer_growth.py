@@ -21,6 +21,7 @@ from scorer.features.conversion import prepare
 from scorer.features.graph import Maps
 from scorer.fit import fit_detector
 from scorer.model import Model, embedding_layers
+from scorer.sub_looks import SubLooks
 
 PRODUCTS = 10
 GROUPS = 1000
@@ -114,10 +115,16 @@ def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
     parts = embedding_layers(model.layers)
     ends = np.cumsum([turns[0][i].shape[0] for i in parts])
 
-    def turned_embeddings(turn: Sequence[np.ndarray]) -> np.ndarray:
-        pieces = np.split(model.embeddings, ends[:-1], axis=1)
+    def turned_embeddings(turn: Sequence[np.ndarray], embeddings: np.ndarray) -> np.ndarray:
+        pieces = np.split(embeddings, ends[:-1], axis=1)
         joined = np.concatenate([piece @ turn[i] for piece, i in zip(pieces, parts, strict=True)], axis=1)
         return joined.astype(np.float16).astype(np.float32)
+
+    def turned_looks(looks: SubLooks | None, turn: Sequence[np.ndarray]) -> SubLooks | None:
+        if looks is None:
+            return None
+        banks = [[half(bank @ rotation) for bank, rotation in zip(of, turn, strict=True)] for of in looks.banks]
+        return dataclasses.replace(looks, centres=turned_embeddings(turn, looks.centres), banks=banks)
 
     def half(rows: np.ndarray) -> np.ndarray:
         return rows.astype(np.float16).astype(np.float32)
@@ -136,8 +143,9 @@ def multiplied(model: Model, turns: Sequence[Sequence[np.ndarray]]) -> Model:
                 for turn in turns
                 for layers in model.banks
             ],
+            "sub_looks": [turned_looks(looks, turn) for turn in turns for looks in model.sub_looks],
             "means": [np.concatenate([m @ turn[i] for turn in turns]) for i, m in enumerate(model.means)],
-            "embeddings": np.concatenate([turned_embeddings(turn) for turn in turns]),
+            "embeddings": np.concatenate([turned_embeddings(turn, model.embeddings) for turn in turns]),
             "groups": np.concatenate([model.groups + group_count * copy for copy in range(copies)]),
             "log_scores": np.tile(model.log_scores, copies),
             "standardised": np.tile(model.standardised, copies),

@@ -29,11 +29,14 @@ from scorer.features.graph import Graph
 from scorer.features.weights import sha256_of
 from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles, embedding_layers
+from scorer.sub_looks import SubLooks
 from scorer.whole_image import WholeUnit
 
-FORMAT = 3
-_READ = (2, FORMAT)
+FORMAT = 4
+_READ = (2, 3, FORMAT)
 """Formats that are read. Format 2 does not hold the images' depth: those of 16 bits were taken to use them all."""
+_WITHOUT_LOOKS = 3
+"""The format of a model without sub-looks: releases that know nothing of them score it rightly."""
 _DEPTHS_OF_FORMAT_2 = [8, 16]
 _MANIFEST = "manifest.json"
 _ARRAYS = "model.safetensors"
@@ -61,6 +64,10 @@ class Artefact:
         layers = range(len(self.model.layers))
         return Evidence(
             sources=[[arrays[f"source.{k}.{i}"] for i in layers] for k in range(len(self.model.banks))],
+            look_sources=[
+                [[arrays[f"look_source.{k}.{look}.{i}"] for i in layers] for look in range(count)]
+                for k, count in enumerate(self.model.look_counts)
+            ],
             names=[str(name) for name in self.report.get("names", [])],
             pictures={
                 int(name.removeprefix("picture.")): jpeg.tobytes()
@@ -143,6 +150,12 @@ def _write_evidence(folder: Path, evidence: Evidence) -> None:
     arrays: dict[str, np.ndarray] = {
         f"source.{k}.{i}": rows for k, layers in enumerate(evidence.sources) for i, rows in enumerate(layers)
     }
+    arrays |= {
+        f"look_source.{k}.{look}.{i}": rows
+        for k, looks in enumerate(evidence.look_sources)
+        for look, layers in enumerate(looks)
+        for i, rows in enumerate(layers)
+    }
     arrays |= {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in evidence.pictures.items()}
     save_file(arrays, folder / _EVIDENCE)
 
@@ -170,12 +183,17 @@ def _write(
         arrays["copies"] = model.copies
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
+    for k, looks in enumerate(model.sub_looks):
+        if looks is not None:
+            arrays[f"look_centres.{k}"] = looks.centres.astype(np.float16)
+            for look, of_look in enumerate(looks.banks):
+                arrays |= {f"look_bank.{k}.{look}.{i}": bank.astype(np.float16) for i, bank in enumerate(of_look)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
     for graph, source in graphs:
         for suffix in (".xml", ".bin"):
             shutil.copyfile(source / f"{graph.stem}{suffix}", folder / f"{graph.stem}{suffix}")
     content: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if model.groups_with_looks else _WITHOUT_LOOKS,
         "layers": [layer.model_dump() for layer in model.layers],
         "units": [[asdict(unit) for unit in units] for units in model.units],
         "wholes": [asdict(unit) for unit in model.wholes],
@@ -192,6 +210,8 @@ def _write(
         "precision": precision,
         "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())},
     }
+    if model.groups_with_looks:
+        content["sub_looks"] = [None if looks is None else asdict(looks.unit) for looks in model.sub_looks]
     version = _digest(content)[:12]
     whole = {"version": version, **content, "report": report}
     whole["checksum"] = _digest(whole)
@@ -266,6 +286,9 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         banks=[[arrays[f"bank.{k}.{i}"].astype(np.float32) for i in range(len(layers))] for k in range(count)],
         units=[[LayerUnit(**unit) for unit in units] for units in manifest["units"]],
         wholes=[WholeUnit(**unit) for unit in manifest["wholes"]],
+        sub_looks=[
+            _sub_looks(unit, arrays, k, len(layers)) for k, unit in enumerate(manifest.get("sub_looks", [None] * count))
+        ],
         shares=[float(share) for share in manifest["shares"]],
         means=[arrays[f"means.{i}"] for i in range(1 + max(len(layers) - 1, *embedding_layers(layers)))],
         embeddings=arrays["embeddings"].astype(np.float32),
@@ -283,6 +306,19 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         copies=arrays.get("copies"),
         sample_bits=tuple(manifest.get("sample_bits", _DEPTHS_OF_FORMAT_2)),
     )
+
+
+def _sub_looks(
+    unit: dict[str, float] | None, arrays: dict[str, np.ndarray], group: int, layers: int
+) -> SubLooks | None:
+    if unit is None:
+        return None
+    centres = arrays[f"look_centres.{group}"].astype(np.float32)
+    banks = [
+        [arrays[f"look_bank.{group}.{look}.{i}"].astype(np.float32) for i in range(layers)]
+        for look in range(len(centres))
+    ]
+    return SubLooks(centres, banks, WholeUnit(**unit))
 
 
 def _tiles(stored: list[int] | None, arrays: dict[str, np.ndarray]) -> Tiles | None:

@@ -328,6 +328,7 @@ def _about_group(fitted: CoresetDetector, group: int) -> dict[str, Any]:
     return {
         "group": group,
         "good_images": len(scores),
+        "sub_looks": fitted.model.look_counts[group],
         "finest_p_value": 1 / (len(scores) + 1),
         "alarm_rate": alarms / len(scores),
         "alarm_rate_upper_bound": calibration.upper_bound(alarms, len(scores)),

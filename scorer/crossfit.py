@@ -54,13 +54,14 @@ def cross_fit(
     sources: NDArray[np.int64],
     threads: int,
     progress: Progress | None,
+    stage: str = "banks",
 ) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
     """Return banks of every group and layer, and for each layer the good images' distances (n, h * w) to others.
 
     Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, and
     the bank that scores a fold from the selections of all others; both have the same size. Whole images are left out,
     those with the same number in `sources` (n,) together, since the best match of a patch is its neighbour in the same
-    image. `members[k]` are the numbers of a group's images.
+    image. `members[k]` are the numbers of a group's images. `progress` is told of `stage`.
     """
     layers = settings.active_layers
     distances = [np.empty(patches.shape[:2], dtype=np.float32) for patches in store.patches[: len(layers)]]
@@ -80,7 +81,7 @@ def cross_fit(
                 banks[cell.group][cell.layer] = bank
                 distances[cell.layer][cell.members] = of_members
             if progress:
-                progress("banks", start + len(batch), len(cells))
+                progress(stage, start + len(batch), len(cells))
     return banks, distances
 
 

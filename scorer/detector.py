@@ -29,6 +29,7 @@ from scorer.regions.masks import Mask, cooled, without_ignored
 from scorer.scores import Scores
 from scorer.search.bank import Int8Index, trusted_kind, unit_rows
 from scorer.search.neighbours import use_one_faiss_thread
+from scorer.sub_looks import InLook
 from scorer.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -96,12 +97,14 @@ class CoresetDetector:
         one_thread_per_image()
         self._pool = ThreadPoolExecutor(features.threads, "score")
         self._banks: dict[int, list[Int8Index]] = {}
+        self._banks_of_looks: dict[int, list[list[Int8Index]]] = {}
         self._banks_lock = Lock()
         if not features.on_gpu:  # which has banks of its own
             # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the
             # search (5 to 50 ms a group), and its kernels are compiled, or read, at their first use.
             trusted_kind()
             list(self._pool.map(self.banks, range(len(model.banks))))
+            list(self._pool.map(self.banks_of_looks, model.groups_with_looks))
             self._banks[0][0].project(model.banks[0][0][:1], 1)
         self._batches = self._batch_runner()
 
@@ -173,7 +176,9 @@ class CoresetDetector:
             return BatchRunner(self.model, self._backbone)
         groups = range(len(self.model.banks))
         banks = [Int8Banks([self.banks(k)[i] for k in groups]) for i in range(len(self.model.layers))]
-        return BatchRunner(self.model, self._backbone, banks)
+        of_looks = [looks for k in self.model.groups_with_looks for looks in self.banks_of_looks(k)]
+        banks_of_looks = [Int8Banks([bank[i] for bank in of_looks]) for i in range(len(self.model.layers))]
+        return BatchRunner(self.model, self._backbone, banks, banks_of_looks if of_looks else None)
 
     def _scored(self, images: Sequence[Image], masks: Sequence[Mask | None]) -> list[Scores]:
         """Return the scores of images that are checked."""
@@ -199,35 +204,67 @@ class CoresetDetector:
         means = self._means(features)
         look = self._look(means, group)
         group = look.group
-        distances, known = [], []
-        for layer, patches_of_layer, bank in zip(model.layers, self.maps_of(features), self.banks(group), strict=True):
-            height, width, channels = patches_of_layer.shape
-            distance, nearest = projected(unit_rows(patches_of_layer.reshape(-1, channels)), bank, layer.neighbours)
-            distances.append(distance.reshape(height, width))
-            known.append(nearest.reshape(height, width, channels))
-        if mask is not None:
-            distances = without_ignored(distances, model.units[group], mask)
-        ratios = maps.combined(distances, model.units[group])
-        if mask is not None:
-            ratios = cooled(ratios, mask)
+        patches = self._unit_patches(features)
+        distances, known = self._searched(patches, self.banks(group), features)
+        ratios = self._ratios(distances, group, mask)
         log_score = maps.log_score(ratios) + (self._added_by_whole(means[-1], group) if mask is None else 0.0)
+        heatmap = np.log(ratios)
+        if (in_look := self._in_look(features, patches, image_embeddings(means), group, mask)) is not None:
+            log_score += in_look.added
+            heatmap += in_look.heat
         level = model.level(group, look.neighbours)
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
         decision = self._decide(look, standardised)
-        patches = residuals = None
+        patches_of_map = residuals = None
         if decision is not Decision.ACCEPT:
-            patches, residuals = self._describe(features, known, group, ratios.shape[0])
+            patches_of_map, residuals = self._describe(features, known, group, ratios.shape[0])
         return Scores(
             group=group,
             raw=float(np.exp(log_score)),
             aligned=aligned,
             p_value=float(calibration.p_values(np.asarray(standardised), model.calibration)),
             decision=decision,
-            heatmap=np.asarray(np.log(ratios) - level, dtype=np.float32),
-            patches=patches,
+            heatmap=np.asarray(heatmap - level, dtype=np.float32),
+            patches=patches_of_map,
             residuals=residuals,
         )
+
+    def in_look(self, features: Maps) -> InLook | None:
+        """Return how an image compares with the good images of its own sub-look; None where its group has none."""
+        embedding = image_embeddings(self._means(features))
+        return self._in_look(features, self._unit_patches(features), embedding, self.route(features).group, None)
+
+    def _in_look(
+        self, features: Maps, patches: Sequence[Vectors], embedding: Vectors, group: int, mask: Mask | None
+    ) -> InLook | None:
+        if (sub_looks := self.model.sub_looks[group]) is None:
+            return None
+        look = int(sub_looks.of(embedding))
+        distances, _ = self._searched(patches, self.banks_of_looks(group)[look], features)
+        return sub_looks.compared(look, self._ratios(distances, group, mask))
+
+    def _unit_patches(self, features: Maps) -> list[Vectors]:
+        """Return the unit patch vectors (h * w, c) of each layer."""
+        return [unit_rows(layer.reshape(-1, layer.shape[2])) for layer in self.maps_of(features)]
+
+    def _searched(
+        self, patches: Sequence[Vectors], banks: Sequence[Int8Index], features: Maps
+    ) -> tuple[list[maps.Map], Maps]:
+        """Return the distance maps (h, w) of an image's unit patches to banks, and what the banks know (h, w, c)."""
+        distances, known = [], []
+        for layer, rows, bank, layer_map in zip(self.model.layers, patches, banks, self.maps_of(features), strict=True):
+            distance, nearest = projected(rows, bank, layer.neighbours)
+            distances.append(distance.reshape(layer_map.shape[:2]))
+            known.append(nearest.reshape(layer_map.shape))
+        return distances, known
+
+    def _ratios(self, distances: list[maps.Map], group: int, mask: Mask | None) -> maps.Map:
+        """Return the map of all layers in the units of a group, cool where nothing is inspected."""
+        units = self.model.units[group]
+        if mask is None:
+            return maps.combined(distances, units)
+        return cooled(maps.combined(without_ignored(distances, units, mask), units), mask)
 
     def standardised(self, scores: Scores) -> float:
         """Return the aligned score in units of its group's spread, as the cut-offs are."""
@@ -322,6 +359,16 @@ class CoresetDetector:
             banks = [Int8Index(rows) for rows in self.model.banks[group]]
             with self._banks_lock:
                 banks = self._banks.setdefault(group, banks)
+        return banks
+
+    def banks_of_looks(self, group: int) -> list[list[Int8Index]]:
+        """Return the banks of each sub-look of a group, one for each layer."""
+        sub_looks = self.model.sub_looks[group]
+        assert sub_looks is not None
+        if (banks := self._banks_of_looks.get(group)) is None:
+            banks = [[Int8Index(rows) for rows in of_look] for of_look in sub_looks.banks]
+            with self._banks_lock:
+                banks = self._banks_of_looks.setdefault(group, banks)
         return banks
 
     def _decide(self, look: Look, standardised: float) -> Decision:

@@ -19,6 +19,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec
 from scorer.features.graph import Image
 from scorer.features.store import FeatureStore
+from scorer.model import Model
 from scorer.vectors import Vectors
 
 # Pictures of each group, their longest side, and their JPEG quality: about 150 kB a group. Judgements.
@@ -31,12 +32,14 @@ _QUALITY = 85
 class Evidence:
     """Where the rows of banks came from, and pictures.
 
-    `sources[k][l]` int32 (m, 2) are the image and the patch that each row of a bank is, -1 where that is not known.
-    Images have the numbers of the model's good images. `names` (n,) are their files, and empty where they were no
-    files; `pictures` hold some of them as JPEG, by number; `sample_bits` are the depths of the files.
+    `sources[k][l]` int32 (m, 2) are the image and the patch that each row of a bank is, -1 where that is not known;
+    `look_sources[k][s][l]` the same for the banks of a group's sub-looks, of which most groups have none. Images have
+    the numbers of the model's good images. `names` (n,) are their files, and empty where they were no files; `pictures`
+    hold some of them as JPEG, by number; `sample_bits` are the depths of the files.
     """
 
     sources: list[list[NDArray[np.int32]]]
+    look_sources: list[list[list[NDArray[np.int32]]]]
     names: list[str]
     pictures: dict[int, bytes] = field(default_factory=dict)
     sample_bits: tuple[int, ...] = (8,)
@@ -74,11 +77,14 @@ def _place(name: str) -> tuple[Path, list[int] | None]:
     return Path(name), None
 
 
-def gather(
-    store: FeatureStore, banks: Sequence[Sequence[Vectors]], groups: NDArray[np.int64], images: Sequence[Image]
-) -> Evidence:
+def gather(store: FeatureStore, model: Model, images: Sequence[Image]) -> Evidence:
     """Return the evidence for a model fitted on `images` (n, each read when asked for) with their features."""
-    sources = _sources(store, banks, groups)
+    members = [np.flatnonzero(model.groups == k) for k in range(len(model.banks))]
+    sources = [_sources(store, banks, of) for banks, of in zip(model.banks, members, strict=True)]
+    look_sources = [
+        [] if looks is None else [_sources(store, banks, of) for banks in looks.banks]
+        for looks, of in zip(model.sub_looks, members, strict=True)
+    ]
     names = list(getattr(images, "names", []))
     pictures = {}
     for layers in sources:
@@ -87,7 +93,7 @@ def gather(
         for image in np.argsort(-used, kind="stable")[:_PICTURES].tolist():
             if used[image]:
                 pictures[image] = _small(images[image])
-    return Evidence(sources, names, pictures, getattr(images, "sample_bits", (8,)))
+    return Evidence(sources, look_sources, names, pictures, getattr(images, "sample_bits", (8,)))
 
 
 def _small(image: Image) -> bytes:
@@ -99,21 +105,22 @@ def _small(image: Image) -> bytes:
     return imaging.encode(image, Codec.JPEG, quality=_QUALITY)
 
 
-def _sources(
-    store: FeatureStore, banks: Sequence[Sequence[Vectors]], groups: NDArray[np.int64]
-) -> list[list[NDArray[np.int32]]]:
-    """Return where each bank row is among the patches of its group's images, by a hash of its half-precision bytes."""
-    result: list[list[NDArray[np.int32]]] = []
-    hashes = [[_hashed(bank.astype(np.float16)) for bank in layers] for layers in banks]
-    for k, layers in enumerate(hashes):
-        result.append([np.full((len(rows), 2), -1, dtype=np.int32) for rows in layers])
-        for layer, rows in enumerate(layers):
-            order = np.argsort(rows, kind="stable")
-            for image in np.flatnonzero(groups == k)[::-1]:  # of equal patches the first one stays
-                patches = _hashed(np.asarray(store.patches[layer][np.asarray([image])][0], dtype=np.float16))
-                place = np.minimum(np.searchsorted(rows[order], patches), len(rows) - 1)
-                equal = np.flatnonzero(rows[order][place] == patches)
-                result[k][layer][order[place[equal]]] = np.stack([np.full(len(equal), image), equal], axis=1)
+def _sources(store: FeatureStore, banks: Sequence[Vectors], members: NDArray[np.intp]) -> list[NDArray[np.int32]]:
+    """Return where each row of the layers' banks is among the patches of some images by number.
+
+    A row is known by a hash of its half-precision bytes.
+    """
+    result = []
+    for layer, bank in enumerate(banks):
+        rows = _hashed(bank.astype(np.float16))
+        sources = np.full((len(rows), 2), -1, dtype=np.int32)
+        order = np.argsort(rows, kind="stable")
+        for image in members[::-1]:  # of equal patches the first one stays
+            patches = _hashed(np.asarray(store.patches[layer][np.asarray([image])][0], dtype=np.float16))
+            place = np.minimum(np.searchsorted(rows[order], patches), len(rows) - 1)
+            equal = np.flatnonzero(rows[order][place] == patches)
+            sources[order[place[equal]]] = np.stack([np.full(len(equal), image), equal], axis=1)
+        result.append(sources)
     return result
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from scorer.detector import CoresetDetector
 from scorer.evidence import Evidence
-from scorer.features.graph import Image
+from scorer.features.graph import Image, Maps
 from scorer.model import picture_layers
 from scorer.search.bank import unit_rows
+from scorer.sub_looks import InLook
 from scorer.tiles import TiledCoreset
 
 Box = tuple[float, float, float, float]
@@ -41,10 +42,21 @@ class GoodPatch:
 
 
 @dataclass(frozen=True)
+class SubLook:
+    """A part of a group whose images look alike as wholes: its number from 1 of `count`, and its good images."""
+
+    number: int
+    count: int
+    images: int
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why one place is hot: the layer in which it is most unusual, and the nearest good patch in that layer.
 
-    The score comes from `nearest`. `shown` is the same patch, or the nearest one of which there is a picture.
+    The score comes from `nearest`. `shown` is the same patch, or the nearest one of which there is a picture. With a
+    `sub_look` the place is unusual among the good images of that sub-look, whatever the others of the group show there,
+    and `nearest` is of one of them.
     """
 
     size_px: int
@@ -52,6 +64,7 @@ class Reason:
     box: Box
     nearest: GoodPatch
     shown: GoodPatch
+    sub_look: SubLook | None = None
 
 
 def reasons(detector: CoresetDetector, image: Image, places: Sequence[tuple[float, float]]) -> list[Reason]:
@@ -65,8 +78,7 @@ def reasons(detector: CoresetDetector, image: Image, places: Sequence[tuple[floa
     if isinstance(detector, TiledCoreset):
         return [_tile_reason(detector, evidence, image, place) for place in places]
     features = detector.features(image)
-    group = detector.route(features).group
-    return [_reason(detector, evidence, features, group, place) for place in places]
+    return _reasons(detector, evidence, features, places)
 
 
 def _tile_reason(detector: TiledCoreset, evidence: Evidence, image: Image, place: tuple[float, float]) -> Reason:
@@ -79,31 +91,48 @@ def _tile_reason(detector: TiledCoreset, evidence: Evidence, image: Image, place
     high, wide = box.y1 - box.y0, box.x1 - box.x0
     features = detector.features(np.ascontiguousarray(box.of(image)))
     within = (x - box.x0) / wide, (y - box.y0) / high
-    reason = _reason(detector, evidence, features, detector.route(features).group, within)
+    (reason,) = _reasons(detector, evidence, features, [within])
     left, top, across, down = reason.box
     whole = (box.x0 + left * wide) / width, (box.y0 + top * high) / height, across * wide / width, down * high / height
     return dataclasses.replace(reason, box=whole)
 
 
+def _reasons(
+    detector: CoresetDetector,
+    evidence: Evidence,
+    features: Maps,
+    places: Sequence[tuple[float, float]],
+) -> list[Reason]:
+    group, in_look = detector.route(features).group, detector.in_look(features)
+    return [_reason(detector, evidence, features, group, place, in_look) for place in places]
+
+
 def _reason(
     detector: CoresetDetector,
     evidence: Evidence,
-    features: Sequence[NDArray[np.float32]],
+    features: Maps,
     group: int,
     place: tuple[float, float],
+    in_look: InLook | None,
 ) -> Reason:
-    model = detector.model
+    model, sub_looks = detector.model, detector.model.sub_looks[group]
+    if in_look is not None and not _at(in_look.heat, place):
+        in_look = None  # what is hot here is hot among all images of the group
+    if in_look is None or sub_looks is None:
+        banks, all_sources = model.banks[group], evidence.sources[group]
+    else:
+        banks, all_sources = sub_looks.banks[in_look.look], evidence.look_sources[group][in_look.look]
     best: tuple[float, int, NDArray[np.float32], tuple[int, int]] | None = None
     for i in picture_layers(model.layers):
         grid, usual = features[i].shape[0], model.units[group][i]
         row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
-        distances = _distances(unit_rows(features[i][row, column]), model.banks[group][i])
+        distances = _distances(unit_rows(features[i][row, column]), banks[i])
         unusual = float(np.log(max(float(distances.min()), 1e-6) / usual.median) / usual.width)
         if best is None or unusual > best[0]:
             best = unusual, i, distances, (row, column)
     assert best is not None
     _, i, distances, cell = best
-    sources, grid = evidence.sources[group][i], features[i].shape[0]
+    sources, grid = all_sources[i], features[i].shape[0]
     usual_distance = model.units[group][i].median
 
     def patch(bank_row: int, picture: Image | None) -> GoodPatch:
@@ -120,7 +149,17 @@ def _reason(
         if pictured is not None:
             shown = patch(pictured, evidence.picture(int(sources[pictured, 0])))
     layer = model.layers[i]
-    return Reason(layer.size, layer.size // grid, _box(cell, grid), nearest, shown)
+    sub_look = None
+    if in_look is not None and sub_looks is not None:
+        looks = sub_looks.of(model.embeddings[model.groups == group])
+        images = int((looks == in_look.look).sum())
+        sub_look = SubLook(in_look.look + 1, len(sub_looks.centres), images)
+    return Reason(layer.size, layer.size // grid, _box(cell, grid), nearest, shown, sub_look)
+
+
+def _at(heat: NDArray[np.float32], place: tuple[float, float]) -> float:
+    row, column = (min(int(share * side), side - 1) for share, side in zip(place[::-1], heat.shape, strict=True))
+    return float(heat[row, column])
 
 
 def _distances(vector: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float32]:

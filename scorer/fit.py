@@ -113,7 +113,7 @@ def fit_detector(
 
         # Step 5: where the rows of the banks came from, and pictures.
         used = Chosen(parts, [i for i, out in zip(readable, left_out, strict=True) if not out])
-        evidence = gather(store, model.banks, model.groups, used)
+        evidence = gather(store, model, used)
         finished = True
     finally:
         folder.close(remove=finished)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import ScorerSettings
-from scorer import calibration, maps, whole_image
+from scorer import calibration, maps, sub_looks, whole_image
 from scorer.alignment import group_levels, neighbour_shares, normal_level, shrunk
 from scorer.coreset import projected
 from scorer.crossfit import cross_fit
@@ -23,8 +23,8 @@ from scorer.groups import find_groups
 from scorer.maps import LayerUnit
 from scorer.model import Model, cut_offs, embedding_layers, whole_part
 from scorer.near_copies import near_copies
+from scorer.sub_looks import SubLooks, find_sub_looks, looks_near
 from scorer.vectors import Vectors
-from scorer.whole_image import WholeUnit
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +54,19 @@ class GoodImages:
     def members(self) -> list[NDArray[np.intp]]:
         """The numbers of each group's images."""
         return [np.flatnonzero(self.groups == k) for k in range(int(self.groups.max()) + 1)]
+
+
+@dataclass(frozen=True)
+class CrossFittedLooks:
+    """The sub-looks of all groups that have any: centres (S, d) and `banks[s][l]` by group.
+
+    `distances[l]` (n, h * w) are the good images' to banks of their own sub-look that hold nothing of them; without
+    meaning for images of other groups.
+    """
+
+    centres: dict[int, Vectors]
+    banks: dict[int, list[list[Vectors]]]
+    distances: list[NDArray[np.float32]]
 
 
 def fit_model(
@@ -86,8 +99,30 @@ def fit_model(
     copies = np.arange(len(store)) if sources is not None else _copies(store, embeddings, groups)
     images = GoodImages(store, embeddings, groups, copies if sources is None else sources, copies)
     banks, distances = cross_fit(store, settings, images.members, images.sources, threads, progress)
-    model = calibrate_model(images, settings, banks, distances, threads)
+    model = calibrate_model(
+        images, settings, banks, distances, threads, _cross_fitted_looks(images, settings, threads, progress)
+    )
     return model if sources is not None else dataclasses.replace(model, copies=copies)
+
+
+def _cross_fitted_looks(
+    images: GoodImages, settings: ScorerSettings, threads: int, progress: Progress | None
+) -> CrossFittedLooks | None:
+    """Return the sub-looks with their banks, None where no group has any.
+
+    A sub-look is fitted as a group is.
+    """
+    centres = find_sub_looks(images.embeddings, images.members, settings.seed)
+    if not centres:
+        return None
+    members = []
+    for group, of_group in centres.items():
+        looks = looks_near(images.embeddings[images.members[group]], of_group)
+        members += [images.members[group][looks == look] for look in range(len(of_group))]
+    banks, distances = cross_fit(images.store, settings, members, images.sources, threads, progress, "sub-looks")
+    remaining = iter(banks)
+    of_groups = {group: [next(remaining) for _ in of_group] for group, of_group in centres.items()}
+    return CrossFittedLooks(centres, of_groups, distances)
 
 
 def _copies(store: FeatureStore, embeddings: Vectors, groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -102,29 +137,44 @@ def calibrate_model(
     banks: list[list[Vectors]],
     distances: Sequence[NDArray[np.float32]],
     threads: int,
+    in_look: CrossFittedLooks | None = None,
 ) -> Model:
     """Return the model with these banks, calibrated on the good images' patch distances (n, h * w) of each layer.
 
-    The distances are cross-fitted: to banks that hold nothing of the image. Four steps: units of the layers and log
-    scores of the patches; what whole images add; alignment with look-alikes; cut-offs and the heat map's range.
+    The distances are cross-fitted: to banks that hold nothing of the image. Five steps: units of the layers and log
+    scores of the patches; what sub-looks add; what whole images add; alignment with look-alikes; cut-offs and the heat
+    map's range.
     """
     gallery = Gallery(images.embeddings, images.groups)
     look_alikes, within = gallery.neighbours_of_members(settings.look_alikes, images.copies)
 
-    units, ratios = _layer_units(images, settings, distances, threads)
+    units = _layer_units(images, settings, distances)
+    numbers = np.arange(len(images.groups))
+    ratios = _ratios(images, units, distances, numbers, threads)
     patch_scores = np.asarray([maps.log_score(image) for image in ratios])
-    wholes, log_scores = _with_wholes(images, settings, patch_scores, look_alikes)
+    spreads = calibration.group_widths(patch_scores - normal_level(patch_scores, look_alikes), images.groups)
+    looks, added_in_look, heats = _sub_looks(images, units, in_look, spreads, threads)
+    wholes, added = whole_image.fit(
+        whole_part(settings.active_layers, images.store.means, images.embeddings),
+        images.groups,
+        images.sources,
+        spreads,
+    )
+    log_scores = patch_scores + added + added_in_look
     aligned = _aligned(images.groups, log_scores, look_alikes, _counts_once(images))
     alarm_rate, reject_rate = settings.rates(calibration.vouched_rate(len(np.unique(images.sources))))
     once = aligned.standardised[np.isfinite(aligned.standardised)]
     review, reject = cut_offs(np.sort(once), alarm_rate, reject_rate)
 
-    peaks = np.log([float(image.max()) for image in ratios]) - aligned.levels
+    peaks = np.log([float(image.max()) for image in ratios])
+    for member, heat in heats.items():
+        peaks[member] = float((np.log(ratios[member]) + heat).max())
     return Model(
         layers=settings.active_layers,
         banks=banks,
         units=units,
         wholes=wholes,
+        sub_looks=looks,
         shares=aligned.shares,
         means=[np.stack([layer[members].mean(axis=0) for members in images.members]) for layer in images.store.means],
         embeddings=images.embeddings,
@@ -135,37 +185,66 @@ def calibrate_model(
         standardised=aligned.standardised,
         review=review,
         reject=reject,
-        heatmap_range=_heatmap_range(peaks, _foreign_heat(images, settings, banks, units, log_scores)),
+        heatmap_range=_heatmap_range(peaks - aligned.levels, _foreign_heat(images, settings, banks, units, log_scores)),
         look_alikes=settings.look_alikes,
         alarm_rate=alarm_rate,
     )
 
 
 def _layer_units(
-    images: GoodImages, settings: ScorerSettings, distances: Sequence[NDArray[np.float32]], threads: int
-) -> tuple[list[list[LayerUnit]], list[maps.Map]]:
-    """Return the unit of each group and layer, and each good image's map in these units."""
-    units = [
+    images: GoodImages, settings: ScorerSettings, distances: Sequence[NDArray[np.float32]]
+) -> list[list[LayerUnit]]:
+    """Return the unit of each group and layer."""
+    return [
         [LayerUnit.of(distances[i][members], layer.weight) for i, layer in enumerate(settings.active_layers)]
         for members in images.members
     ]
+
+
+def _ratios(
+    images: GoodImages,
+    units: Sequence[Sequence[LayerUnit]],
+    distances: Sequence[NDArray[np.float32]],
+    numbers: NDArray[np.intp],
+    threads: int,
+) -> list[maps.Map]:
+    """Return the maps of some good images by number in the units of their groups."""
 
     def ratios(image: int) -> maps.Map:
         layers = zip(distances, images.store.grids[: len(distances)], strict=True)
         return maps.combined([layer[image].reshape(grid, grid) for layer, grid in layers], units[images.groups[image]])
 
     with ThreadPoolExecutor(threads) as pool:
-        return units, list(pool.map(ratios, range(len(images.groups))))
+        return list(pool.map(ratios, numbers.tolist()))
 
 
-def _with_wholes(
-    images: GoodImages, settings: ScorerSettings, patch_scores: Floats, look_alikes: NDArray[np.int64]
-) -> tuple[list[WholeUnit], Floats]:
-    """Return the unit of whole images in each group, and the log scores (n,) of patches and whole images together."""
-    spreads = calibration.group_widths(patch_scores - normal_level(patch_scores, look_alikes), images.groups)
-    wholes = whole_part(settings.active_layers, images.store.means, images.embeddings)
-    units, added = whole_image.fit(wholes, images.groups, images.sources, spreads)
-    return units, patch_scores + added
+def _sub_looks(
+    images: GoodImages,
+    units: Sequence[Sequence[LayerUnit]],
+    in_look: CrossFittedLooks | None,
+    spreads: Floats,
+    threads: int,
+) -> tuple[list[SubLooks | None], Floats, dict[int, maps.Map]]:
+    """Return the sub-looks of each group, what they add to the good images' log scores (n,), and to their heat maps.
+
+    The heat is by the number of the image, for those whose group has sub-looks.
+    """
+    count = len(images.groups)
+    if in_look is None:
+        return [None] * len(units), np.zeros(count), {}
+    members = np.flatnonzero(np.isin(images.groups, list(in_look.centres)))
+    ratios = _ratios(images, units, in_look.distances, members, threads)
+    log_scores = np.full(count, np.nan)
+    log_scores[members] = [maps.log_score(image) for image in ratios]
+    usual, added = sub_looks.fit(log_scores, images.groups, spreads)
+    heats = {
+        int(member): sub_looks.heat_of(usual[int(images.groups[member])], image)
+        for member, image in zip(members, ratios, strict=True)
+    }
+    looks: list[SubLooks | None] = [
+        SubLooks(in_look.centres[k], in_look.banks[k], usual[k]) if k in usual else None for k in range(len(units))
+    ]
+    return looks, added, heats
 
 
 @dataclass(frozen=True)

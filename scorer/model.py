@@ -14,6 +14,7 @@ from scorer import calibration, whole_image
 from scorer.alignment import group_levels, normal_level, shrunk
 from scorer.calibration import Threshold
 from scorer.maps import LayerUnit
+from scorer.sub_looks import SubLooks
 from scorer.vectors import Vectors
 from scorer.whole_image import WholeUnit
 
@@ -34,7 +35,8 @@ class Tiles:
 class Model:
     """All that scoring needs besides the backbone; K groups, L layers, n good images.
 
-    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `shares[k]` of the neighbours in the normal
+    `banks[k][l]` float32 (m, c) unit vectors; `units[k][l]`; `wholes[k]`; `sub_looks[k]`, None in a group without;
+    `shares[k]` of the neighbours in the normal
     level; `means[l]` (K, c) mean features of each group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and
     `standardised` (n,) of the good images, cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on
     standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images. `copies` (n,)
@@ -45,6 +47,7 @@ class Model:
     banks: list[list[Vectors]]
     units: list[list[LayerUnit]]
     wholes: list[WholeUnit]
+    sub_looks: list[SubLooks | None]
     shares: list[float]
     means: list[NDArray[np.float32]]
     embeddings: Vectors
@@ -66,6 +69,16 @@ class Model:
     def group_levels(self) -> NDArray[np.float64]:
         """The median log score of each group's good images (K,)."""
         return group_levels(self.log_scores, self.groups)
+
+    @cached_property
+    def groups_with_looks(self) -> list[int]:
+        """The groups that have sub-looks."""
+        return [group for group, count in enumerate(self.look_counts) if count]
+
+    @property
+    def look_counts(self) -> list[int]:
+        """How many sub-looks each group has; 0 for none."""
+        return [0 if sub_looks is None else len(sub_looks.centres) for sub_looks in self.sub_looks]
 
     def levels(self, groups: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the normal log scores (n,) of images of groups (n,) with look-alikes (n, k), -1 for none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ def as_dict(explanation: Explanation) -> dict[str, Any]:
                     "distance": reason.nearest.distance,
                     "times_usual": reason.nearest.ratio,
                 },
+                "sub_look": None if reason.sub_look is None else asdict(reason.sub_look),
                 "shown": reason.shown.name if reason.shown.picture is not None else None,
             }
             for place, reason in zip(explanation.places, explanation.reasons, strict=True)
@@ -153,6 +154,11 @@ def _place_lines(place: Place, reason: explain.Reason) -> list[str]:
         f"of {_short(nearest.name)} at ({centre_x:.0%}, {centre_y:.0%}), stride {reason.stride_px} at "
         f"{reason.size_px} px",
     ]
+    if (look := reason.sub_look) is not None:
+        lines.append(
+            f"none of the {look.images} good images that look like this one as a whole (sub-look {look.number} of "
+            f"{look.count}) has this here: compared with them alone"
+        )
     if shown is not nearest:
         lines.append(f"shown is the nearest one with a picture: {_short(shown.name)}, {shown.distance:.3f} away")
     return lines

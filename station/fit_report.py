@@ -97,6 +97,13 @@ def _show_cut_offs(console: Console, report: Mapping[str, Any]) -> None:
     if many["good_images"] > few["good_images"]:
         by_group += f" to {many['finest_p_value']:.2g} (group {many['group']}, {many['good_images']} images)"
     console.print(f"finest p-value {report['finest_p_value']:.2g}; by a group's own images {by_group}", highlight=False)
+    for group in groups:
+        if group.get("sub_looks"):
+            console.print(
+                f"group {group['group']} falls into {group['sub_looks']} sub-looks: its parts are also compared with "
+                "good parts of their own sub-look alone",
+                highlight=False,
+            )
     if any(cut["upper_bound"] > 2 * cut["rate"] for cut in report["thresholds"].values()):
         console.print("more good images would narrow the range of the alarm rate", highlight=False)
 

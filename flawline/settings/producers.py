@@ -145,8 +145,10 @@ class SimulatedCamera(CameraBase):
     )
     height: int = Field(256, ge=64, le=8192, description="Height of a frame in pixels.")
     width: int = Field(256, ge=64, le=8192, description="Width of a frame in pixels.")
-    products: list[str] | None = Field(None, description="Product kinds on the line; by default all kinds.")
-    defects: list[str] | None = Field(None, description="Defect kinds that occur; by default all kinds.")
+    products: list[str] | None = Field(None, description="Product kinds on the line; by default all but bottle.")
+    defects: list[str] | None = Field(
+        None, description="Defect kinds that occur; by default all but mismatch, which is of bottles."
+    )
     defect_rate: float = Field(0.1, ge=0, le=1, description="Probability that a part has a defect.")
     size: float = Field(1.0, ge=0.25, le=4, description="Factor on the default size of defects.")
     contrast: float = Field(1.0, ge=0.05, le=1, description="Opacity of defects, where 1 is opaque.")

@@ -7,6 +7,6 @@ line.truth("cam-0", 12)              # the same product and defect, without rend
 
 from producers.simulation.dataset import write_dataset
 from producers.simulation.line import Part, SimulatedLine, Truth
-from producers.simulation.settings import DEFECTS, PRODUCTS, LineSettings
+from producers.simulation.settings import DEFECTS, PRODUCTS, VARIED_PRODUCTS, LineSettings
 
-__all__ = ["DEFECTS", "PRODUCTS", "LineSettings", "Part", "SimulatedLine", "Truth", "write_dataset"]
+__all__ = ["DEFECTS", "PRODUCTS", "VARIED_PRODUCTS", "LineSettings", "Part", "SimulatedLine", "Truth", "write_dataset"]

@@ -140,6 +140,28 @@ def _hologram() -> Drawing:
     return rgb, alpha
 
 
+def _fruit(skin: tuple[int, int, int], ribs: int) -> Drawing:
+    """Draw a cut fruit: a skin, a paler rim, and so many segments."""
+    radius, angle, _ = _round_body()
+    alpha = np.clip((RIM - radius) * 60, 0, 1)
+    colour = np.asarray(skin, np.float32)
+    flesh = colour * (0.86 + 0.14 * np.cos(ribs * angle))[..., None]
+    rgb = np.where((radius > 0.68)[..., None], 0.8 * colour, flesh)
+    rgb = np.where((np.abs(radius - 0.68) < 0.05)[..., None], 0.4 * colour + 0.6 * 255, rgb)
+    return np.clip(rgb, 0, 255), alpha
+
+
+def _cap() -> Drawing:
+    """Draw a screw cap from the side: white plastic with ribs."""
+    rgb, alpha = _card((226, 228, 230), 0.5, 0.8)
+    ribs = (np.mod(np.arange(DRAWN_PX), 16) < 6)[None, :] & (alpha >= 1)
+    rgb[ribs] = (190, 194, 198)
+    return rgb, alpha
+
+
+FLAVOURS: dict[str, tuple[int, int, int]] = {"orange": (240, 150, 36), "lime": (132, 190, 60), "cherry": (196, 36, 58)}
+"""The flavours of a bottle, and the colour of their fruit and juice."""
+
 _COMPONENTS: dict[str, tuple[Callable[[], Drawing], float]] = {
     # name: (drawing, side in units)
     "bolt": (_bolt, 0.135),
@@ -151,6 +173,10 @@ _COMPONENTS: dict[str, tuple[Callable[[], Drawing], float]] = {
     "chip": (_chip, 0.20),
     "sachet": (_sachet, 0.22),
     "hologram": (_hologram, 0.14),
+    "cap": (_cap, 0.20),
+    "orange": (lambda: _fruit(FLAVOURS["orange"], 11), 0.20),
+    "lime": (lambda: _fruit(FLAVOURS["lime"], 5), 0.20),
+    "cherry": (lambda: _fruit(FLAVOURS["cherry"], 2), 0.20),
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from producers.simulation.defects import ASSEMBLY, PAINTERS, Placed, Spot, disturb
 from producers.simulation.products import Product, product
-from producers.simulation.settings import LineSettings
+from producers.simulation.settings import DefectKind, LineSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class _Stream(IntEnum):
     TRUTH = 0
     LOOK = 1
     DEFECT = 2
+    VARIANT = 3
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ class SimulatedLine:
     def _render(self, key: int, index: int, truth: Truth) -> Part:
         settings = self.settings
         drawn = product(truth.product, settings.height, settings.width)
+        if drawn.variants > 1:
+            variant = int(_random(key, index, _Stream.VARIANT).integers(drawn.variants))
+            drawn = product(truth.product, settings.height, settings.width, variant)
         look = _look(_random(key, index, _Stream.LOOK), drawn, settings.variation)
         picture = _lay(drawn, look, settings.height, settings.width)
         components = [_placed(drawn, look, k, picture.shape) for k in range(len(drawn.components))]
@@ -120,6 +124,8 @@ class SimulatedLine:
         self, kind: str, picture: np.ndarray, drawn: Product, components: list[Placed], rng: np.random.Generator
     ) -> np.ndarray:
         """Draw the components and the defect on the picture, in place; return the mask."""
+        if kind == DefectKind.MISMATCH:
+            return self._mismatched(picture, drawn, components, rng)
         chosen = components[int(rng.integers(len(components)))] if kind in ASSEMBLY else None
         for placed in components:
             if placed is not chosen:
@@ -138,6 +144,24 @@ class SimulatedLine:
         if chosen is not None:
             return disturb(kind, picture, chosen, spot, rng)
         return PAINTERS[kind](picture, spot, rng)
+
+    def _mismatched(
+        self, picture: np.ndarray, drawn: Product, components: list[Placed], rng: np.random.Generator
+    ) -> np.ndarray:
+        """Draw the components in place, the first one as another variant has it; return its mask.
+
+        Each is good by itself: only their combination is wrong.
+        """
+        for placed in components:
+            placed.put(picture, placed.component.drawing)
+        others = [variant for variant in range(drawn.variants) if variant != drawn.variant]
+        height, width = picture.shape[:2]
+        other_variant = product(drawn.name, height, width, others[int(rng.integers(len(others)))])
+        other = replace(components[0], component=other_variant.components[0])
+        wrong, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
+        other.put(wrong, other.component.drawing, mask)
+        picture[:] = cv2.addWeighted(wrong, self.settings.contrast, picture, 1 - self.settings.contrast, 0)
+        return mask
 
 
 def _key(seed: int, name: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from zlib import crc32
 
 import cv2
@@ -38,11 +38,12 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Holds a product at one picture size.
+    """Holds a product, or one variant of it, at one picture size.
 
     `sheet` is uint8 RGB at `unit_px` pixels per unit; `drift` is how far it can move below the components (a texture
     has no fixed origin); `shift`, `turn` (radians) and `zoom` are the limits of the pose. Defects are between the radii
-    `surface` around the centre.
+    `surface` around the centre. The first
+    component shows which `variant` of so many it is.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Product:
     turn: float
     zoom: float
     surface: tuple[float, float]
+    variant: int
+    variants: int
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,25 @@ def _fabric(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     return np.where(warp_on_top[..., None], warp, weft)
 
 
+def _bottle(flavour: str, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Draw a bottle of juice that lies on a belt: the juice has the flavour's colour, the label is white."""
+    x, y, _, _ = canvas.polar()
+    width = np.where(y < -0.2, 0.12 + 0.2 / (1 + np.exp(-(y + 0.26) / 0.015)), 0.32)
+    soft = 1.5 / canvas.unit_px
+    body = np.clip((width - np.abs(x)) / soft + 0.5, 0, 1) * np.clip((0.46 - np.abs(y)) / soft + 0.5, 0, 1)
+    round_shade = 0.62 + 0.38 * np.sqrt(np.clip(1 - np.square(x / width), 0, 1))
+    gleam = 0.35 * np.exp(-np.square((x + 0.6 * width) / 0.02))
+    glass = 1 + 0.02 * cloud(x.shape, 0.05 * canvas.unit_px, rng)
+    juice = _shaded(parts.FLAVOURS[flavour], round_shade * glass)
+    air = _shaded((206, 214, 216), round_shade * glass)
+    filled = np.clip((y + 0.24) / soft + 0.5, 0, 1)[..., None]
+    drawn = juice * filled + air * (1 - filled) + 255 * gleam[..., None]
+    label = (np.clip((0.19 - np.abs(y - 0.12)) / soft + 0.5, 0, 1) * (np.abs(x) < width))[..., None]
+    drawn = drawn * (1 - label) + _shaded((238, 236, 228), 0.5 + 0.5 * round_shade) * label
+    belt = _belt(canvas, (64, 66, 72), rng)
+    return np.clip(drawn, 0, 255) * body[..., None] + belt * (1 - body[..., None])
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """Holds how a product is drawn, the limits of its pose, and its components: (component, x, y, angle)."""
@@ -236,7 +258,7 @@ class _Recipe:
     zoom: float = 0.02
 
 
-_RECIPES: dict[str, _Recipe] = {
+_RECIPES: dict[str, _Recipe | tuple[_Recipe, ...]] = {
     ProductKind.BRICK: _Recipe(_brick, (("rosette", -0.24, -0.22, 0.2), ("rosette", 0.24, 0.22, 0.5)), drift=0.4),
     ProductKind.GRAVEL: _Recipe(_gravel, (("plug", 0.22, -0.22, 0.3), ("plug", -0.22, 0.22, 1.0)), drift=0.4),
     ProductKind.COFFEE: _Recipe(_coffee, (("sachet", 0.33, 0.31, -0.6), ("sachet", -0.34, 0.33, 0.5))),
@@ -251,16 +273,23 @@ _RECIPES: dict[str, _Recipe] = {
     ),
     ProductKind.LABEL: _Recipe(_label, (("seal", 0.28, 0.27, 0.2), ("hologram", 0.31, -0.07, 0.0))),
     ProductKind.FABRIC: _Recipe(_fabric, (("snap", -0.22, 0.2, 0.0), ("snap", 0.22, -0.2, 0.0)), drift=0.05),
+    ProductKind.BOTTLE: tuple(
+        _Recipe(partial(_bottle, flavour), ((flavour, 0.0, 0.12, 0.0), ("cap", 0.0, -0.41, 0.0)), surface=(0.0, 0.28))
+        for flavour in parts.FLAVOURS
+    ),
 }
+"""How products are drawn; those that come in variants have a recipe for each."""
 
 _MARGIN = 0.12
 """Units of sheet around the picture, for shift, turn and zoom of the part; outside of it the sheet is mirrored."""
 
 
 @lru_cache(maxsize=64)
-def product(name: str, height: int, width: int) -> Product:
+def product(name: str, height: int, width: int, variant: int = 0) -> Product:
     """Return a product for a picture size in pixels, drawn once in a process and the same in every process."""
-    recipe = _RECIPES[name]
+    recipes = _RECIPES[name]
+    recipes = recipes if isinstance(recipes, tuple) else (recipes,)
+    recipe = recipes[variant]
     unit_px = min(height, width)
     border_px = 2 * round((_MARGIN + recipe.drift) * unit_px)
     canvas = Canvas(height + border_px, width + border_px, unit_px)
@@ -275,4 +304,6 @@ def product(name: str, height: int, width: int) -> Product:
         turn=float(np.deg2rad(recipe.turn_deg)),
         zoom=recipe.zoom,
         surface=recipe.surface,
+        variant=variant,
+        variants=len(recipes),
     )

@@ -17,6 +17,7 @@ class ProductKind(StrEnum):
     BOARD = "board"
     LABEL = "label"
     FABRIC = "fabric"
+    BOTTLE = "bottle"
 
 
 class DefectKind(StrEnum):
@@ -28,10 +29,16 @@ class DefectKind(StrEnum):
     DEFORMATION = "deformation"
     MISSING = "missing"
     MISPLACED = "misplaced"
+    MISMATCH = "mismatch"
 
 
-PRODUCTS: tuple[str, ...] = tuple(kind.value for kind in ProductKind)
-DEFECTS: tuple[str, ...] = tuple(kind.value for kind in DefectKind)
+VARIED_PRODUCTS: tuple[str, ...] = (ProductKind.BOTTLE.value,)
+"""Products that come in variants. Only they can have the defect `mismatch`, and a line shows them when it names them:
+what a seed shows by default stays as it is."""
+PRODUCTS: tuple[str, ...] = tuple(kind.value for kind in ProductKind if kind.value not in VARIED_PRODUCTS)
+"""The products of a line by default."""
+DEFECTS: tuple[str, ...] = tuple(kind.value for kind in DefectKind if kind is not DefectKind.MISMATCH)
+"""The defects of a line by default."""
 
 LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -48,8 +55,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 class LineSettings:
     """Holds everything that decides the pictures of a simulated line.
 
-    `size` scales a defect's lengths (1: about 0.3 to 5 % of the picture), `contrast` is its opacity (1: full), and
-    `variation` scales the natural spread of pose, light, blur and noise of every part.
+    `size` scales a defect's lengths (1: about 0.3 to 5 % of the picture; not those of `mismatch`), `contrast` is its
+    opacity (1: full), and `variation` scales the natural spread of pose, light, blur and noise of every part.
 
     Raises UsageError, in one line, for a value outside its limits or an unknown product or defect.
     """
@@ -69,7 +76,8 @@ class LineSettings:
             value = getattr(self, field)
             if not math.isfinite(value) or not low <= value <= high:
                 raise UsageError(f"simulated line: {field} is {value}: give a value from {low} to {high}")
-        for field, known in (("products", PRODUCTS), ("defects", DEFECTS)):
+        kinds = (("products", PRODUCTS + VARIED_PRODUCTS), ("defects", (*DEFECTS, DefectKind.MISMATCH.value)))
+        for field, known in kinds:
             names = tuple(str(name) for name in getattr(self, field))
             object.__setattr__(self, field, names)
             if not names:
@@ -81,3 +89,9 @@ class LineSettings:
                     )
             if len(set(names)) < len(names):
                 raise UsageError(f"simulated line: {field} names one kind twice: {', '.join(names)}: name it once")
+        uniform = [name for name in self.products if name not in VARIED_PRODUCTS]
+        if DefectKind.MISMATCH in self.defects and uniform:
+            raise UsageError(
+                f"simulated line: {uniform[0]} has no variants, and mismatch needs them: leave one of the two out; "
+                f"{', '.join(VARIED_PRODUCTS)} has variants"
+            )

@@ -45,14 +45,20 @@ _WARM_RUNS = 2
 class BatchRunner:
     """Scores images in batches of at most `limit`, on the device of a backbone.
 
-    `banks` as for `BatchScoring`. When the device's memory is used up, the batch is halved and the work goes on:
-    `shortages` counts that. Raises FlawlineError where not even one image fits.
+    `banks` and `banks_of_looks` as for `BatchScoring`. When the device's memory is used up, the batch is halved and the
+    work goes on: `shortages` counts that. Raises FlawlineError where not even one image fits.
     """
 
-    def __init__(self, model: Model, backbone: TorchBackbone, banks: Sequence[LayerBanks] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        backbone: TorchBackbone,
+        banks: Sequence[LayerBanks] | None = None,
+        banks_of_looks: Sequence[LayerBanks] | None = None,
+    ) -> None:
         self.limit = backbone.batch
         self.shortages = 0
-        self._scoring = BatchScoring(model, backbone, banks)
+        self._scoring = BatchScoring(model, backbone, banks, banks_of_looks)
         self._is_gpu = backbone.on_gpu
         resizes_in_threads = self._is_gpu and backbone.threads > 1
         self._threads = ThreadPoolExecutor(backbone.threads, "resize") if resizes_in_threads else None

@@ -23,6 +23,7 @@ from scorer.features.torch_engine import TorchBackbone
 from scorer.gallery import VOTES
 from scorer.model import Model, embedding_layers, region_layers, whole_part
 from scorer.search.torch_index import unit_rows
+from scorer.whole_image import WholeUnit
 
 DECISIONS = (Decision.ACCEPT, Decision.REVIEW, Decision.REJECT, Decision.UNKNOWN_PRODUCT)
 """Decisions by their number in a score row."""
@@ -79,13 +80,18 @@ class Batch:
 
 
 class BatchScoring:
-    """A fitted model on the device of its backbone; `banks` are those of each layer, where they are made already."""
+    """A fitted model on the device of its backbone.
+
+    `banks` are those of each layer, and `banks_of_looks` those of each layer for all sub-looks of all groups in turn,
+    where they are made already.
+    """
 
     def __init__(
         self,
         model: Model,
         backbone: TorchBackbone,
         banks: Sequence[LayerBanks] | None = None,
+        banks_of_looks: Sequence[LayerBanks] | None = None,
     ) -> None:
         self.device = backbone.device
         self._model = model
@@ -93,6 +99,9 @@ class BatchScoring:
         self._banks = banks or [
             layer_banks([of_group[i] for of_group in model.banks], self.device) for i in range(len(model.layers))
         ]
+        self._looks = None
+        if model.groups_with_looks:
+            self._looks = _Looks(model, self.device, banks_of_looks)
         self.grids = backbone.grids
         self.distinct_grids = sorted(set(self.grids))
         self.side = max(self.grids)
@@ -121,10 +130,18 @@ class BatchScoring:
         """Return the scores of b images."""
         features = self._backbone.forward(inputs.pixels)
         means = [features[i].double().mean(dim=(1, 2)) for i in embedding_layers(self._model.layers)]
-        groups, neighbours, distance = self._look(means)
-        ratios = self._ratios(features, groups, inputs.inspected)
-        log_score = ratios.flatten(1).topk(self._top, dim=1).values.double().mean(1).log()
+        embeddings = unit_rows(torch.cat([unit_rows(layer) for layer in means], dim=1))
+        groups, neighbours, distance = self._look(embeddings)
+        patches = [unit_rows(features[i].flatten(1, 2)) for i in range(len(self._model.layers))]
+        ratios = self._ratios(patches, self._banks, groups, groups, inputs.inspected)
+        log_score = self._log_score(ratios)
         log_score = log_score + torch.where(inputs.masked, 0.0, self._added_by_whole(means[-1], groups))
+        heat = ratios.log()
+        if self._looks is not None:
+            numbers = self._looks.of(embeddings, groups)
+            in_look = self._ratios(patches, self._looks.banks, numbers, groups, inputs.inspected)
+            log_score = log_score + self._looks.added(self._log_score(in_look), groups)
+            heat = heat + self._looks.added(in_look.log().double(), groups)
         level = self._level(groups, neighbours)
         aligned = log_score - level
         standardised = aligned / self._widths[groups]
@@ -138,7 +155,7 @@ class BatchScoring:
             ],
             dim=1,
         )
-        return Batch(rows, (ratios.log() - level[:, None, None]).float(), features)
+        return Batch(rows, (heat - level[:, None, None]).float(), features)
 
     def inputs(self, sizes: Sequence[int], most: int) -> Inputs:
         """Return empty inputs on the device for up to `most` images, with passes of these sizes; nothing is masked."""
@@ -170,14 +187,14 @@ class BatchScoring:
     @property
     def size_bytes(self) -> int:
         """The memory of the banks on the device."""
-        return sum(banks.size_bytes for banks in self._banks)
+        of_looks = [] if self._looks is None else self._looks.banks
+        return sum(banks.size_bytes for banks in [*self._banks, *of_looks])
 
-    def _look(self, means: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _look(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the groups (b,) of images, their most similar good images (b, k), and the distance to the first.
 
         The twin of `gallery.Gallery.look`. Where fewer than k of them count, the others are -1.
         """
-        embeddings = unit_rows(torch.cat([unit_rows(layer) for layer in means], dim=1))
         count = min(max(self._model.look_alikes, VOTES), len(self._embeddings))
         similarity, numbers = (embeddings @ self._embeddings.T).topk(count, dim=1)
         votes = self._groups[numbers[:, :VOTES]]
@@ -190,13 +207,26 @@ class BatchScoring:
         distance = (2 - 2 * similarity[:, 0].double()).clamp_min(0).sqrt()
         return groups, numbers.where(counts, -1)[:, : self._model.look_alikes], distance
 
+    def _log_score(self, ratios: torch.Tensor) -> torch.Tensor:
+        """Return the log scores (b,) of maps (b, s, s): the twin of `maps.log_score`."""
+        return ratios.flatten(1).topk(self._top, dim=1).values.double().mean(1).log()
+
     def _ratios(
-        self, features: Sequence[torch.Tensor], groups: torch.Tensor, inspected: Sequence[torch.Tensor]
+        self,
+        patches: Sequence[torch.Tensor],
+        layers: Sequence[LayerBanks],
+        banks: torch.Tensor,
+        groups: torch.Tensor,
+        inspected: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Return the combined map (b, s, s) of images: the twin of `maps.combined`."""
+        """Return the combined map (b, s, s) of images: the twin of `maps.combined`.
+
+        `patches` (b, p, c) of each layer are compared with the banks (b,) by number in `layers`, in the units of
+        `groups` (b,).
+        """
         total = torch.zeros(len(groups), self.side, self.side, device=self.device)
         for i, layer in enumerate(self._model.layers):
-            distances = self._banks[i].distances(unit_rows(features[i].flatten(1, 2)), groups, layer.neighbours)
+            distances = layers[i].distances(patches[i], banks, layer.neighbours)
             grid, median = self.grids[i], self._medians[groups, i, None, None]
             distances = torch.where(inspected[self.distinct_grids.index(grid)], distances.view(-1, grid, grid), median)
             logs = (distances.clamp_min(maps.FLOOR) / median).log() * self._factors[groups, i, None, None]
@@ -245,6 +275,34 @@ class BatchScoring:
 
     def _exact(self, values: object) -> torch.Tensor:
         return torch.tensor(np.asarray(values, dtype=np.float64), device=self.device)
+
+
+class _Looks:
+    """The sub-looks of all groups that have any, one after the other, on a device; `banks` are those of each layer."""
+
+    def __init__(self, model: Model, device: torch.device, banks: Sequence[LayerBanks] | None) -> None:
+        looks = {group: looks for group, looks in enumerate(model.sub_looks) if looks is not None}
+        of_looks = [of_look for of_group in looks.values() for of_look in of_group.banks]
+        self.banks = banks or [
+            layer_banks([of_look[i] for of_look in of_looks], device) for i in range(len(model.layers))
+        ]
+        self._centres = torch.from_numpy(np.concatenate([of_group.centres for of_group in looks.values()])).to(device)
+        owners = np.repeat(list(looks), [len(of_group.centres) for of_group in looks.values()])
+        self._owners = torch.from_numpy(owners).to(device)
+        # A group without sub-looks adds nothing, wherever its images are compared: its gain is 0.
+        units = [WholeUnit(0.0, 1.0, 0.0) if of is None else of.unit for of in model.sub_looks]
+        rows = [[unit.median, unit.reach, unit.gain] for unit in units]
+        self._units = torch.tensor(rows, dtype=torch.float64, device=device)
+
+    def of(self, embeddings: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        """Return the numbers (b,) of the images' sub-looks among all of them; any for groups without."""
+        similarity = embeddings @ self._centres.T
+        return similarity.masked_fill(self._owners != groups[:, None], -torch.inf).argmax(1)
+
+    def added(self, logs: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        """Return what log scores, or the logs of maps, (b, ...) add: the twin of `whole_image.WholeUnit.added`."""
+        median, reach, gain = self._units[groups].view(len(groups), 3, *[1] * (logs.ndim - 1)).unbind(1)
+        return gain * ((logs - median) / reach - 1).clamp_min(0)
 
 
 def _enlarging(grid: int, side: int) -> NDArray[np.float32]:

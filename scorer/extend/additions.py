@@ -92,8 +92,9 @@ def examine(
         groups = np.asarray([score.group for score in scores], dtype=np.int64)
         decision = detector.decided(scores) if isinstance(detector, TiledCoreset) else scores[0].decision
         is_unknown = decision is Decision.UNKNOWN_PRODUCT
-        novel = [] if is_unknown else _novel(detector, features, groups)
-        return Candidate(number, decision, part_names, groups, detector.embeddings(features), novel)
+        embeddings = detector.embeddings(features)
+        novel = [] if is_unknown else _novel(detector, features, groups, embeddings)
+        return Candidate(number, decision, part_names, groups, embeddings, novel)
 
     candidates: list[Candidate] = []
     results = map_in_order(candidate, len(images), detector.threads, "looking", progress)
@@ -107,17 +108,21 @@ def examine(
     return candidates
 
 
-def _novel(detector: CoresetDetector, features: Sequence[Maps], groups: NDArray[np.int64]) -> list[list[NovelPatches]]:
+def _novel(
+    detector: CoresetDetector, features: Sequence[Maps], groups: NDArray[np.int64], embeddings: Vectors
+) -> list[list[NovelPatches]]:
     """Return for each part of one image, and each layer, the patches that are farther than usual from the banks.
 
-    All parts of a group together give at most as many patches as a fit takes of a whole image.
+    In a group with sub-looks, the banks are those of the part's own sub-look: a patch that is known elsewhere only may
+    be why the image was alarmed. All parts of a group together give at most as many patches as a fit takes of a whole
+    image.
     """
     novel: list[list[NovelPatches]] = [[] for _ in features]
     for layer in range(len(detector.model.layers)):
         vectors = [_in_half_precision(maps[layer]) for maps in features]
         for group in np.unique(groups).tolist():
             parts = np.flatnonzero(groups == group).tolist()
-            far = [np.flatnonzero(_is_far(vectors[part], detector, group, layer)) for part in parts]
+            far = [np.flatnonzero(_is_far(vectors[part], detector, group, layer, embeddings[part])) for part in parts]
             pool = np.concatenate([vectors[part][patches] for part, patches in zip(parts, far, strict=True)])
             limit = max(1, round(_rows_per_image(detector, group, layer)))
             chosen = greedy_k_centre(pool, limit) if len(pool) else np.empty(0, dtype=np.intp)
@@ -139,13 +144,17 @@ def _rows_per_image(detector: CoresetDetector, group: int, layer: int) -> float:
     return max(rows, len(model.banks[group][layer]) / images_in_group)
 
 
-def _is_far(vectors: Vectors, detector: CoresetDetector, group: int, layer: int) -> NDArray[np.bool_]:
+def _is_far(
+    vectors: Vectors, detector: CoresetDetector, group: int, layer: int, embedding: Vectors
+) -> NDArray[np.bool_]:
     """Return which patches (m,) are farther from a bank than usual; of a tile, than one good patch in a hundred.
 
     Most tiles of an image that was alarmed are like those in the bank. So for tiles the bound is higher, and the rows
     go to the few tiles that are not.
     """
-    model, bank = detector.model, detector.banks(group)[layer]
+    model, sub_looks = detector.model, detector.model.sub_looks[group]
+    banks = detector.banks(group) if sub_looks is None else detector.banks_of_looks(group)[int(sub_looks.of(embedding))]
+    bank = banks[layer]
     usual = model.units[group][layer]
     if model.tiles is None:
         similarity, _ = nearest_neighbours(vectors, bank)

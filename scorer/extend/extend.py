@@ -246,8 +246,8 @@ def _with_known(
         tiles=_tiles_and(model, [len(candidate.groups) for candidate in candidates]),
     )
     names = [*evidence.names, *(name for candidate in candidates for name in candidate.names)]
-    sources = _grown_sources(evidence, candidates, len(model.groups))
-    return extended, dataclasses.replace(evidence, sources=sources, names=names)
+    sources, look_sources = _grown_sources(evidence, model, candidates)
+    return extended, dataclasses.replace(evidence, sources=sources, look_sources=look_sources, names=names)
 
 
 def _cross_fitted(
@@ -295,15 +295,19 @@ def _copies_and(model: Model, copies: NDArray[np.int64] | None) -> NDArray[np.in
 
 
 def _grown(model: Model, candidates: Sequence[Candidate]) -> Model:
-    """Return the model with the novel patches of the candidates in its banks.
+    """Return the model with the novel patches of the candidates in its banks, and in those of their sub-looks.
 
     Raises FlawlineError when a bank has grown beyond `_MOST_GROWTH`.
     """
     pieces: list[list[list[Vectors]]] = [[[bank] for bank in layers] for layers in model.banks]
+    sub_looks = list(model.sub_looks)
     for candidate in candidates:
-        for group, novel in candidate.novel_by_group():
+        for part, (group, novel) in enumerate(candidate.novel_by_group()):
             for layer, patches in enumerate(novel):
                 pieces[group][layer].append(patches.vectors.astype(np.float32))
+            if (looks := sub_looks[group]) is not None:
+                rows = [patches.vectors.astype(np.float32) for patches in novel]
+                sub_looks[group] = looks.grown(int(looks.of(candidate.embeddings[part])), rows)
     banks = [[np.concatenate(bank) if len(bank) > 1 else bank[0] for bank in layers] for layers in pieces]
     for group, layers in enumerate(banks):
         for settings, bank in zip(model.layers, layers, strict=True):
@@ -313,23 +317,31 @@ def _grown(model: Model, candidates: Sequence[Candidate]) -> Model:
                     f"group {group} has outgrown its bank ({len(bank)} rows of at most {limit:.0f}): "
                     "fit again with all images"
                 )
-    return dataclasses.replace(model, banks=banks)
+    return dataclasses.replace(model, banks=banks, sub_looks=sub_looks)
 
 
-def _grown_sources(evidence: Evidence, candidates: Sequence[Candidate], first: int) -> list[list[NDArray[np.int32]]]:
-    """Return the sources of bank rows, see `Evidence`, with those of the rows that `_grown` adds.
+def _grown_sources(
+    evidence: Evidence, model: Model, candidates: Sequence[Candidate]
+) -> tuple[list[list[NDArray[np.int32]]], list[list[list[NDArray[np.int32]]]]]:
+    """Return the sources of bank rows, and of those of sub-looks, see `Evidence`, with the rows that `_grown` adds.
 
-    `first` is the number of the first candidate's first part among the good images.
+    The parts of the candidates follow the good images of the model.
     """
-    pieces = [[[rows] for rows in layers] for layers in evidence.sources]
-    number = first
+    sources = [list(layers) for layers in evidence.sources]
+    look_sources = [[list(layers) for layers in looks] for looks in evidence.look_sources]
+    number = len(model.groups)
     for candidate in candidates:
-        for group, novel in candidate.novel_by_group():
+        for part, (group, novel) in enumerate(candidate.novel_by_group()):
+            grown = [sources[group]]
+            if (looks := model.sub_looks[group]) is not None:
+                grown.append(look_sources[group][int(looks.of(candidate.embeddings[part]))])
             for layer, patches in enumerate(novel):
                 image = np.full(len(patches.patches), number)
-                pieces[group][layer].append(np.stack([image, patches.patches], axis=1).astype(np.int32))
+                rows = np.stack([image, patches.patches], axis=1).astype(np.int32)
+                for layers in grown:
+                    layers[layer] = np.concatenate([layers[layer], rows])
             number += 1
-    return [[np.concatenate(rows) for rows in layers] for layers in pieces]
+    return sources, look_sources
 
 
 # New products
@@ -353,7 +365,7 @@ def _with_new(
         store, _ = extract(parts, detector.backbone, folder, progress)
         sources = None if tiled is None else tiled.sources
         new_model = fit_model(store, settings, detector.threads, progress, sources=sources)
-        new_evidence = gather(store, new_model.banks, new_model.groups, parts)
+        new_evidence = gather(store, new_model, parts)
     finally:
         folder.close()
     new_names = [name for candidate in candidates for name in candidate.names]
@@ -383,11 +395,15 @@ def _joined(model: Model, new: Model, tiles: Tiles | None) -> Model:
 def _joined_evidence(evidence: Evidence, new: Evidence, new_names: Sequence[str], first: int) -> Evidence:
     """Return the evidence of two models in one; the good images of the second have the numbers from `first` on."""
     offset = np.asarray([first, 0])
-    sources = [[np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in layers] for layers in new.sources]
+
+    def moved(layers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+        return [np.where(rows < 0, rows, rows + offset).astype(np.int32) for rows in layers]
+
     pictures = {first + number: picture for number, picture in new.pictures.items()}
     return dataclasses.replace(
         evidence,
-        sources=[*evidence.sources, *sources],
+        sources=[*evidence.sources, *map(moved, new.sources)],
+        look_sources=[*evidence.look_sources, *([moved(layers) for layers in looks] for looks in new.look_sources)],
         names=[*evidence.names, *new_names],
         pictures=evidence.pictures | pictures,
     )

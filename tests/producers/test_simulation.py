@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.producers import SimulatedCamera
 from producers.simulated import SimulatedLineCamera, line_settings
-from producers.simulation import DEFECTS, PRODUCTS, LineSettings, SimulatedLine, Truth, write_dataset
+from producers.simulation import DEFECTS, PRODUCTS, VARIED_PRODUCTS, LineSettings, SimulatedLine, Truth, write_dataset
 
 QUIET = LineSettings(variation=0)
 """No noise, no blur and even light: any difference of two pictures of one part is the defect's."""
@@ -38,7 +38,8 @@ TRUTH_OF_SEED_1 = [
 
 
 def every_kind() -> list[tuple[str, str]]:
-    return list(itertools.product(PRODUCTS, DEFECTS))
+    varied = itertools.product(VARIED_PRODUCTS, (*DEFECTS, "mismatch"))
+    return [*itertools.product(PRODUCTS, DEFECTS), *varied]
 
 
 def digest(line: SimulatedLine) -> str:
@@ -214,6 +215,7 @@ def test_products_look_different_and_parts_of_one_product_alike() -> None:
         ({"products": ("disc", "spoon")}, "'spoon'"),
         ({"defects": ()}, "defects is empty"),
         ({"defects": ("hole", "hole")}, "twice"),
+        ({"products": ("bottle", "disc"), "defects": ("mismatch",)}, "disc has no variants"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_line_that_names_it(wrong: dict, named: str) -> None:
@@ -221,6 +223,19 @@ def test_wrong_setting_is_refused_in_one_line_that_names_it(wrong: dict, named: 
         LineSettings(**wrong)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bottles_come_in_all_flavours_and_a_mismatch_shows_the_fruit_of_another() -> None:
+    line = SimulatedLine(LineSettings(products=("bottle",), defects=("mismatch",), defect_rate=0.5))
+    parts = [line.render("a", index) for index in range(40)]
+    flavours = np.array([np.argmax(part.image[210:225, 90:160].mean((0, 1))) for part in parts])  # lime or not
+    assert 0.15 < (flavours == 1).mean() < 0.6
+    for index, part in enumerate(parts):
+        if part.defect == "mismatch":
+            good = line.flawless("a", index).image
+            assert not np.array_equal(part.image[part.mask], good[part.mask])
+            near = cv2.dilate(part.mask.astype(np.uint8), np.ones((19, 19))) > 0
+            assert np.array_equal(part.image[~near], good[~near])
 
 
 def test_dataset_has_the_mvtec_layout_and_its_masks_match(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_report_names_what_the_images_vouch_for_and_what_lies_far_out(capsys: py
     assert "vouch for 5.00 %, not for the 0.50 % asked for" in shown
     assert "a/far.png" in shown and "--is-defect" in shown
     assert "finds 1% of 120 defects" in shown
+    assert "sub-looks" not in shown
+    group = {"group": 0, "good_images": 40, "finest_p_value": 0.02, "sub_looks": 3}
+    fit_report.show(report(per_group=[group]), "model m")
+    assert "group 0 falls into 3 sub-looks" in " ".join(capsys.readouterr().out.split())
     assert fit_report.finds_nothing(report()) and not fit_report.finds_nothing(report(found=0.4))
     fit_report.show(report(alarm_rate_asked="auto"), "model m")
     assert 'alarm_rate = "auto" is 0.50 %' in capsys.readouterr().out
