@@ -108,6 +108,8 @@ class ObjectStore:
         self.root = root.rstrip("/")
         self.line = line
         self._setting = setting
+        is_made = setting == "frames.objects_url"
+        self._mend = "make one with `flawline objects create`" if is_made else f"give {setting} a new place"
         # A bucket has no folders, and an upload appears in it whole.
         self._is_bucket = isinstance(filesystem, AsyncFileSystem)
         self._id: str | None = None
@@ -213,7 +215,7 @@ class ObjectStore:
         if self._id not in (None, marker.id):
             raise StoreAway(
                 f"object store {self.root} is away: another store ({marker.id[:8]}) lies in its place: mount the one "
-                "of before, or accept this one with `flawline objects create` and restart"
+                f"of before, or if it is lost, {self._mend} and restart"
             )
         if marker.line != self.line:
             raise StoreAway(
@@ -223,10 +225,7 @@ class ObjectStore:
         self._id, self._seen_at = marker.id, time.monotonic()
 
     def _unusable(self, reason: str) -> StoreAway:
-        return StoreAway(
-            f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, make one with "
-            "`flawline objects create`"
-        )
+        return StoreAway(f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, {self._mend}")
 
     # Objects
 

@@ -17,11 +17,11 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Connection
 
 from discovery.pictures.frame_reader import Place
-from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Removal, Removed
+from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Opened, Removal, Removed
 from discovery.pictures.policy import Candidate, Picker, Stratum
 from discovery.shifts import Calendar
 from discovery.store import frame_pictures, judgements, pruning
-from discovery.store.database import HOUR_NS
+from discovery.store.database import HOUR_NS, fact, set_fact
 from discovery.store.frame_pictures import Pile
 from discovery.store.production import Origin
 from discovery.store.store import Store
@@ -33,6 +33,8 @@ from flawline.settings.tree import Settings
 log = logging.getLogger(__name__)
 
 DAY_NS = 24 * HOUR_NS
+PICTURE_STORE = "picture_store"
+"""The fact in discovery's store that says which picture store this line has: an empty place is not taken for it."""
 STEP_S = 1.0
 """How often minutes are closed and what waits is looked up. A judgement, not measured."""
 PASS_S = 600.0
@@ -52,7 +54,7 @@ class Album:
         self._folder = _folder_of(settings.pictures_url)
         self._calendar = Calendar(settings.shifts, settings.time_zone)
         self._picker = Picker(settings.pictures, monotonic)
-        self._keeper = Keeper(settings)
+        self._keeper = Keeper(settings, self._known_store)
         self._in_work: set[int] = set()
         self._going: list[tuple[Holding[Pile], str]] = []
         self._removing: tuple[Holding[Pile], str] | None = None
@@ -120,6 +122,11 @@ class Album:
                 return
             self._in_work.add(row.id)
 
+    def _known_store(self) -> str:
+        """Return which picture store was opened last, "" for none; called from the thread of the keeper."""
+        with self._store.reading() as connection:
+            return fact(connection, PICTURE_STORE, "")
+
     def _write_down(self) -> None:
         results = self._keeper.results()
         if not results:
@@ -132,6 +139,8 @@ class Album:
                                                   codec=result.codec, height=result.height, width=result.width,
                                                   size_bytes=result.size_bytes)  # fmt: skip
                     strata[stratum] += 1
+                elif isinstance(result, Opened):
+                    set_fact(connection, PICTURE_STORE, result.store)
                 elif isinstance(result, Lost):
                     frame_pictures.lose(connection, result.picture_id, result.reason)
                 elif self._removing is not None:
@@ -141,6 +150,8 @@ class Album:
         for result in results:
             if isinstance(result, Removed):
                 self._count_removed(len(result.picture_ids))
+                continue
+            if isinstance(result, Opened):
                 continue
             self._in_work.discard(result.picture_id)
             if isinstance(result, Copied):

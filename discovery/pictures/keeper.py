@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -74,8 +75,15 @@ class Removed:
     picture_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """The picture store was opened; `store` is its place and its id."""
+
+    store: str
+
+
 Job = Copy | Removal
-Result = Copied | Lost | Removed
+Result = Copied | Lost | Removed | Opened
 
 
 def picture_store(settings: Settings) -> ObjectStore:
@@ -84,10 +92,13 @@ def picture_store(settings: Settings) -> ObjectStore:
 
 
 class Keeper:
-    """Does jobs one after the other, in a thread that starts with the first."""
+    """Does jobs one after the other, in a thread that starts with the first.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    `known` returns what `Opened` told last, "" when nothing was opened yet; it is called from that thread.
+    """
+
+    def __init__(self, settings: Settings, known: Callable[[], str] = lambda: "") -> None:
+        self._settings, self._known = settings, known
         self._jobs: queue.Queue[Job] = queue.Queue(QUEUE_LENGTH)
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -165,11 +176,20 @@ class Keeper:
     def _stores(self) -> tuple[ObjectStore, ObjectStore | None]:
         """Return the picture store, made where it is new, and the store of large frames. Raises StoreAway."""
         pictures = picture_store(self._settings)
-        if pictures.marker() is None:
+        place, _, identity = self._known().rpartition(" ")
+        marker = pictures.marker()
+        is_known = self._settings.pictures.url is not None and place == pictures.root
+        if is_known and (marker is None or marker.id != identity):
+            raise StoreAway(
+                f"picture store {pictures.root} is away: another one, or none, lies in its place: mount it, or give "
+                "pictures.url a new place"
+            )
+        if marker is None:
             if self._settings.pictures.url is not None and not pictures.is_empty():
                 raise StoreAway(
                     f"picture store {pictures.root} holds other things and no marker: give pictures.url a new place"
                 )
-            pictures.create()
+            marker = pictures.create()
         pictures.require()
+        self._results.put(Opened(f"{pictures.root} {marker.id}"))
         return pictures, object_store(self._settings)

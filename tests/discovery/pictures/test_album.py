@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from discovery.pictures import keeper
+from discovery.pictures import album, keeper
 from discovery.service import DiscoveryService
 from discovery.store import frame_pictures, judgements, schema
+from discovery.store.database import fact
 from discovery.store.store import Store
 from flawline import imaging, kafka_clients, messages, topics
 from flawline.messages import Codec, Decision, Frame, Verdict
@@ -104,7 +105,11 @@ def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, sto
     assert (imaging.read_image(tmp_path / "raw.png") == 30).all()
     with store.reading() as connection:
         hours = {row.stratum: row.frames for row in connection.execute(select(schema.stratum_hours))}
+        opened = fact(connection, album.PICTURE_STORE, "")
     assert hours == {"reject": 3, "review": 1, "near-miss": 1, "accepted": 26}
+    pictures = keeper.picture_store(settings)
+    marker = pictures.marker()
+    assert marker is not None and opened == f"{pictures.root} {marker.id}"
 
     # The service reads the verdicts again and keeps nothing twice.
     with store.transaction() as connection:

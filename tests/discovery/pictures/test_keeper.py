@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from discovery.pictures.frame_reader import FETCH_BYTES, FrameReader
-from discovery.pictures.keeper import QUEUE_LENGTH, Copied, Copy, Keeper, Lost, Removal, Removed, Result, picture_store
+from discovery.pictures.keeper import (
+    QUEUE_LENGTH,
+    Copied,
+    Copy,
+    Keeper,
+    Lost,
+    Opened,
+    Removal,
+    Removed,
+    Result,
+    picture_store,
+)
 from flawline import kafka_clients, messages, topics
 from flawline.object_store import object_store
 from flawline.settings.tree import Settings, load_settings
@@ -29,7 +40,7 @@ def results_of(keeper: Keeper, count: int) -> list[Result]:
     results: list[Result] = []
 
     def are_there() -> bool:
-        results.extend(keeper.results())
+        results.extend(result for result in keeper.results() if not isinstance(result, Opened))
         return len(results) >= count
 
     wait_for(are_there)
@@ -64,6 +75,34 @@ def test_a_picture_store_that_cannot_be_used_is_waited_for(settings: Settings, t
         assert picture_store(settings).get(copied.key, copied.size_bytes) == data
         assert keeper.submit(Removal((7,), (copied.key,)))
         assert results_of(keeper, 1) == [Removed((7,))]
+
+
+@pytest.mark.parametrize("in_its_place", ["nothing", "another store"])
+def test_a_picture_store_that_was_opened_before_is_waited_for_whatever_lies_in_its_place(
+    in_its_place: str, settings: Settings, tmp_path, caplog
+) -> None:
+    place, away = tmp_path / "volume", tmp_path / "not mounted"
+    settings.pictures.url = place.as_uri()
+    frame, data = factories.frame(0)
+    send(settings, messages.encode(frame))
+    with closing(Keeper(settings)) as keeper:
+        keeper.submit(Copy(7, frame.frame_id, 0, 0))
+        wait_for(lambda: any(place.glob("??/*")))
+        (opened,) = [result for result in keeper.results() if isinstance(result, Opened)]
+    place.rename(away)
+    place.mkdir()
+    if in_its_place == "another store":
+        picture_store(settings).create()
+    before = sorted(place.rglob("*"))
+    with closing(Keeper(settings, lambda: opened.store)) as keeper:
+        keeper.submit(Copy(8, frame.frame_id, 0, 0))
+        wait_for(lambda: "another one, or none, lies in its place" in caplog.text)
+        assert sorted(place.rglob("*")) == before
+        place.rename(tmp_path / "other")
+        away.rename(place)
+        (copied,) = results_of(keeper, 1)
+        assert isinstance(copied, Copied)
+        assert picture_store(settings).get(copied.key, copied.size_bytes) == data
 
 
 def test_a_place_with_other_things_is_left_alone(settings: Settings, tmp_path, caplog) -> None:
