@@ -49,6 +49,8 @@ CAMERAS: Final = tuple(f"camera-{number}" for number in range(1, 9))
 GROUPS: Final = 4
 DECISIONS: Final = ("accept", "reject")
 CLASSES: Final = 30
+SHIFTS: Final = ("early", "late", "night")
+ORIGIN: Final = ("model_version", "lot", "shift", "shift_day")
 HEAT_BYTES, CROP_BYTES, EMBEDDING_BYTES = 2048, 2048, 1024
 JUDGED_ONE_IN: Final = 20
 GOAL_MS: Final = 300.0
@@ -122,24 +124,35 @@ def _fill_verdicts(filler: Filler, size: Size) -> None:
         for minute in range(minutes):
             at = filler.at(size.begin_ns + minute * 60_000_000_000)
             for camera, group, decision in places[:per_minute]:
-                yield at, camera, group, decision, 1, 0.1, 0.1
+                yield at, camera, group, decision, "m1", *_origin(minute // 60), 1, 0.1, 0.1
 
-    columns = ("minute", "camera", "group_id", "decision", "frames", "score_sum", "score_max")
+    columns = ("minute", "camera", "group_id", "decision", *ORIGIN, "frames", "score_sum", "score_max")
     filler.fill(schema.verdict_minutes, columns, rows())
     hour_ns = 3_600_000_000_000
     filler.fill(
         schema.verdict_hours,
-        ("hour", "camera", "group_id", "decision", "frames"),
-        ((filler.at((size.begin_ns // hour_ns + hour) * hour_ns), *place, 60)
+        ("hour", "camera", "group_id", "decision", *ORIGIN, "frames"),
+        ((filler.at((size.begin_ns // hour_ns + hour) * hour_ns), *place, "m1", *_origin(hour), 60)
          for hour in range(DAYS * 24 + 1) for place in places[:per_minute]),
     )  # fmt: skip
     strata = [
-        (size.begin_ns // hour_ns + hour, camera, stratum, 1000 if stratum == "accepted" else 20)
+        (size.begin_ns // hour_ns + hour, camera, stratum, *_origin(hour), 1000 if stratum == "accepted" else 20)
         for hour in range(DAYS * 24 + 1)
         for camera in CAMERAS
         for stratum in ("reject", "near-miss", "accepted")
     ]
-    filler.fill(schema.stratum_hours, ("hour", "camera", "stratum", "frames"), strata)
+    filler.fill(schema.stratum_hours, ("hour", "camera", "stratum", *ORIGIN[1:], "frames"), strata)
+    groups = [("m1", group, f"product {group}", 1, *[filler.at(size.begin_ns)] * 2) for group in range(GROUPS)]
+    filler.fill(schema.groups, ("model_version", "group_id", "name", "frames", "first_at", "last_at"), groups)
+
+
+def _origin(hour: int) -> tuple[str, str, str]:
+    """Return lot, shift and its day: three shifts of eight hours a day, two lots in each."""
+    return f"lot-{hour // 4}", SHIFTS[hour // 8 % 3], f"day-{hour // 24:02}"
+
+
+def _origin_at(time_ns: int, size: Size) -> tuple[str, str, str]:
+    return _origin((time_ns - size.begin_ns) // 3_600_000_000_000)
 
 
 def _name(number: int) -> str:
@@ -188,9 +201,10 @@ def _fill_defects(filler: Filler, size: Size, rng: random.Random) -> None:
         schema.defects,
         ("id", "frame_id", "camera", "epoch", "sequence", "captured_at", "captured_ns", "minute", "group_id", "score",
          "p_value", "decision", "height", "width", "model_version", "heatmap", "heatmap_height", "heatmap_width",
-         "class_id"),
+         "class_id", *ORIGIN[1:]),
         ((n, f"{camera}:1:{n}", camera, 1, n, filler.at(at), at, filler.at(at // minute_ns * minute_ns), n % GROUPS,
-          2.0, 0.003, "reject", 1000, 1000, "m1", heat, 32, 32, name) for n, at, camera, name in _captures(size)),
+          2.0, 0.003, "reject", 1000, 1000, "m1", heat, 32, 32, name, *_origin_at(at, size))
+         for n, at, camera, name in _captures(size)),
     )  # fmt: skip
     filler.fill(
         schema.regions,
@@ -204,10 +218,10 @@ def _fill_defects(filler: Filler, size: Size, rng: random.Random) -> None:
 def _fill_pictures(filler: Filler, size: Size, rng: random.Random) -> None:
     hour_ns = 3_600_000_000_000
     names = ("camera", "captured_at", "captured_ns", "stratum", "probability", "decision", "score", "p_value",
-             "model_version")  # fmt: skip
+             *ORIGIN)  # fmt: skip
 
     def facts(at: int, camera: str) -> tuple[Any, ...]:
-        return camera, filler.at(at), at, "reject", 1.0, "reject", 2.0, 0.003, "m1"
+        return camera, filler.at(at), at, "reject", 1.0, "reject", 2.0, 0.003, "m1", *_origin_at(at, size)
 
     filler.fill(
         schema.frame_pictures,

@@ -8,6 +8,7 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as model
 
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS, promql_annotation, sql_annotation
+from discovery.dashboards.sql import ANY_LOT, LOT, SHIFT
 
 TAG = "flawline"
 STATION_PAGES = {"Live": "/", "Review": "/review", "Classes": "/classes", "Ledger": "/ledger"}
@@ -105,15 +106,24 @@ def _prometheus_choice(name: str, label: str, query: str) -> dashboard.QueryVari
     return _choice(name, label, PROMETHEUS, {"query": query, "refId": name}, ".*")
 
 
-def store_camera_variable() -> dashboard.QueryVariable:
-    """Return the choice of cameras that the store knows. "All" is the column itself, so it works on an empty table."""
-    return _choice("camera", "Camera", POSTGRESQL, "SELECT DISTINCT camera FROM verdict_hours ORDER BY 1", "camera")
+def store_variables() -> tuple[dashboard.QueryVariable, ...]:
+    """Return the choices of cameras, groups, lots and shifts that the store knows.
 
-
-def store_group_variable() -> dashboard.QueryVariable:
-    """Return the choice of groups that the store knows."""
-    query = "SELECT DISTINCT group_id FROM verdict_hours ORDER BY 1"
-    return _choice("group", "Group of look-alikes", POSTGRESQL, query, "group_id")
+    "All" is the column itself, so that it works on an empty table.
+    """
+    groups = (
+        "SELECT v.group_id AS __value, COALESCE(MAX(g.name), 'group ' || v.group_id) AS __text "
+        "FROM (SELECT DISTINCT group_id FROM verdict_hours) v LEFT JOIN groups g ON g.group_id = v.group_id "
+        "GROUP BY v.group_id ORDER BY 1"
+    )
+    lots = f"SELECT DISTINCT lot AS __value, {LOT} AS __text FROM verdict_hours ORDER BY 1"
+    shifts = f"SELECT DISTINCT shift AS __value, {SHIFT} AS __text FROM verdict_hours ORDER BY 1"
+    return (
+        _choice("camera", "Camera", POSTGRESQL, "SELECT DISTINCT camera FROM verdict_hours ORDER BY 1", "camera"),
+        _choice("group", "Group of look-alikes", POSTGRESQL, groups, "group_id"),
+        _choice("lot", "Lot", POSTGRESQL, lots, ANY_LOT),
+        _choice("shift", "Shift", POSTGRESQL, shifts, "shift"),
+    )
 
 
 ANY_CLASS = "COALESCE(class_id, 'none')"

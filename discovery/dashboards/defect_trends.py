@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
-from discovery.dashboards.boards import ANY_CLASS, board, class_variable, store_camera_variable, store_group_variable
+from discovery.dashboards.boards import ANY_CLASS, board, class_variable, store_variables
 from discovery.dashboards.panels import DECISION_COLOURS, Panel, Sql, bars, bars_over_time, lines, number, rows
 from discovery.dashboards.quality import frame_links
-from discovery.dashboards.sql import CHOSEN, CLASS, DEFECTS, SHARE, VERDICTS, bucket
+from discovery.dashboards.sql import CHOSEN, CLASS, DEFECTS, GROUP, LOT, NAMED, SHARE, SHIFT, VERDICTS, bucket
 
 UID = "flawline-defect-trends"
 TITLE = "Defect trends"
@@ -29,7 +29,7 @@ def build(station_url: str) -> dashboard.Dashboard:
         refresh="1m",
         station_url=station_url,
     )
-    for variable in (store_camera_variable(), store_group_variable(), class_variable()):
+    for variable in (*store_variables(), class_variable()):
         head.with_variable(variable)
     for panel in _glance():
         head.with_panel(panel)
@@ -155,7 +155,7 @@ def _places() -> tuple[Panel, ...]:
             "Alarm rate by group",
             "The same by group of look-alike products.",
             Sql(
-                f"SELECT {BUCKET} AS \"time\", 'group ' || group_id AS metric, {SHARE} AS share {VERDICTS} {TAIL}",
+                f'SELECT {BUCKET} AS "time", {GROUP} AS metric, {SHARE} AS share {VERDICTS} {NAMED} {TAIL}',
                 "time_series",
             ),
             unit="percentunit",
@@ -186,8 +186,39 @@ def _places() -> tuple[Panel, ...]:
             "Classes by group",
             "Defects of the chosen time range. A class in one group only comes with the product.",
             Sql(
-                f'SELECT {CLASS} AS class, group_id AS "group", SUM(frames)::float8 AS defects {OF_CLASS} '
-                "GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+                f'SELECT {CLASS} AS class, {GROUP} AS "group", SUM(frames)::float8 AS defects '
+                f"FROM (SELECT * {OF_CLASS}) d {NAMED} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+            ),
+            width=8,
+            overrides={"defects": _bar_cell()},
+        ),
+        rows(
+            "Lots",
+            "Inspected frames and alarm rate by lot, the worst first. One lot that leaves the others behind is a "
+            "delivery.",
+            Sql(
+                f'SELECT {LOT} AS lot, SUM(frames)::float8 AS inspected, {SHARE} AS "alarm rate" {VERDICTS} '
+                "GROUP BY 1 ORDER BY 3 DESC, 2 DESC LIMIT 100"
+            ),
+            width=8,
+            overrides={"alarm rate": {"unit": "percentunit"}},
+        ),
+        rows(
+            "Shifts",
+            "Inspected frames and alarm rate by shift, the latest first.",
+            Sql(
+                f"SELECT shift_day AS day, {SHIFT} AS shift, SUM(frames)::float8 AS inspected, "
+                f'{SHARE} AS "alarm rate" {VERDICTS} GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT 100'
+            ),
+            width=8,
+            overrides={"alarm rate": {"unit": "percentunit"}},
+        ),
+        rows(
+            "Classes by lot and shift",
+            "Defects of the chosen time range.",
+            Sql(
+                f"SELECT {CLASS} AS class, {LOT} AS lot, {SHIFT} AS shift, SUM(frames)::float8 AS defects {OF_CLASS} "
+                "GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT 200"
             ),
             width=8,
             overrides={"defects": _bar_cell()},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 
-from discovery.dashboards.boards import board, store_camera_variable, store_group_variable
+from discovery.dashboards.boards import board, store_variables
 from discovery.dashboards.panels import DECISION_COLOURS, Panel, Sql, bars_over_time, lines, number, rows
-from discovery.dashboards.sql import SHARE, VERDICTS, bucket
+from discovery.dashboards.sql import SHARE, SHIFT, VERDICTS, bucket
 
 UID = "flawline-quality"
 TITLE = "Quality"
@@ -25,7 +25,8 @@ def build(station_url: str) -> dashboard.Dashboard:
         refresh="5m",
         station_url=station_url,
     )
-    head.with_variable(store_camera_variable()).with_variable(store_group_variable())
+    for variable in store_variables():
+        head.with_variable(variable)
     for name, panels in (("Rates", _rates()), ("Accepted at once", _yield()), ("Judgements", _judgements())):
         head.with_row(dashboard.Row(name))
         for panel in panels:
@@ -84,7 +85,18 @@ def _yield() -> tuple[Panel, ...]:
                 f'SELECT {bucket()} AS "time", camera AS metric, 1 - {SHARE} AS share {VERDICTS} {tail}', "time_series"
             ),
             unit="percentunit",
-            width=10,
+            width=7,
+        ),
+        rows(
+            "Yield by shift",
+            "Inspected frames and yield of each shift, the latest first.",
+            Sql(
+                f"SELECT shift_day AS day, {SHIFT} AS shift, SUM(frames)::float8 AS inspected, "
+                f"1 - {SHARE} AS yield {VERDICTS} GROUP BY 1, 2 ORDER BY 1 DESC, 2 LIMIT 100"
+            ),
+            width=6,
+            height=8,
+            overrides={"yield": {"unit": "percentunit"}},
         ),
         bars_over_time(
             "Decisions over time",
@@ -94,7 +106,7 @@ def _yield() -> tuple[Panel, ...]:
                 "time_series",
             ),
             unit="short",
-            width=10,
+            width=7,
             height=8,
             colours=DECISION_COLOURS,
         ),
@@ -102,24 +114,29 @@ def _yield() -> tuple[Panel, ...]:
 
 
 def _judgements() -> tuple[Panel, ...]:
-    held = "undone_at IS NULL AND camera IN ($camera) AND $__timeFilter(captured_at)"
+    held = "undone_at IS NULL AND camera IN ($camera) AND shift IN ($shift) AND $__timeFilter(captured_at)"
+    rates = ("overkill", "overkill_low", "overkill_high", "escape", "escape_low", "escape_high")
+    columns = f"frames, judgements, {', '.join(rates)}"
+    shares = {name: {"unit": "percentunit"} for name in rates}
     return (
+        rows(
+            "Rates by shift",
+            "Frames, judgements that count, overkill and escape rate of each shift with 95 % limits, the latest first; "
+            "shifts are those of [[shifts]] in line.toml.",
+            Sql(
+                f"SELECT shift_day AS day, {SHIFT} AS shift, {columns}, 1000000 * escapes_per_accepted AS ppm, "
+                "1000000 * escapes_per_accepted_low AS ppm_low, 1000000 * escapes_per_accepted_high AS ppm_high "
+                "FROM quality_shifts WHERE shift IN ($shift) AND $__timeFilter(first_at) "
+                "ORDER BY shift_day DESC, first_at DESC LIMIT 200"
+            ),
+            overrides=shares,
+        ),
         rows(
             "Days",
             "Frames, judgements that count, and the rates of each day.",
-            Sql(
-                "SELECT day, frames, judgements, overkill, overkill_low, overkill_high, escape, escape_low, "
-                "escape_high "
-                f"{DAYS} ORDER BY day DESC"
-            ),
+            Sql(f"SELECT day, {columns} {DAYS} ORDER BY day DESC"),
             width=14,
-            overrides={
-                name: {"unit": "percentunit"}
-                for name in (
-                    *("overkill", "overkill_low", "overkill_high"),
-                    *("escape", "escape_low", "escape_high"),
-                )
-            },
+            overrides=shares,
         ),
         rows(
             "Who judged",

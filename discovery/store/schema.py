@@ -34,7 +34,8 @@ reused; a class that was merged away stays as a row with `merged_into`, and its 
 - `groups`: the look-alike groups of each model, with the name that people gave; `group_names` has all that they said.
 - `parts`: each inspection of a part with its verdict, from all its views; `missing` names the views that never came.
 - `part_totals`: inspections of parts that are only counted any more, since they are older than `retention.parts_days`.
-- `quality_days`: overkill and escapes of each day (UTC) with 95 % limits, as `discovery/quality_rates.py` derives them.
+- `quality_days`, `quality_shifts`: overkill and escapes of each day (UTC) and of each shift with 95 % limits, as
+  `discovery/quality_rates.py` derives them.
 
 Defects by class over time (PostgreSQL):
     SELECT minute AS time, COALESCE(class_name, class_id, 'unassigned') AS metric, SUM(frames) AS defects
@@ -536,16 +537,27 @@ def _limits(name: str) -> tuple[Column[Any], ...]:
     )
 
 
-quality_days = Table(
-    "quality_days",
+def _rates() -> tuple[Column[Any], ...]:
+    return (
+        Column("frames", BigInteger, nullable=False),
+        Column(
+            "judgements", Integer, nullable=False, comment="That count: real or false, of frames that were offered."
+        ),
+        *_limits("overkill"),
+        *_limits("escape"),
+        *_limits("false_alarm_share"),
+        *_limits("escapes_per_accepted"),
+    )
+
+
+quality_days = Table("quality_days", metadata, Column("day", UtcStamp, primary_key=True), *_rates())
+
+quality_shifts = Table(
+    "quality_shifts",
     metadata,
-    Column("day", UtcStamp, primary_key=True),
-    Column("frames", BigInteger, nullable=False),
-    Column("judgements", Integer, nullable=False, comment="That count: real or false, of frames that were offered."),
-    *_limits("overkill"),
-    *_limits("escape"),
-    *_limits("false_alarm_share"),
-    *_limits("escapes_per_accepted"),
+    *_shift_columns(primary_key=True),
+    Column("first_at", UtcStamp, nullable=False, comment="Hour of its first frame."),
+    *_rates(),
 )
 
 facts = Table(

@@ -93,7 +93,7 @@ class LiveLine:
         self._judge()
         self._wait("a confirmed class", lambda: self._count("class_events", "transition = 'confirmed'") > 0)
         self._wait("a frame with two decisions", lambda: self._sum("flawline_shadow_decisions_total offset 2s") > 0)
-        self._wait("a day with a judgement", lambda: self._count("quality_days", "judgements > 0") > 0)
+        self._wait("a day with a judgement", lambda: self._count("quality_shifts", "judgements > 0") > 0)
         self._wait("a confirmed class in the metrics",
                    lambda: self._sum('flawline_class_events_total{transition="confirmed"} offset 2s') > 0)  # fmt: skip
         self._wait("what Prometheus records", lambda: self._sum("count(flawline:score_drift:effect offset 2s)") > 0)
@@ -127,6 +127,7 @@ class LiveLine:
                 "takt_s": 1e-6,
             },
             "discovery": {"round_regions": 15, "round_interval_s": 4.0, "min_members": 4, "confirm_rounds": 2},
+            "shifts": [{"name": "day", "begin": "00:00", "end": "00:00"}],
             "cameras": [
                 {"name": "camera-1", "shard": 0} | parts,
                 {"name": "camera-2", "shard": 1} | parts,

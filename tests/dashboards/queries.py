@@ -10,6 +10,7 @@ from typing import Any
 from discovery import dashboards
 from discovery.dashboards.boards import ANY_CLASS
 from discovery.dashboards.panels import POSTGRESQL, PROMETHEUS
+from discovery.dashboards.sql import ANY_LOT
 
 STATION = "https://station.plant:8400"
 
@@ -63,5 +64,5 @@ def metrics_in(promql: str) -> set[str]:
     return set(re.findall(r"flawline[_:][\w:]+", promql))
 
 
-EVERYTHING = {"camera": "camera", "group": "group_id", "class": ANY_CLASS}
+EVERYTHING = {"camera": "camera", "group": "group_id", "class": ANY_CLASS, "lot": ANY_LOT, "shift": "shift"}
 """What the variables of the store's dashboards hold when all is chosen."""

@@ -89,12 +89,12 @@ def test_the_other_line_has_no_series(line):
 @pytest.mark.parametrize(("chosen", "before_s"), [("all", SHORT_S), ("some", SHORT_S), ("all", LONG_S)],
                          ids=["all", "some", "three days"])  # fmt: skip
 def test_postgresql_answers_with_rows(line, query, chosen, before_s):
-    if "quality_days" in query.text:  # a day begins at midnight
+    if "quality_" in query.text:  # a day begins at midnight
         before_s = max(before_s, DAY_S)
     with psycopg.connect(line.store_url.replace("+psycopg", "")) as connection:
         groups = [str(row[0]) for row in connection.execute("SELECT DISTINCT group_id FROM verdict_minutes")]
         classes = ["none", *(row[0] for row in connection.execute("SELECT id FROM classes"))]
-        some = {"camera": SOME_CAMERAS, "group": groups, "class": classes}
+        some = {"camera": SOME_CAMERAS, "group": groups, "class": classes, "lot": [""], "shift": ["", "day"]}
         picked = some if chosen == "some" else queries.EVERYTHING
         cursor = connection.execute(view(line, before_s, **picked).sql(query.text))
         rows = cursor.fetchall()

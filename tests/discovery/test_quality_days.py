@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from sqlalchemy import select
 
 from discovery import quality_days
+from discovery.pictures.policy import Candidate, Stratum, asked_for
 from discovery.quality_days import DAY_NS, QualityDays
 from discovery.quality_rates import rates
+from discovery.shifts import Shift
 from discovery.store import frame_pictures, judgements, schema
 from discovery.store.database import nanoseconds
+from discovery.store.production import Origin
 from discovery.store.store import Store
 from flawline.messages import Decision
 from tests.discovery.factories import START_NS, verdict
@@ -32,14 +37,16 @@ def days(store):
     return {nanoseconds(row.day) // DAY_NS: row for row in rows}
 
 
-def arrive(store, day, count):
-    """Rejected frames of a day, all with a picture."""
-    from discovery.pictures.policy import Candidate, Stratum, asked_for
-
-    frames = [verdict(n, f"cam-{day}", Decision.REJECT, captured_at=day * DAY_NS + n * 10**9) for n in range(count)]
+def arrive(store, day, count, shift="", shift_day=None):
+    """Take in rejected frames of a day, all with a picture."""
+    cameras = f"cam-{day}-{shift}"
+    frames = [verdict(n, cameras, Decision.REJECT, captured_at=day * DAY_NS + n * 10**9) for n in range(count)]
+    places = Origin("", Shift(shift, str(shift_day or day) if shift else ""))
+    origins = {frame.frame_id: places for frame in frames}
     with store.transaction() as connection:
-        frame_pictures.count_frames(connection, [(frame, Stratum.REJECT) for frame in frames])
-        frame_pictures.want(connection, [asked_for(Candidate(frame, 0, n), 0.01) for n, frame in enumerate(frames)])
+        frame_pictures.count_frames(connection, [(frame, Stratum.REJECT) for frame in frames], origins)
+        picks = [asked_for(Candidate(frame, 0, n), 0.01) for n, frame in enumerate(frames)]
+        frame_pictures.want(connection, picks, SimpleNamespace(at=lambda _: places.shift))
         connection.execute(schema.frame_pictures.update().values(state="kept"))
     return [frame.frame_id for frame in frames]
 
@@ -73,11 +80,32 @@ def test_each_day_has_the_rates_of_its_own_judgements_also_of_those_that_come_la
     assert days(store)[20_000].judgements == 19
 
 
+def test_each_shift_has_the_rates_of_its_own_judgements_also_across_midnight(store):
+    frames = arrive(store, 20_000, 4, shift="night")
+    frames += arrive(store, 20_001, 4, shift="night", shift_day=20_000)
+    arrive(store, 20_001, 3, shift="early")
+    for n, frame in enumerate(frames):
+        judgements.judge(store, frame, "false" if n < 2 else "real", who="ada", is_offered=True)
+    QualityDays(store).update()
+    with store.reading() as connection:
+        rows = connection.execute(select(schema.quality_shifts)).all()
+    by_name = {(row.shift_day, row.shift): row for row in rows}
+    assert set(by_name) == {("20000", "night"), ("20001", "early")}
+    night = by_name["20000", "night"]
+    assert (night.frames, night.judgements, night.false_alarm_share) == (8, 8, 0.25)
+    assert nanoseconds(night.first_at) == 20_000 * DAY_NS
+    assert by_name["20001", "early"].judgements == 0
+
+
 def test_a_day_that_has_not_changed_is_not_derived_again(store, monkeypatch):
     arrive(store, 20_000, 5)
     derived = []
-    rows = quality_days._row
-    monkeypatch.setattr(quality_days, "_row", lambda store, day: derived.append(day) or rows(store, day))
+    rates_of = quality_days._rates_of
+    monkeypatch.setattr(
+        quality_days,
+        "_rates_of",
+        lambda store, wanted: derived.append(wanted.since_ns // DAY_NS) or rates_of(store, wanted),
+    )
     now_s = [0.0]
     following = QualityDays(store, lambda: now_s[0])
     for _ in range(3):
