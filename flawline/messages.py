@@ -376,7 +376,10 @@ class Defect(_OfCapture):
 
 @dataclass(frozen=True)
 class ClassEvent(Limited):
-    """A change of a defect class, with its whole state afterwards: the topic keeps the last event of each class."""
+    """A change of a defect class, with its whole state afterwards: the topic keeps the last event of each class.
+
+    `selected` counts the members that a person has picked out, of a class that was split off by hand.
+    """
 
     SCHEMA: ClassVar[int] = 1
 
@@ -393,6 +396,7 @@ class ClassEvent(Limited):
     merged_into: str | None = None
     who: str | None = None
     why: Prose | None = None
+    selected: int = 0
 
 
 class Judgement(StrEnum):

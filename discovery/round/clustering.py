@@ -174,6 +174,26 @@ def fit(points: np.ndarray, count: int, start: np.ndarray | None = None, seed: i
     return labels if quality > warm_quality + BETTER_START else warm_labels
 
 
+def with_seed(vectors: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """Return which of unit vectors (n, D) are of the kind of some of them, bool (n): the `seed` (n), and its like.
+
+    Spherical 2-means in which the seed stays on its side (constrained k-means: Basu, Banerjee and Mooney, ICML 2002).
+    A part without the seed may end up empty; then the seed alone is the kind.
+    """
+    points = unit(vectors - vectors.mean(axis=0))
+    inside = seed.copy()
+    for _ in range(KMEANS_STEPS):
+        if inside.all():
+            return seed.copy()
+        sides = np.stack([unit(points[inside].mean(axis=0)), unit(points[~inside].mean(axis=0))])
+        cosines = points @ sides.T
+        now = seed | (cosines[:, 0] > cosines[:, 1])
+        if (now == inside).all():
+            break
+        inside = now
+    return seed.copy() if inside.all() else inside
+
+
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Index of the nearest centroid of each vector, and the cosine distances to it and to the second nearest."""
     distances = 1 - unit(vectors) @ centroids.T

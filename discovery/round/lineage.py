@@ -117,12 +117,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Change:
-    """A transition of one class."""
+    """A transition of one class; `selected` counts the members that a person has picked out for it."""
 
     class_id: str
     transition: Transition
     parents: tuple[str, ...] = ()
     merged_into: str | None = None
+    selected: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +172,16 @@ def evolve(
     at: int,
     rules: Rules = Rules(),
     embedding_version: str = "",
+    pinned: np.ndarray | None = None,
 ) -> Evolution:
     """Carry the classes over to the clusters of a round.
 
-    For each region: `previous` its class so far, `fresh` (n) whether it has come since the last round. `at` is the time
-    of the round. The candidates of the registry have been given the evidence of the fresh regions.
+    For each region: `previous` its class so far, `fresh` (n) whether it has come since the last round, `pinned` (n)
+    whether a person has put it where it is. `at` is the time of the round. The candidates of the registry have been
+    given the evidence of the fresh regions.
     """
-    return _Round(registry, previous, clusters, fresh, at, rules, embedding_version).evolve()
+    pinned = np.zeros(len(previous), bool) if pinned is None else pinned
+    return _Round(registry, previous, clusters, fresh, at, rules, embedding_version, pinned).evolve()
 
 
 def match(overlap: np.ndarray, old_sizes: np.ndarray, new_sizes: np.ndarray, cosines: np.ndarray) -> dict[int, int]:
@@ -214,7 +218,9 @@ class _Round:
         at: int,
         rules: Rules,
         embedding_version: str,
+        pinned: np.ndarray,
     ) -> None:
+        self.pinned = pinned
         self.registry, self.rules, self.at, self.version = registry, rules, at, embedding_version
         self.round = registry.round + 1
         self.classes = {entry.id: entry for entry in registry.classes}
@@ -447,12 +453,16 @@ class _Round:
         """Return the class of each region. It keeps its class, unless that has split or merged.
 
         A survey also moves a region to a class that is clearly nearer. The round decides anew what was assigned since
-        the last one.
+        the last one, but nothing that a person has assigned.
         """
         born = {name for name, entry in self.classes.items() if entry.born_round == self.round and name not in self.old}
         clear = self.clusters.clear or (None,) * len(self.labels)
-        result = []
-        for label, old, nearest, fresh in zip(self.labels, self.previous, clear, self.fresh, strict=True):
+        result: list[str | None] = []
+        columns = (self.labels, self.previous, clear, self.fresh, self.pinned)
+        for label, old, nearest, fresh, is_pinned in zip(*columns, strict=True):
+            if old is not None and is_pinned:
+                result.append(self._survivor(old))
+                continue
             owner = self.owner.get(int(label))
             is_fixed = old is not None and self.classes[old].fixed
             decided = fresh and (owner is None or not is_fixed)

@@ -25,6 +25,9 @@ from scorer.vectors import unit
 REACH = 1.2
 CLEARLY_NEARER = 0.9
 BIRTH_MEMBERS = 5
+# Share of a class's exemplars that those may be which a person has picked out: they say what it is, the others how
+# wide it is. A judgement, not measured.
+PINNED_SHARE = 0.5
 # Share of a cluster from which on a dense group is that cluster. A judgement, not measured.
 OWN_SHARE = 0.8
 # A survey is due when so large a share of the regions has come since the last one. Of fewer it would mostly say the
@@ -36,7 +39,8 @@ SURVEY_SHARE = 0.1
 class Regions:
     """The regions of a round, oldest first: `keys` name them for sampling, `vectors` float32 (n, D).
 
-    `groups` int (n) number the look-alike images that they come from, where that is known.
+    `groups` int (n) number the look-alike images that they come from, where that is known; `pinned` (n) are those whose
+    class a person has given them.
     """
 
     ids: np.ndarray
@@ -47,6 +51,7 @@ class Regions:
     captured_at: np.ndarray
     vectors: np.ndarray
     groups: np.ndarray | None = None
+    pinned: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,7 +129,8 @@ def run_round(
     if clusters.known is None:
         registry = replace(registry, surveyed=int(regions.ids.max()))
     # 3. The classes.
-    evolution = lineage.evolve(registry, regions.classes, clusters, fresh, at, rules_of(settings), version)
+    rules = rules_of(settings)
+    evolution = lineage.evolve(registry, regions.classes, clusters, fresh, at, rules, version, regions.pinned)
     # 4. Their measures.
     exemplars = _exemplars(regions, evolution.assigned, settings.exemplars)
     classes = _measured(regions, evolution, version)
@@ -169,6 +175,8 @@ class _View:
             else np.zeros((0, self.points.shape[1]), np.float32)
         )
         self._regions, self._version = regions, version
+        fixed = {entry.id for entry in registry.live if entry.fixed}
+        self._fixed = np.array([name in fixed for name in self.names], bool)
 
     def witnessed(
         self, known: Sequence[Candidate], fresh: np.ndarray, false_births_per_month: float, at: int
@@ -204,7 +212,7 @@ class _View:
 
     def surveyed(self, labels: np.ndarray) -> Clusters:
         """Return the clusters of a survey by its labels, -1 for none."""
-        regions = self._regions
+        regions, labels = self._regions, self._parted(labels)
         labelled = labels >= 0
         centroids = clustering.centroids_of(self.points[labelled], labels[labelled])
         is_new_line = len(regions) < candidates.NEW_LINE_REGIONS
@@ -218,6 +226,26 @@ class _View:
             clear=self._clear(),
             is_new_line=is_new_line,
         )
+
+    def _parted(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels (n) in which classes that people have spoken about share no cluster: they stay two.
+
+        A cluster in which most members of several of them lie is divided: members go with their class, other regions
+        with the nearest one.
+        """
+        result = labels.copy()
+        for label in range(int(labels.max()) + 1):
+            rows = np.flatnonzero(labels == label)
+            here = np.bincount(self.owners[rows] + 1, minlength=len(self.names) + 1)[1:]
+            sizes = np.bincount(self.owners + 1, minlength=len(self.names) + 1)[1:]
+            places = np.flatnonzero(self._fixed & (here > lineage.MAJORITY * sizes))
+            if len(places) < 2:
+                continue
+            nearest = places[(self.points[rows] @ self.centroids[places].T).argmax(axis=1)]
+            sides = np.where(np.isin(self.owners[rows], places), self.owners[rows], nearest)
+            for place in places[1:]:
+                result[rows[sides == place]] = result.max() + 1
+        return result
 
     def held(self) -> Clusters:
         """Return the clusters of a round without a survey: the known classes, and dense groups out of their reach."""
@@ -317,15 +345,21 @@ def problem_of(vector: np.ndarray, dimension: int | None) -> str | None:
 
 
 def _exemplars(regions: Regions, assigned: Sequence[str | None], count: int) -> np.ndarray:
-    """Return each class's exemplars: members with the smallest hashed keys, a uniform sample that changes little."""
+    """Return each class's exemplars: members with the smallest hashed keys, a uniform sample that changes little.
+
+    Members that a person has picked out come first, up to PINNED_SHARE of all.
+    """
     chosen = np.zeros(len(regions), bool)
+    pinned = np.zeros(len(regions), bool) if regions.pinned is None else regions.pinned
     by_class: dict[str, list[int]] = {}
     for row, name in enumerate(assigned):
         if name is not None:
             by_class.setdefault(name, []).append(row)
     for rows in by_class.values():
         rows.sort(key=lambda row: hashlib.blake2b(regions.keys[row].encode(), digest_size=8).digest())
-        chosen[rows[:count]] = True
+        picked = [row for row in rows if pinned[row]][: round(PINNED_SHARE * count)]
+        chosen[picked] = True
+        chosen[[row for row in rows if not chosen[row]][: count - len(picked)]] = True
     return chosen
 
 
@@ -417,4 +451,5 @@ def event_of(
         merged_into=change.merged_into or known.merged_into,
         who=who,
         why=why,
+        selected=change.selected,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select
@@ -67,6 +68,7 @@ def show(store: Store, reference: str) -> dict[str, Any]:
                 "members": row.members,
                 "who": row.who,
                 "why": row.why,
+                "selected": row.selected,
             }
             for row in reversed(event_rows)
         ],
@@ -96,9 +98,16 @@ def merge(store: Store, reference: str, into: str, who: str | None = None, why: 
     return show(store, into)
 
 
-def split(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:
-    """Split a class in two; the new class."""
-    return show(store, decisions.split(store, reference, who=who, why=why))
+def split(
+    store: Store,
+    reference: str,
+    who: str | None = None,
+    why: str | None = None,
+    regions: Sequence[int] = (),
+    alike: bool = True,
+) -> dict[str, Any]:
+    """Split a class in two, by looks or with `regions` by what a person has picked out; return the new class."""
+    return show(store, decisions.split(store, reference, regions=regions, alike=alike, who=who, why=why))
 
 
 def dismiss(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:

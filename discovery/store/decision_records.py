@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
 from discovery.round import clustering
 from discovery.round.lineage import Change, DefectClass, Registry
 from discovery.round.single_round import event_of
 from discovery.store import registry, schema
-from discovery.store.database import fact, set_fact, stamp
+from discovery.store.database import fact, parts, set_fact, stamp
 from discovery.store.store import Store, add_event
 from flawline.errors import UsageError
 from flawline.user import user_name
@@ -34,13 +35,25 @@ def find(known: Registry, reference: str) -> DefectClass:
 
 def sample_of(connection: Connection, known_class: DefectClass) -> tuple[list[int], list[int], np.ndarray]:
     """Return the ids, the defects and the unit vectors (n, D) of the latest members of a class, of its version."""
-    r = schema.regions
-    rows = connection.execute(
-        select(r.c.id, r.c.defect_id, r.c.embedding)
-        .where((r.c.class_id == known_class.id) & (r.c.embedding_version == known_class.embedding_version))
-        .order_by(r.c.id.desc())
-        .limit(SAMPLE)
-    ).all()
+    return _columns(known_class, connection.execute(_members(known_class).limit(SAMPLE)).all())
+
+
+def members_of(
+    connection: Connection, known_class: DefectClass, regions: Sequence[int]
+) -> tuple[list[int], list[int], np.ndarray]:
+    """Return the same of some regions, as far as they are members of the class, of its version."""
+    query = _members(known_class)
+    rows = [row for ids in parts(regions) for row in connection.execute(query.where(schema.regions.c.id.in_(ids)))]
+    return _columns(known_class, rows)
+
+
+def _members(known_class: DefectClass) -> Select[Any]:
+    r = schema.regions.c
+    is_member = (r.class_id == known_class.id) & (r.embedding_version == known_class.embedding_version)
+    return select(r.id, r.defect_id, r.embedding).where(is_member).order_by(r.id.desc())
+
+
+def _columns(known_class: DefectClass, rows: Sequence[Any]) -> tuple[list[int], list[int], np.ndarray]:
     vectors = [np.frombuffer(row.embedding, "<f2") for row in rows]
     stacked = unit(np.stack(vectors)) if vectors else np.zeros((0, len(known_class.centroid)), np.float32)
     return [row.id for row in rows], [row.defect_id for row in rows], stacked

@@ -7,16 +7,25 @@ said is taken back by `discovery/store/undo.py`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sqlalchemy import Connection, select, update
 
 from discovery.round import clustering
-from discovery.round.lineage import Change, class_id
+from discovery.round.lineage import Change, DefectClass, class_id
 from discovery.store import registry, schema
-from discovery.store.database import insert, nanoseconds
-from discovery.store.decision_records import add_audit, add_note, find, measured, sample_of, write_changes
+from discovery.store.database import insert, nanoseconds, parts
+from discovery.store.decision_records import (
+    add_audit,
+    add_note,
+    find,
+    measured,
+    members_of,
+    sample_of,
+    write_changes,
+)
 from discovery.store.store import Store, refresh_frame_classes
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
@@ -114,21 +123,26 @@ def merge(store: Store, reference: str, into: str, *, who: str | None = None, wh
         add_note(connection, entry, loser, loser.members, regions, totals)
 
 
-def split(store: Store, reference: str, *, who: str | None = None, why: str | None = None) -> str:
-    """Part a class in two by the looks of its members; the smaller part gets a new id, which is returned."""
+def split(
+    store: Store,
+    reference: str,
+    *,
+    regions: Sequence[int] = (),
+    alike: bool = True,
+    who: str | None = None,
+    why: str | None = None,
+) -> str:
+    """Part a class in two; the new part gets a new id, which is returned.
+
+    With `regions`, ids of members, these are the new part, and with `alike` the members that look like them more than
+    like the others; rounds leave the chosen ones there. Without, it is the smaller of two parts by their looks.
+    """
     with store.transaction() as connection:
         known = registry.load(connection)
         defect_class = find(known, reference)
-        ids, defects, vectors = sample_of(connection, defect_class)
-        if len(ids) < SPLIT_MEMBERS_MIN:
-            raise UsageError(f"class {defect_class.id} has {len(ids)} members: splitting needs {SPLIT_MEMBERS_MIN}")
-        labels = clustering.fit(vectors, 2)
-        if len(set(labels.tolist())) < 2:
-            raise UsageError(f"class {defect_class.id} cannot be split: its members look the same")
-        smaller = labels == np.bincount(labels, minlength=2).argmin()
-        count = int(smaller.sum())
+        part = _selected_part(connection, defect_class, regions, alike) if regions else _part(connection, defect_class)
+        count = len(part.regions)
         child_id, now = class_id(known.next_number), store.utc_ns()
-        centroid, radius = measured(defect_class, vectors[smaller])
         child = replace(
             defect_class,
             id=child_id,
@@ -136,8 +150,8 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
             state=ClassState.CONFIRMED,
             members=count,
             announced=count,
-            centroid=centroid,
-            radius=radius,
+            centroid=part.measures[0],
+            radius=part.measures[1],
             born_at=now,
             born_round=known.round,
             confirmed_at=now,
@@ -146,25 +160,104 @@ def split(store: Store, reference: str, *, who: str | None = None, why: str | No
             name=None,
             bound=True,
         )
-        centroid, radius = measured(defect_class, vectors[~smaller])
-        left = defect_class.members - count
+        centroid, radius = part.rest_measures
+        left = max(defect_class.members - count, 0)
         rest = replace(defect_class, members=left, announced=left, centroid=centroid, radius=radius, bound=True)
         changes = [
             (rest, Change(defect_class.id, Transition.SPLIT)),
-            (child, Change(child_id, Transition.BORN, parents=(defect_class.id,))),
+            (child, Change(child_id, Transition.BORN, parents=(defect_class.id,), selected=len(part.pinned))),
         ]
         write_changes(store, connection, known, changes, who, why, next_number=known.next_number + 1)
         connection.execute(
             insert(connection, schema.class_parents).values(class_id=child_id, parent_id=defect_class.id)
         )
-        moved = [(region, defect) for region, defect, goes in zip(ids, defects, smaller, strict=True) if goes]
         r = schema.regions
-        for region, _ in moved:
-            connection.execute(update(r).where(r.c.id == region).values(class_id=child_id, assigned_by="person"))
-        refresh_frame_classes(connection, [defect for _, defect in moved])
+        for ids in parts(part.regions):
+            connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=child_id, assigned_by="round"))
+        for ids in parts(part.pinned):
+            connection.execute(update(r).where(r.c.id.in_(ids)).values(assigned_by=registry.PERSON))
+        refresh_frame_classes(connection, part.defects)
         entry = add_audit(store, connection, "split", defect_class.id, child_id, None, who, why)
-        add_note(connection, entry, defect_class, count, [region for region, _ in moved])
+        add_note(connection, entry, defect_class, count, part.regions)
     return child_id
+
+
+def region_ids(text: str) -> list[int]:
+    """Return the ids of regions in a text such as `12,15`. Raises UsageError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = next((word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 19)), None)
+    if wrong is not None:
+        raise UsageError(f"region {wrong[:32]!r}: give ids of regions, whole numbers separated by commas")
+    return [int(word) for word in words]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Holds the members that leave a class, their defects, and the members that a person has picked out.
+
+    `measures` are centroid and radius of these members, `rest_measures` of the members that stay.
+    """
+
+    regions: list[int]
+    defects: list[int]
+    pinned: list[int]
+    measures: tuple[np.ndarray, float]
+    rest_measures: tuple[np.ndarray, float]
+
+
+def _part(connection: Connection, defect_class: DefectClass) -> _Part:
+    """Return the smaller of two parts of a class, by the looks of its latest members. Raises UsageError."""
+    ids, defects, vectors = sample_of(connection, defect_class)
+    if len(ids) < SPLIT_MEMBERS_MIN:
+        raise UsageError(f"class {defect_class.id} has {len(ids)} members: splitting needs {SPLIT_MEMBERS_MIN}")
+    labels = clustering.fit(vectors, 2)
+    if len(set(labels.tolist())) < 2:
+        raise UsageError(f"class {defect_class.id} cannot be split: its members look the same")
+    leaves = labels == np.bincount(labels, minlength=2).argmin()
+    return _parted(defect_class, ids, defects, vectors, leaves, ())
+
+
+def _selected_part(connection: Connection, defect_class: DefectClass, regions: Sequence[int], alike: bool) -> _Part:
+    """Return the members that a person has picked out, with `alike` also those that look like them.
+
+    Raises UsageError.
+    """
+    chosen = set(regions)
+    picked = members_of(connection, defect_class, sorted(chosen))
+    strangers = chosen - set(picked[0])
+    if strangers:
+        raise UsageError(
+            f"region {min(strangers)} is no member of class {defect_class.id} with embeddings of today: "
+            "choose from its members as the class's page shows them"
+        )
+    if len(chosen) >= defect_class.members:
+        raise UsageError(f"all members of class {defect_class.id} are chosen: leave some, or name the class")
+    sample = sample_of(connection, defect_class)
+    others = [row for row, region in enumerate(sample[0]) if region not in chosen]
+    ids = [*picked[0], *(sample[0][row] for row in others)]
+    defects = [*picked[1], *(sample[1][row] for row in others)]
+    vectors = np.concatenate([picked[2], sample[2][others]])
+    seed = np.arange(len(ids)) < len(picked[0])
+    leaves = clustering.with_seed(vectors, seed) if alike else seed
+    return _parted(defect_class, ids, defects, vectors, leaves, picked[0])
+
+
+def _parted(
+    defect_class: DefectClass,
+    ids: Sequence[int],
+    defects: Sequence[int],
+    vectors: np.ndarray,
+    leaves: np.ndarray,
+    pinned: Sequence[int],
+) -> _Part:
+    rows = np.flatnonzero(leaves).tolist()
+    return _Part(
+        [ids[row] for row in rows],
+        [defects[row] for row in rows],
+        list(pinned),
+        measured(defect_class, vectors[leaves]),
+        measured(defect_class, vectors[~leaves]),
+    )
 
 
 def _members(connection: Connection, name: str) -> tuple[list[int], list[tuple[int, int, int]]]:

@@ -19,6 +19,8 @@ from flawline.messages import ClassState
 from flawline.settings.discovery import DiscoverySettings
 
 UNIONS = "unions"
+PERSON = "person"
+"""Who has given a region its class: rounds leave it there."""
 
 
 class StaleRegistry(Exception):
@@ -66,6 +68,7 @@ def regions_of_round(connection: Connection, settings: DiscoverySettings, versio
             r.c.position,
             r.c.class_id,
             r.c.exemplar,
+            r.c.assigned_by,
             r.c.embedding,
             d.c.frame_id,
             d.c.captured_ns,
@@ -87,6 +90,7 @@ def regions_of_round(connection: Connection, settings: DiscoverySettings, versio
         captured_at=np.array([row.captured_ns for row in rows], np.int64),
         vectors=vectors.reshape(len(rows), -1) if rows else vectors.reshape(0, 1),
         groups=_numbered([(row.model_version, row.group_id) for row in rows]),
+        pinned=np.array([row.assigned_by == PERSON for row in rows], bool),
     )
 
 
@@ -171,8 +175,14 @@ def _move_regions(connection: Connection, regions: Regions, outcome: Outcome) ->
             .where(schema.regions.c.id == bindparam("row"))
             .values(class_id=bindparam("name"), exemplar=bindparam("chosen"), assigned_by=bindparam("by"))
         )
+        pinned = np.zeros(len(regions), bool) if regions.pinned is None else regions.pinned
         rows = [
-            {"row": int(regions.ids[i]), "name": name, "chosen": chosen, "by": "round" if name else None}
+            {
+                "row": int(regions.ids[i]),
+                "name": name,
+                "chosen": chosen,
+                "by": (PERSON if pinned[i] else "round") if name else None,
+            }
             for i, name, chosen in changed
         ]
         connection.execute(statement, rows)

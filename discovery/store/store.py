@@ -149,6 +149,7 @@ def add_event(connection: Connection, message: ClassEvent) -> None:
         "merged_into": message.merged_into,
         "who": message.who,
         "why": message.why,
+        "selected": message.selected,
     }
     connection.execute(insert(connection, schema.class_events).values(row).on_conflict_do_nothing())
 
@@ -169,6 +170,7 @@ def event_of(row: Any) -> ClassEvent:
         merged_into=row.merged_into,
         who=row.who,
         why=row.why,
+        selected=row.selected,
     )
 
 

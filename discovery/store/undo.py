@@ -193,6 +193,8 @@ def _join(connection: Connection, by_id: dict[str, DefectClass], entry: Any) -> 
                 f"class {known_class.id} was merged into {known_class.merged_into} since, by a round: "
                 "there is nothing to take back"
             )
+    r = schema.regions
+    connection.execute(update(r).where(r.c.class_id == child.id).values(assigned_by="round"))
     registry.move_members(connection, child.id, parent.id)
     total = parent.members + child.members
     gone = replace(child, state=ClassState.MERGED, merged_into=parent.id, members=0, name=None)
@@ -214,7 +216,7 @@ def _move(connection: Connection, regions: list[int], source: str, target: str) 
         there = [row for row in rows if row.class_id == source]
         elsewhere += len(rows) - len(there)
         ids = [row.id for row in there]
-        connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=target, assigned_by="person"))
+        connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=target, assigned_by=registry.PERSON))
         refresh_frame_classes(connection, [row.defect_id for row in there])
     return elsewhere
 

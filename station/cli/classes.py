@@ -102,12 +102,34 @@ def merge(
 @app.command("split")
 @debuggable
 def split(
-    reference: Reference, why: Why = None, json: Json = False, json_file: JsonFile = None, config: Config = None
+    reference: Reference,
+    regions: Annotated[
+        str,
+        typer.Option(
+            metavar="IDS",
+            help="Members that the new class shall have, ids separated by commas; the station's page shows them. "
+            "Default: what looks least like the rest.",
+        ),
+    ] = "",
+    only: Annotated[bool, typer.Option("--only", help="These members alone, and not what looks like them.")] = False,
+    why: Why = None,
+    json: Json = False,
+    json_file: JsonFile = None,
+    config: Config = None,
 ) -> None:
     """Split a class in two."""
     from discovery.store import class_commands
+    from discovery.store.decisions import region_ids
 
-    _run(config, json, json_file, lambda store: class_commands.split(store, reference, who=user_name(), why=why))
+    chosen = region_ids(regions)
+    if only and not chosen:
+        raise UsageError("--only needs --regions: the members that the new class shall have")
+    _run(
+        config,
+        json,
+        json_file,
+        lambda store: class_commands.split(store, reference, who=user_name(), why=why, regions=chosen, alike=not only),
+    )
 
 
 @app.command("dismiss")

@@ -19,8 +19,10 @@ from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
 from station.web.problems import PREFIX, is_of_api, problem
+from station.web.region_map import RegionMaps
 from station.web.routes import classes, defects, groups, line, parts, people, reports, review
 from station.web.routes import live as live_routes
+from station.web.routes import map as map_routes
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
 
@@ -36,12 +38,12 @@ def create(
     """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
     access = Access(accounts, settings.console, is_open)
-    app.state.context = Context(settings, stores, watch, live, access)
+    app.state.context = Context(settings, stores, watch, live, access, RegionMaps())
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount(PREFIX, create_api(app.state.context))
-    for module in (live_routes, review, line, parts, classes, defects, groups, reports, people):
+    for module in (live_routes, review, line, parts, classes, map_routes, defects, groups, reports, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
         app.include_router(router)

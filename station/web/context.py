@@ -16,6 +16,7 @@ from station.pages import rendering
 from station.web.access import Access, Visitor
 from station.web.ledger_watch import LedgerState, LedgerWatch
 from station.web.live import LiveWatch
+from station.web.region_map import RegionMaps
 from station.web.store_watch import StoreWatch
 
 THEME_COOKIE = "flawline_theme"
@@ -34,6 +35,7 @@ class Context:
     watch: LedgerWatch
     live: LiveWatch
     access: Access
+    maps: RegionMaps
     visitor: Visitor | None = None
     theme: str = ""
 

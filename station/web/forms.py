@@ -10,13 +10,17 @@ from urllib.parse import parse_qs, quote, unquote
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import Response
 
-from discovery.store import class_commands
+from discovery.store import class_commands, decisions
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from station.web.access import TheVisitor, Visitor
 
-LIMIT_BYTES = 16 << 10
-FIELDS_LIMIT = 20
+LIMIT_BYTES = 512 << 10
+"""Room for 20,000 regions that a person has picked out, 15 characters each at most."""
+LOG_IN_LIMIT_BYTES = 16 << 10
+FIELDS_LIMIT = 200
+MANY = ("regions", "classes")
+"""Fields that come once for each thing that is ticked: their values are joined by commas."""
 WHO_LENGTH = 64
 WHY_LENGTH = 500
 WHO_COOKIE = "flawline_who"
@@ -25,20 +29,20 @@ YEAR_S = 365 * 86_400
 Form = dict[str, str]
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request, limit_bytes: int = LIMIT_BYTES) -> Form:
     """Return the fields of a form, without blanks around them. Raises HTTPException for anything else."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415, "a form was expected: use the forms of the pages")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LIMIT_BYTES:
-            raise HTTPException(413, f"the form is larger than {LIMIT_BYTES} bytes")
+        if len(body) > limit_bytes:
+            raise HTTPException(413, f"the form is larger than {limit_bytes} bytes")
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
     except ValueError:
         raise HTTPException(400, f"the form has more than {FIELDS_LIMIT} fields") from None
-    return {name: values[-1].strip() for name, values in fields.items()}
+    return {name: ",".join(values) if name in MANY else values[-1].strip() for name, values in fields.items()}
 
 
 def check_token(form: Form, token: str) -> None:
@@ -87,9 +91,23 @@ HIDING = ("dismiss", "merge")
 def act(store: Store, class_id: str, action: str, form: Form, visitor: Visitor) -> str:
     """Do to a class what a form asks for, and return the id of the class to show next. Raises UsageError."""
     who, why = person(form, visitor)
-    value = form.get("value", "")
-    report = ACTIONS[action](store, class_id, value, who, why)
+    if action == "split" and form.get("by") in SPLITS:
+        regions = decisions.region_ids(form.get("regions", ""))
+        if not regions:
+            raise UsageError("choose the members that the new class shall have: tick their pictures")
+        report = class_commands.split(store, class_id, who, why, regions, SPLITS[form["by"]])
+        if form.get("name"):
+            try:
+                report = class_commands.name(store, report["id"], form["name"], who, why)
+            except UsageError as error:
+                raise UsageError(f"the members are class {report['id']} now, without a name: {error}") from error
+    else:
+        report = ACTIONS[action](store, class_id, form.get("value", ""), who, why)
     return str(report["id"])
+
+
+SPLITS = {"alike": True, "only": False}
+"""How the members that a person has picked out part a class: with what looks like them, or they alone."""
 
 
 Action = Callable[[Store, str, str, str, str | None], dict[str, Any]]

@@ -108,20 +108,6 @@ def classes(store: Store, everything: bool = False) -> list[ClassRow]:
     ]
 
 
-def salient_regions(store: Store, class_ids: Iterable[str], limit: int) -> dict[str, list[int]]:
-    """Return the ids of the most salient regions of each class."""
-    r = schema.regions.c
-    with store.reading() as connection:
-        return {
-            name: list(
-                connection.scalars(
-                    select(r.id).where(r.class_id == name).order_by(r.peak.desc(), r.id.desc()).limit(limit)
-                )
-            )
-            for name in class_ids
-        }
-
-
 def members(store: Store, class_id: str, before: int | None, limit: int) -> Sequence[Any]:
     """Return the regions of a class with their frame, the latest first; only ids below `before`, if it is set."""
     d, r = schema.defects, schema.regions

@@ -121,3 +121,75 @@ def test_merged_class_cannot_be_spoken_about_any_more(stream):
     with pytest.raises(UsageError, match="dismissed already"):
         [decisions.dismiss(stream.store, second) for _ in range(2)]
     assert class_commands.show(stream.store, first)["merged_into"] == second
+
+
+def members(stream, name):
+    """Return the ids of a class's regions by the true kind of their frames."""
+    d, r = schema.defects, schema.regions
+    query = select(r.c.id, d.c.frame_id).join_from(r, d).where(r.c.class_id == name).order_by(r.c.id)
+    result = {}
+    with stream.store.reading() as connection:
+        for region, frame_id in connection.execute(query):
+            result.setdefault(stream.truth[frame_id], []).append(region)
+    return result
+
+
+def test_selected_members_draw_their_like_into_a_class_that_later_rounds_leave(stream):
+    first, second = ids(stream)[0], ids(stream)[1]
+    class_commands.merge(stream.store, second, first)
+    stream.store.mark_published(row for row, _ in stream.store.outbox())
+    seed = members(stream, first)[1][:3]
+    child = class_commands.split(stream.store, first, who="ana", regions=seed)
+    assert set(members(stream, child["id"])) == {1} and child["frames"] == 28
+    split, born = (event for _, event in stream.store.outbox())
+    assert (split.transition, split.class_id, split.who) == (Transition.SPLIT, first, "ana")
+    assert (born.transition, born.parents, born.selected) == (Transition.BORN, (first,), 3)
+    for _ in range(3):
+        stream.feed([0, 1, 2] * 14)
+        stream.round()
+    kinds = ids(stream)
+    assert (kinds[0], kinds[1]) == (first, child["id"])
+    assert set(seed) <= set(members(stream, child["id"])[1])
+
+
+def test_selected_members_alone_leave_when_only_they_are_meant_and_no_round_moves_them(stream):
+    first, other = ids(stream)[0], ids(stream)[2]
+    seed = members(stream, first)[0][-4:]  # the others of their kind stay: only the person's word keeps these apart
+    child = class_commands.split(stream.store, first, regions=seed, alike=False)
+    assert members(stream, child["id"]) == {0: seed}
+    for _ in range(3):
+        stream.feed([0, 1, 2] * 14)
+        stream.round()
+    assert set(seed) <= set(members(stream, child["id"])[0])
+    assert ids(stream)[2] == other
+    counts = {row["id"]: row["regions"] for row in class_commands.list_classes(stream.store)}
+    assert counts[child["id"]] == len(members(stream, child["id"])[0])
+    class_commands.undo(stream.store, child["id"])
+    assert set(seed) <= set(members(stream, first)[0])
+
+
+@pytest.mark.parametrize(
+    ("choose", "says"),
+    [
+        (lambda mine, theirs: theirs[:1], "is no member of class"),
+        (lambda mine, theirs: [10**12], "region 1000000000000 is no member"),
+        (lambda mine, theirs: mine, "all members of class"),
+    ],
+)
+def test_selection_that_makes_no_part_is_refused_and_changes_nothing(stream, choose, says):
+    first, second = ids(stream)[0], ids(stream)[1]
+    before = everything(stream.store)
+    (mine,), (theirs,) = members(stream, first).values(), members(stream, second).values()
+    with pytest.raises(UsageError, match=says):
+        decisions.split(stream.store, first, regions=choose(mine, theirs))
+    assert everything(stream.store) == before
+
+
+@pytest.mark.parametrize("text", ["x", "1,-2", "1.5", "٣", "9" * 30])
+def test_text_that_names_no_region_is_refused(text):
+    with pytest.raises(UsageError, match="give ids of regions"):
+        decisions.region_ids(text)
+
+
+def test_ids_of_regions_are_read_from_a_text():
+    assert decisions.region_ids(" 3, 14,,15 ") == [3, 14, 15]

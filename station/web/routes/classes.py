@@ -12,14 +12,17 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from discovery.store import class_commands
 from discovery.store import undo as way_back
 from discovery.store.decisions import NAME_LENGTH, SEVERITIES
+from discovery.store.store import Store
 from flawline.errors import UsageError
-from station.web import forms, queries, views
+from station.web import class_queries, class_views, forms, queries, views
 from station.web.access import TheVisitor, needs
 from station.web.accounts import Role
 from station.web.context import MAX_ROW_ID, Before, Context, TheContext, TheStore, image_response
+from station.web.queries import ClassRow
 
 CLASS_CROPS = 8
 MEMBERS_PER_PAGE = 60
+SEARCH_LENGTH = 64
 
 RowId = Annotated[int, PathParameter(ge=1, le=MAX_ROW_ID)]
 Everything = Annotated[bool, Query(alias="all")]
@@ -28,14 +31,39 @@ router = APIRouter()
 
 
 @router.get("/classes")
-def classes(request: Request, context: TheContext, store: TheStore, everything: Everything = False) -> Response:
-    """List the classes with some of their members."""
-    rows = queries.classes(store, everything)
-    crops = queries.salient_regions(store, [row.id for row in rows if row.merged_into is None], CLASS_CROPS)
-    last = way_back.last(store)
-    return context.page(
-        "classes.html", classes=rows, crops=crops, everything=everything, last=last, who=forms.remembered(request)
-    )
+def classes(
+    request: Request,
+    context: TheContext,
+    store: TheStore,
+    everything: Everything = False,
+    text: Annotated[str, Query(alias="q", max_length=SEARCH_LENGTH)] = "",
+    sort: str = "members",
+) -> Response:
+    """Show the wall: each class with pictures, how often it was seen, and where it comes from."""
+    if sort not in class_views.SORTS:
+        raise HTTPException(400, f"sort {sort[:32]!r}: one of {', '.join(class_views.SORTS)}")
+    known = queries.classes(store, everything=True)
+    rows = [row for row in known if everything or _is_living(row)]
+    shown = class_views.matching(rows, text, sort)
+    trend = class_queries.trend(store, min(row.born_at for row in rows)) if rows else None
+    values: dict[str, Any] = {
+        "classes": shown,
+        "rows": len(rows),
+        "pictures": _pictures(store, shown),
+        "total": sum(row.frames for row in known) + class_queries.unassigned_frames(store),
+        "sparks": {name: class_views.spark(counts) for name, counts in trend.counts.items()} if trend else {},
+        "trend": trend,
+        "spark_size": (class_views.SPARK_WIDTH, class_views.SPARK_HEIGHT),
+        "parents": class_queries.parents(store),
+        "names": {row.id: row.name or row.id for row in known},
+        "sorts": {name: words for name, (words, _) in class_views.SORTS.items()},
+        "everything": everything,
+        "text": text,
+        "sort": sort,
+        "last": way_back.last(store),
+        "who": forms.remembered(request),
+    }
+    return context.page("classes.html", **values)
 
 
 @router.get("/api/classes")
@@ -48,6 +76,47 @@ def api_classes(store: TheStore, everything: Everything = False) -> Response:
 def class_page(request: Request, context: TheContext, class_id: str, before: Before = None) -> Response:
     """Show a class with its members, its history and its forms."""
     return _class_page(request, context, class_id, before)
+
+
+@router.post("/classes/undo", dependencies=[needs(Role.REVIEW)])
+def undo(context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Response:
+    """Take back the last thing that people said, and show the class that it was about."""
+    who, why = forms.person(form, visitor)
+    shown = class_commands.undo(context.store, None, who, why)
+    return RedirectResponse(f"/classes/{quote(shown['id'])}", 303)
+
+
+@router.post("/classes/merge", dependencies=[needs(Role.REVIEW)])
+def merge(context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Response:
+    """Merge the chosen classes into one of them, after a page that shows and counts them."""
+    store = context.store
+    rows = {row.id: row for row in queries.classes(store, everything=True)}
+    chosen = list(dict.fromkeys(form.get("classes", "").split(",")))
+    for class_id in chosen:
+        if class_id not in rows and class_id:
+            raise _no_class(class_id)
+    chosen_rows = [rows[class_id] for class_id in chosen if class_id]
+    if len(chosen_rows) < 2:
+        raise UsageError("choose two classes or more to merge: tick them on the wall")
+    into = form.get("into", "")
+    if form.get("confirmed") != "yes":
+        into = min(chosen_rows, key=lambda row: (row.name is None, -row.frames, row.id)).id
+        values: dict[str, Any] = {
+            "chosen": chosen_rows,
+            "into": into,
+            "pictures": _pictures(store, chosen_rows),
+            "form": form,
+        }
+        return context.page("merge.html", **values)
+    if into not in chosen:
+        raise UsageError("choose the class that stays")
+    who, why = forms.person(form, visitor)
+    for row in chosen_rows:
+        if row.id != into:
+            class_commands.merge(store, row.id, into, who, why)
+    response = RedirectResponse(f"/classes/{quote(into)}", 303)
+    forms.remember(response, form, visitor)
+    return response
 
 
 @router.post("/classes/{class_id}/{action}", dependencies=[needs(Role.REVIEW)])
@@ -71,18 +140,21 @@ def act(
     return response
 
 
-@router.post("/classes/undo", dependencies=[needs(Role.REVIEW)])
-def undo(context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Response:
-    """Take back the last thing that people said, and show the class that it was about."""
-    who, why = forms.person(form, visitor)
-    shown = class_commands.undo(context.store, None, who, why)
-    return RedirectResponse(f"/classes/{quote(shown['id'])}", 303)
-
-
 @router.get("/regions/{region_id}/crop.jpg")
 def crop(store: TheStore, region_id: RowId) -> Response:
     """Return the crop of a region."""
     return image_response(queries.crop(store, region_id), "image/jpeg", f"no region {region_id}")
+
+
+def _is_living(row: ClassRow) -> bool:
+    return row.state not in queries.HIDDEN and row.regions > 0
+
+
+def _pictures(store: Store, rows: list[ClassRow]) -> dict[str, list[class_queries.Picture]]:
+    """Return the pictures of classes that have members, spread over products, cameras and time."""
+    ids = [row.id for row in rows if row.merged_into is None]
+    pictures = class_queries.pictures(store, ids, CLASS_CROPS)
+    return {name: class_queries.spread(shown, CLASS_CROPS) for name, shown in pictures.items()}
 
 
 def _class_page(
@@ -102,9 +174,17 @@ def _class_page(
     if shown is None:
         raise _no_class(class_id)
     members: Any = queries.members(store, class_id, before, MEMBERS_PER_PAGE + 1)
+    others = [row for row in rows if row.id != class_id and row.merged_into is None]
+    merged_into = {row.id: row.merged_into for row in rows if row.merged_into is not None}
+    chosen = (form or {}).get("split", {}).get("regions", "")
     values: dict[str, Any] = {
         "class": shown,
-        "others": [row for row in rows if row.id != class_id and row.merged_into is None],
+        "others": others,
+        "pictures": _pictures(store, [row for row in others if _is_living(row)]),
+        "lineage": class_views.lineage(class_id, class_queries.parents(store), merged_into),
+        "box_size": (class_views.BOX_WIDTH, class_views.BOX_HEIGHT),
+        "rows": {row.id: row for row in rows},
+        "chosen": set(chosen.split(",")),
         "members": members[:MEMBERS_PER_PAGE],
         "older": views.next_page([row.id for row in members], MEMBERS_PER_PAGE),
         "events": queries.history(store, class_id),

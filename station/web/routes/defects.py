@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import RedirectResponse, Response
 
 from discovery.store import group_names, judgements
+from discovery.store.store import Store
+from flawline.errors import UsageError
 from station.pages.heat import HEAT_RANGE, heat_legend
-from station.web import queries, views
-from station.web.context import Before, TheContext, TheStore, image_response
+from station.web import class_queries, defect_words, forms, queries, views
+from station.web.access import TheVisitor, needs
+from station.web.accounts import Role
+from station.web.context import Before, Context, TheContext, TheStore, image_response
 from station.web.filters import HOURS, Wanted, choices, query_of
 
 DEFECTS_PER_PAGE = 50
 
 router = APIRouter()
+
+Within = Annotated[str | None, Query(alias="class", max_length=64)]
+"""The class among whose frames one goes on; without, among all."""
 
 
 @router.get("/defects")
@@ -43,20 +51,92 @@ def defects(
 
 
 @router.get("/defects/{frame_id}")
-def defect(context: TheContext, store: TheStore, frame_id: str) -> Response:
-    """Show a frame that was not accepted, with its heat map and its regions."""
+def defect(request: Request, context: TheContext, store: TheStore, frame_id: str, within: Within = None) -> Response:
+    """Show a frame that was not accepted, with its heat map and its regions, between its neighbours."""
+    return _page(request, context, store, frame_id, within)
+
+
+@router.post("/defects/{frame_id}/judge", dependencies=[needs(Role.REVIEW)])
+def judge(
+    request: Request,
+    context: TheContext,
+    store: TheStore,
+    visitor: TheVisitor,
+    frame_id: str,
+    form: forms.Checked,
+    within: Within = None,
+) -> Response:
+    """Note what a person says of the frame that is looked up, and show it again."""
+    try:
+        who, why = forms.person(form, visitor)
+        judgements.judge(store, frame_id, form.get("judgement", ""), who=who, why=why, is_offered=False)
+    except UsageError as error:
+        return _page(request, context, store, frame_id, within, status=400, problem=str(error))
+    response = RedirectResponse(_address(frame_id, within), 303)
+    forms.remember(response, form, visitor)
+    return response
+
+
+@router.post("/defects/{frame_id}/undo", dependencies=[needs(Role.REVIEW)])
+def undo(
+    request: Request,
+    context: TheContext,
+    store: TheStore,
+    visitor: TheVisitor,
+    frame_id: str,
+    form: forms.Checked,
+    within: Within = None,
+) -> Response:
+    """Take back the last judgement of the frame, and show it again."""
+    try:
+        judgements.undo(store, who=forms.person(form, visitor)[0], frame_id=frame_id)
+    except UsageError as error:
+        return _page(request, context, store, frame_id, within, status=400, problem=str(error))
+    response = RedirectResponse(_address(frame_id, within), 303)
+    forms.remember(response, form, visitor)
+    return response
+
+
+def _page(
+    request: Request,
+    context: Context,
+    store: Store,
+    frame_id: str,
+    within: str | None,
+    *,
+    status: int = 200,
+    problem: str | None = None,
+) -> Response:
     row = queries.defect(store, frame_id)
     if row is None:
         raise HTTPException(404, _missing(frame_id))
     regions = queries.regions_of(store, [row.id]).get(row.id, [])
+    newer, older = class_queries.neighbours(store, row, within)
+    said = judgements.of_frame(store, frame_id)
     values = {
         "frame": row,
         "regions": regions,
         "group_name": group_names.names(store).get((row.model_version, row.group_id)),
+        "words": defect_words.sentences(row, regions),
         "is_kept": judgements.picture(store, frame_id) is not None,
-        "judgements": judgements.of_frame(store, frame_id),
+        "judgements": said,
+        "judgement": next((entry for entry in said if not entry.undone_at), None),
+        "newer": newer,
+        "older": older,
+        "within": within,
+        "query": _query(within),
+        "who": forms.remembered(request),
+        "problem": problem,
     }
-    return context.page("defect.html", legend=heat_legend(), heat_range=HEAT_RANGE, **values)
+    return context.page("defect.html", status, legend=heat_legend(), heat_range=HEAT_RANGE, **values)
+
+
+def _query(within: str | None) -> str:
+    return f"?class={quote(within)}" if within else ""
+
+
+def _address(frame_id: str, within: str | None) -> str:
+    return f"/defects/{quote(frame_id)}{_query(within)}"
 
 
 @router.get("/defects/{frame_id}/heatmap.png")

@@ -35,7 +35,7 @@ def log_in_page(context: TheContext, wanted: Next = "/") -> Response:
 @public.post(LOG_IN)
 async def log_in(request: Request, context: TheContext) -> Response:
     """Log a person in with name and password, or with name and token, and go on to the page that was asked for."""
-    form = await forms.read_form(request)
+    form = await forms.read_form(request, forms.LOG_IN_LIMIT_BYTES)
     forms.check_token(form, context.access.public_form_token)
     name, address = form.get("name", ""), request.client.host if request.client else ""
     try:

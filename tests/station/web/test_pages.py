@@ -157,7 +157,7 @@ def test_store_that_goes_away_is_a_503_of_one_line(client: TestClient, store: St
         connection.exec_driver_sql("DROP TABLE verdict_minutes")
     answer = client.get("/ledger")
     assert answer.status_code == 503 and "no such table: verdict_minutes" in answer.text
-    assert client.get("/classes").status_code == 200
+    assert client.get("/defects").status_code == 200
 
 
 def test_pages_are_the_same_on_postgresql(
