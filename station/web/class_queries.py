@@ -134,13 +134,12 @@ def _stamp(start: datetime | str) -> datetime:
 def neighbours(store: Store, frame: Any, class_id: str | None) -> tuple[str | None, str | None]:
     """Return the frames before and after a row of `defects`, the newer one first; of one class only, if it is set."""
     d = schema.defects.c
-    if class_id is None:
-        key, place = (d.id,), (frame.id,)
-        query = select(d.frame_id)
-    else:
-        key, place = (d.captured_at, d.id), (frame.captured_at, frame.id)
-        query = select(d.frame_id).where(d.class_id == class_id)
-    here = tuple_(*(literal(value, column.type) for value, column in zip(place, key, strict=True)))
+    query = select(d.frame_id)
+    key: list[Any] = [d.id]
+    if class_id is not None:  # in the order of the class's index
+        key = [d.captured_at, d.id]
+        query = query.where(d.class_id == class_id)
+    here = tuple_(*(literal(getattr(frame, column.name), column.type) for column in key))
     with store.reading() as connection:
         newer = connection.scalar(query.where(tuple_(*key) > here).order_by(*key).limit(1))
         older = connection.scalar(

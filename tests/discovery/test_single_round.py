@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 from discovery.round import single_round
-from discovery.round.lineage import Registry
+from discovery.round.clustering import Clustering
+from discovery.round.lineage import DefectClass, Registry
 from discovery.store import registry, schema
 from discovery.store.store import Store
 from flawline.messages import ClassState
@@ -162,3 +165,38 @@ def test_embedding_that_cannot_be_used_is_named(vector, says):
 def test_usable_embedding_has_no_problem():
     assert single_round.problem_of(np.ones(DIMENSION), DIMENSION) is None
     assert single_round.problem_of(np.ones(5), None) is None
+
+
+def two_spoken_of(bound=True):
+    """Return regions of two classes that people have set apart, 10 new ones like the second, and the registry."""
+    axes, rng = directions(3), np.random.default_rng(1)
+    kinds = np.array([0] * 30 + [1] * 20 + [1] * 10)
+    ids = np.arange(1, 61)
+    classes = ("D-0001",) * 30 + ("D-0002",) * 20 + (None,) * 10
+    regions = single_round.Regions(
+        ids, ids, tuple(map(str, ids)), classes, np.zeros(60, bool), ids * 10**9,
+        np.stack([near(axes[kind], rng, 0.4) for kind in kinds]),
+    )  # fmt: skip
+    known = tuple(
+        DefectClass(f"D-000{n}", n, ClassState.CONFIRMED, 20, 0, 1, 0, axes[n - 1], 0.3, VERSION, bound=bound)
+        for n in (1, 2)
+    )
+    return regions, Registry(classes=known, round=3, next_number=3)
+
+
+@pytest.mark.parametrize(("bound", "share"), [(True, 1.0), (False, 0.0)])
+def test_survey_that_finds_two_classes_as_one_parts_them_where_people_have_spoken(bound, share):
+    regions, known = two_spoken_of(bound)
+    whole = Clustering(np.zeros(60, int), np.zeros((1, DIMENSION), np.float32), {}, 1.0)
+    outcome = single_round.run_round(regions, known, SETTINGS, VERSION, 50, 10**12, whole)
+    assert outcome.assigned[:50] == regions.classes[:50]
+    assert np.mean([name == "D-0002" for name in outcome.assigned[50:]]) == share
+
+
+def test_region_that_a_person_has_placed_stays_where_a_round_would_move_it():
+    regions, known = two_spoken_of()
+    placed = replace(regions, classes=("D-0002",) * 2 + regions.classes[2:], pinned=regions.ids <= 2)
+    for last in (0, 50):  # as new regions, and as old ones
+        outcome = single_round.run_round(placed, known, SETTINGS, VERSION, last, 10**12)
+        assert outcome.assigned[:2] == ("D-0002",) * 2
+        assert outcome.exemplars[:2].all()

@@ -423,7 +423,7 @@ RECORDS = json.loads((Path(__file__).parent / "records_of_version_1.json").read_
 """What the code of before these versions were told apart has written: value and headers of each type of message."""
 
 
-LATER_FIELDS: dict[type, set[str]] = {LedgerEntry: {"exact"}}
+LATER_FIELDS: dict[type, set[str]] = {LedgerEntry: {"exact"}, ClassEvent: {"selected"}}
 """Fields that came after the first version; readers of before ignore them."""
 
 

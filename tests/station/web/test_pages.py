@@ -182,3 +182,27 @@ def test_pages_are_the_same_on_postgresql(
             assert there.get(path).text == client.get(path).text, path
         page = there.get(f"/classes/{class_id}?before=40")
         assert page.status_code == 200 and page.text.count('href="/defects/') > 1
+
+
+def neighbours(client: TestClient, frame_id: str, query: str = "") -> dict[str, str]:
+    text = client.get(f"/defects/{frame_id}{query}").text
+    return dict(re.findall(r'rel="(prev|next)" href="/defects/([^"?]+)', text))
+
+
+def test_defects_are_read_one_after_the_other_of_all_and_of_a_class(client: TestClient, store: Store) -> None:
+    assert neighbours(client, FRAME) == {"next": "cam-1%3A1%3A54"}
+    assert neighbours(client, "cam-1:1:0") == {"prev": "cam-1%3A1%3A1"}
+    name = class_commands.list_classes(store)[0]["id"]
+    frames = [frame for frame, class_id in store.assignments().items() if class_id == name]
+    frames.sort(key=lambda frame: int(frame.rpartition(":")[2]), reverse=True)
+    seen = frames[:1]
+    while (older := neighbours(client, seen[-1], f"?class={name}").get("next")) is not None:
+        seen.append(older.replace("%3A", ":"))
+    assert seen == frames
+
+
+def test_defect_is_told_in_words(client: TestClient) -> None:
+    text = client.get(f"/defects/{FRAME}").text
+    assert "Rejected: its hottest place is 20.1 times as unusual" in text
+    assert "about 1 in 1,000 is as unusual (p-value 0.001)" in text
+    assert "One place stands out, it is at the upper left, 8 × 8 px" in text

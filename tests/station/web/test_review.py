@@ -186,18 +186,44 @@ def test_the_page_of_a_defect_has_its_picture_and_what_was_said_of_it(client: Te
     before = client.get("/defects/cam-1:1:0").text
     assert '<image href="/pictures/cam-1%3A1%3A0"' in before
     assert "/layer.png" in before
-    assert "none yet</td></tr>\n</table>" in before
+    assert "Nobody has judged it yet" in before
     judgements.judge(pictures, "cam-1:1:0", "real", who="ana")
     judgements.judge(pictures, "cam-1:1:0", "false", who="ben", why="oil <b>")
     judgements.undo(pictures, who="ben")
     after = client.get("/defects/cam-1:1:0").text
-    assert '<b class="said real">real</b>, ana' in after
+    assert '<b class="said real">real</b><span>ana' in after
     assert "taken back by ben" in after
     assert "oil &lt;b&gt;" in after
     without = client.get("/defects/cam-1:1:20").text
     assert "/heatmap.png" in without
     assert "/pictures/" not in without
-    assert "Judge this frame" not in without
+    assert "Does it show a defect" not in without
+
+
+def test_a_defect_is_judged_on_its_page_and_the_judgement_taken_back(client: TestClient, pictures: Store) -> None:
+    form = {"token": token(client), "who": "ana", "judgement": "false", "why": "oil"}
+    done = client.post("/defects/cam-1:1:0/judge?class=D-0001", data=form)
+    assert (done.status_code, done.headers["location"]) == (303, "/defects/cam-1%3A1%3A0?class=D-0001")
+    (row,) = judgements.latest(pictures)
+    assert (row.frame_id, row.judgement, row.who, row.why, row.is_offered) == (
+        "cam-1:1:0",
+        "false",
+        "ana",
+        "oil",
+        False,
+    )
+    assert client.post("/defects/cam-1:1:0/undo", data=form).status_code == 303
+    assert judgements.latest(pictures) == []
+    for path, fields, words in (
+        ("cam-1:1:0/undo", {}, "nothing to take back"),
+        ("cam-1:1:0/judge", {"judgement": "perhaps"}, "one of real, false, unsure"),
+        ("cam-1:1:20/judge", {}, "no picture"),
+        ("cam-1:1:0/judge", {"who": ""}, "give your name"),
+    ):
+        answer = client.post(f"/defects/{path}", data=form | fields)
+        assert answer.status_code == 400 and words in answer.text
+    assert client.post("/defects/cam-1:1:0/judge", data=form | {"token": "x"}).status_code == 403
+    assert judgements.latest(pictures) == []
 
 
 def test_a_frame_of_the_last_minutes_gets_a_picture_when_a_person_asks_for_it(
