@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -110,6 +111,18 @@ class Page:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def follow(self, expression: str) -> None:
+        """Do what leads to another page, such as sending a form, and wait until that page is loaded."""
+        self.evaluate(f"window.isFormer = true; {expression}")
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            # Between two pages there is none that answers.
+            with contextlib.suppress(AssertionError):
+                if self.evaluate("!window.isFormer && document.readyState === 'complete'"):
+                    return
+            assert time.monotonic() < deadline, f"{expression} leads nowhere"
+            time.sleep(0.02)
 
     def wait_for(self, expression: str, is_right: Callable[[Any], bool] = bool) -> Any:
         """Wait until the value of an expression is right, and return it."""

@@ -92,10 +92,13 @@ def dismiss(request: Request, store: TheStore, visitor: TheVisitor, class_id: st
 
 
 @router.post("/classes/{class_id}/split", response_model=shapes.WholeClass)
-def split(request: Request, store: TheStore, visitor: TheVisitor, class_id: str, body: shapes.Statement) -> Response:
-    """Part a class in two by the looks of its members, and return the new class."""
-    return _changed(request, store, class_id, body, visitor,
-                    lambda name, who, why: class_commands.split(store, name, who, why))  # fmt: skip
+def split(request: Request, store: TheStore, visitor: TheVisitor, class_id: str, body: shapes.Split) -> Response:
+    """Part a class in two, by looks or by members that were picked out, and return the new class."""
+
+    def do(name: str, who: str, why: str | None) -> dict[str, Any]:
+        return class_commands.split(store, name, who, why, body.regions, body.alike)
+
+    return _changed(request, store, class_id, body, visitor, do)
 
 
 @router.post("/classes/{class_id}/restore", response_model=shapes.WholeClass)

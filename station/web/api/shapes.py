@@ -38,6 +38,15 @@ class Statement(_Input):
     """What a person says, without more."""
 
 
+class Split(_Input):
+    """How a class is parted: by looks, or with `regions` by what a person has picked out."""
+
+    regions: list[Annotated[int, Field(ge=1, lt=2**63)]] = Field(
+        [], max_length=20_000, description="Ids of members that the new class shall have; none: parted by looks."
+    )
+    alike: bool = Field(True, description="With `regions`: also the members that look like them.")
+
+
 class Hidden(_Input):
     """What hides frames from people's eyes, and so is confirmed."""
 

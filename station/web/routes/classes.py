@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from discovery.store import class_commands
+from discovery.store import class_commands, group_names
 from discovery.store import undo as way_back
 from discovery.store.decisions import NAME_LENGTH, SEVERITIES
 from discovery.store.store import Store
@@ -54,6 +54,7 @@ def classes(
         "sparks": {name: class_views.spark(counts) for name, counts in trend.counts.items()} if trend else {},
         "trend": trend,
         "spark_size": (class_views.SPARK_WIDTH, class_views.SPARK_HEIGHT),
+        "group_names": group_names.names(store),
         "parents": class_queries.parents(store),
         "names": {row.id: row.name or row.id for row in known},
         "sorts": {name: words for name, (words, _) in class_views.SORTS.items()},

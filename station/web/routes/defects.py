@@ -107,6 +107,8 @@ def _page(
     status: int = 200,
     problem: str | None = None,
 ) -> Response:
+    if "\0" in (within or ""):
+        raise HTTPException(400, "the id of a class holds no zero byte: correct it")
     row = queries.defect(store, frame_id)
     if row is None:
         raise HTTPException(404, _missing(frame_id))

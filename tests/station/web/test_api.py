@@ -105,6 +105,15 @@ def test_a_class_is_named_dismissed_after_a_second_word_and_brought_back(client:
     assert post("D-0001/split").json()["parents"] == ["D-0001"]
 
 
+def test_a_class_is_split_by_members_that_are_picked_out(client: TestClient, store: Store) -> None:
+    numbers = re.findall(r'name="regions" value="(\d+)"', client.get("/classes/D-0002").text)[:4]
+    body = {"who": "ana", "regions": [int(number) for number in numbers], "alike": False}
+    child = client.post(f"{API}/classes/D-0002/split", json=body).json()
+    assert (child["parents"], child["regions"]) == (["D-0002"], 4)
+    assert client.post(f"{API}/classes/D-0002/split", json=body).status_code == 400  # they are elsewhere now
+    assert client.post(f"{API}/classes/D-0002/split", json=body | {"regions": [0]}).status_code in (400, 422)
+
+
 def test_a_frame_is_offered_judged_and_taken_back(client: TestClient, judged: Store) -> None:
     waiting = items(client, "/queues/alarms")
     assert [item["stratum"] for item in waiting] == ["review", "reject"]

@@ -179,7 +179,9 @@ def test_pages_are_the_same_on_postgresql(
             f"/defects/{FRAME}",
             "/healthz",
         ):
-            assert there.get(path).text == client.get(path).text, path
+            pages = (browser_there.get(path).text for browser_there in (there, client))
+            texts = [re.sub('name="token" value="[^"]+"', "", page) for page in pages]
+            assert texts[0] == texts[1], path
         page = there.get(f"/classes/{class_id}?before=40")
         assert page.status_code == 200 and page.text.count('href="/defects/') > 1
 
