@@ -109,7 +109,7 @@ class ObjectStore:
         self.line = line
         self._setting = setting
         is_made = setting == "frames.objects_url"
-        self._mend = "make one with `flawline objects create`" if is_made else f"give {setting} a new place"
+        self._remedy = "make one with `flawline objects create`" if is_made else f"give {setting} a new place"
         # A bucket has no folders, and an upload appears in it whole.
         self._is_bucket = isinstance(filesystem, AsyncFileSystem)
         self._id: str | None = None
@@ -215,7 +215,7 @@ class ObjectStore:
         if self._id not in (None, marker.id):
             raise StoreAway(
                 f"object store {self.root} is away: another store ({marker.id[:8]}) lies in its place: mount the one "
-                f"of before, or if it is lost, {self._mend} and restart"
+                f"of before, or if it is lost, {self._remedy} and restart"
             )
         if marker.line != self.line:
             raise StoreAway(
@@ -225,7 +225,7 @@ class ObjectStore:
         self._id, self._seen_at = marker.id, time.monotonic()
 
     def _unusable(self, reason: str) -> StoreAway:
-        return StoreAway(f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, {self._mend}")
+        return StoreAway(f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, {self._remedy}")
 
     # Objects
 
