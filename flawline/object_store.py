@@ -225,7 +225,9 @@ class ObjectStore:
         self._id, self._seen_at = marker.id, time.monotonic()
 
     def _unusable(self, reason: str) -> StoreAway:
-        return StoreAway(f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, {self._remedy}")
+        return StoreAway(
+            f"object store {self.root} is away: {reason}: mount it, or if it is new or lost, {self._remedy}"
+        )
 
     # Objects
 
