@@ -67,6 +67,17 @@ Wanted = Annotated[Filter, Depends(_wanted)]
 """The frames that are asked for; what is not said is any."""
 
 
+WORDS = {"class_id": "class", "stratum": "kind", "since_ns": "since", "until_ns": "until"}
+"""What the fields of a filter are called in an address."""
+
+
+def refuse(wanted: Filter, *names: str) -> None:
+    """Raise HTTPException 400 when the filter has one of these fields, which a list does not know."""
+    for name in names:
+        if getattr(wanted, name) is not None:
+            raise HTTPException(400, f"this list has no filter {WORDS.get(name, name)}: leave it out")
+
+
 def _ns(at: datetime | None, name: str) -> int | None:
     if at is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from station.web.accounts import Role
 from station.web.api import shapes
 from station.web.api.answers import PAGE_DEFAULT, Cursor, Limit, Page, answer, page, row_id
 from station.web.context import MAX_ROW_ID, TheContext, TheLedger, TheStore, image_response, read_at
-from station.web.filters import Wanted
+from station.web.filters import Wanted, refuse
 from station.web.routes.live import tiles
 from station.web.routes.parts import shown as shown_parts
 from station.web.routes.review import picture_response
@@ -114,7 +113,8 @@ def defects(
     request: Request, store: TheStore, wanted: Wanted, limit: Limit = PAGE_DEFAULT, cursor: Cursor = ""
 ) -> Response:
     """Return the frames that were not accepted, the latest first."""
-    rows = queries.defects(store, row_id(cursor), limit + 1, replace(wanted, stratum=None))
+    refuse(wanted, "stratum")
+    rows = queries.defects(store, row_id(cursor), limit + 1, wanted)
     regions = queries.regions_of(store, [row.id for row in rows])
     names = group_names.names(store)
     return page(request, rows, limit, lambda row: _defect(row, regions.get(row.id, []), names), lambda row: int(row.id))
@@ -193,6 +193,7 @@ def latest_judgements(
 @router.get("/rates", response_model=shapes.Rates)
 def rates(request: Request, store: TheStore, wanted: Wanted) -> Response:
     """Return overkill and escapes with their intervals, by camera, lot, shift and time; hours are taken as a whole."""
+    refuse(wanted, "class_id", "stratum", "decision", "group", "part")
     return answer(request, quality_rates.report(judgements.judged(store, wanted)))
 
 
@@ -213,6 +214,7 @@ def parts(
     cursor: Cursor = "",
 ) -> Response:
     """Return the verdicts on parts, the latest first."""
+    refuse(wanted, "camera", "class_id", "stratum", "group")
     rows = queries.inspections(store, row_id(cursor), limit + 1, wanted, is_incomplete=incomplete)
     shown = shown_parts(store, rows, context.settings.parts.gap_s)
     return page(request, shown, limit, _part, lambda row: int(row["id"]))
@@ -235,6 +237,7 @@ def counts(
     by: Annotated[list[By] | None, Query(description="What frames are counted by, beside their decision.")] = None,
 ) -> Response:
     """Return how many frames were scored, by decision and by what is asked for; at most 10,000 rows."""
+    refuse(wanted, "class_id", "stratum", "part")
     rows = queries.counts(store, wanted, list(dict.fromkeys(by or ())))
     if len(rows) > queries.COUNT_ROWS:
         raise HTTPException(400, f"more than {queries.COUNT_ROWS} rows: ask for a shorter time or by less")
