@@ -15,6 +15,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec, Decision
 from flawline.settings.workers import WorkerSettings
 from scorer import explain
+from scorer.detector import CoresetDetector
 from scorer.load import load_detector
 from scorer.regions import regions
 from scorer.scores import Scores
@@ -69,12 +70,17 @@ def explain_image(model: Path, image: Path, worker: WorkerSettings) -> Explanati
     """
     detector = load_detector(model, runtime=worker.runtime, precision=worker.precision, weights=worker.weights)
     pixels = imaging.at_depth(imaging.read_samples(image), detector.sample_bits)
+    return explain_pixels(detector, image.name, pixels)
+
+
+def explain_pixels(detector: CoresetDetector, name: str, pixels: np.ndarray) -> Explanation:
+    """Score pixels (uint8 (H, W, 3) RGB), as workers do, and return the reasons. Raises FlawlineError."""
     (scores,) = detector.score([pixels])
     places = _places(pixels, scores, detector.heatmap_range)
     height, width = pixels.shape[:2]
     points = [(place.hottest[0] / width, place.hottest[1] / height) for place in places]
     reasons = explain.reasons(detector, pixels, points)
-    return Explanation(image.name, pixels, scores, tuple(places), tuple(reasons), detector.version, detector.field_px)
+    return Explanation(name, pixels, scores, tuple(places), tuple(reasons), detector.version, detector.field_px)
 
 
 def _places(pixels: np.ndarray, scores: Scores, heatmap_range: tuple[float, float]) -> list[Place]:
@@ -210,10 +216,10 @@ def page(explanation: Explanation) -> str:
         decision=str(scores.decision),
         verdict=_verdict(scores),
         version=explanation.version,
-        whole=_picture(pixels),
-        heat=_picture(heat_over(pixels, scores.heatmap)),
+        whole=picture_of(pixels),
+        heat=picture_of(heat_over(pixels, scores.heatmap)),
         boxes=[(*place.box, str(number)) for number, (place, _) in enumerate(pairs, 1) if place.box is not None],
-        good=None if shown is None or shown.picture is None else _picture(shown.picture),
+        good=None if shown is None or shown.picture is None else picture_of(shown.picture),
         good_name=None if shown is None else _short(shown.name),
         legend=heat_legend(),
         heat_range=HEAT_RANGE,
@@ -226,9 +232,9 @@ def _region(explanation: Explanation, number: int, place: Place, reason: explain
     here, good = crops(explanation, place, reason)
     return {
         "number": number,
-        "here": _picture(here.pixels),
+        "here": picture_of(here.pixels),
         "here_box": (*here.box, ""),
-        "good": None if good is None else _picture(good.pixels),
+        "good": None if good is None else picture_of(good.pixels),
         "good_box": None if good is None else (*good.box, ""),
         "lines": _place_lines(place, reason),
     }
@@ -260,9 +266,10 @@ def _crop(pixels: np.ndarray, box: Sequence[float], share: float) -> Crop:
     return Crop(part, (box[0] * width - x0, box[1] * height - y0, box[2] * width, box[3] * height))
 
 
-def _picture(pixels: np.ndarray) -> Picture:
+def picture_of(pixels: np.ndarray, limit_px: int = PICTURE_LIMIT_PX) -> Picture:
+    """Return pixels as a picture of a page whose longer side is `limit_px` at most."""
     height, width = pixels.shape[:2]
-    scale = min(1.0, PICTURE_LIMIT_PX / max(height, width))
+    scale = min(1.0, limit_px / max(height, width))
     if scale < 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

@@ -92,7 +92,9 @@ def status(settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
     if report is not None and report.total.gaps:
         problems.append(f"{report.total.gaps:,} captures have no outcome (gaps): see `flawline ledger`")
     if away is None and model is not None and model["version"] is None:
-        problems.append("no model is active: `flawline fit DATA --out MODEL`, then `flawline publish MODEL`")
+        uri = model["uri"]
+        none = "no model is active: `flawline fit DATA --out MODEL`, then `flawline publish MODEL`"
+        problems.append(f"no worker uses the model {uri} yet: they start, or see what they report" if uri else none)
     lags, behind = (
         pages["workers"].values("flawline_lag_seconds"),
         pages["discovery"].values("flawline_discovery_lag_records"),

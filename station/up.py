@@ -24,7 +24,7 @@ from flawline.child_process import ChildProcess, exit_text
 from flawline.clock import Monotonic, monotonic
 from flawline.outage import REMINDER_S, Outage
 from flawline.settings.tree import Settings
-from station import terminal
+from station import ended_run, terminal
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +185,7 @@ def run(settings: Settings, stop: threading.Event, config: Path | None = None) -
     before anything is started.
     """
     parse_url(settings.store_url)
+    ended_run.forget(settings.data_dir)
     environment = {"FLAWLINE_CONFIG": str(config.absolute())} if config else {}
     metrics = settings.metrics
     children: list[Child] = []

@@ -5,54 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
+import urllib.request
 import webbrowser
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flawline.messages import Decision, Verdict
-from station.demo import summary
+from flawline.messages import Verdict
+from station.demo import charts, parts, summary
 from station.demo.classes import ClassView
 from station.demo.figures import Truth
+from station.demo.parts import PartView
+from station.pages.heat import HEAT_RANGE, heat_legend
 from station.pages.rendering import data_uri, render_alone
 
 log = logging.getLogger(__name__)
 
-CHART_WIDTH, CHART_LEFT, CHART_RIGHT = 1010, 150, 16
-ROW_HEIGHT = 34
-TICKS = 6
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A part in the chart: its place, `good` or `bad`, and what it says under the mouse."""
-
-    x: float
-    y: float
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """The parts of one product, around the height `y`."""
-
-    product: str
-    y: float
-    dots: tuple[Dot, ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Parts by product and score; `accepted_x` is the place of the highest accepted score, None without one."""
-
-    width: int
-    height: int
-    rows: tuple[Row, ...]
-    ticks: tuple[tuple[float, str], ...]
-    accepted_x: float | None
+READY_TIMEOUT_S, READY_INTERVAL_S = 120.0, 0.5  # judgements, not measured: a line takes 20 s to start
 
 
 def write(
@@ -61,75 +33,88 @@ def write(
     verdicts: Sequence[Verdict],
     truths: Mapping[str, Truth],
     classes: Sequence[ClassView],
+    view_of: Callable[[Verdict, str], PartView | None],
 ) -> None:
-    """Write the page."""
+    """Write the page. `view_of` returns how a part with a title is shown, None for one that cannot be."""
     ledger = result["ledger"]
+    missed, alarmed = parts.wrong(verdicts, truths)
+
+    def views(titled: Iterable[tuple[Verdict, str]]) -> list[PartView]:
+        return [shown for verdict, title in titled if (shown := view_of(verdict, title)) is not None]
+
     page = render_alone(
         "demo.html",
         ledger_text=summary.ledger_text(ledger),
         cards=_cards(result),
-        chart=chart(verdicts, truths),
+        heroes=views(parts.heroes(verdicts, truths, classes)),
+        missed=views((verdict, "missed") for verdict in missed[: parts.MISSED]),
+        missed_count=len(missed),
+        alarmed=views((verdict, "false alarm") for verdict in alarmed[: parts.FALSE_ALARMS]),
+        alarmed_count=len(alarmed),
+        chart=charts.scores(verdicts, truths),
+        timeline=charts.classes_over_time(verdicts, truths, classes),
+        histogram=charts.latencies(verdicts),
+        curve=charts.alarm_curve(verdicts, truths),
+        small=(charts.SMALL_WIDTH, charts.SMALL_HEIGHT, charts.SMALL_LEFT, charts.SMALL_TOP),
+        legend=heat_legend(),
+        heat_range=HEAT_RANGE,
         classes=[_class(view, truths) for view in classes],
         accounts=[*ledger["cameras"].items(), ("all", ledger)],
         figures=summary.rows(dict(result)),
+        config=result["artefacts"].get("config", "line.toml"),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def open_in_browser(path: Path) -> None:
-    """Open the page where there is a screen; elsewhere log where it is."""
-    has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not (has_screen and webbrowser.open(path.absolute().as_uri())):
-        log.info("open %s in a browser to see the result", path)
+def has_screen() -> bool:
+    """Return whether this machine has a screen that a browser can show a page on."""
+    return bool(sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def open_in_browser(address: str) -> None:
+    """Open an address in a browser, or log that there is none."""
+    if not webbrowser.open(address):
+        log.warning("no browser opens %s: open it by hand", address)
+
+
+def open_when_ready(url: str) -> None:
+    """Open a page of this machine as soon as its server answers, beside what else is done."""
+
+    def wait_and_open() -> None:
+        for _ in range(round(READY_TIMEOUT_S / READY_INTERVAL_S)):
+            try:
+                urllib.request.urlopen(url, timeout=READY_TIMEOUT_S).close()
+            except OSError:
+                time.sleep(READY_INTERVAL_S)
+            else:
+                open_in_browser(url)
+                return
+
+    threading.Thread(target=wait_and_open, name="open", daemon=True).start()
 
 
 def _cards(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the figures of the cards: value and label."""
     quality, alarm, classes = result["quality"], result["alarm_rate"], result["classes"]
+    escapes = result["escape_rate"]
     return [
-        (summary.number(quality["pooled_image_auroc"], 3), "pooled image AUROC"),
+        (summary.number(quality["pooled_image_auroc"], 4), "of 1: good and defective parts told apart (AUROC)"),
+        (
+            summary.percent(escapes["measured"]),
+            f"of {escapes['defective_frames']:,} defective parts were missed",
+        ),
         (summary.percent(alarm["measured"]), f"alarms on good parts, {summary.percent(alarm['target'])} asked for"),
         (
             str(classes["found"]),
-            f"classes found, {classes['true']} true kinds, ARI {summary.number(classes['ari'], 2)}",
+            f"classes formed for {classes['true']} kinds of defect, agreement {summary.number(classes['ari'], 2)} of 1",
         ),
         (f"{result['frames_per_second']:.0f}", "frames a second"),
-        (f"{summary.number(result['latency_ms']['p50'], 0)} ms", "capture to verdict, median"),
+        (
+            f"{summary.number(result['latency_ms']['p50'], 0)} ms",
+            f"capture to verdict, median; p99 {summary.number(result['latency_ms']['p99'], 0)} ms",
+        ),
         (str(result["ledger"]["gaps"]), "captures without an outcome"),
     ]
-
-
-def chart(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> Chart:
-    """Return a strip for each product: a dot for each part by its aligned score, good above and defective below."""
-    scores = [verdict.score for verdict in verdicts]
-    low, high = min([*scores, -0.2]), max([*scores, 0.5])
-
-    def x(score: float) -> float:
-        return round(CHART_LEFT + (score - low) / (high - low) * (CHART_WIDTH - CHART_LEFT - CHART_RIGHT), 1)
-
-    rows = []
-    for number, product in enumerate(sorted({truth.product for truth in truths.values()})):
-        middle = number * ROW_HEIGHT + ROW_HEIGHT / 2 + 4
-        parts = [verdict for verdict in verdicts if truths[verdict.frame_id].product == product]
-        rows.append(
-            Row(product, middle, tuple(_dot(part, truths[part.frame_id], x(part.score), middle) for part in parts))
-        )
-    values = [low + (high - low) * step / (TICKS - 1) for step in range(TICKS)]
-    accepted = [verdict.score for verdict in verdicts if verdict.decision is Decision.ACCEPT]
-    return Chart(
-        width=CHART_WIDTH,
-        height=ROW_HEIGHT * len(rows) + 30,
-        rows=tuple(rows),
-        ticks=tuple((x(value), f"{value:.1f}") for value in values),
-        accepted_x=x(max(accepted)) if accepted else None,
-    )
-
-
-def _dot(verdict: Verdict, truth: Truth, x: float, middle: float) -> Dot:
-    kind, lift = ("good", -6) if truth.defect is None else ("bad", 6)
-    y = middle + lift + (verdict.sequence * 7 % 9 - 4) * 0.9  # a small deterministic scatter keeps dots apart
-    title = f"{verdict.frame_id} {truth.defect or 'good'} {verdict.decision} {verdict.score:.2f}"
-    return Dot(x, round(y, 1), kind, title)
 
 
 def _class(view: ClassView, truths: Mapping[str, Truth]) -> dict[str, Any]:

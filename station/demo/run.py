@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from discovery.service import DiscoveryService
 from embedded_broker import EmbeddedBroker
 from flawline import imaging, kafka_clients, topics
 from flawline.errors import FlawlineError, UsageError
+from flawline.messages import Codec, Decision, Verdict
 from flawline.settings.tree import Settings
 from ledger.accounting import Report
 from ledger.reader import LedgerReader
-from station import terminal
-from station.demo import figures, page, stage, truth, verdict_log
+from station import ended_run, terminal
+from station.demo import figures, page, parts, stage, truth, verdict_log
 from station.demo.classes import ClassView, found_classes
 from station.demo.memory import PeakMemory
 from station.demo.stage import Role
+from station.ended_run import EndedRun, LastPicture, LastVerdict
 from workers.publish_model import publish_model
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Options:
     rate_hz: float = 6.0
     seed: int = 7
     actors: int = 2
+    hard: bool = False
 
 
 def run_demo(base: Settings, options: Options) -> dict[str, Any]:
@@ -56,6 +60,10 @@ def run_demo(base: Settings, options: Options) -> dict[str, Any]:
     started is stopped in any case.
     """
     started, started_ns = time.monotonic(), time.time_ns()
+    if options.data is not None and options.hard:
+        raise UsageError(
+            "--hard: makes the defects of the simulated line faint, and --data names images: leave one out"
+        )
     if options.data is not None and not options.data.is_dir():
         raise UsageError(
             f"--data {options.data}: no such folder: name one with <product>/train/good and <product>/test"
@@ -104,21 +112,67 @@ def run_demo(base: Settings, options: Options) -> dict[str, Any]:
             "config": str(out / "line.toml"),
         },
     }
-    page.write(out / "index.html", result, verdicts, truths, classes)
+    views = _Views(settings, truths)
+    page.write(out / "index.html", result, verdicts, truths, classes, views.of_part)
     terminal.write_json(out / "summary.json", result)
+    ended_run.write(out, _ended(report, verdicts, views.pixels_of))
     return result
+
+
+class _Views:
+    """Shows parts of the run as its model sees them; the model is loaded as workers load it."""
+
+    def __init__(self, settings: Settings, truths: Mapping[str, figures.Truth]) -> None:
+        from scorer.load import load_detector
+
+        worker = settings.worker
+        model = settings.data_dir / "model"
+        self._detector = load_detector(model, runtime=worker.runtime, precision=worker.precision)
+        self._truths = truths
+        self.pixels_of = truth.pixels_of_cameras(settings, self._detector.sample_bits)
+
+    def of_part(self, verdict: Verdict, title: str) -> parts.PartView | None:
+        """Return how the page shows a part, None when its picture is gone."""
+        try:
+            return parts.view(verdict, self._truths[verdict.frame_id], title, self._detector, self.pixels_of)
+        except imaging.ImageError:
+            return None
+
+
+def _ended(report: Report, verdicts: list[Verdict], pixels_of: parts.PixelsOf) -> EndedRun:
+    """Return what the station shows of the run: of each camera the last verdicts, and the last part not accepted."""
+    last = ended_run.last_verdicts(verdicts)
+    important = {verdict.frame_id for verdict in _most_important(last)}
+    pictures = []
+    for verdict in verdicts:
+        if verdict.frame_id in important:
+            pixels = pixels_of(verdict)
+            height, width = pixels.shape[:2]
+            pictures.append(LastPicture(verdict.frame_id, imaging.encode(pixels, Codec.JPEG), height, width))
+    return EndedRun(time.time_ns(), report, tuple(last), tuple(pictures))
+
+
+def _most_important(verdicts: Sequence[LastVerdict]) -> list[LastVerdict]:
+    """Return of each camera the last verdict that is no acceptance, or its last one."""
+    chosen: dict[str, LastVerdict] = {}
+    for verdict in verdicts:
+        known = chosen.get(verdict.camera)
+        if known is None or verdict.decision is not Decision.ACCEPT or known.decision is Decision.ACCEPT:
+            chosen[verdict.camera] = verdict
+    return list(chosen.values())
 
 
 def _settings(stack: ExitStack, base: Settings, options: Options, out: Path) -> Settings:
     """Return the run's settings; without a configured broker the embedded one runs for as long as `stack` is open."""
     bootstrap = base.kafka.bootstrap_servers
+    is_embedded = bootstrap is None
     if bootstrap is None:
         bootstrap = stack.enter_context(EmbeddedBroker(out / "broker", fsync=base.embedded.fsync)).bootstrap
     if options.data is None:
-        cameras = stage.simulated_cameras(options.frames, options.rate_hz, options.seed)
+        cameras = stage.simulated_cameras(options.frames, options.rate_hz, options.seed, hard=options.hard)
     else:
         cameras = stage.folder_cameras(options.data, options.rate_hz, options.seed)
-    return stage.write_settings(out, base, bootstrap, cameras, options.actors)
+    return stage.write_settings(out, base, bootstrap, cameras, options.actors, is_embedded=is_embedded)
 
 
 def _role(stack: ExitStack, out: Path, name: str) -> Role:

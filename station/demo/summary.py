@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -65,10 +66,18 @@ def ledger_text(ledger: dict[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Return a figure as text, or a dash where it does not exist."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """Return a figure as text, or a dash where it does not exist. A figure below 1 is never shown as 1."""
+    if value is None:
+        return "-"
+    if value < 1 <= round(value, digits):
+        value = math.floor(value * 10**digits) / 10**digits
+    return f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
-    """Return a share in percent, or a dash where it does not exist."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    """Return a share in percent, or a dash where it does not exist. What is not none or all is not shown so."""
+    if value is None:
+        return "-"
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.1f} %"

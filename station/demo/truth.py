@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from flawline import imaging
 from flawline.errors import FlawlineError
 from flawline.messages import Verdict
 from flawline.settings.producers import FolderCamera, SimulatedCamera
@@ -17,6 +20,7 @@ from station.demo.figures import Truth
 
 TruthOf = Callable[[Verdict], Truth]
 FileOf = Callable[[Verdict], Path]
+PixelsOf = Callable[[Verdict], np.ndarray]
 
 
 def simulated_line(camera: Any) -> SimulatedLine:
@@ -60,3 +64,25 @@ def of_cameras(settings: Settings) -> tuple[TruthOf, FileOf | None]:
         return Truth(product, None if label == "good" else label)
 
     return by_folder, file_of
+
+
+def pixels_of_cameras(settings: Settings, sample_bits: tuple[int, ...]) -> PixelsOf:
+    """Return a function for a frame's pixels, uint8 (H, W, 3) RGB, as its camera delivers them.
+
+    Raises ImageError for a file that cannot be read any more.
+    """
+    _, file_of = of_cameras(settings)
+    cameras = {camera.name: camera for camera in settings.cameras}
+    if file_of is not None:
+        files = file_of
+        return lambda verdict: imaging.at_depth(imaging.read_samples(files(verdict)), sample_bits)
+    lines = {name: simulated_line(camera) for name, camera in cameras.items()}
+
+    def rendered(verdict: Verdict) -> np.ndarray:
+        camera = cameras[verdict.camera]
+        image = lines[verdict.camera].render(verdict.camera, verdict.sequence).image
+        return imaging.decode(
+            imaging.encode(image, camera.codec, quality=camera.jpeg_quality), camera.codec, shape=image.shape
+        )
+
+    return rendered

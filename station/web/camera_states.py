@@ -26,6 +26,7 @@ class Kind(StrEnum):
     AWAY = "away"
     NEVER = "never"
     WAITING = "waiting"
+    ENDED = "ended"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from flawline.errors import FlawlineError
 from flawline.settings.tree import Settings
 from ledger.accounting import Report
 from ledger.reader import LedgerReader
+from station import ended_run
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +20,15 @@ INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class LedgerState:
-    """The latest account, None before the first; `problem` says why the last read failed, None if it did not."""
+    """The latest account, None before the first; `problem` says why the last read failed, None if it did not.
+
+    `has_ended` says that the account is the last one of a run that is over, whose broker is gone.
+    """
 
     report: Report | None = None
     read_at_ns: int | None = None
     problem: str | None = None
+    has_ended: bool = False
 
 
 class LedgerWatch:
@@ -49,6 +54,9 @@ class LedgerWatch:
             self._state = LedgerState(report, self._utc_ns())
             self._reader.keep_snapshot()
         except FlawlineError as error:
+            if (run := ended_run.read(self._settings.data_dir)) is not None:
+                self._state = LedgerState(run.report, run.at_ns, has_ended=True)
+                return self._state
             if self._state.problem is None:
                 log.warning("%s; trying again", error)
             self._state = replace(self._state, problem=str(error))

@@ -28,6 +28,8 @@ from flawline.messages import Codec, Decision, Frame, SchemaError, Verdict
 from flawline.object_store import ObjectStore, object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
+from station import ended_run
+from station.ended_run import EndedRun
 from station.web import camera_states
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,8 @@ class LiveWatch:
         self.cameras_up: dict[str, bool] = {}
         self.pictures = Pictures()
         self.problem: str | None = "the verdicts are being read"
+        self.has_ended = False
+        """Whether this is a run that is over, and its broker gone."""
 
     @property
     def cameras(self) -> list[str]:
@@ -153,6 +157,9 @@ class LiveWatch:
         except (KafkaError, FlawlineError, OSError) as error:
             self.problem = one_line(error)
             self.close()
+            if (run := ended_run.read(self._settings.data_dir)) is not None:
+                self._show_ended(run)
+                return LONGEST_PAUSE_S
             failure = self._outage.failed()
             if failure.is_reported:
                 log.warning("the live page has no verdicts: %s; trying again with growing pauses", self.problem)
@@ -160,8 +167,22 @@ class LiveWatch:
         if self._outage.is_on:
             log.info("the live page has verdicts again, after %.0f s", self._outage.age_s())
             self._outage.ended()
-        self.problem = None
+        self.problem, self.has_ended = None, False
         return 0.0
+
+    def _show_ended(self, run: EndedRun) -> None:
+        """Show the last verdicts of a run that is over, and the picture of each camera."""
+        self.problem = "this run is over: its frames are under Review, its classes under Classes"
+        if self.has_ended:
+            return
+        self.has_ended = True
+        pictured = {picture.frame_id: picture for picture in run.pictures}
+        for last in run.verdicts:
+            verdict = LiveVerdict(serial=next(self._serials), **vars(last))
+            self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
+            if picture := pictured.get(verdict.frame_id):
+                self.pictures.add(Picture(picture.frame_id, picture.jpeg, picture.height, picture.width))
+                self._shown[verdict.camera] = verdict
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,7 @@ from discovery.store.database import stamp
 from flawline import clock
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
-from station.web.camera_states import camera_state
+from station.web.camera_states import SINCE, CameraState, Kind, camera_state
 from station.web.context import Context, TheContext, TheStore, image_response
 from station.web.live import STRIP
 
@@ -81,6 +81,8 @@ def tiles(context: Context, after: int) -> dict[str, Any]:
             is_up=live.cameras_up.get(name),
             in_flight=account.in_flight if account else 0,
         )
+        if live.has_ended:
+            state = CameraState(Kind.ENDED, f"over: last frame at {SINCE}" if strip else "over: it had no frame")
         shown = live.shown(name)
         picture = live.pictures.get(shown.frame_id) if shown else None
         last_serial = max([last_serial, *(verdict.serial for verdict in strip)])
