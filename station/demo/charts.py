@@ -75,11 +75,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What one alarm rate finds: `alarms` of the good parts above the cut-off, and the share of defects above it."""
+    """What one alarm rate finds: `alarms` good parts are above the cut-off, and the share `recall` of the defects."""
 
     rate: float
     alarms: int
-    found: float
+    recall: float
     x: float
     y: float
 
@@ -209,8 +209,8 @@ def alarm_curve(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> Cur
         return None
     low, high = 0.5 / len(good), max(CURVE_RATES)
 
-    def point(alarms: int, found: float | None = None) -> CurvePoint:
-        share = float((bad > good[alarms]).mean()) if found is None else found
+    def point(alarms: int, recall: float | None = None) -> CurvePoint:
+        share = float((bad > good[alarms]).mean()) if recall is None else recall
         x = _log_x(min(max(alarms / len(good), low), high), low, high)
         return CurvePoint(alarms / len(good), alarms, share, x, round((1 - share) * SMALL_HEIGHT, 1))
 

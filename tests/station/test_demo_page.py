@@ -63,17 +63,17 @@ def test_hostile_names_are_shown_as_text_and_nothing_is_loaded(tmp_path: Path) -
 
 
 def test_page_shows_what_was_found_missed_and_alarmed_and_says_where_there_is_nothing(tmp_path: Path) -> None:
-    found = replace(factories.verdict(1, decision=Decision.REJECT), score=2.0)
+    caught = replace(factories.verdict(1, decision=Decision.REJECT), score=2.0)
     missed, accepted = replace(factories.verdict(2), score=0.5), replace(factories.verdict(3), score=0.1)
     alarmed = replace(factories.verdict(4, decision=Decision.REVIEW), score=1.0)
     truths = {
-        found.frame_id: Truth("board", "cut"),
+        caught.frame_id: Truth("board", "cut"),
         missed.frame_id: Truth("board", "cut"),
         accepted.frame_id: Truth("board", None),
         alarmed.frame_id: Truth("cloth", None),
     }
-    classes = [ClassView("D-1", None, "confirmed", (found.frame_id,), ())]
-    page.write(tmp_path / "index.html", result(), [found, missed, accepted, alarmed], truths, classes, view_of)
+    classes = [ClassView("D-1", None, "confirmed", (caught.frame_id,), ())]
+    page.write(tmp_path / "index.html", result(), [caught, missed, accepted, alarmed], truths, classes, view_of)
     html = (tmp_path / "index.html").read_text()
     assert re.findall(r'<section class="part".*?<b>(.*?)</b>', html, re.S) == ["D-1", "missed", "false alarm"]
     assert "What it missed: 1 defective part<" in html and "False alarms: 1 good part<" in html
@@ -135,8 +135,8 @@ def test_curve_counts_defects_above_the_cut_off_of_each_number_of_alarms() -> No
     truths |= {verdict.frame_id: Truth("a", "cut") for verdict in bad}
     curve = charts.alarm_curve([*good, *bad], truths)
     assert curve is not None
-    assert [(point.alarms, point.found) for point in curve.points] == [(0, 0.25), (1, 0.5), (2, 0.75)]
-    assert curve.here is not None and (curve.here.alarms, curve.here.found) == (0, 0.0)  # all were accepted
+    assert [(point.alarms, point.recall) for point in curve.points] == [(0, 0.25), (1, 0.5), (2, 0.75)]
+    assert curve.here is not None and (curve.here.alarms, curve.here.recall) == (0, 0.0)  # all were accepted
     assert charts.alarm_curve(good, truths) is None
 
 
