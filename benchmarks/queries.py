@@ -276,7 +276,8 @@ def pages(store: Store, folder: Path, repeats: int) -> dict[str, float]:
         app = create(settings, stores, watch, LiveWatch(settings), accounts, is_open=True)
         client = TestClient(app, base_url=ADDRESS, client=("127.0.0.1", 50_000))
         frame = f"{CAMERAS[1]}:1:2"
-        paths = ["/", "/api/live", "/classes", "/classes?all=true", "/api/classes", f"/classes/{_name(1)}", "/defects",
+        paths = ["/", "/api/live", "/classes", "/classes?all=true", "/classes?q=kind&sort=last", "/map", "/api/classes",
+                 f"/classes/{_name(1)}", f"/defects/{frame}?class={_name(2)}", "/defects",
                  "/defects?before=50000", f"/defects/{frame}", f"/defects/{frame}/heatmap.png", "/review",
                  "/api/review", "/api/review?queue=audit", f"/api/review/{frame}", "/api/review/rates",
                  "/review?hours=72", f"/api/review?class={_name(1)}", "/ledger", "/healthz"]  # fmt: skip
