@@ -114,15 +114,15 @@ def _page(
         raise HTTPException(404, _missing(frame_id))
     regions = queries.regions_of(store, [row.id]).get(row.id, [])
     newer, older = class_queries.neighbours(store, row, within)
-    said = judgements.of_frame(store, frame_id)
+    entries = judgements.of_frame(store, frame_id)
     values = {
         "frame": row,
         "regions": regions,
         "group_name": group_names.names(store).get((row.model_version, row.group_id)),
         "words": defect_words.sentences(row, regions),
         "is_kept": judgements.picture(store, frame_id) is not None,
-        "judgements": said,
-        "judgement": next((entry for entry in said if not entry.undone_at), None),
+        "judgements": entries,
+        "judgement": next((entry for entry in entries if not entry.undone_at), None),
         "newer": newer,
         "older": older,
         "within": within,
