@@ -1,6 +1,6 @@
 """How long the queries of the dashboards and the pages of the console take on a large store.
 
-    python -m benchmarks.queries [--verdicts 1000000] [--defects 100000] [--repeats 5] [--json FILE]
+    python -m benchmarks.queries [--verdicts 1000000] [--defects 100000] [--repeats 5] [--stores sqlite] [--json FILE]
 
 Fills a store on SQLite and one on a private PostgreSQL with 11 days of a line: by default a million rows of counted
 verdicts, each its own minute, camera, group and decision, and 100,000 defects in 30 classes, all with a kept picture,
@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("--verdicts", type=int, default=1_000_000)
     parser.add_argument("--defects", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--stores", nargs="+", choices=("sqlite", "postgresql"), default=("sqlite", "postgresql"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     minute_ns = 60_000_000_000
@@ -302,8 +303,8 @@ def main() -> None:
     details: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, running_postgres() as server:
         urls = {"sqlite": f"sqlite:///{folder}/store.db", "postgresql": server.new_database()}
-        for kind, url in urls.items():
-            with closing(Store(url)) as store:
+        for kind in arguments.stores:
+            with closing(Store(urls[kind])) as store:
                 started = time.perf_counter()
                 fill(store, size)
                 filled = time.perf_counter()

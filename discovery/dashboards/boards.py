@@ -19,9 +19,9 @@ LINE_STOPS = (
     "AS text, "
     "'stop' AS tags FROM (SELECT minute, lead(minute) OVER (ORDER BY minute) AS following "
     "FROM (SELECT DISTINCT minute FROM verdict_minutes WHERE $__timeFilter(minute)) m) n "
-    "WHERE following - minute > INTERVAL '3 minutes' AND $__unixEpochTo() - $__unixEpochFrom() <= 1000000 ORDER BY 1"
+    "WHERE following - minute > INTERVAL '3 minutes' AND $__unixEpochTo() - $__unixEpochFrom() <= 260000 ORDER BY 1"
 )
-"""A stop is seen by the minute, so ranges beyond 11 days show none: later, minutes are counted by the hour."""
+"""A stop is seen by the minute, which takes too long over more than three days."""
 
 
 def board(uid: str, title: str, text: str, *, begin: str, refresh: str, station_url: str) -> dashboard.Dashboard:

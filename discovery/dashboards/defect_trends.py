@@ -155,7 +155,9 @@ def _places() -> tuple[Panel, ...]:
             "Alarm rate by group",
             "The same by group of look-alike products.",
             Sql(
-                f'SELECT {BUCKET} AS "time", {GROUP} AS metric, {SHARE} AS share {VERDICTS} {NAMED} {TAIL}',
+                f"WITH counts AS (SELECT {BUCKET} AS at, group_id, model_version, decision, SUM(frames) AS frames "
+                f'{VERDICTS} GROUP BY 1, 2, 3, 4) SELECT at AS "time", {GROUP} AS metric, {SHARE} AS share '
+                f"FROM counts {NAMED} {TAIL}",
                 "time_series",
             ),
             unit="percentunit",
@@ -187,7 +189,8 @@ def _places() -> tuple[Panel, ...]:
             "Defects of the chosen time range. A class in one group only comes with the product.",
             Sql(
                 f'SELECT {CLASS} AS class, {GROUP} AS "group", SUM(frames)::float8 AS defects '
-                f"FROM (SELECT * {OF_CLASS}) d {NAMED} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+                "FROM (SELECT class_id, class_name, group_id, model_version, SUM(frames) AS frames "
+                f"{OF_CLASS} GROUP BY 1, 2, 3, 4) d {NAMED} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
             ),
             width=8,
             overrides={"defects": _bar_cell()},
