@@ -40,7 +40,8 @@ def heroes(
 ) -> list[tuple[Verdict, str]]:
     """Return parts that were caught, with the titles of their classes: the hottest of each class, the largest first.
 
-    A product that was shown already comes again only when a class has no other.
+    A product that was shown already comes again only when a class has no other. Without a class these are the hottest
+    defective parts of each product.
     """
     by_frame = {verdict.frame_id: verdict for verdict in verdicts}
     shown: set[str] = set()
@@ -51,7 +52,17 @@ def heroes(
             best = max(members, key=lambda member: (truths[member.frame_id].product not in shown, member.score))
             shown.add(truths[best.frame_id].product)
             chosen.append((best, view.name or view.class_id))
-    return chosen
+    return chosen or [(verdict, "no class yet") for verdict in _hottest(verdicts, truths)]
+
+
+def _hottest(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> list[Verdict]:
+    """Return the defective part with the highest score of each product that was not accepted, the hottest first."""
+    by_product: dict[str, Verdict] = {}
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.score):
+        truth = truths[verdict.frame_id]
+        if truth.defect is not None and verdict.decision is not Decision.ACCEPT:
+            by_product.setdefault(truth.product, verdict)
+    return list(by_product.values())[:HEROES]
 
 
 def wrong(verdicts: Sequence[Verdict], truths: Mapping[str, Truth]) -> tuple[list[Verdict], list[Verdict]]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawline.messages import Decision, Verdict
-from station.demo import charts, page, summary
+from station.demo import charts, page, parts, summary
 from station.demo.classes import ClassView
 from station.demo.figures import Truth
 from station.demo.parts import PartView
@@ -142,11 +142,11 @@ def test_curve_counts_defects_above_the_cut_off_of_each_number_of_alarms() -> No
 
 def test_histogram_counts_each_part_once_and_marks_median_and_p99() -> None:
     waits_ms = [10, 20, 20, 40, 400]
-    parts_of_run = [
+    run = [
         replace(factories.verdict(n), captured_at=10**15, decided_at=10**15 + wait * 10**6)
         for n, wait in enumerate(waits_ms)
     ]
-    histogram = charts.latencies(parts_of_run)
+    histogram = charts.latencies(run)
     assert histogram is not None and [label for _, label in histogram.marks] == ["median 20 ms", "p99 386 ms"]
     assert sum(int(bar.title.split(": ")[1].split()[0]) for bar in histogram.bars) == len(waits_ms)
     assert charts.latencies([]) is None
@@ -158,3 +158,9 @@ def test_timeline_has_a_row_for_each_class_with_its_frames_in_time() -> None:
     classes = [ClassView("D-1", "cut", "confirmed", (run[1].frame_id, run[3].frame_id), ())]
     [row] = charts.classes_over_time(run, truths, classes).rows
     assert row.name == "cut" and row.dots[0].x < row.dots[1].x == charts.CHART_WIDTH - charts.CHART_RIGHT
+
+
+def test_without_a_class_the_hottest_part_of_each_product_is_shown() -> None:
+    run = [replace(factories.verdict(n, decision=Decision.REJECT), score=float(n)) for n in range(4)]
+    truths = {verdict.frame_id: Truth("ab"[n % 2], "cut") for n, verdict in enumerate(run)}
+    assert parts.heroes(run, truths, []) == [(run[3], "no class yet"), (run[2], "no class yet")]
