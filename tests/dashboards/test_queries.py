@@ -38,7 +38,7 @@ def line(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         line.stop()
 
 
-def view(line: LiveLine, before_s: float = SHORT_S, **chosen: str | list[str]) -> View:
+def view(line: LiveLine, /, before_s: float = SHORT_S, **chosen: str | list[str]) -> View:
     return View(start=line.started - before_s, end=time.time(), chosen=chosen)
 
 
