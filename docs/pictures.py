@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from flawline.settings.tree import load_settings
 
@@ -23,9 +24,10 @@ WIDTH, HEIGHT = 1280, 800
 SHOWN_WIDTH, QUALITY = 960, 72
 """Judgements: what README shows, at a size that letters can be read at."""
 LIMIT_BYTES = 300_000
+MARGIN_PX = 16
 START_S = 60.0
 
-STATION_PAGES = {"station-live": "/", "station-review": "/review", "station-classes": "/classes"}
+STATION_PAGES = {"station-live": "/", "station-review": "/review"}
 
 
 def main(run: Path) -> None:
@@ -34,7 +36,7 @@ def main(run: Path) -> None:
     if chromium is None:
         sys.exit("pictures: no chromium on this machine: install it")
     FOLDER.mkdir(exist_ok=True)
-    take(chromium, (run / "index.html").absolute().as_uri(), "demo", 1100)
+    take(chromium, (run / "index.html").absolute().as_uri() + "#found", "demo", 1200)
     port = load_settings(run / "line.toml").console.port
     console = subprocess.Popen(
         [sys.executable, "-m", "station.cli", "console", "--config", str(run / "line.toml")], stderr=subprocess.DEVNULL
@@ -76,10 +78,16 @@ def take(chromium: str, url: str, name: str, height: int = HEIGHT) -> None:
             f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{height}", f"--screenshot={shot}", url,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, timeout=180)
-        pixels = cv2.imread(str(shot))
+        pixels = without_blank_top(cv2.imread(str(shot)))
     size = SHOWN_WIDTH, round(pixels.shape[0] * SHOWN_WIDTH / pixels.shape[1])
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(FOLDER / f"{name}.webp"), small, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+
+
+def without_blank_top(pixels: np.ndarray) -> np.ndarray:
+    """Return a picture from its first row that shows more than paper: Chromium leaves room above an anchor."""
+    shows = np.flatnonzero((pixels != pixels[0, 0]).any(axis=(1, 2)))
+    return pixels[max(int(shows[0]) - MARGIN_PX, 0) :] if len(shows) else pixels
 
 
 if __name__ == "__main__":
