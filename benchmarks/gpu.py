@@ -356,7 +356,7 @@ def measured(name: str, folder: Path, parts: Parts, speed: Speed, device: str, p
         parts.say(f"{name} {precision}", of_precision)
     backbone = setup.on(device, "f16" if is_gpu else "f32", 64 if is_gpu else 16)
     inputs = BatchScoring(model, backbone).inputs(backbone.sizes, 1)
-    sent = [*inputs.pixels, *inputs.inspected, inputs.masked]
+    sent = [*inputs.pixels, *inputs.inspected, inputs.masked, inputs.contents]
     figures[f"{name}.bytes_in_per_image"] = sum(tensor.nbytes for tensor in sent)
     for count in (10, MANY_GROUPS if is_gpu else MANY_GROUPS // 10):
         many_groups = with_groups(model, count, ROWS_OF_MANY)
@@ -398,7 +398,7 @@ def _us_per_image(model: Model, backbone: TorchBackbone, images: list[Image], sp
     inputs = scoring.inputs(backbone.sizes, backbone.batch)
     size = backbone.sizes[0]
     for place, image in zip(inputs.pixels[0], images[:: max(1, len(images) // backbone.batch)], strict=False):
-        place.copy_(torch.from_numpy(resized(image, size)))
+        place.copy_(torch.from_numpy(resized(image, size, size)))
     return 1e6 / (backbone.batch * speed.of_replay(lambda: scoring(inputs)))
 
 

@@ -60,7 +60,7 @@ def compare(
     took no time. `times_anomalib_engine_...` compares what users of both run on a folder of PNG files, decoding
     included; anomalib's `Engine.predict` takes them one by one, unless it gets batches.
     """
-    train, test = ([resized(image, SIDE) for image in images] for images in (train, test))
+    train, test = ([resized(image, SIDE, SIDE) for image in images] for images in (train, test))
     vectors = _joined(weight_files.find(settings.backbone, settings.weights), train)
     rows = int(len(vectors) * RATIO)
     with threadpool_limits(limits=cpu_count(), user_api="blas"):

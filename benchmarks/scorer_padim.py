@@ -18,7 +18,7 @@ def compare(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], products: Sequence[str], is_defect: Sequence[bool]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the figures of PaDiM, fitted on all products together as ours is, and the versions in its environment."""
-    train, test = ([resized(image, SIDE) for image in images] for images in (train, test))
+    train, test = ([resized(image, SIDE, SIDE) for image in images] for images in (train, test))
     result = run_worker("padim_worker.py", train, test, {"features": FEATURES, "seed": SEED})
     figures = {"padim_images_per_second": len(test) / result["inference_s"], "padim_fit_s": result["fit_s"]}
     figures |= {

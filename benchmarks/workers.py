@@ -47,13 +47,15 @@ class InstantDetector:
     heatmap_range = (0.0, 1.0)
     alarm_rate = 0.0
     groups = 1
-    field_px = None
     sample_bits: tuple[int, ...] = (8,)
     memory_shortages = 0
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
         heatmap = np.zeros((8, 8), np.float32)
         return [Scores(0, 1.0, 0.0, 1.0, Decision.ACCEPT, heatmap) for _ in images]
+
+    def field_px(self, height: int, width: int) -> int | None:
+        return None
 
     def close_ups(self, parts: Sequence[Image]) -> list[Maps]:
         return [[np.zeros((8, 8, 1), np.float32)] for _ in parts]

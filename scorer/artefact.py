@@ -29,15 +29,19 @@ from scorer.features.graph import Graph
 from scorer.features.weights import sha256_of
 from scorer.maps import LayerUnit
 from scorer.model import Model, Tiles, embedding_layers
+from scorer.shapes import Cutting
 from scorer.sub_looks import SubLooks
 from scorer.whole_image import WholeUnit
 
 FORMAT = 4
 _READ = (2, 3, FORMAT)
 """Formats that are read. Format 2 does not hold the images' depth: those of 16 bits were taken to use them all."""
-_WITHOUT_LOOKS = 3
-"""The format of a model without sub-looks: releases that know nothing of them score it rightly."""
+_PLAIN = 3
+"""The format of a model that releases before format 4 score rightly: without sub-looks, with the usual share of the
+patches in its score, of images that are squeezed or cut into tiles of one size."""
 _DEPTHS_OF_FORMAT_2 = [8, 16]
+_USUAL_TOP_SHARE = 0.003
+"""What a model has that does not name its share."""
 _MANIFEST = "manifest.json"
 _ARRAYS = "model.safetensors"
 _EVIDENCE = "evidence.safetensors"
@@ -181,6 +185,8 @@ def _write(
         arrays["tile_sources"] = model.tiles.sources
     if model.copies is not None:
         arrays["copies"] = model.copies
+    if model.contents is not None:
+        arrays["contents"] = model.contents
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
     for k, looks in enumerate(model.sub_looks):
@@ -193,7 +199,7 @@ def _write(
         for suffix in (".xml", ".bin"):
             shutil.copyfile(source / f"{graph.stem}{suffix}", folder / f"{graph.stem}{suffix}")
     content: dict[str, Any] = {
-        "format": FORMAT if model.groups_with_looks else _WITHOUT_LOOKS,
+        "format": _PLAIN if _is_plain(model) else FORMAT,
         "layers": [layer.model_dump() for layer in model.layers],
         "units": [[asdict(unit) for unit in units] for units in model.units],
         "wholes": [asdict(unit) for unit in model.wholes],
@@ -202,7 +208,9 @@ def _write(
         "reject": asdict(model.reject),
         "heatmap_range": list(model.heatmap_range),
         "look_alikes": model.look_alikes,
-        "tiles": None if model.tiles is None else [model.tiles.side_px, model.tiles.overlap_px],
+        "shape": model.shape,
+        "top_share": model.top_share,
+        "tiles": None if model.tiles is None else _cutting(model.tiles.cutting),
         "alarm_rate": model.alarm_rate,
         "sample_bits": list(model.sample_bits),
         "backbone": [asdict(graph) for graph, _ in graphs],
@@ -304,6 +312,8 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         alarm_rate=float(manifest["alarm_rate"]),
         tiles=_tiles(manifest["tiles"], arrays),
         copies=arrays.get("copies"),
+        top_share=float(manifest.get("top_share", _USUAL_TOP_SHARE)),
+        contents=arrays["contents"] if manifest.get("shape") == "pad" else None,
         sample_bits=tuple(manifest.get("sample_bits", _DEPTHS_OF_FORMAT_2)),
     )
 
@@ -321,11 +331,25 @@ def _sub_looks(
     return SubLooks(centres, banks, WholeUnit(**unit))
 
 
-def _tiles(stored: list[int] | None, arrays: dict[str, np.ndarray]) -> Tiles | None:
+def _is_plain(model: Model) -> bool:
+    is_of_old_shape = model.shape == "squeeze" or (model.tiles is not None and model.tiles.cutting.side_px is not None)
+    return is_of_old_shape and not model.groups_with_looks and model.top_share == _USUAL_TOP_SHARE
+
+
+def _cutting(cutting: Cutting) -> dict[str, Any] | list[int]:
+    side_px = cutting.side_px
+    return asdict(cutting) if side_px is None else [side_px, round(side_px * cutting.overlap)]
+
+
+def _tiles(stored: dict[str, Any] | list[int] | None, arrays: dict[str, np.ndarray]) -> Tiles | None:
     if stored is None:
         return None
-    side_px, overlap_px = stored
-    return Tiles(side_px, overlap_px, arrays["tile_sources"])
+    if isinstance(stored, list):  # both in pixels
+        side_px, overlap_px = stored
+        return Tiles(Cutting(side_px, overlap_px / side_px), arrays["tile_sources"])
+    shapes = stored["shapes"]
+    cutting = Cutting(stored["side_px"], stored["overlap"], None if shapes is None else tuple(shapes))
+    return Tiles(cutting, arrays["tile_sources"])
 
 
 def size_bytes(path: Path) -> int:

@@ -150,11 +150,12 @@ def compare_scenarios(model: Path, data: Path, progress_bar: ProgressBar = nullc
     settings = stored.settings()
     if deep := [bits for bits in stored.model.sample_bits if bits > 8]:
         settings = settings.model_copy(update={"sample_bits": deep[0]})
-    if settings.tile_px is not None:
+    if stored.model.tiles is not None:
         raise FlawlineError(
-            f"{model}: is fitted on tiles of {settings.tile_px} px, and --scenarios compares whole images only: give a "
-            "model that is fitted without scorer.tile_px"
+            f"{model}: is fitted on tiles, and --scenarios compares whole images only: give a model that is fitted "
+            'without scorer.tile_px, with scorer.shape = "squeeze" or "pad"'
         )
+    settings = settings.model_copy(update={"shape": stored.model.shape})
     skipped: list[str] = []
 
     def on_unreadable(sample: Sample, error: FlawlineError) -> None:
@@ -305,6 +306,7 @@ def _about(fitted: CoresetDetector, folder: Path) -> dict[str, Any]:
         "odd_left_out": fitted.report.get("odd_left_out", False),
         "small_parts": fitted.report.get("small_parts", []),
         "sample_bits": list(model.sample_bits),
+        "shape": model.shape,
         "thresholds": cuts,
         "finest_p_value": 1 / (len(_calibration(model, np.ones(len(model.groups), dtype=bool))) + 1),
         "per_group": [_about_group(fitted, k) for k in range(fitted.groups)],

@@ -58,6 +58,8 @@ def cross_fit(
 ) -> tuple[list[list[Vectors]], list[NDArray[np.float32]]]:
     """Return banks of every group and layer, and for each layer the good images' distances (n, h * w) to others.
 
+    Where images keep their proportions, NaN follows the distances of an image's patches.
+
     Each fold of a group's images is selected from once. The final bank is merged from the selections of all folds, and
     the bank that scores a fold from the selections of all others; both have the same size. Whole images are left out,
     those with the same number in `sources` (n,) together, since the best match of a patch is its neighbour in the same
@@ -109,7 +111,7 @@ def _finished(
     for cell, result in zip(cells, stored, strict=True):
         if result is None:
             bank = results[cell.key, _ALL_FOLDS][0]
-            distances = np.empty((len(cell.members), store.patches[cell.layer].shape[1]), dtype=np.float32)
+            distances = np.full((len(cell.members), store.patches[cell.layer].shape[1]), np.nan, dtype=np.float32)
             for fold, images in enumerate(cell.folds):
                 distances[np.searchsorted(cell.members, images)] = results[cell.key, fold][1]
             result = {"bank": bank.astype(np.float16), "distances": distances}
@@ -147,10 +149,10 @@ def selection(store: FeatureStore, layer: int, images: NDArray[np.intp], rows: i
 
 
 def _distances(store: FeatureStore, cell: _Cell, bank: Vectors, images: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the patch distances (images, h * w) of some images to a bank."""
-    distances = np.empty((len(images), store.patches[cell.layer].shape[1]), dtype=np.float32)
+    """Return the patch distances (images, h * w) of some images to a bank, followed by NaN where a map is smaller."""
+    distances = np.full((len(images), store.patches[cell.layer].shape[1]), np.nan, dtype=np.float32)
     searched = Int8Index(bank)
     for place, image in enumerate(images):
         patches = store.pool(cell.layer, np.asarray([image]))
-        distances[place], _ = projected(patches, searched, cell.settings.neighbours)
+        distances[place, : len(patches)], _ = projected(patches, searched, cell.settings.neighbours)
     return distances

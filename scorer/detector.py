@@ -41,9 +41,9 @@ class Detector(Protocol):
 
     `version` names the model, `alarm_rate` is the share of good parts that may fail to be accepted, `groups` the number
     of look-alike groups. `score` takes uint8 RGB images and their masks, see `CoresetDetector.score`. Regions use the
-    rest: `heatmap_range` bounds the threshold of binarising, `field_px` is the side of what the model sees at once in
-    image pixels (None for the whole image), `sample_bits` are the depths of the images that it takes (8 to 16, at most
-    one of them above 8), `close_ups` gives feature maps (h, w, c) of enlarged parts of an image, and
+    rest: `heatmap_range` bounds the threshold of binarising, `field_px` gives the side of what the model sees at once
+    of an image, in its pixels (None for the whole image), `sample_bits` are the depths of the images that it takes (8
+    to 16, at most one of them above 8), `close_ups` gives feature maps (h, w, c) of enlarged parts of an image, and
     `embedding_version` names these features. `memory_shortages` counts how often a GPU's memory was used up.
     """
 
@@ -58,13 +58,12 @@ class Detector(Protocol):
     @property
     def groups(self) -> int: ...
     @property
-    def field_px(self) -> int | None: ...
-    @property
     def sample_bits(self) -> tuple[int, ...]: ...
     @property
     def memory_shortages(self) -> int: ...
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]: ...
     def close_ups(self, parts: Sequence[Image]) -> list[Maps]: ...
+    def field_px(self, height: int, width: int) -> int | None: ...
 
 
 class CoresetDetector:
@@ -138,7 +137,8 @@ class CoresetDetector:
         """Names the features of regions: two versions have the same only where their embeddings can be compared."""
         layers = [self.model.layers[i] for i in picture_layers(self.model.layers)]
         names = [f"{self._graphs[0][0].backbone}|{self._graphs[0][0].weights}"]
-        return sha256("|".join(names + [layer.name for layer in layers]).encode()).hexdigest()[:12]
+        names += [layer.name for layer in layers] + ["pad"] * (self.model.shape == "pad")
+        return sha256("|".join(names).encode()).hexdigest()[:12]
 
     @property
     def groups(self) -> int:
@@ -207,7 +207,9 @@ class CoresetDetector:
         patches = self._unit_patches(features)
         distances, known = self._searched(patches, self.banks(group), features)
         ratios = self._ratios(distances, group, mask)
-        log_score = maps.log_score(ratios) + (self._added_by_whole(means[-1], group) if mask is None else 0.0)
+        log_score = maps.log_score(ratios, model.top_share)
+        if mask is None:
+            log_score += self._added_by_whole(means[-1], group)
         heatmap = np.log(ratios)
         if (in_look := self._in_look(features, patches, image_embeddings(means), group, mask)) is not None:
             log_score += in_look.added
@@ -218,7 +220,7 @@ class CoresetDetector:
         decision = self._decide(look, standardised)
         patches_of_map = residuals = None
         if decision is not Decision.ACCEPT:
-            patches_of_map, residuals = self._describe(features, known, group, ratios.shape[0])
+            patches_of_map, residuals = self._describe(features, known, group, ratios.shape)
         return Scores(
             group=group,
             raw=float(np.exp(log_score)),
@@ -242,7 +244,7 @@ class CoresetDetector:
             return None
         look = int(sub_looks.of(embedding))
         distances, _ = self._searched(patches, self.banks_of_looks(group)[look], features)
-        return sub_looks.compared(look, self._ratios(distances, group, mask))
+        return sub_looks.compared(look, self._ratios(distances, group, mask), self.model.top_share)
 
     def _unit_patches(self, features: Maps) -> list[Vectors]:
         """Return the unit patch vectors (h * w, c) of each layer."""
@@ -270,10 +272,9 @@ class CoresetDetector:
         """Return the aligned score in units of its group's spread, as the cut-offs are."""
         return scores.aligned / float(self.model.widths[scores.group])
 
-    @property
-    def field_px(self) -> int | None:
-        """Side of the part of an image that the model sees at once, in image pixels; None where it sees all of it."""
-        return None if self.model.tiles is None else self.model.tiles.side_px
+    def field_px(self, height: int, width: int) -> int | None:
+        """Return the side of the part of an image of this size that the model sees at once; None where it sees all."""
+        return None
 
     @property
     def sample_bits(self) -> tuple[int, ...]:
@@ -379,15 +380,15 @@ class CoresetDetector:
         return Decision.REVIEW if standardised > self.model.review.value else Decision.ACCEPT
 
     def _describe(
-        self, features: Maps, known: Maps, group: int, side: int
+        self, features: Maps, known: Maps, group: int, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the patches and residuals of `Scores`; `known` holds what the banks know near each patch."""
         patches, residuals = [], []
         for i in region_layers(self.model.layers):
             layer = features[i]
             lengths = np.sqrt(np.einsum("ijk,ijk->ij", layer, layer))[:, :, None]
-            patches.append(maps.enlarged(layer - self.model.means[i][group], side))
-            residuals.append(maps.enlarged(layer - lengths * known[i], side))
+            patches.append(maps.enlarged(layer - self.model.means[i][group], *shape[:2]))
+            residuals.append(maps.enlarged(layer - lengths * known[i], *shape[:2]))
         return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
 
     def raw_scores(self, images: Sequence[Image]) -> list[float]:

@@ -116,7 +116,7 @@ def _sources(store: FeatureStore, banks: Sequence[Vectors], members: NDArray[np.
         sources = np.full((len(rows), 2), -1, dtype=np.int32)
         order = np.argsort(rows, kind="stable")
         for image in members[::-1]:  # of equal patches the first one stays
-            patches = _hashed(np.asarray(store.patches[layer][np.asarray([image])][0], dtype=np.float16))
+            patches = _hashed(store.pool(layer, np.asarray([image])).astype(np.float16))
             place = np.minimum(np.searchsorted(rows[order], patches), len(rows) - 1)
             equal = np.flatnonzero(rows[order][place] == patches)
             sources[order[place[equal]]] = np.stack([np.full(len(equal), image), equal], axis=1)

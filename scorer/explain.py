@@ -124,22 +124,24 @@ def _reason(
         banks, all_sources = sub_looks.banks[in_look.look], evidence.look_sources[group][in_look.look]
     best: tuple[float, int, NDArray[np.float32], tuple[int, int]] | None = None
     for i in picture_layers(model.layers):
-        grid, usual = features[i].shape[0], model.units[group][i]
-        row, column = (min(int(share * grid), grid - 1) for share in place[::-1])
+        shape, usual = features[i].shape[:2], model.units[group][i]
+        row, column = (min(int(share * cells), cells - 1) for share, cells in zip(place[::-1], shape, strict=True))
         distances = _distances(unit_rows(features[i][row, column]), banks[i])
         unusual = float(np.log(max(float(distances.min()), 1e-6) / usual.median) / usual.width)
         if best is None or unusual > best[0]:
             best = unusual, i, distances, (row, column)
     assert best is not None
     _, i, distances, cell = best
-    sources, grid = all_sources[i], features[i].shape[0]
+    sources, shape = all_sources[i], features[i].shape[:2]
     usual_distance = model.units[group][i].median
 
     def patch(bank_row: int, picture: Image | None) -> GoodPatch:
         number, where = (int(value) for value in sources[bank_row])
         name = evidence.names[number] if 0 <= number < len(evidence.names) else f"good image {number}"
         distance = float(distances[bank_row])
-        return GoodPatch(number, name, _box(divmod(where, grid), grid), distance, distance / usual_distance, picture)
+        good = _shape_of_good(detector, i, number)
+        box = _box(divmod(where, good[1]), good)
+        return GoodPatch(number, name, box, distance, distance / usual_distance, picture)
 
     order = np.argsort(distances, kind="stable")
     nearest = patch(int(order[0]), evidence.picture(int(sources[order[0], 0])))
@@ -154,7 +156,7 @@ def _reason(
         looks = sub_looks.of(model.embeddings[model.groups == group])
         images = int((looks == in_look.look).sum())
         sub_look = SubLook(in_look.look + 1, len(sub_looks.centres), images)
-    return Reason(layer.size, layer.size // grid, _box(cell, grid), nearest, shown, sub_look)
+    return Reason(layer.size, layer.size // detector.backbone.grids[i], _box(cell, shape), nearest, shown, sub_look)
 
 
 def _at(heat: NDArray[np.float32], place: tuple[float, float]) -> float:
@@ -162,10 +164,19 @@ def _at(heat: NDArray[np.float32], place: tuple[float, float]) -> float:
     return float(heat[row, column])
 
 
+def _shape_of_good(detector: CoresetDetector, layer: int, image: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of a good image's map; of the whole input where it is not known."""
+    grid, padding, contents = detector.backbone.grids[layer], detector.backbone.padding, detector.model.contents
+    if padding is None or contents is None or not 0 <= image < len(contents):
+        return grid, grid
+    rows, columns = contents[image].tolist()
+    return padding.extent((rows, columns), grid)
+
+
 def _distances(vector: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float32]:
     difference = bank - vector
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", difference, difference)), dtype=np.float32)
 
 
-def _box(cell: tuple[int, int], grid: int) -> Box:
-    return cell[1] / grid, cell[0] / grid, 1 / grid, 1 / grid
+def _box(cell: tuple[int, int], shape: tuple[int, ...]) -> Box:
+    return cell[1] / shape[1], cell[0] / shape[0], 1 / shape[1], 1 / shape[0]

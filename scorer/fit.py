@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flawline import __version__
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import ScorerSettings
-from scorer import calibration, trimming
+from scorer import calibration, shapes, trimming
 from scorer.cache import cache_dir
 from scorer.detector import CoresetDetector, one_thread_per_image
 from scorer.evidence import Evidence, gather
@@ -68,11 +68,11 @@ def fit_detector(
     settings = resolved(settings)
     one_thread_per_image()
 
-    # Step 1: tiles, where the settings ask for them; whole images elsewhere. Both are called parts here.
+    # Step 1: how images come to the square input: as tiles, or whole. Both are called parts here.
+    settings, cutting = shapes.decided(settings, images)
     parts, sources = images, None
-    if settings.tile_px is not None:
-        overlap_px = round(settings.tile_px * settings.tile_overlap)
-        parts = TiledImages(images, settings.tile_px, overlap_px, on_unreadable, progress)
+    if cutting is not None:
+        parts = TiledImages(images, cutting, on_unreadable, progress)
         sources = parts.sources
 
     # Step 2: the backbone, which is converted the first time.
@@ -87,7 +87,7 @@ def fit_detector(
     try:
         # Step 3: features of all parts that can be read, and the number of each part's whole image.
         store, readable = extract(
-            parts, features, folder, progress, on_unreadable, with_details=settings.tile_px is None
+            parts, features, folder, progress, on_unreadable, with_details=cutting is None or cutting.side_px is None
         )
         sources = None if sources is None else sources[readable]
         read = np.asarray(readable) if sources is None else sources
@@ -108,8 +108,8 @@ def fit_detector(
             sources = None if sources is None else sources[~left_out]
             model = fit_model(store, settings, features.threads, progress, sources=sources)
         model = replace(model, sample_bits=getattr(images, "depths_of_frames", (8,)))
-        if sources is not None and settings.tile_px is not None:
-            model = replace(model, tiles=Tiles(settings.tile_px, overlap_px, sources))
+        if sources is not None and cutting is not None:
+            model = replace(model, tiles=Tiles(cutting, sources))
 
         # Step 5: where the rows of the banks came from, and pictures.
         used = Chosen(parts, [i for i, out in zip(readable, left_out, strict=True) if not out])

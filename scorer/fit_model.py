@@ -94,15 +94,14 @@ def fit_model(
     # The artefact keeps half precision, so the fit works with what will be loaded again.
     embeddings = embeddings.astype(np.float16).astype(np.float32)
     groups = find_groups(embeddings, settings.groups, settings.seed) if labels is None else labels
-    # A copy of an image stays with it: apart, each would find itself in the bank, and score nothing. Tiles that are
-    # alike are left alone, since an empty background would tie all images together.
-    copies = np.arange(len(store)) if sources is not None else _copies(store, embeddings, groups)
-    images = GoodImages(store, embeddings, groups, copies if sources is None else sources, copies)
+    # A copy of an image stays with it: apart, each would find itself in the bank, and score nothing.
+    copies = _copies(store, embeddings, groups, sources)
+    images = GoodImages(store, embeddings, groups, copies if sources is None else sources[copies], copies)
     banks, distances = cross_fit(store, settings, images.members, images.sources, threads, progress)
     model = calibrate_model(
         images, settings, banks, distances, threads, _cross_fitted_looks(images, settings, threads, progress)
     )
-    return model if sources is not None else dataclasses.replace(model, copies=copies)
+    return model if store.details is None and sources is not None else dataclasses.replace(model, copies=copies)
 
 
 def _cross_fitted_looks(
@@ -125,10 +124,23 @@ def _cross_fitted_looks(
     return CrossFittedLooks(centres, of_groups, distances)
 
 
-def _copies(store: FeatureStore, embeddings: Vectors, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each image (n,) the number of the first one that shows the same thing."""
-    same = first_copies(embeddings)
-    return same if store.details is None else near_copies(store.details, groups, same)
+def _copies(
+    store: FeatureStore, embeddings: Vectors, groups: NDArray[np.int64], sources: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Return for each image (n,) the number of the first one that shows the same thing.
+
+    Tiles that are alike are left alone, since an empty background would tie all images together: where images are cut,
+    only those that stay whole are copies.
+    """
+    numbers = np.arange(len(store))
+    if sources is None:
+        same = first_copies(embeddings)
+        return same if store.details is None else near_copies(store.details, groups, same)
+    if store.details is None:
+        return numbers
+    whole = np.flatnonzero(np.bincount(sources)[sources] == 1)
+    numbers[whole] = whole[near_copies(store.details[whole], groups[whole], first_copies(embeddings[whole]))]
+    return numbers
 
 
 def calibrate_model(
@@ -151,9 +163,9 @@ def calibrate_model(
     units = _layer_units(images, settings, distances)
     numbers = np.arange(len(images.groups))
     ratios = _ratios(images, units, distances, numbers, threads)
-    patch_scores = np.asarray([maps.log_score(image) for image in ratios])
+    patch_scores = np.asarray([maps.log_score(image, settings.active_top_share) for image in ratios])
     spreads = calibration.group_widths(patch_scores - normal_level(patch_scores, look_alikes), images.groups)
-    looks, added_in_look, heats = _sub_looks(images, units, in_look, spreads, threads)
+    looks, added_in_look, heats = _sub_looks(images, units, in_look, spreads, settings.active_top_share, threads)
     wholes, added = whole_image.fit(
         whole_part(settings.active_layers, images.store.means, images.embeddings),
         images.groups,
@@ -188,6 +200,8 @@ def calibrate_model(
         heatmap_range=_heatmap_range(peaks - aligned.levels, _foreign_heat(images, settings, banks, units, log_scores)),
         look_alikes=settings.look_alikes,
         alarm_rate=alarm_rate,
+        top_share=settings.active_top_share,
+        contents=images.store.contents,
     )
 
 
@@ -211,8 +225,11 @@ def _ratios(
     """Return the maps of some good images by number in the units of their groups."""
 
     def ratios(image: int) -> maps.Map:
-        layers = zip(distances, images.store.grids[: len(distances)], strict=True)
-        return maps.combined([layer[image].reshape(grid, grid) for layer, grid in layers], units[images.groups[image]])
+        layers = []
+        for i, layer in enumerate(distances):
+            rows, columns = images.store.map_shape(i, image)
+            layers.append(layer[image, : rows * columns].reshape(rows, columns))
+        return maps.combined(layers, units[images.groups[image]])
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(ratios, numbers.tolist()))
@@ -223,6 +240,7 @@ def _sub_looks(
     units: Sequence[Sequence[LayerUnit]],
     in_look: CrossFittedLooks | None,
     spreads: Floats,
+    top_share: float,
     threads: int,
 ) -> tuple[list[SubLooks | None], Floats, dict[int, maps.Map]]:
     """Return the sub-looks of each group, what they add to the good images' log scores (n,), and to their heat maps.
@@ -235,7 +253,7 @@ def _sub_looks(
     members = np.flatnonzero(np.isin(images.groups, list(in_look.centres)))
     ratios = _ratios(images, units, in_look.distances, members, threads)
     log_scores = np.full(count, np.nan)
-    log_scores[members] = [maps.log_score(image) for image in ratios]
+    log_scores[members] = [maps.log_score(image, top_share) for image in ratios]
     usual, added = sub_looks.fit(log_scores, images.groups, spreads)
     heats = {
         int(member): sub_looks.heat_of(usual[int(images.groups[member])], image)
@@ -304,8 +322,10 @@ def _foreign_heat(
     for image in rng.permutation(len(groups))[:_FOREIGN_IMAGES]:
         group = int(rng.choice(np.setdiff1d(np.unique(groups), groups[image])))
         distances = [
-            projected(store.pool(i, np.asarray([image])), banks[group][i], layer.neighbours)[0].reshape(grid, grid)
-            for i, (layer, grid) in enumerate(zip(settings.active_layers, store.grids, strict=False))
+            projected(store.pool(i, np.asarray([image])), banks[group][i], layer.neighbours)[0].reshape(
+                store.map_shape(i, int(image))
+            )
+            for i, layer in enumerate(settings.active_layers)
         ]
         level = float(np.median(log_scores[groups == group]))
         heats.append(float(np.median(np.log(maps.combined(distances, units[group])))) - level)

@@ -50,6 +50,7 @@ def load_detector(
             weights=weights,
             batch=batch,
             device_share=device_share,
+            pads=stored.model.shape == "pad",
         )
     except FlawlineError as error:
         raise FlawlineError(f"{path}: {error}") from error

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
 
-# Smoothing in patches, and the share of patches that make the score: more of either drowns small defects. On linebench
-# wider smoothing changes pooled pixel AUROC by less than a point; the share is a judgement.
+# Smoothing in patches: more of it drowns small defects. On linebench wider smoothing changes pooled pixel AUROC by less
+# than a point.
 _SIGMA = 0.5
-TOP = 0.003
 KERNEL = cv2.getGaussianKernel(5, _SIGMA, cv2.CV_32F)
 # Smaller distances are rounding; good parts that are all alike must not make the unit of a layer zero. Judgements.
 FLOOR = 0.01
@@ -39,8 +38,11 @@ class LayerUnit:
 
     @classmethod
     def of(cls, distances: Map, weight: float = 1.0) -> LayerUnit:
-        """Return the unit of a group's cross-fitted distances: their median, and log(99 % quantile / median)."""
-        median, high = np.quantile(distances, [0.5, 0.99])
+        """Return the unit of a group's cross-fitted distances: their median, and log(99 % quantile / median).
+
+        NaN, which stands where an image has no patch, is passed over.
+        """
+        median, high = np.quantile(distances[np.isfinite(distances)], [0.5, 0.99])
         median = max(float(median), FLOOR)
         return cls(median, max(float(np.log(max(float(high), FLOOR) / median)), _NARROWEST), weight)
 
@@ -51,33 +53,32 @@ def combined(distances: Sequence[Map], units: Sequence[LayerUnit]) -> Map:
     Each layer is put into its own unit, and the weighted mean is taken over the layers. Their errors are independent,
     so a patch that all layers find unusual stands out. The result is exponentiated and smoothed.
     """
-    side = max(layer.shape[0] for layer in distances)
-    total = np.zeros((side, side), dtype=np.float32)
+    finest = max((layer.shape for layer in distances), key=math.prod)
+    total = np.zeros(finest, dtype=np.float32)
     for layer, unit in zip(distances, units, strict=True):
         logs = np.log(np.maximum(layer, np.float32(FLOOR)) / np.float32(unit.median))
-        total += enlarged(logs * np.float32(unit.weight / unit.width), side)
+        total += enlarged(logs * np.float32(unit.weight / unit.width), *finest)
     mean = total / np.float32(sum(unit.weight for unit in units))
     ratios = np.exp(np.minimum(mean, np.float32(FARTHEST)))
     return np.asarray(cv2.sepFilter2D(ratios, -1, KERNEL, KERNEL, borderType=cv2.BORDER_REFLECT_101))
 
 
-def log_score(ratios: Map) -> float:
-    """Return the natural log of the mean of the map's highest 0.3 % (at least one patch)."""
-    count = max(1, round(TOP * ratios.size))
+def log_score(ratios: Map, top_share: float) -> float:
+    """Return the natural log of the mean of the map's highest patches, this share of all (at least one patch)."""
+    count = max(1, round(top_share * ratios.size))
     highest = np.partition(ratios, -count, axis=None)[-count:]
     return math.log(highest.mean(dtype=np.float64))
 
 
-def enlarged(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Return a map (h, w) or maps (h, w, c) brought to (side, side) bilinearly, pixel centres aligned."""
-    height, width = values.shape[:2]
-    if height == width == side:
+def enlarged(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Return a map (h, w) or maps (h, w, c) brought to (height, width) bilinearly, pixel centres aligned."""
+    if values.shape[:2] == (height, width):
         return values
     if values.ndim == 2:
-        return np.asarray(cv2.resize(values, (side, side), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+        return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
     parts = [
-        cv2.resize(values[:, :, start : start + _CHANNELS_AT_ONCE], (side, side), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(values[:, :, start : start + _CHANNELS_AT_ONCE], (width, height), interpolation=cv2.INTER_LINEAR)
         for start in range(0, values.shape[2], _CHANNELS_AT_ONCE)
     ]
     # OpenCV drops the last axis of an image of one channel.
-    return np.concatenate([part.reshape(side, side, -1) for part in parts], axis=2)
+    return np.concatenate([part.reshape(height, width, -1) for part in parts], axis=2)

@@ -14,6 +14,7 @@ from scorer import calibration, whole_image
 from scorer.alignment import group_levels, normal_level, shrunk
 from scorer.calibration import Threshold
 from scorer.maps import LayerUnit
+from scorer.shapes import Cutting
 from scorer.sub_looks import SubLooks
 from scorer.vectors import Vectors
 from scorer.whole_image import WholeUnit
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How images were cut, for a model of tiles; `sources` (n,) say of which whole image each tile is."""
+    """How images are cut, for a model of tiles; `sources` (n,) say of which whole image each tile is."""
 
-    side_px: int
-    overlap_px: int
+    cutting: Cutting
     sources: NDArray[np.int64]
 
 
@@ -39,8 +39,10 @@ class Model:
     `shares[k]` of the neighbours in the normal
     level; `means[l]` (K, c) mean features of each group; `embeddings` (n, d), `groups` (n,), `log_scores` (n,) and
     `standardised` (n,) of the good images, cross-fitted; `gates` and `widths` (K,); `review` and `reject` cut-offs on
-    standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images. `copies` (n,)
-    are the numbers of the first images that they are copies of, None for tiles.
+    standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images. `top_share` is
+    the share of the patches that makes the score. `copies` (n,) are the numbers of the first images that they are
+    copies of, None for tiles of one size. `contents` (n, 2) are the rows and columns of cells that the images fill
+    where they keep their proportions (see `features.padding`), None where they are squeezed.
     """
 
     layers: tuple[LayerSettings, ...]
@@ -61,9 +63,16 @@ class Model:
     heatmap_range: tuple[float, float]
     look_alikes: int
     alarm_rate: float
+    top_share: float
     tiles: Tiles | None = None
     sample_bits: tuple[int, ...] = (8,)
     copies: NDArray[np.int64] | None = None
+    contents: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> str:
+        """How images come to the square model input: "squeeze", "pad" or "tile"."""
+        return "tile" if self.tiles is not None else "squeeze" if self.contents is None else "pad"
 
     @cached_property
     def group_levels(self) -> NDArray[np.float64]:

@@ -61,9 +61,12 @@ class SubLooks:
         """Return the sub-looks (...,) of images with these embeddings (..., d)."""
         return looks_near(embeddings, self.centres)
 
-    def compared(self, look: int, ratios: maps.Map) -> InLook:
-        """Return how an image of sub-look `look` compares with it, from its map (h, w) among the rows of the look."""
-        added = float(self.unit.added(np.asarray(maps.log_score(ratios))))
+    def compared(self, look: int, ratios: maps.Map, top_share: float) -> InLook:
+        """Return how an image of sub-look `look` compares with it, from its map (h, w) among the rows of the look.
+
+        `top_share` is the model's.
+        """
+        added = float(self.unit.added(np.asarray(maps.log_score(ratios, top_share))))
         return InLook(look, added, heat_of(self.unit, ratios))
 
     def grown(self, look: int, rows: Sequence[Vectors]) -> SubLooks:

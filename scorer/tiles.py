@@ -1,4 +1,4 @@
-"""Images far larger than the model input, tile by tile: small defects stay visible, and the map has no seam.
+"""Images far larger than the model input, or strips, tile by tile: small defects stay visible, and the map has no seam.
 
 To the model a tile is an image: it is routed, scored and aligned with good tiles that look like it. An image is as bad
 as its worst tile, and so calibrated on the worst tiles of the good images, each cross-fitted with its whole image left
@@ -7,6 +7,7 @@ out. Tiles overlap, and their maps are blended with weights that fall to zero to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +28,13 @@ from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask
 from scorer.scores import Scores
+from scorer.shapes import Cutting
 
 # The longest side of an image's region inputs in cells: bounds their memory for images of any size. A judgement.
 _GRID = 96
+# Tiles of small images are scored together up to this number, so that all threads, or a GPU's batch, have work. A
+# judgement.
+_TILES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ def worst_tiles(scores: NDArray[np.float64], sources: NDArray[np.int64]) -> NDAr
     return np.asarray(order[last])
 
 
+def cut(height: int, width: int, cutting: Cutting) -> list[Box]:
+    """Return the tiles of an image of this size."""
+    return boxes(height, width, *cutting.tile_px(height, width))
+
+
 def boxes(height: int, width: int, side_px: int, overlap_px: int) -> list[Box]:
     """Return square tiles that cover an image evenly, with at least that overlap; one where the image is no longer."""
     rows, columns = _starts(height, side_px, overlap_px), _starts(width, side_px, overlap_px)
@@ -78,13 +88,12 @@ def _starts(length: int, side_px: int, overlap_px: int) -> list[int]:
 
 
 class TiledImages(Sequence[Image]):
-    """The tiles of some images, each cut when it is asked for; `sources` (n,) say which image each tile is of."""
+    """The tiles of some images, see `cut`, each cut when it is asked for; `sources` (n,) say of which image it is."""
 
     def __init__(
         self,
         images: Sequence[Image],
-        side_px: int,
-        overlap_px: int,
+        cutting: Cutting,
         on_unreadable: OnUnreadable | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -100,7 +109,7 @@ class TiledImages(Sequence[Image]):
                     raise
                 on_unreadable(number, error)
                 continue
-            self._tiles += [(number, box) for box in boxes(height, width, side_px, overlap_px)]
+            self._tiles += [(number, box) for box in cut(height, width, cutting)]
         self.sources = np.asarray([number for number, _ in self._tiles], dtype=np.int64)
         self.sample_bits: tuple[int, ...] = getattr(images, "sample_bits", (8,))
         self._last: dict[int, Image] = {}  # tiles come in order: an image is read once, not once a tile
@@ -122,6 +131,15 @@ class TiledImages(Sequence[Image]):
                 self._last = {**dict(list(self._last.items())[-1:]), number: self._images[number]}
             image = self._last[number]
         return box.of(image)
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """An image with its mask, and the tiles of it that are inspected."""
+
+    image: Image
+    mask: Mask | None
+    boxes: list[Box]
 
 
 class TiledCoreset(CoresetDetector):
@@ -149,32 +167,56 @@ class TiledCoreset(CoresetDetector):
         return cut_offs(self.worst, self.model.review.rate, self.model.reject.rate)
 
     def score(self, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> list[Scores]:
-        """Return the scores of images, one image after the other and its tiles at once; see the parent class."""
+        """Return the scores of images, with the tiles of several images at once; see the parent class."""
         masks = [None] * len(images) if masks is None else masks
-        return [self._score_whole(checked(image), mask) for image, mask in zip(images, masks, strict=True)]
+        waiting: list[_Inspected] = []
+        scores: list[Scores] = []
+        for image, mask in zip(images, masks, strict=True):
+            check_mask(checked(image), mask)
+            boxes_of_image = [box for box in self.boxes(image) if mask is None or box.of(mask).any()]
+            if not boxes_of_image:
+                raise FlawlineError("mask leaves nothing of the image to inspect: ignore less")
+            waiting.append(_Inspected(image, mask, boxes_of_image))
+            if sum(len(item.boxes) for item in waiting) >= _TILES_AT_ONCE:
+                scores += self._score_wholes(waiting)
+                waiting = []
+        return scores + self._score_wholes(waiting)
 
     def boxes(self, image: Image) -> list[Box]:
         """Return the tiles of an image."""
         height, width = image.shape[:2]
-        return boxes(height, width, self.tiles.side_px, self.tiles.overlap_px)
+        return cut(height, width, self.tiles.cutting)
 
-    def _score_whole(self, image: Image, mask: Mask | None) -> Scores:
-        check_mask(image, mask)
-        cut = [box for box in self.boxes(image) if mask is None or box.of(mask).any()]
-        if not cut:
-            raise FlawlineError("mask leaves nothing of the image to inspect: ignore less")
+    def field_px(self, height: int, width: int) -> int | None:
+        """Return the side of a tile of an image, see the parent class."""
+        return self.tiles.cutting.tile_px(height, width)[0]
+
+    def _score_wholes(self, images: Sequence[_Inspected]) -> list[Scores]:
+        tiles = [np.ascontiguousarray(box.of(item.image)) for item in images for box in item.boxes]
+        masks = [None if item.mask is None else box.of(item.mask) for item in images for box in item.boxes]
+        scores = iter(self._scored(tiles, masks))
+        return [
+            self._score_whole(item.image, item.boxes, list(itertools.islice(scores, len(item.boxes))))
+            for item in images
+        ]
+
+    def _score_whole(self, image: Image, inspected: Sequence[Box], tiles: Sequence[Scores]) -> Scores:
         blend = _Blend(image.shape[0], image.shape[1])
         worst: tuple[float, Scores] | None = None
         unknown = 0
-        for box, scores in zip(cut, self._scored_tiles(image, mask, cut), strict=True):
+        for box, scores in zip(inspected, tiles, strict=True):
             blend.add(box, scores)
             unknown += scores.decision is Decision.UNKNOWN_PRODUCT
             standardised = self.standardised(scores)
             if worst is None or standardised > worst[0]:
                 worst = standardised, scores
         assert worst is not None
-        decision = self._decide_whole(worst[0], unknown / len(cut))
-        patches, residuals = blend.region_inputs() if decision is not Decision.ACCEPT else (None, None)
+        decision = self._decide_whole(worst[0], unknown / len(inspected))
+        patches = residuals = None
+        if decision is not Decision.ACCEPT:
+            patches, residuals = tiles[0].patches, tiles[0].residuals  # of an image that is not cut
+            if patches is None or len(self.boxes(image)) > 1:
+                patches, residuals = blend.region_inputs()
         return Scores(
             group=worst[1].group,
             raw=worst[1].raw,
@@ -185,10 +227,6 @@ class TiledCoreset(CoresetDetector):
             patches=patches,
             residuals=residuals,
         )
-
-    def _scored_tiles(self, image: Image, mask: Mask | None, cut: Sequence[Box]) -> list[Scores]:
-        tiles = [np.ascontiguousarray(box.of(image)) for box in cut]
-        return self._scored(tiles, [None if mask is None else box.of(mask) for box in cut])
 
     def decided(self, tiles: Sequence[Scores]) -> Decision:
         """Return the decision on an image whose tiles have these scores."""

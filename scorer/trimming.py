@@ -127,5 +127,6 @@ def only(store: FeatureStore, images: NDArray[np.intp]) -> FeatureStore:
         patches=[_Chosen(layer, images) for layer in store.patches],  # type: ignore[misc]  # reads as an array does
         means=[layer[images] for layer in store.means],
         details=None if store.details is None else store.details[images],
+        contents=None if store.contents is None else store.contents[images],
         folder=None,
     )

@@ -80,7 +80,8 @@ def explain_pixels(detector: CoresetDetector, name: str, pixels: np.ndarray) -> 
     height, width = pixels.shape[:2]
     points = [(place.hottest[0] / width, place.hottest[1] / height) for place in places]
     reasons = explain.reasons(detector, pixels, points)
-    return Explanation(name, pixels, scores, tuple(places), tuple(reasons), detector.version, detector.field_px)
+    field_px = detector.field_px(height, width)
+    return Explanation(name, pixels, scores, tuple(places), tuple(reasons), detector.version, field_px)
 
 
 def _places(pixels: np.ndarray, scores: Scores, heatmap_range: tuple[float, float]) -> list[Place]:

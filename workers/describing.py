@@ -287,7 +287,7 @@ class Describer:
             scores.patches,
             scores.residuals,
             closer=close_ups,
-            field_px=judged.detector.field_px,
+            field_px=judged.detector.field_px(*judged.pixels.shape[:2]),
         )
 
     def _send(self, judged: Judged, regions: list[DefectRegion], reason: Undescribed | None) -> None:

@@ -165,7 +165,8 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
             extracted: list[DefectRegion] = []
             if scores.patches is not None and scores.residuals is not None:
                 maps = scores.heatmap, scores.patches, scores.residuals
-                extracted = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=detector.field_px)
+                field_px = detector.field_px(*image.shape[:2])
+                extracted = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=field_px)
             described.add(picture, extracted, scores.group)
         done = min(start + BATCH, len(shown))
         _require(needed, len(described.regions), len(shown) - done)

@@ -91,6 +91,8 @@ PROFILES: dict[str, tuple[LayerSettings, ...]] = {
         LayerSettings(size=448, block=block, rows=5000, rows_per_image=30, neighbours=5) for block in (4, 5, 7, 10)
     ),
 }
+# The share of a map that makes the score: a judgement for the first two, published practice for DINOv2 (as above).
+TOP_SHARES = {"fast": 0.003, "accurate": 0.003, "foundation": 0.005}
 
 
 class ScorerSettings(BaseModel):
@@ -115,6 +117,18 @@ class ScorerSettings(BaseModel):
     layers: tuple[LayerSettings, ...] | None = Field(
         default=None, description="Layers to use instead of those of the profile."
     )
+    top_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the patches of an image whose mean is its score, the most unusual ones; without it, that "
+        "of the profile.",
+    )
+    shape: Literal["auto", "squeeze", "pad", "tile"] = Field(
+        default="auto",
+        description="How images that are not square come to the square model input: squeezed to it, with their "
+        "proportions and padding beside them, or cut into square tiles; auto decides by the good images, and says so.",
+    )
     groups: int | None = Field(
         default=None,
         ge=1,
@@ -136,7 +150,7 @@ class ScorerSettings(BaseModel):
         default=None,
         ge=64,
         le=4096,
-        description="Side of the tiles that large images are cut into, in pixels; without it, images stay whole.",
+        description="Side of the tiles that large images are cut into, in pixels; without it, only shape decides.",
     )
     tile_overlap: float = Field(
         default=0.25,
@@ -207,6 +221,10 @@ class ScorerSettings(BaseModel):
                 raise ValueError(
                     f"layers names the earlier map of stride {layer.stride} at {layer.size} px alone: add the last map"
                 )
+        if self.tile_px is not None and self.shape in ("squeeze", "pad"):
+            raise ValueError(
+                f'tile_px cuts images into tiles, and shape = "{self.shape}" does not: remove one of the two'
+            )
         if self.reject_rate is not None and self.alarm_rate != "auto" and self.reject_rate > self.alarm_rate:
             raise ValueError(f"reject_rate {self.reject_rate} is above alarm_rate {self.alarm_rate}: lower it")
         return self
@@ -220,6 +238,11 @@ class ScorerSettings(BaseModel):
                 key=lambda layer: (layer.size, layer.stride or 0, layer.block or 0, not layer.earlier),
             )
         )
+
+    @property
+    def active_top_share(self) -> float:
+        """The share of a map that makes the score, that of `top_share` or of the profile."""
+        return self.top_share or TOP_SHARES[self.profile]
 
     @property
     def profile_is_free(self) -> bool:

@@ -26,7 +26,8 @@ from flawline.messages import Decision
 from scorer.batches.banks import LayerBanks
 from scorer.batches.scoring import DECISIONS, Batch, BatchScoring, Inputs
 from scorer.features.backbone import DeviceLost
-from scorer.features.graph import Image, resized
+from scorer.features.graph import Image
+from scorer.features.padding import Padding, squared
 from scorer.features.torch_engine import BATCH_SIZES, TorchBackbone, batch_size
 from scorer.model import Model
 from scorer.regions.masks import Mask, on_grid
@@ -59,6 +60,7 @@ class BatchRunner:
         self.limit = backbone.batch
         self.shortages = 0
         self._scoring = BatchScoring(model, backbone, banks, banks_of_looks)
+        self._padding = backbone.padding
         self._is_gpu = backbone.on_gpu
         resizes_in_threads = self._is_gpu and backbone.threads > 1
         self._threads = ThreadPoolExecutor(backbone.threads, "resize") if resizes_in_threads else None
@@ -116,17 +118,19 @@ class BatchRunner:
         try:
             size = batch_size(count)
             with torch.inference_mode():
-                slot.fill(images, masks, self._threads)
+                slot.fill(images, masks, self._threads, self._padding)
                 with self._device.computed(slot, size) as batch:
                     rows, heatmaps = slot.rows[:count].numpy().copy(), slot.heatmaps[:count].numpy().copy()
                     alarms = np.flatnonzero(rows[:, -1] != DECISIONS.index(Decision.ACCEPT)).tolist()
                     described = {}
                     if len(alarms):
                         groups = rows[alarms, 0].astype(np.int64).tolist()
-                        pairs = zip(*self._scoring.describe(batch.features, alarms, groups), strict=True)
+                        contents = slot.inputs.contents[alarms]
+                        pairs = zip(*self._scoring.describe(batch.features, alarms, groups, contents), strict=True)
                         described = dict(zip(alarms, pairs, strict=True))
         finally:
             self._slots.put(slot)
+        shapes = [self._shape(image) for image in images]
         return [
             Scores(
                 group=int(row[0]),
@@ -134,12 +138,19 @@ class BatchRunner:
                 aligned=float(row[2]),
                 p_value=float(row[3]),
                 decision=DECISIONS[int(row[4])],
-                heatmap=heatmaps[i],
-                patches=described[i][0] if i in described else None,
-                residuals=described[i][1] if i in described else None,
+                heatmap=heatmaps[i][shape],
+                patches=described[i][0][shape] if i in described else None,
+                residuals=described[i][1][shape] if i in described else None,
             )
-            for i, row in enumerate(rows)
+            for i, (row, shape) in enumerate(zip(rows, shapes, strict=True))
         ]
+
+    def _shape(self, image: Image) -> tuple[slice, slice]:
+        """Return the part of the finest map that an image fills; the rest is padding."""
+        if self._padding is None:
+            return slice(None), slice(None)
+        rows, columns = self._padding.extent(self._padding.content(*image.shape[:2]), self._scoring.side)
+        return slice(rows), slice(columns)
 
 
 def is_loss(error: RuntimeError) -> bool:
@@ -157,26 +168,40 @@ class _Slot:
         pixels = [zeros(most, size, size, 3, of=torch.uint8) for size in sizes]
         inspected = [zeros(most, grid, grid, of=torch.bool) for grid in scoring.distinct_grids]
         masked = zeros(most, of=torch.bool)
-        self.inputs = Inputs(pixels, inspected, masked)
+        contents = torch.ones(most, 2, dtype=torch.int64, pin_memory=is_gpu)
+        self.inputs = Inputs(pixels, inspected, masked, contents)
         self.rows = zeros(most, 5, of=torch.float64)
         self.heatmaps = zeros(most, scoring.side, scoring.side, of=torch.float32)
         # Arrays of the same memory: threads write into them, which tensors of inference do not allow.
         self._pixels = [tensor.numpy() for tensor in pixels]
         self._inspected = [tensor.numpy() for tensor in inspected]
         self._masked = masked.numpy()
+        self._contents = contents.numpy()
 
-    def fill(self, images: Sequence[Image], masks: Sequence[Mask | None], threads: ThreadPoolExecutor | None) -> None:
+    def fill(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask | None],
+        threads: ThreadPoolExecutor | None,
+        padding: Padding | None,
+    ) -> None:
         """Bring images and masks to size. Places beyond them keep what they held: no score depends on it."""
 
         def work(i: int) -> None:
             for pixels in self._pixels:
-                pixels[i] = resized(images[i], pixels.shape[1])
+                pixels[i] = squared(images[i], pixels.shape[1], padding)
+            if padding is not None:
+                self._contents[i] = padding.content(*images[i].shape[:2])
             mask = masks[i]
             if mask is not None and mask.all():
                 mask = None
             self._masked[i] = mask is not None
             for inspected in self._inspected:
-                inspected[i] = True if mask is None else on_grid(mask, inspected.shape[1])
+                rows = columns = inspected.shape[1]
+                if padding is not None:
+                    rows, columns = padding.extent((self._contents[i, 0], self._contents[i, 1]), rows)
+                    inspected[i] = False
+                inspected[i, :rows, :columns] = True if mask is None else on_grid(mask, rows, columns)
 
         for _ in threads.map(work, range(len(images))) if threads else map(work, range(len(images))):
             pass

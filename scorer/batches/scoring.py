@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from flawline.messages import Decision
 from scorer import maps, whole_image
 from scorer.batches.banks import LayerBanks, layer_banks
+from scorer.features.padding import Padding
 from scorer.features.torch_engine import TorchBackbone
 from scorer.gallery import VOTES
 from scorer.model import Model, embedding_layers, region_layers, whole_part
@@ -35,11 +36,13 @@ class Inputs:
 
     `pixels` uint8 (b, size, size, 3) for each pass of the backbone. `inspected` bool (b, g, g) for each grid that the
     layers have, in rising order, True where patches count; `masked` bool (b,), True where some of an image's do not.
+    `contents` int64 (b, 2) are the rows and columns of cells that images fill, of use with padding only.
     """
 
     pixels: list[torch.Tensor]
     inspected: list[torch.Tensor]
     masked: torch.Tensor
+    contents: torch.Tensor
 
     def first(self, count: int) -> Inputs:
         """Return the first images, without a copy."""
@@ -47,6 +50,7 @@ class Inputs:
             [tensor[:count] for tensor in self.pixels],
             [tensor[:count] for tensor in self.inspected],
             self.masked[:count],
+            self.contents[:count],
         )
 
     def to(self, device: torch.device) -> Inputs:
@@ -55,6 +59,7 @@ class Inputs:
             [tensor.to(device, non_blocking=True) for tensor in self.pixels],
             [tensor.to(device, non_blocking=True) for tensor in self.inspected],
             self.masked.to(device, non_blocking=True),
+            self.contents.to(device, non_blocking=True),
         )
 
     def copy_(self, source: Inputs) -> None:
@@ -64,6 +69,7 @@ class Inputs:
         for target, values in zip(self.inspected, source.inspected, strict=True):
             target.copy_(values, non_blocking=True)
         self.masked.copy_(source.masked, non_blocking=True)
+        self.contents.copy_(source.contents, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Batch:
     """The scores of b images, on the device.
 
     `rows` float64 (b, 5): group, log score, aligned score, p-value, and the number of the decision. `heatmaps` float32
-    (b, s, s). `features` are the maps (b, h, w, c) that the scores were made of.
+    (b, s, s). `features` are the maps (b, h, w, c) that the scores were made of. Maps have their padding still.
     """
 
     rows: torch.Tensor
@@ -107,7 +113,9 @@ class BatchScoring:
         self.side = max(self.grids)
         self._enlarging = [self._tensor(_enlarging(grid, self.side)) for grid in self.grids]
         self._blurring = self._tensor(_blurring(self.side))
-        self._top = max(1, round(maps.TOP * self.side**2))
+        self._top = max(1, round(model.top_share * self.side**2))
+        padding = backbone.padding
+        self._padded = None if padding is None else _PaddedMaps(padding, self.grids, model.top_share, self.device)
         self._medians = self._tensor([[unit.median for unit in units] for units in model.units])
         self._factors = self._tensor(
             [[unit.weight / unit.width / sum(u.weight for u in units) for unit in units] for units in model.units]
@@ -129,18 +137,18 @@ class BatchScoring:
     def __call__(self, inputs: Inputs) -> Batch:
         """Return the scores of b images."""
         features = self._backbone.forward(inputs.pixels)
-        means = [features[i].double().mean(dim=(1, 2)) for i in embedding_layers(self._model.layers)]
+        means = [self._mean(features[i].double(), inputs.contents) for i in embedding_layers(self._model.layers)]
         embeddings = unit_rows(torch.cat([unit_rows(layer) for layer in means], dim=1))
         groups, neighbours, distance = self._look(embeddings)
         patches = [unit_rows(features[i].flatten(1, 2)) for i in range(len(self._model.layers))]
-        ratios = self._ratios(patches, self._banks, groups, groups, inputs.inspected)
-        log_score = self._log_score(ratios)
+        ratios = self._ratios(patches, self._banks, groups, groups, inputs)
+        log_score = self._log_score(ratios, inputs.contents)
         log_score = log_score + torch.where(inputs.masked, 0.0, self._added_by_whole(means[-1], groups))
         heat = ratios.log()
         if self._looks is not None:
             numbers = self._looks.of(embeddings, groups)
-            in_look = self._ratios(patches, self._looks.banks, numbers, groups, inputs.inspected)
-            log_score = log_score + self._looks.added(self._log_score(in_look), groups)
+            in_look = self._ratios(patches, self._looks.banks, numbers, groups, inputs)
+            log_score = log_score + self._looks.added(self._log_score(in_look, inputs.contents), groups)
             heat = heat + self._looks.added(in_look.log().double(), groups)
         level = self._level(groups, neighbours)
         aligned = log_score - level
@@ -163,15 +171,18 @@ class BatchScoring:
             [torch.zeros(most, size, size, 3, dtype=torch.uint8, device=self.device) for size in sizes],
             [torch.ones(most, grid, grid, dtype=torch.bool, device=self.device) for grid in self.distinct_grids],
             torch.zeros(most, dtype=torch.bool, device=self.device),
+            torch.full((most, 2), self._padded.cells if self._padded else 1, device=self.device),
         )
 
     def describe(
-        self, features: Sequence[torch.Tensor], images: Sequence[int], groups: Sequence[int]
+        self, features: Sequence[torch.Tensor], images: Sequence[int], groups: Sequence[int], contents: torch.Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the patches and residuals (n, s, s, D) of some images of a batch, see `detector.Scores`.
+        """Return the patches and residuals (n, s, s, D) of some images of a batch, with their padding.
 
-        `features` are the batch's, `images` the numbers of the images in it, and `groups` their groups.
+        See `detector.Scores`. `features` are the batch's, `images` the numbers of the images in it, `groups` their
+        groups, and `contents` (n, 2) as in `Inputs`.
         """
+        contents = contents.to(self.device)
         numbers = torch.tensor(images, device=self.device)
         of_groups = torch.tensor(groups, device=self.device)
         patches, residuals = [], []
@@ -180,8 +191,8 @@ class BatchScoring:
             rows = layer.flatten(1, 2)
             _, known = self._banks[i].project(unit_rows(rows), of_groups, self._model.layers[i].neighbours)
             rest = rows - rows.square().sum(-1, keepdim=True).sqrt() * known
-            patches.append(self._enlarged(layer - self._means[i][of_groups][:, None, None, :], i))
-            residuals.append(self._enlarged(rest.view_as(layer), i))
+            patches.append(self._enlarged(layer - self._means[i][of_groups][:, None, None, :], i, contents))
+            residuals.append(self._enlarged(rest.view_as(layer), i, contents))
         return torch.cat(patches, dim=3).cpu().numpy(), torch.cat(residuals, dim=3).cpu().numpy()
 
     @property
@@ -207,9 +218,10 @@ class BatchScoring:
         distance = (2 - 2 * similarity[:, 0].double()).clamp_min(0).sqrt()
         return groups, numbers.where(counts, -1)[:, : self._model.look_alikes], distance
 
-    def _log_score(self, ratios: torch.Tensor) -> torch.Tensor:
+    def _log_score(self, ratios: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
         """Return the log scores (b,) of maps (b, s, s): the twin of `maps.log_score`."""
-        return ratios.flatten(1).topk(self._top, dim=1).values.double().mean(1).log()
+        highest = ratios.flatten(1).topk(self._top, dim=1).values.double()
+        return (highest.mean(1) if self._padded is None else self._padded.mean_of_top(highest, contents)).log()
 
     def _ratios(
         self,
@@ -217,27 +229,41 @@ class BatchScoring:
         layers: Sequence[LayerBanks],
         banks: torch.Tensor,
         groups: torch.Tensor,
-        inspected: Sequence[torch.Tensor],
+        inputs: Inputs,
     ) -> torch.Tensor:
         """Return the combined map (b, s, s) of images: the twin of `maps.combined`.
 
         `patches` (b, p, c) of each layer are compared with the banks (b,) by number in `layers`, in the units of
         `groups` (b,).
         """
+        inspected = inputs.inspected
         total = torch.zeros(len(groups), self.side, self.side, device=self.device)
         for i, layer in enumerate(self._model.layers):
             distances = layers[i].distances(patches[i], banks, layer.neighbours)
             grid, median = self.grids[i], self._medians[groups, i, None, None]
             distances = torch.where(inspected[self.distinct_grids.index(grid)], distances.view(-1, grid, grid), median)
             logs = (distances.clamp_min(maps.FLOOR) / median).log() * self._factors[groups, i, None, None]
+            if self._padded is not None:
+                logs = self._padded.continued(logs, inputs.contents)
             total = total + self._enlarging[i] @ logs @ self._enlarging[i].T
-        ratios = self._blurring @ total.clamp_max(maps.FARTHEST).exp() @ self._blurring.T
+        ratios = total.clamp_max(maps.FARTHEST).exp()
+        if self._padded is not None:
+            ratios = self._padded.mirrored(ratios, inputs.contents)
+        ratios = self._blurring @ ratios @ self._blurring.T
         whole = inspected[-1]
         lowest = ratios.masked_fill(~whole, torch.inf).amin(dim=(1, 2), keepdim=True)
         return torch.where(whole, ratios, lowest)
 
-    def _enlarged(self, layer: torch.Tensor, number: int) -> torch.Tensor:
+    def _mean(self, layer: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Return the mean features (b, c) of a layer's maps (b, h, w, c), of what images fill of them."""
+        if self._padded is None or layer.shape[1] == 1:
+            return layer.mean(dim=(1, 2))
+        return self._padded.mean(layer, contents)
+
+    def _enlarged(self, layer: torch.Tensor, number: int, contents: torch.Tensor) -> torch.Tensor:
         matrix = self._enlarging[number]
+        if self._padded is not None:
+            layer = self._padded.continued(layer, contents)
         return torch.einsum("sh,bhwc,tw->bstc", matrix, layer, matrix) if layer.shape[1] != self.side else layer
 
     def _added_by_whole(self, deepest: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -303,6 +329,64 @@ class _Looks:
         """Return what log scores, or the logs of maps, (b, ...) add: the twin of `whole_image.WholeUnit.added`."""
         median, reach, gain = self._units[groups].view(len(groups), 3, *[1] * (logs.ndim - 1)).unbind(1)
         return gain * ((logs - median) / reach - 1).clamp_min(0)
+
+
+class _PaddedMaps:
+    """What lies beyond the content of maps (b, h, h, ...), so that maps with padding give what those without it give.
+
+    `contents` (b, 2) are the rows and columns of cells that images fill. Everything is looked up in tables by them.
+    """
+
+    def __init__(self, padding: Padding, grids: Sequence[int], top_share: float, device: torch.device) -> None:
+        self.cells = padding.cells
+        side, sizes = max(grids), range(self.cells + 1)
+        cell = side // self.cells
+        self._borders = {
+            grid: torch.tensor(
+                [np.minimum(np.arange(grid), max(size * grid // self.cells - 1, 0)).tolist() for size in sizes],
+                device=device,
+            )
+            for grid in set(grids)
+        }
+        self._mirrors = torch.tensor([_mirror(side, size * cell).tolist() for size in sizes], device=device)
+        counts = [[max(1, round(top_share * rows * columns * cell**2)) for columns in sizes] for rows in sizes]
+        self._counts = torch.tensor(counts, device=device)
+
+    def continued(self, layer: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Return maps whose content goes on beyond its border as it is there: enlarging shows no padding then."""
+        return _picked(layer, self._borders[layer.shape[1]], contents)
+
+    def mirrored(self, layer: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Return maps of the finest grid whose content goes on as in a mirror, as `maps.combined` smooths it."""
+        return _picked(layer, self._mirrors, contents)
+
+    def mean(self, layer: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Return the mean (b, c) of the content of maps (b, h, h, c)."""
+        place = torch.arange(layer.shape[1], device=layer.device)
+        extents = contents * (layer.shape[1] // self.cells)
+        inside = (place < extents[:, :1])[:, :, None] & (place < extents[:, 1:])[:, None, :]
+        return (layer * inside[..., None]).sum(dim=(1, 2)) / extents.prod(dim=1, keepdim=True)
+
+    def mean_of_top(self, highest: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """Return the mean (b,) of the highest values (b, k), in falling order, that make the score of an image."""
+        counts = self._counts[contents[:, 0], contents[:, 1]]
+        counted = torch.arange(highest.shape[1], device=highest.device) < counts[:, None]
+        return (highest * counted).sum(1) / counts
+
+
+def _picked(layer: torch.Tensor, table: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+    """Return maps (b, h, h, ...) whose rows and columns are those that `table` (sizes, h) names for each content."""
+    rows, columns = table[contents[:, 0]], table[contents[:, 1]]
+    images = torch.arange(len(layer), device=layer.device)
+    return layer[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _mirror(side: int, extent: int) -> NDArray[np.int64]:
+    """Return for each place (side,) the one before `extent` that OpenCV's BORDER_REFLECT_101 shows there."""
+    if extent < 2:
+        return np.zeros(side, dtype=np.int64)
+    place = np.arange(side) % (2 * extent - 2)
+    return np.minimum(place, 2 * extent - 2 - place)
 
 
 def _enlarging(grid: int, side: int) -> NDArray[np.float32]:

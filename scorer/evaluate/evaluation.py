@@ -121,7 +121,7 @@ def pixel_histograms(
         mask = read_mask(sample, (_SIDE, _SIDE))
         histogram = histograms.setdefault(sample.product, PixelHistogram.empty(low, high))
         if mask is not None:
-            histogram.add(enlarged(heatmap, _SIDE), mask)
+            histogram.add(enlarged(heatmap, _SIDE, _SIDE), mask)
         if progress:
             progress("pixels", done, len(samples))
     return histograms

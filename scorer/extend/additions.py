@@ -34,7 +34,7 @@ class Candidate:
     """An image that is to be added, and what the model says of its t parts: its tiles, or the image as a whole (t = 1).
 
     `number` is the image's among all images; `names` and `groups` (t,), `embeddings` (t, d); `novel[t][l]` for each
-    part and layer, empty for an image of an unknown product.
+    part and layer, empty for an image of an unknown product. `contents` (t, 2) as for `model.Model`.
     """
 
     number: int
@@ -43,6 +43,7 @@ class Candidate:
     groups: NDArray[np.int64]
     embeddings: NDArray[np.float32]
     novel: list[list[NovelPatches]]
+    contents: NDArray[np.int64] | None
 
     def novel_by_group(self) -> Iterator[tuple[int, list[NovelPatches]]]:
         """Yield the group of each part and its novel patches of each layer."""
@@ -94,7 +95,10 @@ def examine(
         is_unknown = decision is Decision.UNKNOWN_PRODUCT
         embeddings = detector.embeddings(features)
         novel = [] if is_unknown else _novel(detector, features, groups, embeddings)
-        return Candidate(number, decision, part_names, groups, embeddings, novel)
+        padding, contents = detector.backbone.padding, None
+        if padding is not None:
+            contents = np.asarray([padding.content(*part.shape[:2]) for part in parts], dtype=np.int64)
+        return Candidate(number, decision, part_names, groups, embeddings, novel, contents)
 
     candidates: list[Candidate] = []
     results = map_in_order(candidate, len(images), detector.threads, "looking", progress)

@@ -244,6 +244,7 @@ def _with_known(
         log_scores=np.concatenate([model.log_scores, *log_scores]),
         copies=_copies_and(model, np.arange(sum(map(len, log_scores)))),
         tiles=_tiles_and(model, [len(candidate.groups) for candidate in candidates]),
+        contents=_joined_contents(model.contents, [candidate.contents for candidate in candidates]),
     )
     names = [*evidence.names, *(name for candidate in candidates for name in candidate.names)]
     sources, look_sources = _grown_sources(evidence, model, candidates)
@@ -286,9 +287,17 @@ def _tiles_and(model: Model, counts: Sequence[int]) -> Tiles | None:
     return dataclasses.replace(model.tiles, sources=np.concatenate([model.tiles.sources, numbers]))
 
 
-def _copies_and(model: Model, copies: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    """Return the copies of the model and those of further images, numbered from 0; None for a model of tiles."""
-    if model.tiles is not None or copies is None:
+def _joined_contents(
+    contents: NDArray[np.int64] | None, others: Sequence[NDArray[np.int64] | None]
+) -> NDArray[np.int64] | None:
+    """Return what the good images (n, 2) and further ones fill of the model input; None where images are squeezed."""
+    known = [of_images for of_images in others if of_images is not None]
+    return None if contents is None else np.concatenate([contents, *known])
+
+
+def _copies_and(model: Model, copies: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return the copies of the model and those of further images, numbered from 0; None for tiles of one size."""
+    if model.tiles is not None and model.copies is None:
         return None
     known = first_copies(model.embeddings) if model.copies is None else model.copies
     return np.concatenate([known, len(known) + copies])
@@ -358,7 +367,7 @@ def _with_new(
 ) -> tuple[Model, Evidence]:
     """Return the model and its evidence with new products, fitted alone: their groups come after those of the model."""
     whole_images = Chosen(images, [candidate.number for candidate in candidates])
-    tiled = None if model.tiles is None else TiledImages(whole_images, model.tiles.side_px, model.tiles.overlap_px)
+    tiled = None if model.tiles is None else TiledImages(whole_images, model.tiles.cutting)
     parts: Sequence[Image] = whole_images if tiled is None else tiled
     folder = WorkFolder(cache_dir() / "fits", None)
     try:
@@ -387,8 +396,9 @@ def _joined(model: Model, new: Model, tiles: Tiles | None) -> Model:
         embeddings=np.concatenate([model.embeddings, new.embeddings]),
         groups=np.concatenate([model.groups, new.groups + len(model.banks)]),
         log_scores=np.concatenate([model.log_scores, new.log_scores]),
-        copies=_copies_and(model, new.copies),
+        copies=_copies_and(model, np.arange(len(new.groups)) if new.copies is None else new.copies),
         tiles=tiles,
+        contents=_joined_contents(model.contents, [new.contents]),
     )
 
 

@@ -18,6 +18,7 @@ from scorer.features import weights as weight_files
 from scorer.features.conversion import prepare
 from scorer.features.graph import Graph, Image, Maps
 from scorer.features.openvino_engine import OpenVinoBackbone
+from scorer.features.padding import Padding
 
 if TYPE_CHECKING:
     from flawline.settings.scorer import ScorerSettings
@@ -31,22 +32,30 @@ class DeviceLost(FlawlineError):
 
 
 class Backbone(Protocol):
-    """Turns images into feature maps, on `threads` threads at once, each with up to `batch` images."""
+    """Turns images into feature maps, on `threads` threads at once, each with up to `batch` images.
+
+    Images are squeezed to the input or, with `padding`, keep their proportions.
+    """
 
     runtime: str
     precision: str
     threads: int
     batch: int
+    padding: Padding | None
 
     @property
     def on_gpu(self) -> bool:
         """Whether it runs on a GPU."""
 
+    @property
+    def grids(self) -> list[int]:
+        """The sides of the maps of all layers, in patches, with their padding."""
+
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of a uint8 RGB image of any size, in the order of layers.
 
-        The last one of a transformer is the vector (1, 1, channels) of the image. Up to `threads` threads may call it
-        at once.
+        They hold no patch of a padding. The last one of a transformer is the vector (1, 1, channels) of the image. Up
+        to `threads` threads may call it at once.
         """
 
     def features_of(self, images: Sequence[Image]) -> list[Maps]:
@@ -63,19 +72,21 @@ def load(
     weights: Path | None = None,
     batch: int | None = None,
     device_share: float = 1.0,
+    pads: bool = False,
 ) -> Backbone:
     """Return the backbone of converted graphs, on a runtime; `weights` is a local file, for PyTorch only.
 
     `threads` is by default the number of CPUs; `batch` is the most images that PyTorch takes at once, and
-    `device_share` the share of the GPU's memory that this process may take. Raises FlawlineError where this machine, or
-    the runtime, does not serve the device or the precision.
+    `device_share` the share of the GPU's memory that this process may take. `pads` keeps the proportions of images.
+    Raises FlawlineError where this machine, or the runtime, does not serve the device or the precision.
     """
     runtime, device = choose(runtime, device)
     if precision not in PRECISIONS[runtime]:
         others = " and ".join(PRECISIONS[runtime])
         raise FlawlineError(f"precision {precision!r} is not served by runtime {runtime!r}, which has {others}")
+    padding = Padding.of([grid for graph, _ in graphs for grid in graph.grids]) if pads else None
     if runtime == "openvino":
-        return OpenVinoBackbone(graphs, precision, threads)
+        return OpenVinoBackbone(graphs, precision, threads, padding)
     import torch  # here: it takes seconds to import
 
     from scorer.features.torch_engine import TorchBackbone
@@ -83,7 +94,7 @@ def load(
     if device == "cuda" and device_share < 1:
         torch.cuda.set_per_process_memory_fraction(device_share)
     of_backbone = weight_files.find(graphs[0][0].backbone, weights)
-    return TorchBackbone(of_backbone, [graph for graph, _ in graphs], device, threads, precision, batch)
+    return TorchBackbone(of_backbone, [graph for graph, _ in graphs], device, threads, precision, batch, padding)
 
 
 def of_settings(settings: ScorerSettings) -> tuple[list[tuple[Graph, Path]], Backbone]:
@@ -96,6 +107,7 @@ def of_settings(settings: ScorerSettings) -> tuple[list[tuple[Graph, Path]], Bac
         device=settings.device,
         threads=settings.threads,
         weights=settings.weights,
+        pads=settings.shape == "pad",
     )
 
 

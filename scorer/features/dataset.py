@@ -89,6 +89,15 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         """Return the names of the images: their paths."""
         return [str(path) for path in self.paths]
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return height and width of the images, by their headers; without those that cannot be read."""
+        sizes = []
+        for path in self.paths:
+            with contextlib.suppress(FlawlineError):
+                width, height = image_size(path)
+                sizes.append((height, width))
+        return sizes
+
     def identities(self) -> list[tuple[str, int, int]]:
         """Return what changes with the images: each file's path, bytes and time of change in ns; depths, delivery."""
         identities = []

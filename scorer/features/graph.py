@@ -57,15 +57,13 @@ class Graph:
         return cls(**values)
 
 
-def resized(image: Image, size: int) -> Image:
-    """Return the image stretched to a square of `size` pixels: by area mean where it shrinks, against aliasing."""
-    height, width = image.shape[:2]
-    if height == width == size:
+def resized(image: Image, height: int, width: int) -> Image:
+    """Return the image stretched to `height` times `width` pixels: by area mean where it shrinks, against aliasing."""
+    if image.shape[:2] == (height, width):
         return image
-    shrinks = height >= size and width >= size
-    return np.asarray(
-        cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), dtype=np.uint8
-    )
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from flawline.errors import FlawlineError
 from scorer.cache import cpu_count
-from scorer.features.graph import Graph, Image, Maps, in_order_of_layers, resized
+from scorer.features.graph import Graph, Image, Maps, in_order_of_layers
+from scorer.features.padding import Padding, squared
 
 
 def openvino() -> Any:
@@ -26,7 +27,8 @@ def openvino() -> Any:
 class OpenVinoBackbone:
     """The backbone in OpenVINO: `threads` images at once, each as a request of its own on one thread.
 
-    `graphs` hold each graph with the folder of its file, in ascending input size; `precision` is "f32" or "bf16".
+    `graphs` hold each graph with the folder of its file, in ascending input size; `precision` is "f32" or "bf16";
+    `padding`, if any, keeps the proportions of images.
     Raises FlawlineError for a precision that the CPU lacks, and for a file that OpenVINO cannot load.
     """
 
@@ -34,12 +36,19 @@ class OpenVinoBackbone:
     batch = 1
     on_gpu = False
 
-    def __init__(self, graphs: Sequence[tuple[Graph, Path]], precision: str = "f32", threads: int | None = None):
+    def __init__(
+        self,
+        graphs: Sequence[tuple[Graph, Path]],
+        precision: str = "f32",
+        threads: int | None = None,
+        padding: Padding | None = None,
+    ) -> None:
         core = openvino().Core()
         self.threads = threads or cpu_count()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise FlawlineError("precision 'bf16': this CPU has no bf16 units: fit and score with precision 'f32'")
         self.precision = precision
+        self.padding = padding
         # Without streams a request runs on the thread that asks for it. A stream is a thread of OpenVINO; to wake it
         # for each image left a CPU idle for a fifth of the time. Requests of one compiled graph would then wait for
         # each other, so each thread has compiled graphs of its own.
@@ -53,19 +62,25 @@ class OpenVinoBackbone:
         for _ in range(self.threads):
             self.features(np.zeros((1, 1, 3), dtype=np.uint8))
 
+    @property
+    def grids(self) -> list[int]:
+        """The sides of the maps of all layers, in patches."""
+        return [grid for graph in self._graphs for grid in graph.grids]
+
     def features(self, image: Image) -> Maps:
         """Return the feature maps (h, w, channels) float32 of an image, see `Backbone`."""
         requests = self._free_requests.get()
         passes: list[Maps] = []
         try:
             for graph, request in zip(self._graphs, requests, strict=True):
-                request.get_input_tensor().data[0] = resized(image, graph.size)
+                request.get_input_tensor().data[0] = squared(image, graph.size, self.padding)
                 request.infer()
                 # Copied, because the next image overwrites the request's tensors.
                 passes.append([request.get_output_tensor(i).data[0].copy() for i in range(graph.outputs)])
         finally:
             self._free_requests.put(requests)
-        return in_order_of_layers(passes, self._graphs)
+        maps = in_order_of_layers(passes, self._graphs)
+        return maps if self.padding is None else self.padding.cropped(maps, *image.shape[:2])
 
     def features_of(self, images: Sequence[Image]) -> list[Maps]:
         """Return the feature maps of images, one after the other."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flawline.errors import FlawlineError
 from scorer.features.backbone import Backbone
 from scorer.features.graph import Image, Maps
+from scorer.features.padding import Padding
 from scorer.features.workfolder import PatchFile, WorkFolder
 from scorer.near_copies import SIDE_PX, detail
 from scorer.search.bank import unit_rows
@@ -26,7 +27,7 @@ OnUnreadable = Callable[[int, FlawlineError], None]
 """Takes the number of an image that cannot be read, and why."""
 LayerFeatures = tuple[NDArray[np.float16], NDArray[np.float32]]
 """One layer of an image: unit patch vectors (h * w, c), and the mean feature (c,) before scaling."""
-_ImageFeatures = tuple[list[LayerFeatures], NDArray[np.int8] | None]
+_ImageFeatures = tuple[list[LayerFeatures], NDArray[np.int8] | None, tuple[int, int] | None]
 
 # Images in work beyond the one that is stored next; bounds memory whatever the number of images. A judgement:
 # 14 MB of features in the fast profile, 40 MB in the accurate one.
@@ -47,8 +48,10 @@ class FeatureStore:
     """Unit patch vectors and mean features of n images, for each layer.
 
     `patches[l]` is float16 (n, h * w, c), in memory or on disk; `means[l]` float32 (n, c) of the features before
-    scaling; `grids[l]` is h, equal to w. `details` int8 (n, 64, 64) are the images' fine details, None for tiles.
-    `folder` holds what is computed from them, for a fit that is stopped.
+    scaling; `grids[l]` is h, equal to w. `details` int8 (n, 64, 64) are the images' fine details, None for tiles of one
+    size. `folder` holds what is computed from them, for a fit that is stopped. `contents` (n, 2) are the rows and
+    columns of cells that images fill where they keep their proportions (`padding`): the patches of an image come first
+    in its place then, and zeros follow.
     """
 
     patches: Sequence[NDArray[np.float16] | PatchFile]
@@ -56,14 +59,28 @@ class FeatureStore:
     grids: list[int]
     folder: WorkFolder | None = None
     details: NDArray[np.int8] | None = None
+    padding: Padding | None = None
+    contents: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.means[0])
 
+    def map_shape(self, layer: int, image: int) -> tuple[int, int]:
+        """Return the rows and columns of an image's map of a layer."""
+        grid = self.grids[layer]
+        if self.padding is None or self.contents is None:
+            return grid, grid
+        rows, columns = self.contents[image].tolist()
+        return self.padding.extent((rows, columns), grid)
+
     def pool(self, layer: int, images: NDArray[np.integer]) -> Vectors:
-        """Return all patch vectors (images * h * w, c) float32 of some images by number."""
+        """Return all patch vectors (patches, c) float32 of some images by number, one image after the other."""
         vectors = np.asarray(self.patches[layer][images], dtype=np.float32)
-        return vectors.reshape(-1, vectors.shape[-1])
+        if self.contents is None:
+            return vectors.reshape(-1, vectors.shape[-1])
+        shapes = [self.map_shape(layer, int(image)) for image in images]
+        parts = [of_image[: rows * columns] for of_image, (rows, columns) in zip(vectors, shapes, strict=True)]
+        return np.concatenate(parts) if parts else vectors.reshape(0, vectors.shape[-1])
 
 
 def in_order(work: Callable[[int], Any], count: int, pool: ThreadPoolExecutor, ahead: int = _AHEAD) -> Iterator[Any]:
@@ -111,9 +128,10 @@ def extract(
     def stored(image: Image, maps: Maps) -> _ImageFeatures:
         layers = [layer.reshape(-1, layer.shape[2]) for layer in maps]
         features = [(unit_rows(patches).astype(np.float16), patches.mean(axis=0)) for patches in layers]
-        return features, detail(image) if with_details else None
+        content = None if backbone.padding is None else backbone.padding.content(*image.shape[:2])
+        return features, detail(image) if with_details else None, content
 
-    recorder = _Recorder(folder, len(images))
+    recorder = _Recorder(folder, len(images), backbone.padding)
     for number, message in recorder.done.unreadable:
         if on_unreadable is None:
             raise FlawlineError(message)
@@ -144,6 +162,7 @@ class _Done:
     shapes: list[tuple[int, int]] = field(default_factory=list)
     means: list[list[NDArray[np.float32]]] = field(default_factory=list)
     details: list[NDArray[np.int8]] = field(default_factory=list)
+    contents: list[tuple[int, int]] = field(default_factory=list)
     readable: list[int] = field(default_factory=list)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
 
@@ -163,6 +182,8 @@ class _Done:
             self.readable.append(entry["image"])
             for means, mean in zip(self.means, entry["means"], strict=True):
                 means.append(np.frombuffer(base64.b64decode(mean), dtype=np.float32))
+            if "content" in entry:
+                self.contents.append((int(entry["content"][0]), int(entry["content"][1])))
             if "detail" in entry:
                 self.details.append(np.frombuffer(base64.b64decode(entry["detail"]), np.int8).reshape(SIDE_PX, SIDE_PX))
 
@@ -174,9 +195,10 @@ class _Recorder:
     folder and begins anew. Raises FlawlineError when the disk has no room for what is left to do.
     """
 
-    def __init__(self, folder: WorkFolder, count: int) -> None:
+    def __init__(self, folder: WorkFolder, count: int, padding: Padding | None) -> None:
         self._folder = folder
         self._count = count
+        self._padding = padding
         self.done = _Done()
         entries = folder.journal()
         for entry in entries:
@@ -191,10 +213,19 @@ class _Recorder:
             folder.note(entries)  # without a last line that a crash cut off
             self._require_space()
 
-    def add(self, number: int, features: Sequence[LayerFeatures], fine: NDArray[np.int8] | None) -> None:
-        """Write the features of an image, and its fine detail. Raises FlawlineError when the disk is full or fails."""
+    def add(
+        self,
+        number: int,
+        features: Sequence[LayerFeatures],
+        fine: NDArray[np.int8] | None,
+        content: tuple[int, int] | None,
+    ) -> None:
+        """Write the features of an image, its fine detail, and what of the input it fills, for one with padding.
+
+        Raises FlawlineError when the disk is full or fails.
+        """
         try:
-            self._write(number, features, fine)
+            self._write(number, features, fine, content)
         except OSError as error:
             raise FlawlineError(
                 f"{self._folder.path}: features cannot be written: {error.strerror}: free space and start again, "
@@ -210,20 +241,37 @@ class _Recorder:
         if not self.done.readable:
             raise FlawlineError("none of the images can be read: give at least a folder of good images")
         grids = [round(patches**0.5) for patches, _ in self.done.shapes]
-        details = np.stack(self.done.details) if self.done.details else None
-        return FeatureStore(self._files, [np.stack(means) for means in self.done.means], grids, self._folder, details)
+        return FeatureStore(
+            self._files,
+            [np.stack(means) for means in self.done.means],
+            grids,
+            self._folder,
+            np.stack(self.done.details) if self.done.details else None,
+            self._padding,
+            np.asarray(self.done.contents, dtype=np.int64) if self._padding is not None else None,
+        )
 
-    def _write(self, number: int, features: Sequence[LayerFeatures], fine: NDArray[np.int8] | None) -> None:
+    def _write(
+        self,
+        number: int,
+        features: Sequence[LayerFeatures],
+        fine: NDArray[np.int8] | None,
+        content: tuple[int, int] | None,
+    ) -> None:
         if not self._files:
             shapes = [patches.shape for patches, _ in features]
+            if self._padding is not None and content is not None:
+                shapes = [(self._padding.whole(patches, content), channels) for patches, channels in shapes]
             self._files = self._folder.patch_files(shapes)
             for file in self._files:
                 file.cut(0)
             self._note({"shapes": shapes})
             self._require_space()
         for file, (patches, _) in zip(self._files, features, strict=True):
-            file.append(patches)
+            file.append(np.pad(patches, ((0, file.shape[1] - len(patches)), (0, 0))))
         entry: dict[str, Any] = {"image": number, "means": [_text(mean) for _, mean in features]}
+        if content is not None:
+            entry["content"] = content
         if fine is not None:
             entry["detail"] = base64.b64encode(fine.tobytes()).decode()
         self._note(entry)

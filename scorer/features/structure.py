@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flawline.errors import FlawlineError
-from flawline.settings.scorer import FOUNDATION_DEPTH, PROFILES, LayerSettings, ScorerSettings
+from flawline.settings.scorer import FOUNDATION_DEPTH, PROFILES, TOP_SHARES, LayerSettings, ScorerSettings
 from scorer.features import weights as weight_files
 
 log = logging.getLogger(__name__)
@@ -44,21 +44,23 @@ def structure_of(backbone: str) -> Structure:
 def resolved(settings: ScorerSettings) -> ScorerSettings:
     """Return the settings with the layers that their backbone can give.
 
-    A vision transformer gets those of profile "foundation", brought to its depth, where no layers and no other profile
-    are named. The sides of its inputs are rounded to whole patches, which is logged. Raises FlawlineError for layers
-    that the backbone lacks.
+    A vision transformer gets those of profile "foundation", brought to its depth, and its top share, where no layers
+    and no other profile are named. The sides of its inputs are rounded to whole patches, which is logged. Raises
+    FlawlineError for layers that the backbone lacks.
     """
     layers = settings.active_layers
     if weight_files.is_packaged(settings.backbone) and not any(layer.block for layer in layers):
         return settings  # known, without the seconds that timm's import takes
     structure = structure_of(settings.backbone)
+    top_share = settings.top_share
     if settings.layers is None and structure.blocks and settings.profile_is_free:
         layers = _scaled(PROFILES["foundation"], structure)
+        top_share = top_share or TOP_SHARES["foundation"]
     for layer in layers:
         _require(layer, structure)
     if structure.blocks:
         layers = _whole_patches(layers, structure)
-    return settings.model_copy(update={"layers": tuple(layers)})
+    return settings.model_copy(update={"layers": tuple(layers), "top_share": top_share})
 
 
 def _scaled(layers: tuple[LayerSettings, ...], structure: Structure) -> tuple[LayerSettings, ...]:

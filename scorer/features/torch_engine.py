@@ -17,7 +17,8 @@ from flawline.errors import FlawlineError
 from scorer.cache import cpu_count
 from scorer.features import weights as weight_files
 from scorer.features.folding import fold_batch_norms
-from scorer.features.graph import Graph, Image, Maps, Outputs, in_order_of_layers, resized
+from scorer.features.graph import Graph, Image, Maps, Outputs, in_order_of_layers
+from scorer.features.padding import Padding, squared
 from scorer.features.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ _TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 class TorchBackbone:
     """The backbone in PyTorch: on "cuda", or on "cpu" with `threads` batches at once.
 
-    `precision` is "f32", "f16" or "bf16"; `batch` the most images at once. Raises FlawlineError when the weights are
-    not those of the graphs.
+    `precision` is "f32", "f16" or "bf16"; `batch` the most images at once; `padding`, if any, keeps the proportions of
+    images. Raises FlawlineError when the weights are not those of the graphs.
     """
 
     runtime = "torch"
@@ -51,6 +52,7 @@ class TorchBackbone:
         threads: int | None = None,
         precision: str = "f32",
         batch: int | None = None,
+        padding: Padding | None = None,
     ) -> None:
         if weights.key() != graphs[0].weights:
             raise FlawlineError(
@@ -58,6 +60,7 @@ class TorchBackbone:
             )
         self.threads = threads or cpu_count()
         self.precision = precision
+        self.padding = padding
         self.device = torch.device(device)
         self.batch = batch or _DEFAULT_BATCH[self.device.type]
         if self.device.type == "cpu":
@@ -91,16 +94,22 @@ class TorchBackbone:
         """Return the feature maps (h, w, channels) float32 of at most `batch` images, see `Backbone`."""
         with torch.inference_mode():
             layers = [layer.float().cpu().numpy() for layer in self.features_batch(images)]
-        return [[layer[i] for layer in layers] for i in range(len(images))]
+        maps = [[layer[i] for layer in layers] for i in range(len(images))]
+        if self.padding is None:
+            return maps
+        return [self.padding.cropped(of_image, *image.shape[:2]) for of_image, image in zip(maps, images, strict=True)]
 
     def features_batch(self, images: Sequence[Image]) -> list[torch.Tensor]:
-        """Return the feature maps (b, h, w, channels) of images, on the device; b is a size of `BATCH_SIZES`."""
+        """Return the feature maps (b, h, w, channels) of images with their padding, on the device.
+
+        b is a size of `BATCH_SIZES`.
+        """
         count = batch_size(len(images))
         pixels = []
         for size in self.sizes:
             batch = torch.zeros(count, size, size, 3, dtype=torch.uint8)
             for place, image in zip(batch.numpy(), images, strict=False):
-                place[:] = resized(image, size)
+                place[:] = squared(image, size, self.padding)
             pixels.append(batch.to(self.device))
         return self.forward(pixels)
 

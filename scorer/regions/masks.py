@@ -86,13 +86,13 @@ def _filled(polygons: Sequence[Polygon], height: int, width: int) -> Mask:
     return half_pixels[1::2, 1::2].astype(bool)
 
 
-def on_grid(mask: Mask, side: int) -> Mask:
-    """Return the cells (side, side) of a map that hold no ignored pixel.
+def on_grid(mask: Mask, rows: int, columns: int) -> Mask:
+    """Return the cells (rows, columns) of a map that hold no ignored pixel.
 
     A cell on the border is ignored, because what is beyond the border shows in the whole cell. When every cell holds
     ignored pixels, those with the largest inspected share remain.
     """
-    share = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     whole = np.asarray(share > 1 - _SHARE_ROUNDING, dtype=bool)
     return whole if whole.any() else np.asarray(share >= share.max(), dtype=bool)
 
@@ -103,12 +103,12 @@ def without_ignored(distances: Sequence[Map], units: Sequence[LayerUnit], mask: 
     Each layer has its own grid: near the border fine layers still see places that coarse layers have to ignore.
     """
     return [
-        np.where(on_grid(mask, layer.shape[0]), layer, np.float32(unit.median)).astype(np.float32)
+        np.where(on_grid(mask, *layer.shape), layer, np.float32(unit.median)).astype(np.float32)
         for layer, unit in zip(distances, units, strict=True)
     ]
 
 
 def cooled(ratios: Map, mask: Mask) -> Map:
     """Return the combined map (h, w) with its lowest inspected value wherever it is ignored: no score, no region."""
-    inspected = on_grid(mask, ratios.shape[0])
+    inspected = on_grid(mask, *ratios.shape)
     return np.where(inspected, ratios, ratios[inspected].min()).astype(np.float32)

@@ -18,10 +18,11 @@ from scorer import artefact
 from scorer import detector as detectors
 from scorer.batches import runner as runners
 from scorer.batches.runner import BatchRunner
-from scorer.batches.scoring import BatchScoring
+from scorer.batches.scoring import Batch, BatchScoring
 from scorer.detector import CoresetDetector
 from scorer.features import weights as weight_files
 from scorer.features.backbone import DeviceLost
+from scorer.features.padding import Padding
 from scorer.features.torch_engine import TorchBackbone, batch_size
 from scorer.fit import fit_detector
 from scorer.load import load_detector
@@ -177,15 +178,15 @@ def test_a_transformer_is_scored_in_batches(tmp_path: Path) -> None:
     assert worst_difference(model.score(bad), other.score(bad)) < 2e-3
 
 
-def test_scoring_has_no_step_that_the_cpu_must_decide(model_path: Path) -> None:
-    """On tensors without values every step that needs one raises, and so does one that mixes devices.
+def scored_without_values(path: Path) -> Batch:
+    """Score 64 images with a saved model on tensors without values, as on a GPU.
 
-    A CUDA graph could hold neither.
+    Every step that needs a value raises, and so does one that mixes devices. A CUDA graph could hold neither.
     """
-    stored = artefact.load(model_path)
-    backbone = TorchBackbone(
-        weight_files.find(stored.graphs[0][0].backbone), [graph for graph, _ in stored.graphs], "cpu", precision="f16"
-    )
+    stored = artefact.load(path)
+    graphs = [graph for graph, _ in stored.graphs]
+    padding = Padding.of([grid for graph in graphs for grid in graph.grids]) if stored.model.shape == "pad" else None
+    backbone = TorchBackbone(weight_files.find(graphs[0].backbone), graphs, "cpu", precision="f16", padding=padding)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for module in (part for extractor in backbone._extractors for part in extractor.modules()):
             for name, values in module._parameters.items():
@@ -197,7 +198,11 @@ def test_scoring_has_no_step_that_the_cpu_must_decide(model_path: Path) -> None:
                     module._buffers[name] = mode.from_tensor(buffer).to("cuda")
         backbone.device = torch.device("cuda")
         scoring = BatchScoring(stored.model, backbone)
-        batch = scoring(scoring.inputs(backbone.sizes, 64))
+        return scoring(scoring.inputs(backbone.sizes, 64))
+
+
+def test_scoring_has_no_step_that_the_cpu_must_decide(model_path: Path) -> None:
+    batch = scored_without_values(model_path)
     assert batch.rows.shape == (64, 5)
     assert batch.heatmaps.shape == (64, 8, 8)
     assert {batch.rows.device.type, batch.heatmaps.device.type} == {"cuda"}

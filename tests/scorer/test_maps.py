@@ -31,33 +31,34 @@ def test_ordinary_patch_has_ratio_one_and_a_far_one_stands_out() -> None:
 def test_good_parts_that_are_all_alike_give_finite_units_and_scores() -> None:
     nothing = np.zeros((8, 8), dtype=np.float32)
     unit = LayerUnit.of(nothing)
-    assert np.isfinite(log_score(combined([nothing], [unit])))
-    assert np.isfinite(log_score(combined([nothing + 2], [unit])))
+    assert np.isfinite(log_score(combined([nothing], [unit]), 0.003))
+    assert np.isfinite(log_score(combined([nothing + 2], [unit]), 0.003))
 
 
 def test_score_is_the_mean_of_the_highest_patches() -> None:
     ratios = np.ones((32, 32), dtype=np.float32)
     ratios[3, 3:6] = [10, 20, 30]
-    assert log_score(ratios) == pytest.approx(np.log(20))
+    assert log_score(ratios, 0.003) == pytest.approx(np.log(20))
+    assert log_score(ratios, 0.0005) == pytest.approx(np.log(30))
 
 
 def test_enlarging_keeps_constants_and_ranges_and_the_identity() -> None:
     values = distances(8, 2)
-    assert enlarged(values, 8) is values
-    np.testing.assert_allclose(enlarged(np.full((4, 4), 0.7, dtype=np.float32), 32), 0.7, rtol=1e-6)
-    large = enlarged(values, 32)
+    assert enlarged(values, 8, 8) is values
+    np.testing.assert_allclose(enlarged(np.full((4, 4), 0.7, dtype=np.float32), 32, 32), 0.7, rtol=1e-6)
+    large = enlarged(values, 32, 32)
     assert large.shape == (32, 32)
     assert values.min() <= large.min() <= large.max() <= values.max()
-    assert enlarged(np.ones((1, 1, 5), dtype=np.float32), 4).shape == (4, 4, 5)
+    assert enlarged(np.ones((1, 1, 5), dtype=np.float32), 4, 4).shape == (4, 4, 5)
 
 
 @pytest.mark.parametrize("channels", [1, 128, 129, 1100])
 def test_maps_of_any_number_of_channels_are_enlarged_as_each_channel_is_alone(channels: int) -> None:
     values = np.random.default_rng(3).standard_normal((5, 5, channels)).astype(np.float32)
-    large = enlarged(values, 12)
+    large = enlarged(values, 12, 12)
     assert large.shape == (12, 12, channels)
     for channel in (0, channels // 2, channels - 1):
-        np.testing.assert_allclose(large[:, :, channel], enlarged(values[:, :, channel], 12), atol=1e-6)
+        np.testing.assert_allclose(large[:, :, channel], enlarged(values[:, :, channel], 12, 12), atol=1e-6)
 
 
 def test_smoothing_mirrors_the_map_about_its_outermost_patches() -> None:

@@ -93,7 +93,7 @@ def test_grid_keeps_no_cell_with_an_ignored_pixel_unless_none_is_whole(height: i
     mask = np.random.default_rng(height * 61 + width).random((height, width)) > 0.02
     if not mask.any():
         return
-    kept = on_grid(mask, side)
+    kept = on_grid(mask, side, side)
     assert kept.any()
     if height % side == 0 and width % side == 0:
         whole = mask.reshape(side, height // side, side, width // side).all(axis=(1, 3))

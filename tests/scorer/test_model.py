@@ -70,7 +70,7 @@ def scores(model: Model, store: FeatureStore) -> tuple[np.ndarray, np.ndarray, n
             )
             for n, (layer, grid) in enumerate(zip(model.layers, GRIDS, strict=True))
         ]
-        raw = maps.log_score(maps.combined(distance, model.units[look.group]))
+        raw = maps.log_score(maps.combined(distance, model.units[look.group]), model.top_share)
         level = model.levels(np.asarray([look.group]), look.neighbours[None])[0]
         rows.append((raw, raw - level, look.group))
     raw, aligned, group = np.asarray(rows).T

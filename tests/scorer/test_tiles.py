@@ -21,6 +21,7 @@ from scorer.extend.extend import extend_model, recalibrated
 from scorer.fit import fit_detector
 from scorer.load import load_detector
 from scorer.regions.regions import extract
+from scorer.shapes import Cutting
 from scorer.tiles import TiledCoreset, TiledImages, boxes
 
 pytestmark = pytest.mark.system
@@ -251,7 +252,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
         rejected.residuals,
         *model.heatmap_range,
         closer=model.close_ups,
-        field_px=model.field_px,
+        field_px=model.field_px(700, 900),
     )
     x, y, width, height = regions[0].box
     assert x - 40 < 608 < x + width + 40
@@ -269,7 +270,7 @@ def test_tiles_with_a_second_closer_pass_do_all_that_the_others_do(settings: Sco
 
 def test_scenarios_of_a_tiled_model_are_one_line(fitted: TiledCoreset, tmp_path: Path) -> None:
     fitted.save(tmp_path / "model")
-    with pytest.raises(FlawlineError, match=r"is fitted on tiles of 128 px, and --scenarios compares whole images"):
+    with pytest.raises(FlawlineError, match=r"is fitted on tiles, and --scenarios compares whole images"):
         commands.compare_scenarios(tmp_path / "model", tmp_path)
 
 
@@ -292,9 +293,9 @@ def test_images_no_larger_than_a_tile_are_one_tile_and_unreadable_ones_are_named
     assert len(boxes(100, 128, TILE, 32)) == 1
     bad: list[int] = []
     images = [sheet(0), np.zeros((4, 4), np.uint8), sheet(1)]
-    tiles = TiledImages(images, TILE, 32, lambda index, error: bad.append(index))  # type: ignore[arg-type]
+    tiles = TiledImages(images, Cutting(TILE, 0.25), lambda index, error: bad.append(index))  # type: ignore[arg-type]
     assert bad == [1]
     assert set(tiles.sources.tolist()) == {0, 2}
     np.testing.assert_array_equal(tiles[0], images[0][:TILE, :TILE])
     with pytest.raises(FlawlineError, match="takes uint8"):
-        TiledImages(images, TILE, 32)  # type: ignore[arg-type]
+        TiledImages(images, Cutting(TILE, 0.25))  # type: ignore[arg-type]

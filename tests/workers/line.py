@@ -53,7 +53,6 @@ class PlainDetector:
     heatmap_range: tuple[float, float] = (1.0, 8.0)
     embedding_version: str = "plain"
     groups: int = 1
-    field_px: int | None = None
     sample_bits: tuple[int, ...] = (8,)
     memory_shortages: int = 0
     batches: list[int] = field(default_factory=list)
@@ -64,6 +63,9 @@ class PlainDetector:
         self.batches.append(len(images))
         time.sleep(self.seconds_per_image * len(images))
         return [self._score(image) for image in images]
+
+    def field_px(self, height: int, width: int) -> int | None:
+        return None
 
     def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         return [[cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)] for part in parts]
