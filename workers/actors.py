@@ -41,6 +41,7 @@ class Actor:
         actor_class: Any = ray.remote(InspectorActor).options(
             num_cpus=worker.num_cpus,
             num_gpus=worker.num_gpus,
+            scheduling_strategy="SPREAD",  # a node that dies takes few cameras with it
             max_restarts=0,  # the supervisor restarts, at a bounded rate
             max_task_retries=0,
             max_concurrency=THREADS,
