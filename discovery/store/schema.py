@@ -244,6 +244,7 @@ regions = Table(
     Index("regions_class", "class_id", "embedding_version"),
     Index("regions_exemplar", "exemplar", "embedding_version"),
     Index("regions_peak", "class_id", "peak", "id"),
+    Index("regions_members", "class_id", "id"),
 )
 
 pictures = Table(
