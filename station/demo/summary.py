@@ -58,10 +58,11 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 def ledger_text(ledger: dict[str, Any]) -> str:
     """Return the accounting in one line."""
     dropped, dead = sum(ledger["dropped"].values()), sum(ledger["dead_lettered"].values())
+    waiting = f"+ {ledger['in_flight']} in flight " if ledger.get("in_flight") else ""
     verdict = "balanced" if ledger["balanced"] else "NOT BALANCED"
     return (
         f"{ledger['captured']} captured = {ledger['scored']} scored + {dropped} dropped + {dead} dead-lettered "
-        f"+ {ledger['gaps']} gaps: {verdict}"
+        f"{waiting}+ {ledger['gaps']} gaps: {verdict}"
     )
 
 

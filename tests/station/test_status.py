@@ -60,7 +60,11 @@ def test_line_that_delivers_says_so_and_a_camera_that_never_did_is_a_problem(
     assert report["model"]["version"] == "m-1" and report["model"]["actors"] == 0
     assert report["problems"] == ["camera away: no frame yet: never seen"] and not report["healthy"]
     shown = dict(command.lines(report))
-    assert "5 captured = 3 scored" in shown["ledger"] and "m-1" in shown["model"] and "s3cret" not in str(report)
+    assert (
+        "5 captured = 3 scored + 0 dropped + 0 dead-lettered + 2 in flight + 0 gaps" in shown["ledger"]
+        and "m-1" in shown["model"]
+        and "s3cret" not in str(report)
+    )
 
 
 def test_without_its_broker_the_store_tells_when_each_camera_had_its_last_frame(
