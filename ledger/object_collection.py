@@ -40,6 +40,7 @@ from flawline.object_store import ObjectStore, StoreAway, StoredObject, is_key, 
 from flawline.retention import Holding, Limits, going
 from flawline.settings.tree import Settings
 from ledger import committed_offsets
+from ledger.log_bounds import log_bounds
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class TopicFollower:
 
     def _update(self, references: References) -> None:
         places = self._places()
-        starts, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        starts, ends = log_bounds(self._consumer, places)
         for place in places:
             # One pass late: a worker may still hold a frame that the topic has let go, and make a dead letter of it.
             references.forget(_key_of(place), before=self._let_go.get(place, 0))

@@ -47,6 +47,7 @@ from flawline.messages import (
 from flawline.settings.tree import Settings
 from ledger import committed_offsets, retention, snapshot
 from ledger.accounting import Account, Identity, Ledger, Report, VerdictContent
+from ledger.log_bounds import log_bounds
 
 log = logging.getLogger(__name__)
 
@@ -285,10 +286,10 @@ class LedgerReader:
         partitions = self._partitions(self._outcomes, names)
         if not partitions:
             return
+        _, ends = log_bounds(self._outcomes, partitions)
         offsets = self._outcomes.offsets_for_times(dict.fromkeys(partitions, max(0, at_ms)))
-        ends = self._outcomes.end_offsets(partitions)
         for partition in partitions:
-            place = offsets[partition]
+            place = offsets.get(partition)
             self._positions[partition] = ends[partition] if place is None else place.offset
 
     def _read_positions(self) -> tuple[ReadPosition, ...]:
@@ -375,8 +376,7 @@ class LedgerReader:
         partitions = self._partitions(consumer, names)
         if not partitions:
             return
-        ends = self._frames.end_offsets(partitions)
-        first_offsets = consumer.beginning_offsets(partitions)
+        first_offsets, ends = log_bounds(consumer, partitions, ends_by=self._frames)
         for partition in partitions:
             position = self._positions.get(partition)
             if consumer is self._outcomes and position is not None and position < first_offsets[partition]:
@@ -450,7 +450,7 @@ class LedgerReader:
         consumer = self._outcomes
         names = [self._settings.topic(topic.name) for topic in (topics.VERDICTS, topics.LEDGER, topics.DEAD_LETTERS)]
         partitions = self._partitions(consumer, names)
-        first_offsets, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        first_offsets, ends = log_bounds(consumer, partitions)
         letters = self._settings.retention.dead_letters_limit_bytes // (topics.DEAD_LETTERS.max_message_bytes or 1)
         truncated = [
             partition

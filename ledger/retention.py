@@ -15,6 +15,7 @@ from flawline import telemetry
 from flawline.settings.tree import Settings
 from flawline.topics import UNBOUNDED
 from ledger import snapshot
+from ledger.log_bounds import log_bounds
 from ledger.object_collection import disk_of_objects
 
 
@@ -50,11 +51,11 @@ def unread_expire_in_s(
     """Return by partition the seconds until an unread frame of the topic is deleted.
 
     It is 0 where one is gone already, and infinity where every frame is read. `places` are all partitions of one topic,
-    `committed` the workers' offsets. Raises KafkaError.
+    `committed` the workers' offsets. Raises KafkaError, and FlawlineError while one of them has no leader.
     """
     if not places:
         return {}
-    first_offsets, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+    first_offsets, ends = log_bounds(consumer, places)
     retention = _retention(admin, places[0].topic)
     result = {place.partition: math.inf for place in places}
     gone = [place for place in places if committed.get(place, 0) < first_offsets[place]]

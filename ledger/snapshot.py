@@ -28,6 +28,7 @@ from flawline.intervals import IntervalSet
 from flawline.messages import LedgerSnapshot, ReadPosition, SchemaError
 from flawline.settings.tree import Settings
 from ledger.accounting import Epoch, LedgerState, VerdictContent
+from ledger.log_bounds import log_bounds
 
 SNAPSHOT_INTERVAL_S = 60.0
 """A start reads the records of this time at least; a judgement, not measured."""
@@ -169,12 +170,12 @@ def newest(settings: Settings, consumer: KafkaConsumer) -> LedgerSnapshot | None
     place = _place(settings)
     if place.topic not in consumer.topics():
         return None
-    end = consumer.end_offsets([place])[place]
-    if consumer.beginning_offsets([place])[place] >= end:
+    firsts, ends = log_bounds(consumer, [place])
+    if firsts[place] >= ends[place]:
         return None
-    record = records_at(consumer, {place: end - 1}).get(place)
+    record = records_at(consumer, {place: ends[place] - 1}).get(place)
     if record is None:
-        raise UnusableSnapshotError(f"{place.topic} gives no record at offset {end - 1}")
+        raise UnusableSnapshotError(f"{place.topic} gives no record at offset {ends[place] - 1}")
     try:
         snapshot = messages.decode(LedgerSnapshot, record.value or b"")
     except SchemaError as error:
@@ -194,7 +195,7 @@ def require_fit(snapshot: LedgerSnapshot, consumer: KafkaConsumer) -> None:
     for place in positions:
         if place.topic not in present or place.partition not in (consumer.partitions_for_topic(place.topic) or ()):
             raise UnusableSnapshotError(f"{place.topic}/{place.partition} is not there any more")
-    first_offsets, ends = consumer.beginning_offsets(list(positions)), consumer.end_offsets(list(positions))
+    first_offsets, ends = log_bounds(consumer, positions)
     for place, item in positions.items():
         if not first_offsets[place] <= item.offset <= ends[place]:
             raise UnusableSnapshotError(

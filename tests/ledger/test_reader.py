@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from prometheus_client import generate_latest
 
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry
+from flawline.errors import FlawlineError
 from flawline.messages import DeadLetterReason, DroppedRange, DropReason
 from flawline.settings.tree import Settings
 from ledger import reader as ledger
@@ -44,6 +45,26 @@ def test_scored_frames_are_scored_even_when_they_were_reported_twice(line: Talki
     line.captured(3, closed=True)
     account = account_of(line)
     assert (account.captured, account.scored, account.gaps) == (3, 3, 0) and account.balanced
+
+
+@pytest.mark.parametrize("asked", ["beginning_offsets", "end_offsets"])
+def test_a_partition_without_a_leader_is_one_line_and_is_read_later(
+    line: TalkingLine, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    line.scored(0)
+    line.captured(1, closed=True)
+    letters = TopicPartition(line.settings.topic("dead-letters"), 0)
+    of_all = getattr(KafkaConsumer, asked)
+
+    def of_those_with_a_leader(self: KafkaConsumer, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return of_all(self, [place for place in places if place != letters])
+
+    with LedgerReader(line.settings) as reader:
+        with monkeypatch.context() as patched:
+            patched.setattr(KafkaConsumer, asked, of_those_with_a_leader)
+            with pytest.raises(FlawlineError, match="dead-letters/0 has no leader"):
+                reader.poll()
+        assert reader.poll().cameras[line.camera].scored == 1
 
 
 @pytest.mark.parametrize("reason", list(DropReason))
