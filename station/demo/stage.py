@@ -101,6 +101,7 @@ def write_settings(
         content.get(section, {}).pop(secret, None)  # dumped masked; the roles read secrets from the environment
     for section, place in (("frames", "objects_url"), ("pictures", "url")):
         content.get(section, {}).pop(place, None)  # the run's frames stay in its folder: a store serves one line
+    content.pop("parts", None)  # the messages of a plant are about the parts of another line
     file.touch(mode=0o600)  # other addresses may hold credentials
     file.write_text(tomli_w.dumps(json.loads(json.dumps(content))), encoding="utf-8")
     return load_settings(file)

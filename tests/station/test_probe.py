@@ -28,6 +28,7 @@ def page_of(role: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _metrics_as_they_were():
+    telemetry.CAMERA_UP.clear()  # another test may have had cameras
     yield
     telemetry.CAMERA_UP.clear()
     for gauge in (telemetry.ACTORS, telemetry.STORE_AWAY_SECONDS, telemetry.BROKER_WAIT_SECONDS):
