@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
 from flawline import imaging
@@ -14,6 +15,11 @@ from station.ended_run import EndedRun, LastPicture, last_verdicts
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
 from tests.discovery import factories
+
+
+@pytest.fixture(autouse=True)
+def _short_wait_for_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawline.kafka_clients.BOOTSTRAP_TIMEOUT_MS", 300)
 
 
 def the_run() -> EndedRun:
