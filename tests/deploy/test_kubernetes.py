@@ -565,7 +565,8 @@ def test_a_ray_cluster_takes_the_place_of_the_pods_of_workers(rendered):
     for container in (head, node):
         assert "$KUBERAY_GEN_RAY_START_CMD" in container["args"][0]
         started = {name: value for name, value in variables(container).items() if name in ray_session.SETTINGS}
-        image_has = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"}  # a driver's, or in the image
+        # Of a driver, or in the image.
+        image_has = {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_COLOR_PREFIX"}
         assert started == {key: value for key, value in ray_session.SETTINGS.items() if key not in image_has}
     for container in (head, supervisor, node):
         assert variables(container)["RAY_AUTH_MODE"] == "token"
