@@ -229,12 +229,12 @@ def test_failover_in_the_middle_of_a_batch_hands_over_to_the_standby_and_counts_
     add = stores._add_to_minutes
     writers: list[int] = []
 
-    def add_slowly(connection: object, verdicts: object) -> None:
+    def add_slowly(*arguments: object) -> None:
         writers.append(threading.get_ident())
         if not in_batch.is_set():  # the first writer, which has read what was counted before it
             in_batch.set()
             assert may_go_on.wait(60)
-        add(connection, verdicts)
+        add(*arguments)
 
     monkeypatch.setattr(stores, "_add_to_minutes", add_slowly)
     with discovering(settings):
