@@ -54,8 +54,8 @@ BROKERS_AND_DATABASES = {
     "postgresql",
 }
 
-SYSTEM_FIXTURES = BROKERS_AND_DATABASES | {"ray_here", "fitted", "model_path"}
-"""Fixtures, and parameters that name one, of a running system or of a fitted model."""
+SYSTEM_FIXTURES = BROKERS_AND_DATABASES | {"ray_here", "fitted", "model_path", "filled_file", "sqlite"}
+"""Fixtures, and parameters that name one, of a running system, of a fitted model or of a store with classes."""
 
 SYSTEM_FOLDERS = ("e2e", "faults", "deploy")
 
