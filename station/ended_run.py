@@ -19,7 +19,7 @@ STRIP = 50
 
 
 @dataclass(frozen=True)
-class LastPicture:
+class Picture:
     """The frame that stands in a camera's tile: its bytes as JPEG, and its size in pixels."""
 
     frame_id: str
@@ -29,7 +29,7 @@ class LastPicture:
 
 
 @dataclass(frozen=True)
-class LastVerdict:
+class ShownVerdict:
     """A verdict as the live page shows it; times are UTC ns, boxes x, y, width and height in pixels."""
 
     frame_id: str
@@ -47,26 +47,28 @@ class EndedRun:
 
     at_ns: int
     report: Report
-    verdicts: tuple[LastVerdict, ...]
-    pictures: tuple[LastPicture, ...]
+    verdicts: tuple[ShownVerdict, ...]
+    pictures: tuple[Picture, ...]
 
 
-def last_verdicts(verdicts: Sequence[Verdict]) -> list[LastVerdict]:
+def shown(verdict: Verdict) -> ShownVerdict:
+    """Return what the live page shows of a verdict."""
+    return ShownVerdict(
+        verdict.frame_id,
+        verdict.camera,
+        verdict.captured_at,
+        verdict.decided_at,
+        verdict.decision,
+        verdict.score,
+        tuple(region.box for region in verdict.regions),
+    )
+
+
+def last_verdicts(verdicts: Sequence[Verdict]) -> list[ShownVerdict]:
     """Return the last verdicts of each camera, from all in the order of their captures."""
-    by_camera: dict[str, list[LastVerdict]] = {}
+    by_camera: dict[str, list[ShownVerdict]] = {}
     for verdict in verdicts:
-        boxes = tuple(region.box for region in verdict.regions)
-        by_camera.setdefault(verdict.camera, []).append(
-            LastVerdict(
-                verdict.frame_id,
-                verdict.camera,
-                verdict.captured_at,
-                verdict.decided_at,
-                verdict.decision,
-                verdict.score,
-                boxes,
-            )
-        )
+        by_camera.setdefault(verdict.camera, []).append(shown(verdict))
     return [verdict for of_camera in by_camera.values() for verdict in of_camera[-STRIP:]]
 
 
@@ -92,7 +94,7 @@ def read(data_dir: Path) -> EndedRun | None:
             _report(content["report"]),
             tuple(_verdict(values) for values in content["verdicts"]),
             tuple(
-                LastPicture(**values | {"jpeg": base64.b64decode(values["jpeg"], validate=True)})
+                Picture(**values | {"jpeg": base64.b64decode(values["jpeg"], validate=True)})
                 for values in content["pictures"]
             ),
         )
@@ -115,6 +117,6 @@ def _account(values: Mapping[str, Any]) -> Account:
     return Account(**{**values, **ranges})
 
 
-def _verdict(values: Mapping[str, Any]) -> LastVerdict:
+def _verdict(values: Mapping[str, Any]) -> ShownVerdict:
     boxes = tuple((int(x), int(y), int(width), int(height)) for x, y, width, height in values["boxes"])
-    return LastVerdict(**{**values, "decision": Decision(values["decision"]), "boxes": boxes})
+    return ShownVerdict(**{**values, "decision": Decision(values["decision"]), "boxes": boxes})

@@ -11,9 +11,7 @@ from flawline.errors import UsageError
 from station.cli.options import Config, Json, JsonFile, opened_store, settings_of, time_ns
 
 if TYPE_CHECKING:
-    from flawline.settings.tree import Settings
     from station.report.figures import Figures
-    from station.report.span import Span
 
 
 def report(
@@ -43,13 +41,22 @@ def report(
     from station import terminal
     from station.report import page
     from station.report.figures import read
+    from station.report.span import span_of
 
     if out is not None:
         page.check_name(out)
     settings = settings_of(config)
     with opened_store(settings) as store:
         now_ns = store.utc_ns()
-        span = _shift(settings, shift, day, now_ns) if shift else _span(settings, since, until, now_ns)
+        span = span_of(
+            settings.shifts,
+            settings.time_zone,
+            now_ns,
+            shift=shift,
+            day=day,
+            since_ns=time_ns(since, "--since", now_ns) if since else None,
+            until_ns=time_ns(until, "--until", now_ns) if until else None,
+        )
         wanted = Filter(camera=camera, lot=lot)
         figures = read(store, settings.line, span, wanted, settings.retention.minutes_days)
     if out is not None:
@@ -59,35 +66,15 @@ def report(
         _show(figures, settings.time_zone, out)
 
 
-def _shift(settings: Settings, name: str, day: str | None, now_ns: int) -> Span:
-    from discovery.shifts import Calendar
-    from station.report.span import day_of, shift_span
-
-    calendar = Calendar(settings.shifts, settings.time_zone)
-    return shift_span(settings.shifts, settings.time_zone, name, day or day_of(calendar, now_ns, settings.time_zone))
-
-
-def _span(settings: Settings, since: str | None, until: str | None, now_ns: int) -> Span:
-    from station.report.span import Span, last_hours, latest_shift
-
-    if since is None and until is None:
-        return latest_shift(settings.shifts, settings.time_zone, now_ns) or last_hours(now_ns)
-    until_ns = time_ns(until, "--until", now_ns) if until else now_ns
-    since_ns = time_ns(since, "--since", now_ns) if since else last_hours(until_ns).since_ns
-    if since_ns >= until_ns:
-        raise UsageError(f"--since {since}: give a time before {until or 'now'}")
-    return Span(since_ns, until_ns)
-
-
 def _show(figures: Figures, time_zone: str, out: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from station import terminal
     from station.cli.judgements import percent
-    from station.report.page import shown, values_of
+    from station.report.page import shown, wall_clock
 
-    wall = values_of(figures, time_zone)["wall"]
+    wall = wall_clock(time_zone)
     console = terminal.out()
 
     def say(line: str) -> None:

@@ -24,7 +24,7 @@ from station.demo import figures, page, parts, stage, truth, verdict_log
 from station.demo.classes import ClassView, found_classes
 from station.demo.memory import PeakMemory
 from station.demo.stage import Role
-from station.ended_run import EndedRun, LastPicture, LastVerdict
+from station.ended_run import EndedRun, Picture, ShownVerdict
 from workers.publish_model import publish_model
 
 if TYPE_CHECKING:
@@ -148,13 +148,13 @@ def _ended(report: Report, verdicts: list[Verdict], pixels_of: parts.PixelsOf) -
         if verdict.frame_id in important:
             pixels = pixels_of(verdict)
             height, width = pixels.shape[:2]
-            pictures.append(LastPicture(verdict.frame_id, imaging.encode(pixels, Codec.JPEG), height, width))
+            pictures.append(Picture(verdict.frame_id, imaging.encode(pixels, Codec.JPEG), height, width))
     return EndedRun(time.time_ns(), report, tuple(last), tuple(pictures))
 
 
-def _most_important(verdicts: Sequence[LastVerdict]) -> list[LastVerdict]:
+def _most_important(verdicts: Sequence[ShownVerdict]) -> list[ShownVerdict]:
     """Return of each camera the last verdict that is no acceptance, or its last one."""
-    chosen: dict[str, LastVerdict] = {}
+    chosen: dict[str, ShownVerdict] = {}
     for verdict in verdicts:
         known = chosen.get(verdict.camera)
         if known is None or verdict.decision is not Decision.ACCEPT or known.decision is Decision.ACCEPT:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flawline.clock import NS
+from station.pages.stacked_bars import INK
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -28,6 +29,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["inks"] = INK
     environment.filters["reasons"] = reasons
     environment.filters["time"] = _time
     environment.filters["local"] = _local

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from zoneinfo import ZoneInfo
 from markupsafe import Markup
 
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import Decision
+from station.pages import stacked_bars
 from station.pages.rendering import STATIC, render
+from station.pages.stacked_bars import DECISIONS, Chart
 from station.report.figures import STOP_MINUTES, Bar, Figures
 
 STYLE_SHEET = STATIC / "report.css"
@@ -19,29 +21,28 @@ STYLE_SHEET = STATIC / "report.css"
 ENDINGS = (".html", ".pdf")
 NO_PDF = "PDF needs WeasyPrint: pip install 'flawline[pdf]', or name a file that ends in .html and print it"
 PARETO_LIMIT = 12
-DECISIONS = tuple(str(decision) for decision in Decision)
-INK = {"accept": "#549f7c", "review": "#a06600", "reject": "#8a100e", "unknown-product": "#5a3da6"}
-"""The colours of decisions on paper, those of the console in the light: WeasyPrint gives drawings no style sheet."""
-CHART_WIDTH, CHART_HEIGHT, CHART_LEFT = 1010, 140, 48
 
 
-def values_of(figures: Figures, time_zone: str) -> dict[str, Any]:
-    """Return what the template needs: the figures, the chart, and times on the wall of `time_zone`."""
+def wall_clock(time_zone: str) -> Callable[..., str]:
+    """Return what writes a time as the clock on the wall shows it."""
     zone = ZoneInfo(time_zone)
 
     def wall(at: datetime, form: str = "%Y-%m-%d %H:%M") -> str:
         return f"{at.astimezone(zone):{form}}"
 
+    return wall
+
+
+def values_of(figures: Figures, time_zone: str) -> dict[str, Any]:
+    """Return what the template needs: the figures, the chart, and times on the wall of `time_zone`."""
     return {
         "figures": figures,
         "decisions": DECISIONS,
         "pareto": shown(figures.pareto),
-        "chart": _chart(figures, zone),
-        "chart_size": (CHART_WIDTH, CHART_HEIGHT, CHART_LEFT),
-        "wall": wall,
+        "chart": _chart(figures, ZoneInfo(time_zone)),
+        "wall": wall_clock(time_zone),
         "zone": time_zone,
         "stop_minutes": STOP_MINUTES,
-        "ink": INK,
         "links": False,
     }
 
@@ -87,30 +88,11 @@ def shown(bars: tuple[Bar, ...]) -> tuple[Bar, ...]:
     return (*head, Bar(None, f"{len(rest)} others", None, frames, share, 1.0))
 
 
-def _chart(figures: Figures, zone: ZoneInfo) -> dict[str, Any]:
-    """Return the stacked bars of each hour, in the units of the chart."""
-    highest = max((sum(counts.values()) for _, counts in figures.hours), default=0)
-    step = (CHART_WIDTH - CHART_LEFT) / max(1, len(figures.hours))
-    bars = []
-    for place, (hour, counts) in enumerate(figures.hours):
-        y = float(CHART_HEIGHT)
-        for decision in DECISIONS:
-            if not (frames := counts.get(decision, 0)):
-                continue
-            height = CHART_HEIGHT * frames / highest
-            y -= height
-            bars.append(
-                {
-                    "x": round(CHART_LEFT + step * place, 2),
-                    "y": round(y, 2),
-                    "width": round(max(step - 2, 1), 2),
-                    "height": round(height, 2),
-                    "decision": decision,
-                    "title": f"{hour.astimezone(zone):%Y-%m-%d %H:%M} {decision}: {frames:,}",
-                }
-            )
-    ends = [f"{hour.astimezone(zone):%m-%d %H:%M}" for hour, _ in figures.hours]
-    return {"bars": bars, "highest": highest, "first": ends[0] if ends else "", "last": ends[-1] if ends else ""}
+def _chart(figures: Figures, zone: ZoneInfo) -> Chart:
+    """Return the decisions of each hour that has frames."""
+    words = [f"{hour.astimezone(zone):%m-%d %H:%M}" for hour, _ in figures.hours]
+    places = [(place, words[place], counts) for place, (_, counts) in enumerate(figures.hours)]
+    return stacked_bars.chart(places, len(words), words[0] if words else "", words[-1] if words else "")
 
 
 def _refuse(url: str, *_: Any, **__: Any) -> Any:

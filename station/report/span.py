@@ -74,6 +74,31 @@ def last_hours(now_ns: int) -> Span:
     return Span(now_ns - LAST_HOURS * 3600 * S_NS, now_ns)
 
 
+def span_of(
+    shifts: Sequence[ShiftSettings],
+    time_zone: str,
+    now_ns: int,
+    *,
+    shift: str | None = None,
+    day: str | None = None,
+    since_ns: int | None = None,
+    until_ns: int | None = None,
+) -> Span:
+    """Return what a person asks for: a shift, by default that of today, or a span of time.
+
+    Without a question it is the shift that ended last, or the last 24 hours. Raises UsageError.
+    """
+    if shift:
+        return shift_span(shifts, time_zone, shift, day or day_of(Calendar(shifts, time_zone), now_ns, time_zone))
+    if since_ns is None and until_ns is None:
+        return latest_shift(shifts, time_zone, now_ns) or last_hours(now_ns)
+    until_ns = now_ns if until_ns is None else until_ns
+    since_ns = last_hours(until_ns).since_ns if since_ns is None else since_ns
+    if since_ns >= until_ns:
+        raise UsageError("since: give a time before until")
+    return Span(since_ns, until_ns)
+
+
 def day_of(calendar: Calendar, now_ns: int, zone: str) -> str:
     """Return the day on the wall, such as 2026-11-28: that of the present shift's begin, or today."""
     return calendar.at(now_ns).day or datetime.fromtimestamp(now_ns // S_NS, ZoneInfo(zone)).date().isoformat()

@@ -29,7 +29,7 @@ from flawline.object_store import ObjectStore, object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from station import ended_run
-from station.ended_run import EndedRun
+from station.ended_run import EndedRun, Picture, ShownVerdict
 from station.web import camera_states
 
 log = logging.getLogger(__name__)
@@ -49,27 +49,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 
 
 @dataclass(frozen=True)
-class LiveVerdict:
-    """A verdict as the page shows it; `serial` grows with each, and boxes are x, y, width, height in pixels."""
+class LiveVerdict(ShownVerdict):
+    """A verdict as the page shows it; `serial` grows with each."""
 
     serial: int
-    frame_id: str
-    camera: str
-    captured_at: int
-    decided_at: int
-    decision: Decision
-    score: float
-    boxes: tuple[tuple[int, int, int, int], ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A frame as JPEG, at most PICTURE_SIDE_PX wide and high; `height` and `width` are the frame's own."""
-
-    frame_id: str
-    jpeg: bytes
-    height: int
-    width: int
 
 
 class Pictures:
@@ -181,7 +164,7 @@ class LiveWatch:
             verdict = LiveVerdict(serial=next(self._serials), **vars(last))
             self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
             if picture := pictured.get(verdict.frame_id):
-                self.pictures.add(Picture(picture.frame_id, picture.jpeg, picture.height, picture.width))
+                self.pictures.add(picture)
                 self._shown[verdict.camera] = verdict
 
     def close(self) -> None:
@@ -229,16 +212,7 @@ class LiveWatch:
         except SchemaError:
             return None  # the ledger counts it
         self._remember(Candidate(replace(verdict, regions=()), *place_of(record)))
-        return LiveVerdict(
-            serial=next(self._serials),
-            frame_id=verdict.frame_id,
-            camera=verdict.camera,
-            captured_at=verdict.captured_at,
-            decided_at=verdict.decided_at,
-            decision=verdict.decision,
-            score=verdict.score,
-            boxes=tuple(region.box for region in verdict.regions),
-        )
+        return LiveVerdict(serial=next(self._serials), **vars(ended_run.shown(verdict)))
 
     def _remember(self, candidate: Candidate) -> None:
         now = self._utc_ns()

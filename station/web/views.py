@@ -13,35 +13,12 @@ import numpy as np
 from flawline import imaging
 from flawline.messages import Codec, Decision
 from ledger.accounting import Account, Report
+from station.pages import stacked_bars
 from station.pages.heat import heat_colours, heat_layer
+from station.pages.stacked_bars import Chart
 from station.web.queries import MinuteCount
 
 HOUR_MINUTES = 60
-DECISIONS = tuple(str(decision) for decision in Decision)
-
-CHART_WIDTH, CHART_HEIGHT, CHART_LEFT = 1010, 150, 40
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One decision in one minute: a rectangle of the chart, in its units."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    decision: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Decisions per minute: stacked bars, and the label of the highest."""
-
-    bars: tuple[Bar, ...]
-    highest: int
-    first: datetime
-    last: datetime
 
 
 @dataclass(frozen=True)
@@ -58,28 +35,15 @@ class Share:
 
 
 def chart(counts: Iterable[MinuteCount], now: datetime) -> Chart:
-    """Return the hour that ends with the minute of `now`, accepted frames at the bottom."""
+    """Return the hour that ends with the minute of `now`."""
     last = now.replace(second=0, microsecond=0)
     first = last - timedelta(minutes=HOUR_MINUTES - 1)
     minutes: dict[datetime, Counter[str]] = defaultdict(Counter)
     for count in counts:
         if first <= count.minute <= last:
             minutes[count.minute][count.decision] += count.frames
-    highest = max((sum(stack.values()) for stack in minutes.values()), default=0)
-    step = (CHART_WIDTH - CHART_LEFT) / HOUR_MINUTES
-    bars = []
-    for minute, stack in sorted(minutes.items()):
-        x, y = CHART_LEFT + step * ((minute - first) // timedelta(minutes=1)), float(CHART_HEIGHT)
-        for decision in sorted(stack, key=_place):
-            height = CHART_HEIGHT * stack[decision] / highest
-            y -= height
-            title = f"{minute:%H:%M} {decision}: {stack[decision]}"
-            bars.append(Bar(round(x, 2), round(y, 2), round(step - 1, 2), round(height, 2), decision, title))
-    return Chart(tuple(bars), highest, first, last)
-
-
-def _place(decision: str) -> int:
-    return DECISIONS.index(decision) if decision in DECISIONS else len(DECISIONS)
+    places = [((at - first) // timedelta(minutes=1), f"{at:%H:%M}", stack) for at, stack in sorted(minutes.items())]
+    return stacked_bars.chart(places, HOUR_MINUTES, f"{first:%H:%M}", f"{last:%H:%M}")
 
 
 def shares(counts: Iterable[MinuteCount]) -> tuple[list[Share], Share]:

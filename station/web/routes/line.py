@@ -32,8 +32,6 @@ def line(context: TheContext, store: TheStore, ledger: TheLedger) -> Response:
         rows=views.ledger_rows(ledger.report) if ledger.report else [],
         remarks=remarks(ledger.report) if ledger.report else [],
         chart=views.chart(counts, now),
-        chart_size=(views.CHART_WIDTH, views.CHART_HEIGHT, views.CHART_LEFT),
-        decisions=views.DECISIONS,
         shares=cameras,
         total=total,
         latest=queries.latest_minute(store),

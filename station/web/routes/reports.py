@@ -16,7 +16,7 @@ from discovery.store.database import nanoseconds
 from discovery.store.filters import Filter
 from station.report import figures, page
 from station.report.figures import Figures
-from station.report.span import Span, day_of, last_hours, latest_shift, shift_span
+from station.report.span import day_of, span_of
 from station.web.context import Context, TheContext, TheStore
 from station.web.filters import LAST_YEAR, Short, Text, choices
 
@@ -77,22 +77,16 @@ def _figures(context: Context, store: TheStore, asked: Asked) -> Figures:
     if any("\0" in text for text in vars(asked).values()):
         raise HTTPException(400, "a filter holds no zero byte: correct it")
     wanted = Filter(camera=asked.camera or None, lot=asked.lot or None)
-    span = _span(context, store.utc_ns(), asked)
+    span = span_of(
+        settings.shifts,
+        settings.time_zone,
+        store.utc_ns(),
+        shift=asked.shift,
+        day=asked.shift_day,
+        since_ns=_ns(asked.since, "since", settings.time_zone) if asked.since else None,
+        until_ns=_ns(asked.until, "until", settings.time_zone) if asked.until else None,
+    )
     return figures.read(store, settings.line, span, wanted, settings.retention.minutes_days)
-
-
-def _span(context: Context, now_ns: int, asked: Asked) -> Span:
-    settings = context.settings
-    if asked.shift:
-        day = asked.shift_day or day_of(Calendar(settings.shifts, settings.time_zone), now_ns, settings.time_zone)
-        return shift_span(settings.shifts, settings.time_zone, asked.shift, day)
-    if asked.since or asked.until:
-        until_ns = _ns(asked.until, "until", settings.time_zone) if asked.until else now_ns
-        since_ns = _ns(asked.since, "since", settings.time_zone) if asked.since else last_hours(until_ns).since_ns
-        if since_ns >= until_ns:
-            raise HTTPException(400, f"since {asked.since}: it should be before until {asked.until or 'now'}")
-        return Span(since_ns, until_ns)
-    return latest_shift(settings.shifts, settings.time_zone, now_ns) or last_hours(now_ns)
 
 
 def _ns(text: str, name: str, time_zone: str) -> int:

@@ -11,7 +11,7 @@ from flawline.messages import Codec, Decision
 from flawline.settings.tree import Settings
 from ledger.accounting import Account, Report, SequenceRange
 from station import ended_run
-from station.ended_run import EndedRun, LastPicture, last_verdicts
+from station.ended_run import EndedRun, Picture, last_verdicts
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
 from tests.discovery import factories
@@ -33,7 +33,7 @@ def the_run() -> EndedRun:
         factories.START_NS,
         Report({"camera-1": account}, {"undecodable": 2}, ("a record",)),
         tuple(last_verdicts(verdicts)),
-        (LastPicture(verdicts[-1].frame_id, jpeg, 8, 16),),
+        (Picture(verdicts[-1].frame_id, jpeg, 8, 16),),
     )
 
 

@@ -65,7 +65,7 @@ def test_state_of_a_camera_is_told_in_words(last_s: int | None, facts: dict[str,
 
 
 def verdict(serial: int, decision: Decision = Decision.ACCEPT) -> LiveVerdict:
-    return LiveVerdict(serial, f"cam:1:{serial}", "cam", NOW, NOW, decision, 0.0, ())
+    return LiveVerdict(f"cam:1:{serial}", "cam", NOW, NOW, decision, 0.0, (), serial)
 
 
 def test_verdict_that_is_no_acceptance_stands_in_the_tile() -> None:

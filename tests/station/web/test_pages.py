@@ -15,7 +15,7 @@ from discovery.store.store import Store
 from flawline import imaging
 from flawline.messages import Codec
 from flawline.settings.tree import Settings
-from station.pages import heat
+from station.pages import heat, stacked_bars
 from station.web import views
 from station.web.accounts import Accounts
 from station.web.ledger_watch import LedgerWatch
@@ -119,8 +119,8 @@ def test_chart_stacks_the_hour_and_leaves_the_rest_out() -> None:
     chart = views.chart(counts, now)
     assert chart.highest == 4 and [bar.decision for bar in chart.bars] == ["accept", "accept", "reject"]
     oldest, bottom, top = chart.bars
-    assert oldest.x == views.CHART_LEFT and bottom.x == top.x > oldest.x
-    assert (top.y, top.y + top.height, bottom.y + bottom.height) == (0, bottom.y, views.CHART_HEIGHT)
+    assert oldest.x == stacked_bars.LEFT and bottom.x == top.x > oldest.x
+    assert (top.y, top.y + top.height, bottom.y + bottom.height) == (0, bottom.y, stacked_bars.HEIGHT)
 
 
 @pytest.mark.parametrize(

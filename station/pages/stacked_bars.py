@@ -1,0 +1,61 @@
+"""A chart of decisions over time: one stacked bar a minute or an hour, accepted frames at the bottom. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from flawline.messages import Decision
+
+DECISIONS = tuple(str(decision) for decision in Decision)
+WIDTH, HEIGHT, LEFT = 1010, 150, 40  # as the macro `stacked` draws it
+INK = {"accept": "#549f7c", "review": "#a06600", "reject": "#8a100e", "unknown-product": "#5a3da6"}
+"""The colours of decisions on paper, those of the pages in the light. A style sheet overrides them; WeasyPrint gives
+drawings none."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One decision in one minute or hour: a rectangle of the chart, in its units."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    decision: str
+    title: str
+
+    @property
+    def ink(self) -> str:
+        """Return the colour where no style sheet says another."""
+        return INK.get(self.decision, "currentColor")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Stacked bars, the number at the top, and the words at both ends of the time."""
+
+    bars: tuple[Bar, ...]
+    highest: int
+    first: str
+    last: str
+
+
+def chart(places: Iterable[tuple[int, str, Mapping[str, int]]], number: int, first: str, last: str) -> Chart:
+    """Return the chart of `number` minutes or hours, from those with frames: (place, time in words, decisions)."""
+    places = list(places)
+    highest = max((sum(stack.values()) for _, _, stack in places), default=0)
+    step = (WIDTH - LEFT) / max(1, number)
+    bars = []
+    for place, at, stack in places:
+        y = float(HEIGHT)
+        for decision in sorted(stack, key=_order):
+            height = HEIGHT * stack[decision] / highest
+            y -= height
+            x, title = LEFT + step * place, f"{at} {decision}: {stack[decision]:,}"
+            bars.append(Bar(round(x, 2), round(y, 2), round(max(step - 1, 1), 2), round(height, 2), decision, title))
+    return Chart(tuple(bars), highest, first, last)
+
+
+def _order(decision: str) -> int:
+    return DECISIONS.index(decision) if decision in DECISIONS else len(DECISIONS)
