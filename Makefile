@@ -1,6 +1,6 @@
 # make demo        the whole line on this machine, from installation to a summary
 # make test        formatting, lint, types and the test suite
-# make test-fast   the unit tests alone, in less than a minute
+# make test-fast   the unit tests alone, in little more than a minute
 # make lock        deploy/requirements.*.lock anew: exact versions with hashes for both images; needs uv (pip install uv)
 
 PYTHON ?= python3
