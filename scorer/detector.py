@@ -25,8 +25,10 @@ from scorer.features.graph import Graph, Image, Maps
 from scorer.features.store import checked
 from scorer.gallery import Gallery, Look, image_embeddings
 from scorer.model import Model, embedding_layers, picture_layers, region_layers, whole_part
+from scorer.regions.components import component_counts
 from scorer.regions.masks import Mask, cooled, without_ignored
 from scorer.scores import Scores
+from scorer.search import warm
 from scorer.search.bank import Int8Index, trusted_kind, unit_rows
 from scorer.search.neighbours import use_one_faiss_thread
 from scorer.sub_looks import InLook
@@ -98,9 +100,11 @@ class CoresetDetector:
         self._banks: dict[int, list[Int8Index]] = {}
         self._banks_of_looks: dict[int, list[list[Int8Index]]] = {}
         self._banks_lock = Lock()
+        # All that is slow once happens here, so that no frame waits for it: kernels are compiled, or read, at their
+        # first use, and banks are put in the order of the search (5 to 50 ms a group).
+        warm.wait()
+        component_counts(np.zeros((2, 2), np.float32), np.array([1, 0]))
         if not features.on_gpu:  # which has banks of its own
-            # All that is slow once happens here, so that no frame waits for it: banks are put in the order of the
-            # search (5 to 50 ms a group), and its kernels are compiled, or read, at their first use.
             trusted_kind()
             list(self._pool.map(self.banks, range(len(model.banks))))
             list(self._pool.map(self.banks_of_looks, model.groups_with_looks))

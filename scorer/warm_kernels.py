@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scorer.regions.components import component_counts
+from scorer.search import warm
 from scorer.search.bank import Int8Index, unit_rows
 
 
@@ -13,6 +14,7 @@ def compile_all() -> None:
     rows = unit_rows(np.eye(32, 16))
     Int8Index(rows).project(rows[:4], 5)
     component_counts(rows, np.array([1, 0]))
+    warm.mark_complete()
 
 
 if __name__ == "__main__":

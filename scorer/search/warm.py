@@ -1,4 +1,4 @@
-"""The kernels of `scorer.search.kernels`, compiled by a child process while other work goes on.
+"""The kernels of the search and of the regions, compiled by a child process while other work goes on.
 
 Numba compiles for seconds and holds Python's lock, so that a thread would gain nothing. Where a backbone has to be
 converted the cache is new, and the kernels are missing too: `start` has them compiled meanwhile, and `wait` returns
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # A child that takes longer is ended. The kernels take 8 s on a free CPU; how busy a machine may be is a judgement.
 TIMEOUT_S = 120.0
+# A file beside the kernels, written when all are there: a process that is ended early leaves some of them.
+COMPLETE = "complete"
 
 _lock = threading.Lock()
 _child: subprocess.Popen[bytes] | None = None
@@ -34,9 +36,15 @@ def kernel_cache() -> Path:
     Not beside the sources, as numba would by default: an installation may be read-only. Numba looks at the source of
     the function that it compiled, and not at the instructions in it, so that all sources are part of the name.
     """
-    sources = (Path(__file__).with_name(f"{name}.py") for name in ("instructions", "kernels"))
+    room = Path(__file__).parents[1]
+    sources = [room / name for name in ("search/instructions.py", "search/kernels.py", "regions/components.py")]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "kernels" / digest)
+
+
+def mark_complete() -> None:
+    """Say that the cache holds every kernel, so that `start` starts no child."""
+    (kernel_cache() / COMPLETE).touch()
 
 
 def keep_in_cache() -> None:
@@ -47,10 +55,10 @@ def keep_in_cache() -> None:
 
 
 def start() -> None:
-    """Start a child that compiles the kernels, unless kernels are in the cache, a child runs, or there is one CPU."""
+    """Start a child that compiles the kernels, unless all are in the cache, a child runs, or there is one CPU."""
     global _child
     with _lock:
-        if _child is not None or any(kernel_cache().rglob("*.nbi")) or cpu_count() < 2 or not sys.executable:
+        if _child is not None or (kernel_cache() / COMPLETE).exists() or cpu_count() < 2 or not sys.executable:
             return
         try:
             _child = subprocess.Popen(

@@ -22,6 +22,9 @@ MARKER = ".flawline-demo"
 CAMERAS = 4
 STOP_TIMEOUT_S = 60.0
 
+DESCRIBE_QUEUE_BYTES = 256 << 20
+"""Eight times the default: on a slow machine the rejects of a short run wait for their description, none loses it."""
+
 FAINT = {"contrast": 0.25, "size": 0.7}
 """Defects near what can be found: a model of 30 good parts of two products finds 23 of 32 such defects (AUROC 0.95),
 and all of 32 at their usual size with a contrast of 0.4."""
@@ -88,7 +91,7 @@ def write_settings(
         "embedded": embedded,
         "metrics": values.get("metrics", {}) | metrics,
         "console": values.get("console", {}) | {"port": _console_port(base)},
-        "worker": values.get("worker", {}) | {"actors": actors},
+        "worker": {"describe_queue_bytes": DESCRIBE_QUEUE_BYTES} | values.get("worker", {}) | {"actors": actors},
         "cameras": cameras,
     }
     file = out / "line.toml"

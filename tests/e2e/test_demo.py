@@ -57,7 +57,7 @@ def test_demo_reports_a_balanced_ledger_and_good_figures(undisturbed: dict[str, 
     assert ledger["captured"] == ledger["scored"] == FRAMES
     assert undisturbed["quality"]["pooled_image_auroc"] >= 0.97
     assert undisturbed["alarm_rate"]["measured"] <= 0.05
-    assert undisturbed["classes"]["found"] >= 2
+    assert undisturbed["classes"]["found"] >= 2, undisturbed["classes"]
     assert undisturbed["peak_rss_bytes"] < 6 << 30
 
 

@@ -20,14 +20,20 @@ SCORE = """
 import sys
 import numpy as np
 from scorer.load import load_detector
+from scorer.regions import binarize, components
 from scorer.search import kernels, warm
 from scorer.search.bank import trusted_kind
 if sys.argv[2] == "child":
     warm.start()
     warm.wait()
-scores = load_detector(sys.argv[1]).score([np.full((64, 64, 3), 90, dtype=np.uint8)])
-kernels_of_image = [kernel for kernel in vars(kernels).values() if hasattr(kernel, "stats")]
+detector = load_detector(sys.argv[1])
+kernels_of_image = [kernel for kernel in (*vars(kernels).values(), components._counts) if hasattr(kernel, "stats")]
 kernels_of_image.append(kernels.make_search(trusted_kind()))
+ready = {kernel: list(kernel.signatures) for kernel in kernels_of_image}
+scores = detector.score([np.full((64, 64, 3), 90, dtype=np.uint8)])
+binarize.defect_mask(np.eye(64, dtype=np.float32), 0.0, 1.0)
+for kernel, signatures in ready.items():
+    assert signatures == kernel.signatures, f"the first image compiles {kernel.__name__}"
 misses = {kernel.__name__: sum(kernel.stats.cache_misses.values()) for kernel in kernels_of_image}
 if sys.argv[2] == "child":
     assert sum(kernels.make_search(trusted_kind()).stats.cache_hits.values()) > 0, "numba does not keep the search"
@@ -125,7 +131,18 @@ def test_a_process_that_is_interrupted_ends_its_child_and_does_not_wait_for_it(w
 def test_nothing_is_started_where_kernels_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(warm, "cpu_count", lambda: 2)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    warm.mark_complete()
+    warm.start()
+    assert warm._child is None
+
+
+def test_a_cache_that_lacks_a_kernel_is_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(warm, "cpu_count", lambda: 2)
     (tmp_path / "scorer_1").mkdir()
     (tmp_path / "scorer_1" / "kernels.search-1.py311.nbi").touch()
+    warm.start()
+    warm.wait()
+    assert {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")} > {"components._counts", "kernels.search"}
     warm.start()
     assert warm._child is None
