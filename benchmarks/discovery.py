@@ -116,9 +116,9 @@ def _describe(fitted: CoresetDetector, sample: Sample, product: Product, lo: flo
     scores = fitted.score([image])[0]
     number = len(product.kinds)
     product.kinds.append(sample.label)
-    patches, residuals = scores.patches, scores.residuals
-    if patches is None or residuals is None:
+    if scores.region_inputs is None:
         return 0.0
+    patches, residuals = scores.region_inputs.grids
     product.described.append(number)
     started = time.process_time()
     extracted = regions.extract(image, scores.heatmap, patches, residuals, lo, hi, closer=fitted.close_ups)

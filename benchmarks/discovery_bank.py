@@ -88,11 +88,11 @@ def _computed(settings: LineSettings) -> Bank:
 def _regions(detector: CoresetDetector, image: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Return the embedding and the look-alike group of each region of a frame; an accepted frame has none."""
     scores = detector.score([image])[0]
-    if scores.patches is None or scores.residuals is None:
+    if scores.region_inputs is None:
         return []
     lo, hi = detector.heatmap_range
     frame_regions = regions.extract(
-        image, scores.heatmap, scores.patches, scores.residuals, lo, hi, closer=detector.close_ups
+        image, scores.heatmap, *scores.region_inputs.grids, lo, hi, closer=detector.close_ups
     )
     return [(region.embedding.array(), scores.group) for region in frame_regions]
 

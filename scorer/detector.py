@@ -27,7 +27,7 @@ from scorer.gallery import Gallery, Look, image_embeddings
 from scorer.model import Model, embedding_layers, picture_layers, region_layers, whole_part
 from scorer.regions.components import component_counts
 from scorer.regions.masks import Mask, cooled, without_ignored
-from scorer.scores import Scores
+from scorer.scores import Grid, RegionInputs, Scores
 from scorer.search import warm
 from scorer.search.bank import Int8Index, trusted_kind, unit_rows
 from scorer.search.neighbours import use_one_faiss_thread
@@ -222,9 +222,6 @@ class CoresetDetector:
         aligned = log_score - level
         standardised = aligned / float(model.widths[group])
         decision = self._decide(look, standardised)
-        patches_of_map = residuals = None
-        if decision is not Decision.ACCEPT:
-            patches_of_map, residuals = self._describe(features, known, group, ratios.shape)
         return Scores(
             group=group,
             raw=float(np.exp(log_score)),
@@ -232,8 +229,9 @@ class CoresetDetector:
             p_value=float(calibration.p_values(np.asarray(standardised), model.calibration)),
             decision=decision,
             heatmap=np.asarray(heatmap - level, dtype=np.float32),
-            patches=patches_of_map,
-            residuals=residuals,
+            region_inputs=None
+            if decision is Decision.ACCEPT
+            else self._region_inputs(features, known, group, ratios.shape),
         )
 
     def in_look(self, features: Maps) -> InLook | None:
@@ -383,17 +381,19 @@ class CoresetDetector:
             return Decision.REJECT
         return Decision.REVIEW if standardised > self.model.review.value else Decision.ACCEPT
 
-    def _describe(
-        self, features: Maps, known: Maps, group: int, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the patches and residuals of `Scores`; `known` holds what the banks know near each patch."""
-        patches, residuals = [], []
-        for i in region_layers(self.model.layers):
-            layer = features[i]
-            lengths = np.sqrt(np.einsum("ijk,ijk->ij", layer, layer))[:, :, None]
-            patches.append(maps.enlarged(layer - self.model.means[i][group], *shape[:2]))
-            residuals.append(maps.enlarged(layer - lengths * known[i], *shape[:2]))
-        return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
+    def _region_inputs(self, features: Maps, known: Maps, group: int, shape: tuple[int, ...]) -> RegionInputs:
+        """Return the region inputs of a map of that shape; `known` holds what the banks know near each patch."""
+        layers = [(features[i], known[i], self.model.means[i][group]) for i in region_layers(self.model.layers)]
+
+        def make() -> tuple[Grid, Grid]:
+            patches, residuals = [], []
+            for layer, near, mean in layers:
+                lengths = np.sqrt(np.einsum("ijk,ijk->ij", layer, layer))[:, :, None]
+                patches.append(maps.enlarged(layer - mean, *shape[:2]))
+                residuals.append(maps.enlarged(layer - lengths * near, *shape[:2]))
+            return np.concatenate(patches, axis=2), np.concatenate(residuals, axis=2)
+
+        return RegionInputs(make, sum(layer.nbytes + near.nbytes for layer, near, _ in layers))
 
     def raw_scores(self, images: Sequence[Image]) -> list[float]:
         """Return the raw score of each image."""

@@ -27,7 +27,7 @@ from scorer.features.graph import Image
 from scorer.features.store import OnUnreadable, Progress, checked
 from scorer.model import Model, Tiles, cut_offs
 from scorer.regions.masks import Mask
-from scorer.scores import Scores
+from scorer.scores import Grid, RegionInputs, Scores
 from scorer.shapes import Cutting
 
 # The longest side of an image's region inputs in cells: bounds their memory for images of any size. A judgement.
@@ -212,11 +212,11 @@ class TiledCoreset(CoresetDetector):
                 worst = standardised, scores
         assert worst is not None
         decision = self._decide_whole(worst[0], unknown / len(inspected))
-        patches = residuals = None
+        region_inputs = None
         if decision is not Decision.ACCEPT:
-            patches, residuals = tiles[0].patches, tiles[0].residuals  # of an image that is not cut
-            if patches is None or len(self.boxes(image)) > 1:
-                patches, residuals = blend.region_inputs()
+            region_inputs = tiles[0].region_inputs  # of an image that is not cut
+            if region_inputs is None or len(self.boxes(image)) > 1:
+                region_inputs = blend.region_inputs()
         return Scores(
             group=worst[1].group,
             raw=worst[1].raw,
@@ -224,8 +224,7 @@ class TiledCoreset(CoresetDetector):
             p_value=float(calibration.p_values(np.asarray(worst[0]), self.worst)),
             decision=decision,
             heatmap=blend.heatmap(),
-            patches=patches,
-            residuals=residuals,
+            region_inputs=region_inputs,
         )
 
     def decided(self, tiles: Sequence[Scores]) -> Decision:
@@ -250,7 +249,7 @@ class _Blend:
         self._size = height, width
         self._cell: tuple[float, float] | None = None
         self._heat = self._weight = np.empty((0, 0), np.float32)
-        self._hot: list[tuple[Box, Scores]] = []
+        self._hot: list[tuple[Box, RegionInputs]] = []
 
     def add(self, box: Box, scores: Scores) -> None:
         """Add a tile. Its cells do not fall on those of the whole map, so its map is shifted by a part of a cell."""
@@ -278,8 +277,8 @@ class _Blend:
         weight = np.outer(_taper(ys), _taper(xs)).astype(np.float32)
         self._heat[y0:y1, x0:x1] += weight * heat
         self._weight[y0:y1, x0:x1] += weight
-        if scores.patches is not None:
-            self._hot.append((box, scores))
+        if scores.region_inputs is not None:
+            self._hot.append((box, scores.region_inputs))
 
     def heatmap(self) -> NDArray[np.float32]:
         """Return the blended map; places that no tile covers, because they are ignored, are as cool as the coolest."""
@@ -287,21 +286,23 @@ class _Blend:
         heat = np.where(covered, self._heat / np.where(covered, self._weight, 1), np.inf)
         return np.where(covered, heat, heat.min()).astype(np.float32)
 
-    def region_inputs(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return patches and residuals on a grid over the whole image, zero (nothing unusual) in accepted tiles."""
+    def region_inputs(self) -> RegionInputs:
+        """Return inputs on a grid over the whole image, zero (nothing unusual) in accepted tiles."""
+        return RegionInputs(self._whole_grids, sum(inputs.size_bytes for _, inputs in self._hot))
+
+    def _whole_grids(self) -> tuple[Grid, Grid]:
         height, width = self._size
         scale = _GRID / max(height, width)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        depth = self._hot[0][1].patches.shape[2] if self._hot and self._hot[0][1].patches is not None else 1
+        depth = self._hot[0][1].grids[0].shape[2] if self._hot else 1
         whole = np.zeros((2, rows, columns, depth), np.float32)
         weight = np.full((rows, columns, 1), 1e-9, np.float32)
-        for box, scores in self._hot:
+        for box, inputs in self._hot:
             y0, y1 = int(box.y0 * scale), max(int(box.y0 * scale) + 1, min(rows, round(box.y1 * scale)))
             x0, x1 = int(box.x0 * scale), max(int(box.x0 * scale) + 1, min(columns, round(box.x1 * scale)))
             ys, xs = (np.arange(y1 - y0) + 0.5) / (y1 - y0), (np.arange(x1 - x0) + 0.5) / (x1 - x0)
             taper = np.outer(_taper(ys), _taper(xs)).astype(np.float32)[:, :, None]
-            for target, values in zip(whole, (scores.patches, scores.residuals), strict=True):
-                assert values is not None
+            for target, values in zip(whole, inputs.grids, strict=True):
                 high, wide = values.shape[:2]
                 picked = values[(ys * high).astype(int)][:, (xs * wide).astype(int)]
                 target[y0:y1, x0:x1] += taper * picked

@@ -91,8 +91,8 @@ def _places(pixels: np.ndarray, scores: Scores, heatmap_range: tuple[float, floa
         point = _hottest(scores.heatmap, (0, 0, width, height), height, width)
         return [Place(None, point, float(scores.heatmap.max()))]
     low, high = heatmap_range
-    assert scores.patches is not None and scores.residuals is not None  # every frame that is not accepted has them
-    extracted = regions.extract(pixels, scores.heatmap, scores.patches, scores.residuals, low, high)
+    assert scores.region_inputs is not None  # every frame that is not accepted has them
+    extracted = regions.extract(pixels, scores.heatmap, *scores.region_inputs.grids, low, high)
     return [Place(region.box, _hottest(scores.heatmap, region.box, height, width), region.peak) for region in extracted]
 
 

@@ -76,9 +76,10 @@ class Judged:
     def size_bytes(self) -> int:
         """The memory that it holds while it waits."""
         scores, located = self.scores, self.located
-        arrays = [self.pixels, scores.heatmap, scores.patches, scores.residuals, located.fine, located.mask]
+        arrays = [self.pixels, scores.heatmap, located.fine, located.mask]
         arrays += [region.mask for region in located.regions]
-        return sum(array.nbytes for array in arrays if array is not None)
+        inputs_bytes = scores.region_inputs.size_bytes if scores.region_inputs is not None else 0
+        return sum(array.nbytes for array in arrays) + inputs_bytes
 
 
 class CameraRate:
@@ -277,15 +278,13 @@ class Describer:
                 self._share.step()
                 yield from judged.detector.close_ups(parts[start : start + self._at_once])
 
-        scores = judged.scores
-        assert scores.patches is not None
-        assert scores.residuals is not None
+        inputs = judged.scores.region_inputs
+        assert inputs is not None
         self._share.step()
         return describe(
             judged.pixels,
             judged.located,
-            scores.patches,
-            scores.residuals,
+            *inputs.grids,
             closer=close_ups,
             field_px=judged.detector.field_px(*judged.pixels.shape[:2]),
         )

@@ -30,8 +30,8 @@ def locate(frame: Frame, scores: Scores, detector: Detector) -> LocalRegions | N
     """
     if scores.decision is Decision.ACCEPT:
         return None
-    if scores.patches is None or scores.residuals is None:
-        raise ValueError(f"scores of a frame to {scores.decision} come without patches")
+    if scores.region_inputs is None:
+        raise ValueError(f"scores of a frame to {scores.decision} come without the inputs of regions")
     return regions.locate(scores.heatmap, frame.height, frame.width, *detector.heatmap_range)
 
 

@@ -163,8 +163,8 @@ def by_model(shown: Sequence[Picture], detector: Detector, progress: Progress, n
         scored = detector.score([image for _, image in readable])
         for (picture, image), scores in zip(readable, scored, strict=True):
             extracted: list[DefectRegion] = []
-            if scores.patches is not None and scores.residuals is not None:
-                maps = scores.heatmap, scores.patches, scores.residuals
+            if scores.region_inputs is not None:
+                maps = scores.heatmap, *scores.region_inputs.grids
                 field_px = detector.field_px(*image.shape[:2])
                 extracted = regions.extract(image, *maps, lo, hi, closer=detector.close_ups, field_px=field_px)
             described.add(picture, extracted, scores.group)

@@ -31,7 +31,7 @@ from scorer.features.padding import Padding, squared
 from scorer.features.torch_engine import BATCH_SIZES, TorchBackbone, batch_size
 from scorer.model import Model
 from scorer.regions.masks import Mask, on_grid
-from scorer.scores import Scores
+from scorer.scores import RegionInputs, Scores
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,7 @@ class BatchRunner:
                 p_value=float(row[3]),
                 decision=DECISIONS[int(row[4])],
                 heatmap=heatmaps[i][shape],
-                patches=described[i][0][shape] if i in described else None,
-                residuals=described[i][1][shape] if i in described else None,
+                region_inputs=RegionInputs.of(*(grid[shape] for grid in described[i])) if i in described else None,
             )
             for i, (row, shape) in enumerate(zip(rows, shapes, strict=True))
         ]

@@ -15,12 +15,12 @@ import pytest
 from embedded_broker import EmbeddedBroker
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Defect, Verdict
 from flawline.settings.workers import WorkerSettings
+from scorer.scores import Scores
 from tests.support.brokers import RunningBroker
 from tests.workers.conftest import either_broker, ray_here
 from tests.workers.line import (
     FULL,
     PlainDetector,
-    PlainScores,
     assert_in_order,
     committed,
     feeding,
@@ -44,7 +44,7 @@ DEADLY_CLOSE_UP = 5
 class DeadlyDetector(PlainDetector):
     """Dies of some frames as native code does, without a word."""
 
-    def _score(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> Scores:
         first = int(image[0, 0, 0])
         if first == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -184,9 +184,7 @@ class HeldDetector(PlainDetector):
     def __post_init__(self) -> None:
         self.may_score, self.may_describe = threading.Event(), threading.Event()
 
-    def score(
-        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None
-    ) -> list[PlainScores]:
+    def score(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None) -> list[Scores]:
         if any(image[-1, -1, 0] == 1 for image in images):
             assert self.may_score.wait(60)
         return super().score(images, masks)

@@ -62,6 +62,15 @@ def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fi
     assert norms[row, column] > 2 * np.median(norms)
 
 
+def test_region_inputs_made_after_other_images_are_those_of_their_own_image(fitted: CoresetDetector) -> None:
+    waiting = fitted.score([DEFECTS[0]])[0].region_inputs
+    fitted.score(DEFECTS[1:])
+    at_once = fitted.score([DEFECTS[0]])[0].region_inputs
+    assert waiting is not None and at_once is not None
+    for late, early in zip(waiting.grids, at_once.grids, strict=True):
+        np.testing.assert_array_equal(late, early)
+
+
 def test_scores_do_not_depend_on_batch_threads_or_process(
     fitted: CoresetDetector, model_path: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from flawline.errors import FlawlineError
 from flawline.messages import Codec, Decision, Frame
 from flawline.settings.tree import KafkaSettings, Settings
 from flawline.settings.workers import WorkerSettings
+from scorer.scores import RegionInputs, Scores
 from tests.support.brokers import unique
 from workers.active_model import ModelRef
 from workers.inspector import Inspector, member_name
@@ -29,18 +30,6 @@ EPOCH = 1_700_000_000_000
 POISON = 1
 NOT_FINITE = 2
 FULL = 255
-
-
-@dataclass(frozen=True)
-class PlainScores:
-    group: int
-    raw: float
-    aligned: float
-    p_value: float
-    decision: Decision
-    heatmap: np.ndarray
-    patches: np.ndarray | None = None
-    residuals: np.ndarray | None = None
 
 
 @dataclass
@@ -57,9 +46,7 @@ class PlainDetector:
     memory_shortages: int = 0
     batches: list[int] = field(default_factory=list)
 
-    def score(
-        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None
-    ) -> list[PlainScores]:
+    def score(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None) -> list[Scores]:
         self.batches.append(len(images))
         time.sleep(self.seconds_per_image * len(images))
         return [self._score(image) for image in images]
@@ -70,7 +57,7 @@ class PlainDetector:
     def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         return [[cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)] for part in parts]
 
-    def _score(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> Scores:
         first = tuple(image[0, 0])
         if first == (POISON,) * 3:
             raise ValueError("this image breaks the model")
@@ -78,10 +65,10 @@ class PlainDetector:
         aligned = float("nan") if first == (NOT_FINITE,) * 3 else raw / 10 - 10
         heatmap = np.zeros((8, 8), np.float32)
         if raw <= 128:
-            return PlainScores(0, raw, aligned, 0.5, Decision.ACCEPT, heatmap)
+            return Scores(0, raw, aligned, 0.5, Decision.ACCEPT, heatmap)
         heatmap[2:5, 2:5] = 10
         grid = np.linspace(0, 1, 8 * 8 * 4, dtype=np.float32).reshape(8, 8, 4)
-        return PlainScores(0, raw, aligned, 0.001, Decision.REJECT, heatmap, grid, grid * 0.5)
+        return Scores(0, raw, aligned, 0.001, Decision.REJECT, heatmap, RegionInputs.of(grid, grid * 0.5))
 
 
 def load_plain(path: Path, settings: WorkerSettings) -> PlainDetector:
@@ -97,7 +84,7 @@ def load_plain(path: Path, settings: WorkerSettings) -> PlainDetector:
 class StrictDetector(PlainDetector):
     """Rejects what is not quite dark."""
 
-    def _score(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> Scores:
         return super()._score(image + (100 if image.mean() > 50 else 0))
 
 
@@ -105,7 +92,7 @@ class StrictDetector(PlainDetector):
 class DeadlyDetector(PlainDetector):
     """Ends its process with the first image that is no canary."""
 
-    def _score(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> Scores:
         if image.shape[0] == SIDE:
             os._exit(9)
         return super()._score(image)
@@ -121,7 +108,7 @@ class MuteDetector(PlainDetector):
         time.sleep(600 if self.is_at_work else 0)
         return super().close_ups(parts)
 
-    def _score(self, image: np.ndarray) -> PlainScores:
+    def _score(self, image: np.ndarray) -> Scores:
         self.is_at_work = self.is_at_work or image.shape[0] == SIDE
         return super()._score(image)
 

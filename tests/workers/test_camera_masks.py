@@ -14,8 +14,9 @@ from flawline.errors import FlawlineError, UsageError
 from flawline.messages import DeadLetter, DeadLetterReason, Decision, Verdict
 from flawline.settings.producers import FolderCamera
 from flawline.settings.tree import load_settings
+from scorer.scores import Scores
 from tests.support.brokers import RunningBroker
-from tests.workers.line import FULL, SIDE, PlainDetector, PlainScores, feeding, frame, inspecting, line_settings, read
+from tests.workers.line import FULL, SIDE, PlainDetector, feeding, frame, inspecting, line_settings, read
 from workers.camera_masks import CameraMasks
 
 EVERYTHING = [[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]]
@@ -26,9 +27,7 @@ TOP = [[(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5)]]
 class MaskedDetector(PlainDetector):
     """Takes what is not inspected for black."""
 
-    def score(
-        self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None
-    ) -> list[PlainScores]:
+    def score(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None] | None = None) -> list[Scores]:
         masks = masks or [None] * len(images)
         return super().score(
             [

@@ -75,7 +75,7 @@ def test_beside_an_idle_scorer_descriptions_never_wait_and_cost_nothing_of_the_s
 def judged(size_bytes: int) -> Any:
     """Return a frame of so many bytes."""
     empty = np.zeros(0, np.uint8)
-    scores = SimpleNamespace(heatmap=empty, patches=None, residuals=None)
+    scores = SimpleNamespace(heatmap=empty, region_inputs=None)
     located = SimpleNamespace(fine=empty, mask=empty, regions=())
     return Judged(None, None, np.zeros(size_bytes, np.uint8), scores, located, None)  # type: ignore[arg-type]
 

@@ -574,7 +574,7 @@ def test_a_header_that_names_no_frame_is_not_taken_for_one() -> None:
 def described(detector: PlainDetector, scores: Any) -> list[messages.DefectRegion]:
     located = verdicts.locate(frame("cam-0", 1, FULL), scores, detector)
     assert located is not None
-    return regions.describe(image(FULL), located, scores.patches, scores.residuals, closer=detector.close_ups)
+    return regions.describe(image(FULL), located, *scores.region_inputs.grids, closer=detector.close_ups)
 
 
 def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
@@ -589,8 +589,8 @@ def test_a_rejected_frame_has_regions_and_an_accepted_one_has_none() -> None:
     assert defect.heatmap.dtype == "float16"
     bare = verdicts.defect(frame("cam-0", 1, FULL), bright, [], detector)
     assert (bare.regions, bare.embedding_version) == ((), defect.embedding_version)
-    with pytest.raises(ValueError, match="without patches"):
-        verdicts.locate(frame("cam-0", 1, FULL), replace(bright, patches=None), detector)
+    with pytest.raises(ValueError, match="without the inputs of regions"):
+        verdicts.locate(frame("cam-0", 1, FULL), replace(bright, region_inputs=None), detector)
 
 
 def test_a_defect_over_the_limit_loses_its_last_regions_only() -> None:
