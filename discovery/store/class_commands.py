@@ -8,14 +8,26 @@ from typing import Any
 from sqlalchemy import func, select
 
 from discovery.round.lineage import DefectClass
-from discovery.store import decisions, registry, schema
+from discovery.store import assignment, decisions, registry, schema
 from discovery.store import undo as way_back
 from discovery.store.decision_records import find
 from discovery.store.decisions import SEVERITIES
 from discovery.store.pruning import frames_by_class
 from discovery.store.store import Store, stamp
 
-__all__ = ["SEVERITIES", "dismiss", "list_classes", "merge", "name", "restore", "set_severity", "show", "split", "undo"]
+__all__ = [
+    "SEVERITIES",
+    "assign",
+    "dismiss",
+    "list_classes",
+    "merge",
+    "name",
+    "restore",
+    "set_severity",
+    "show",
+    "split",
+    "undo",
+]
 
 HISTORY = 50
 HIDDEN = ("merged", "dismissed")
@@ -108,6 +120,18 @@ def split(
 ) -> dict[str, Any]:
     """Split a class in two, by looks or with `regions` by what a person has picked out; return the new class."""
     return show(store, decisions.split(store, reference, regions=regions, alike=alike, who=who, why=why))
+
+
+def assign(
+    store: Store,
+    regions: Sequence[int],
+    into: str | None,
+    new_name: str | None = None,
+    who: str | None = None,
+    why: str | None = None,
+) -> dict[str, Any]:
+    """Give regions without a class to the class `into`, or without it to a new class; return that class."""
+    return show(store, assignment.assign(store, regions, into=into, new_name=new_name, who=who, why=why))
 
 
 def dismiss(store: Store, reference: str, who: str | None = None, why: str | None = None) -> dict[str, Any]:

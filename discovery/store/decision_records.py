@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,12 @@ def measured(known_class: DefectClass, vectors: np.ndarray) -> tuple[np.ndarray,
         return known_class.centroid, known_class.radius
     centroid = unit(vectors.mean(axis=0))
     return centroid, clustering.radius_of(vectors, centroid)
+
+
+def measured_anew(connection: Connection, known_class: DefectClass) -> DefectClass:
+    """Return a class with centroid and radius from its latest members."""
+    centroid, radius = measured(known_class, sample_of(connection, known_class)[2])
+    return replace(known_class, centroid=centroid, radius=radius)
 
 
 def write_changes(

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import Connection, select, update
 
 from discovery.round import clustering
-from discovery.round.lineage import Change, DefectClass, class_id
+from discovery.round.lineage import Change, DefectClass, Registry, class_id
 from discovery.store import registry, schema
 from discovery.store.database import insert, nanoseconds, parts
 from discovery.store.decision_records import (
@@ -38,19 +38,25 @@ SPLIT_MEMBERS_MIN = 4  # a judgement, not measured
 
 def name(store: Store, reference: str, new_name: str, *, who: str | None = None, why: str | None = None) -> None:
     """Call a class by a name that no other class has."""
-    new_name = new_name.strip()
-    if not 1 <= len(new_name) <= NAME_LENGTH or not new_name.isprintable():
-        raise UsageError(f"class name {new_name!r}: give 1 to {NAME_LENGTH} printable characters")
     with store.transaction() as connection:
         known = registry.load(connection)
         defect_class = find(known, reference)
-        for other in known.classes:
-            if other.id != defect_class.id and new_name in (other.name, other.id):
-                raise UsageError(f"name {new_name!r} is taken by class {other.id}: choose another or merge the two")
+        new_name = free_name(known, defect_class.id, new_name)
         changed = replace(defect_class, name=new_name, bound=True)
         write_changes(store, connection, known, [(changed, Change(defect_class.id, Transition.NAMED))], who, why)
         entry = add_audit(store, connection, "name", defect_class.id, new_name, defect_class.name, who, why)
         add_note(connection, entry, defect_class)
+
+
+def free_name(known: Registry, class_id: str, new_name: str) -> str:
+    """Return a name for a class without blanks around it. Raises UsageError for one that cannot be, or is taken."""
+    new_name = new_name.strip()
+    if not 1 <= len(new_name) <= NAME_LENGTH or not new_name.isprintable():
+        raise UsageError(f"class name {new_name!r}: give 1 to {NAME_LENGTH} printable characters")
+    for other in known.classes:
+        if other.id != class_id and new_name in (other.name, other.id):
+            raise UsageError(f"name {new_name!r} is taken by class {other.id}: choose another or merge the two")
+    return new_name
 
 
 def set_severity(

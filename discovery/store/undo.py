@@ -16,13 +16,16 @@ from sqlalchemy import Connection, select, update
 
 from discovery.round.lineage import Change, DefectClass, Registry
 from discovery.store import registry, schema
+from discovery.store.assignment import ASSIGN, CREATE
 from discovery.store.database import nanoseconds, parts
-from discovery.store.decision_records import add_audit, find, measured, sample_of, write_changes
+from discovery.store.decision_records import add_audit, find, measured_anew, write_changes
 from discovery.store.store import Store, refresh_frame_classes
 from flawline.errors import UsageError
 from flawline.messages import ClassState, Transition
 
 UNDO = "undo"
+NO_VERSION = ""
+"""The embedding version of a class with which nothing is compared."""
 MOVES = ("merge", "split")
 """Actions that speak of two classes: the entry's `value` is the other one."""
 
@@ -96,6 +99,8 @@ def _words(entry: Any) -> str:
         "dismiss": "was dismissed",
         "merge": f"was merged into {entry.value}",
         "split": f"was split into itself and {entry.value}",
+        ASSIGN: f"was given {entry.value}",
+        CREATE: f"was made of {entry.value}",
     }
     return f"{entry.class_id} {done.get(entry.action, entry.action)}"
 
@@ -121,6 +126,8 @@ def _take_back(
         changes = _part(connection, by_id, entry, before)
     elif entry.action == "split":
         changes = _join(connection, by_id, entry)
+    elif entry.action in (ASSIGN, CREATE):
+        changes = [_release(connection, changed, entry, before)]
     else:
         changes = [_as_before(known, changed, entry.action, before)]
     write_changes(store, connection, known, changes, who, why)
@@ -179,8 +186,8 @@ def _part(
     left = max(survivor.members - count, 0)
     rest = replace(survivor, members=left, announced=left, name=None if is_inherited else survivor.name, bound=True)
     return [
-        (_measured_anew(connection, rest), Change(survivor.id, Transition.SPLIT)),
-        (_measured_anew(connection, back), Change(loser.id, Transition.REVIVED, parents=(survivor.id,))),
+        (measured_anew(connection, rest), Change(survivor.id, Transition.SPLIT)),
+        (measured_anew(connection, back), Change(loser.id, Transition.REVIVED, parents=(survivor.id,))),
     ]
 
 
@@ -203,12 +210,55 @@ def _join(connection: Connection, by_id: dict[str, DefectClass], entry: Any) -> 
     )
     return [
         (gone, Change(child.id, Transition.MERGED, merged_into=parent.id)),
-        (_measured_anew(connection, whole), Change(parent.id, Transition.GREW)),
+        (measured_anew(connection, whole), Change(parent.id, Transition.GREW)),
     ]
 
 
-def _move(connection: Connection, regions: list[int], source: str, target: str) -> int:
-    """Move those of some regions that are in the class `source` to `target`; return how many are elsewhere now."""
+def _release(
+    connection: Connection, known_class: DefectClass, entry: Any, before: dict[str, Any]
+) -> tuple[DefectClass, Change]:
+    """Let the regions go that a person gave to a class, as far as they are still there, and all of a new class.
+
+    Nothing is compared with a class that is left without members so: its like would come back to it at once.
+    """
+    if known_class.merged_into is not None:
+        raise UsageError(
+            f"class {known_class.id} was merged into {known_class.merged_into} since, by a round: "
+            "there is nothing to take back"
+        )
+    r = schema.regions
+    if entry.action == CREATE:
+        regions = list(connection.scalars(select(r.c.id).where(r.c.class_id == known_class.id)))
+        t = schema.defect_totals
+        connection.execute(update(t).where(t.c.class_id == known_class.id).values(class_id=None))
+        _move(connection, regions, known_class.id, None)
+        d = schema.defects  # whose regions have gone
+        connection.execute(update(d).where(d.c.class_id == known_class.id).values(class_id=None))
+        gone = replace(
+            known_class,
+            state=ClassState.DORMANT,
+            members=0,
+            announced=0,
+            name=None,
+            bound=False,
+            embedding_version=NO_VERSION,
+        )
+        return gone, Change(known_class.id, Transition.DORMANT)
+    n = schema.audit_notes.c
+    noted = np.frombuffer(connection.execute(select(n.regions).where(n.audit_id == entry.id)).scalar_one(), "<i8")
+    elsewhere = _move(connection, noted.tolist(), known_class.id, None)
+    left = max(known_class.members - (entry.members - elsewhere), 0)
+    rest = replace(known_class, members=left, announced=left, state=ClassState(before["state"]), bound=before["bound"])
+    if not left:
+        return replace(rest, embedding_version=NO_VERSION), Change(known_class.id, Transition.SPLIT)
+    return measured_anew(connection, rest), Change(known_class.id, Transition.SPLIT)
+
+
+def _move(connection: Connection, regions: list[int], source: str, target: str | None) -> int:
+    """Move those of some regions that are in the class `source` to `target`; return how many are elsewhere now.
+
+    Without a target they are in no class.
+    """
     r = schema.regions
     elsewhere = 0
     for part in parts(regions):
@@ -216,7 +266,10 @@ def _move(connection: Connection, regions: list[int], source: str, target: str) 
         there = [row for row in rows if row.class_id == source]
         elsewhere += len(rows) - len(there)
         ids = [row.id for row in there]
-        connection.execute(update(r).where(r.c.id.in_(ids)).values(class_id=target, assigned_by=registry.PERSON))
+        values: dict[str, Any] = {"class_id": target, "assigned_by": registry.PERSON}
+        if target is None:
+            values |= {"assigned_by": None, "exemplar": False}
+        connection.execute(update(r).where(r.c.id.in_(ids)).values(values))
         refresh_frame_classes(connection, [row.defect_id for row in there])
     return elsewhere
 
@@ -232,11 +285,6 @@ def _move_totals(connection: Connection, totals: list[list[int]], source: str, t
         # An id may have been given anew.
         ids = [row.id for row in rows if (nanoseconds(row.minute), row.frames) == as_before[row.id]]
         connection.execute(update(t).where(t.c.id.in_(ids)).values(class_id=target))
-
-
-def _measured_anew(connection: Connection, known_class: DefectClass) -> DefectClass:
-    centroid, radius = measured(known_class, sample_of(connection, known_class)[2])
-    return replace(known_class, centroid=centroid, radius=radius)
 
 
 def _require_free(known: Registry, class_id: str, name: str | None) -> None:

@@ -132,6 +132,35 @@ def split(
     )
 
 
+@app.command("assign")
+@debuggable
+def assign(
+    regions: Annotated[
+        str,
+        typer.Argument(metavar="IDS", help="Regions without a class, ids separated by commas; the station shows them."),
+    ],
+    into: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Id or name of the class that gets them; default: a new one.")
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Name of the new class.")] = None,
+    why: Why = None,
+    json: Json = False,
+    json_file: JsonFile = None,
+    config: Config = None,
+) -> None:
+    """Give regions that have no class to a class, a known or a new one."""
+    from discovery.store import class_commands
+    from discovery.store.decisions import region_ids
+
+    chosen = region_ids(regions)
+    _run(
+        config,
+        json,
+        json_file,
+        lambda store: class_commands.assign(store, chosen, into, new_name, who=user_name(), why=why),
+    )
+
+
 @app.command("dismiss")
 @debuggable
 def dismiss(

@@ -157,6 +157,13 @@ def unassigned_frames(store: Store) -> int:
     return int(stored or 0) + int(counted or 0)
 
 
+def unassigned_regions(store: Store) -> int:
+    """Return how many regions have no class."""
+    r = schema.regions.c
+    with store.reading() as connection:
+        return int(connection.scalar(select(func.count()).where(r.class_id.is_(None))) or 0)
+
+
 def parents(store: Store) -> dict[str, list[str]]:
     """Return the classes from which each class was split, by id."""
     p = schema.class_parents.c

@@ -106,6 +106,18 @@ def act(store: Store, class_id: str, action: str, form: Form, visitor: Visitor) 
     return str(report["id"])
 
 
+def assign(store: Store, form: Form, visitor: Visitor) -> str:
+    """Give the ticked regions to the class `value`, or to a new one where it is empty. Raises UsageError."""
+    who, why = person(form, visitor)
+    regions = decisions.region_ids(form.get("regions", ""))
+    if not regions:
+        raise UsageError("choose the regions that the class shall have: tick their pictures")
+    report = class_commands.assign(
+        store, regions, form.get("value") or None, form.get("name") or None, who=who, why=why
+    )
+    return str(report["id"])
+
+
 SPLITS = {"alike": True, "only": False}
 """How the members that a person has picked out part a class: with what looks like them, or they alone."""
 

@@ -108,13 +108,15 @@ def classes(store: Store, everything: bool = False) -> list[ClassRow]:
     ]
 
 
-def members(store: Store, class_id: str, before: int | None, limit: int) -> Sequence[Any]:
-    """Return the regions of a class with their frame, the latest first; only ids below `before`, if it is set."""
+def members(store: Store, class_id: str | None, before: int | None, limit: int) -> Sequence[Any]:
+    """Return the regions of a class, None for those without, with their frame, the latest first; only ids below
+    `before`, if it is set.
+    """
     d, r = schema.defects, schema.regions
     query = (
         select(r.c.id, d.c.frame_id, d.c.camera, d.c.captured_at, r.c.peak)
         .join_from(r, d, r.c.defect_id == d.c.id)
-        .where(r.c.class_id == class_id)
+        .where(r.c.class_id.is_(None) if class_id is None else r.c.class_id == class_id)
         .order_by(r.c.id.desc())
         .limit(limit)
     )

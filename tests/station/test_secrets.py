@@ -227,6 +227,7 @@ COMMANDS = [
     ["classes", "name", "C-1", "scratch"],
     ["classes", "merge", "C-1", "C-2"],
     ["classes", "split", "C-1"],
+    ["classes", "assign", "1,2", "--into", "C-1"],
     ["classes", "dismiss", "C-1"],
     ["classes", "severity", "C-1", "3"],
     ["classes", "undo"],

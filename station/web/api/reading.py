@@ -98,14 +98,25 @@ def members(
     """Return the regions of a class, the latest first."""
     known = class_of(store, class_id)
     rows = queries.members(store, known["id"], row_id(cursor), limit + 1)
-    return page(
-        request, rows, limit,
-        lambda row: {
-            "region": row.id, "frame": row.frame_id, "camera": row.camera, "captured_at": row.captured_at.isoformat(),
-            "peak": row.peak, "crop": f"/regions/{row.id}/crop.jpg",
-        },
-        lambda row: int(row.id),
-    )  # fmt: skip
+    return page(request, rows, limit, _member, lambda row: int(row.id))
+
+
+@router.get("/regions/unassigned", response_model=Page[shapes.Member])
+def unassigned(request: Request, store: TheStore, limit: Limit = PAGE_DEFAULT, cursor: Cursor = "") -> Response:
+    """Return the regions that have no class, the latest first."""
+    rows = queries.members(store, None, row_id(cursor), limit + 1)
+    return page(request, rows, limit, _member, lambda row: int(row.id))
+
+
+def _member(row: Any) -> dict[str, Any]:
+    return {
+        "region": row.id,
+        "frame": row.frame_id,
+        "camera": row.camera,
+        "captured_at": row.captured_at.isoformat(),
+        "peak": row.peak,
+        "crop": f"/regions/{row.id}/crop.jpg",
+    }
 
 
 @router.get("/defects", response_model=Page[shapes.Defect])

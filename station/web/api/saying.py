@@ -101,6 +101,13 @@ def split(request: Request, store: TheStore, visitor: TheVisitor, class_id: str,
     return _changed(request, store, class_id, body, visitor, do)
 
 
+@router.post("/regions/assign", response_model=shapes.WholeClass)
+def assign(request: Request, store: TheStore, visitor: TheVisitor, body: shapes.Assigned) -> Response:
+    """Give regions that have no class to a class, a known or a new one, and return it."""
+    who, why = person(body, visitor)
+    return answer(request, class_commands.assign(store, body.regions, body.into, body.name, who, why))
+
+
 @router.post("/classes/{class_id}/restore", response_model=shapes.WholeClass)
 def restore(request: Request, store: TheStore, visitor: TheVisitor, class_id: str, body: shapes.Statement) -> Response:
     """Bring back a class that was dismissed or merged."""

@@ -47,6 +47,14 @@ class Split(_Input):
     alike: bool = Field(True, description="With `regions`: also the members that look like them.")
 
 
+class Assigned(_Input):
+    """Which regions without a class go to which class: to `into`, or to a new one."""
+
+    regions: list[Annotated[int, Field(ge=1, lt=2**63)]] = Field(min_length=1, max_length=20_000)
+    into: Name | None = Field(None, description="Id or name of the class that gets them; without it, a new one.")
+    name: Name | None = Field(None, description="Name of the new class.")
+
+
 class Hidden(_Input):
     """What hides frames from people's eyes, and so is confirmed."""
 

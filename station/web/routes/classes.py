@@ -58,6 +58,7 @@ def classes(
         "parents": class_queries.parents(store),
         "names": {row.id: row.name or row.id for row in known},
         "sorts": {name: words for name, (words, _) in class_views.SORTS.items()},
+        "unassigned": class_queries.unassigned_regions(store),
         "everything": everything,
         "text": text,
         "sort": sort,
@@ -116,6 +117,24 @@ def merge(context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Resp
         if row.id != into:
             class_commands.merge(store, row.id, into, who, why)
     response = RedirectResponse(f"/classes/{quote(into)}", 303)
+    forms.remember(response, form, visitor)
+    return response
+
+
+@router.get("/unassigned")
+def unassigned(request: Request, context: TheContext, before: Before = None) -> Response:
+    """Show the regions that have no class, to be given to one."""
+    return _unassigned_page(request, context, before)
+
+
+@router.post("/unassigned", dependencies=[needs(Role.REVIEW)])
+def assign(request: Request, context: TheContext, visitor: TheVisitor, form: forms.Checked) -> Response:
+    """Give the ticked regions to the chosen class or to a new one, and show that class."""
+    try:
+        shown_id = forms.assign(context.store, form, visitor)
+    except UsageError as error:
+        return _unassigned_page(request, context, None, status=400, problem=str(error), form=form)
+    response = RedirectResponse(f"/classes/{quote(shown_id)}", 303)
     forms.remember(response, form, visitor)
     return response
 
@@ -197,6 +216,33 @@ def _class_page(
         "form": form or {},
     }
     return context.page("class.html", status, **values)
+
+
+def _unassigned_page(
+    request: Request,
+    context: Context,
+    before: int | None,
+    *,
+    status: int = 200,
+    problem: str | None = None,
+    form: forms.Form | None = None,
+) -> Response:
+    store = context.store
+    rows: Any = queries.members(store, None, before, MEMBERS_PER_PAGE + 1)
+    classes = [row for row in queries.classes(store) if _is_living(row)]
+    values: dict[str, Any] = {
+        "before": before,
+        "members": rows[:MEMBERS_PER_PAGE],
+        "older": views.next_page([row.id for row in rows], MEMBERS_PER_PAGE),
+        "classes": classes,
+        "pictures": _pictures(store, classes),
+        "chosen": set((form or {}).get("regions", "").split(",")),
+        "form": form or {},
+        "name_length": NAME_LENGTH,
+        "who": forms.remembered(request),
+        "problem": problem,
+    }
+    return context.page("unassigned.html", status, **values)
 
 
 def _confirmation(context: Context, class_id: str, action: str, form: forms.Form) -> Response:

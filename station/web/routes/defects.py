@@ -120,6 +120,7 @@ def _page(
         "regions": regions,
         "group_name": group_names.names(store).get((row.model_version, row.group_id)),
         "words": defect_words.sentences(row, regions),
+        "classes": _takers(context, regions),
         "is_kept": judgements.picture(store, frame_id) is not None,
         "judgements": entries,
         "judgement": next((entry for entry in entries if not entry.undone_at), None),
@@ -131,6 +132,14 @@ def _page(
         "problem": problem,
     }
     return context.page("defect.html", status, legend=heat_legend(), heat_range=HEAT_RANGE, **values)
+
+
+def _takers(context: Context, regions: list[Any]) -> list[queries.ClassRow] | None:
+    """Return the classes that can take the regions without a class; None where there are none, or who may not."""
+    assert context.visitor is not None
+    if all(region.class_id for region in regions) or not context.visitor.may(Role.REVIEW):
+        return None
+    return queries.classes(context.store)
 
 
 def _query(within: str | None) -> str:

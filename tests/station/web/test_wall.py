@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select, update
 
-from discovery.store import class_commands
-from discovery.store.store import Store
+from discovery.store import class_commands, schema
+from discovery.store.store import Store, refresh_frame_classes
 from flawline.messages import Transition
 from station.web import class_queries, class_views
 from station.web.class_queries import Picture
@@ -145,3 +146,49 @@ def test_lineage_is_drawn_from_left_to_right() -> None:
 def test_spark_has_a_bar_for_each_step_with_frames() -> None:
     assert class_views.spark([0, 0]) == class_views.spark([]) == ""
     assert class_views.spark([0, 4, 1]).count("M") == 2
+
+
+@pytest.fixture
+def loose(store: Store, ids: list[str]) -> list[int]:
+    """Return the ids of three regions that have lost their class."""
+    r = schema.regions
+    with store.transaction() as connection:
+        chosen = list(connection.scalars(select(r.c.id).where(r.c.class_id == ids[0]).order_by(r.c.id).limit(3)))
+        connection.execute(update(r).where(r.c.id.in_(chosen)).values(class_id=None))
+        defects = list(connection.scalars(select(r.c.defect_id).where(r.c.id.in_(chosen))))
+        refresh_frame_classes(connection, defects)
+    return chosen
+
+
+def test_regions_without_a_class_are_ticked_and_given_to_one_and_it_is_taken_back(
+    client: TestClient, store: Store, ids: list[str], loose: list[int]
+) -> None:
+    assert "3 without a class" in client.get("/classes").text
+    page = client.get("/unassigned").text
+    assert re.findall(r'name="regions" value="(\d+)"', page) == [str(region) for region in reversed(loose)]
+    refused = send(client, "/unassigned", ids[0], {"regions": loose[:1], "value": "", "name": ids[1]})
+    assert refused.status_code == 400 and "is taken by class" in refused.text
+    assert refused.text.count(" checked>") == 1
+    assert send(client, "/unassigned", ids[0], {"value": ids[1]}).status_code == 400
+    done = send(client, "/unassigned", ids[0], {"regions": loose[:2], "name": "burr", "why": "as on the drawing"})
+    made = class_commands.show(store, "burr")
+    assert done.headers["location"] == f"/classes/{made['id']}" and made["regions"] == 2
+    assert "1 without a class" in client.get("/classes").text
+    undone = send(client, "/classes/undo", ids[0], {})
+    assert undone.headers["location"] == f"/classes/{made['id']}" and "3 without" in client.get("/classes").text
+
+
+def test_regions_without_a_class_are_given_to_one_by_api_and_from_the_page_of_their_frame(
+    client: TestClient, store: Store, ids: list[str], loose: list[int]
+) -> None:
+    items = client.get("/api/v1/regions/unassigned").json()["items"]
+    assert [item["region"] for item in items] == loose[::-1]
+    page = client.get(f"/defects/{items[0]['frame']}").text
+    assert f'name="regions" value="{loose[-1]}" form="chosen" checked' in page and "Give the ticked regions" in page
+    body = {"regions": loose, "into": ids[1], "who": "ana"}
+    answer = client.post("/api/v1/regions/assign", json=body)
+    assert answer.status_code == 200 and answer.json()["regions"] == 31
+    assert client.post("/api/v1/regions/assign", json=body).status_code == 400
+    assert client.get("/api/v1/regions/unassigned").json()["items"] == []
+    assert "Give the ticked regions" not in client.get(f"/defects/{items[0]['frame']}").text
+    assert "Every region has a class" in client.get("/unassigned").text
