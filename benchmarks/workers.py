@@ -57,6 +57,9 @@ class InstantDetector:
     def field_px(self, height: int, width: int) -> int | None:
         return None
 
+    def is_unusual_throughout(self, scores: Scores) -> bool:
+        return False
+
     def close_ups(self, parts: Sequence[Image]) -> list[Maps]:
         return [[np.zeros((8, 8, 1), np.float32)] for _ in parts]
 

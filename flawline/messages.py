@@ -91,6 +91,13 @@ class Decision(StrEnum):
     UNKNOWN_PRODUCT = "unknown-product"
 
 
+class Scene(StrEnum):
+    """What has changed for a camera, when most of its last frames are unlike what the model has learnt."""
+
+    CAMERA_CHANGED = "camera-changed"
+    PRODUCT_CHANGED = "product-changed"
+
+
 class DropReason(StrEnum):
     """Why a capture never reached a worker; `expired`: it was deleted from the topic `frames` before one read it."""
 
@@ -332,7 +339,7 @@ class Verdict(_OfCapture):
     """The decision about one frame, and what it rests on.
 
     `score` is `raw_score` aligned over all groups of products; `p_value` is the share of good parts that score at least
-    as high.
+    as high. `scene` says that not only the part may be to blame.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -349,6 +356,7 @@ class Verdict(_OfCapture):
     part: str | None = None
     view: str | None = None
     lot: str | None = None
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,8 @@ def _write(
         arrays["copies"] = model.copies
     if model.contents is not None:
         arrays["contents"] = model.contents
+    if model.quiet is not None:
+        arrays["quiet"] = model.quiet
     for k, banks in enumerate(model.banks):
         arrays |= {f"bank.{k}.{i}": bank.astype(np.float16) for i, bank in enumerate(banks)}
     for k, looks in enumerate(model.sub_looks):
@@ -314,6 +316,7 @@ def _model(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
         copies=arrays.get("copies"),
         top_share=float(manifest.get("top_share", _USUAL_TOP_SHARE)),
         contents=arrays["contents"] if manifest.get("shape") == "pad" else None,
+        quiet=arrays.get("quiet"),
         sample_bits=tuple(manifest.get("sample_bits", _DEPTHS_OF_FORMAT_2)),
     )
 

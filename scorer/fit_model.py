@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 
 # Good images that are scored as if they were of another group, to see how hot a strong defect is. A judgement.
 _FOREIGN_IMAGES = 32
+# Share of good images below the limit of the quiet heat. A judgement: of a camera's frames half must be above it.
+_QUIET_QUANTILE = 0.99
 # The extent of the heat map's range in natural-log units: the least, and what is taken where there is one group only.
 # Judgements.
 _LEAST_SPAN = 0.5
@@ -179,8 +181,10 @@ def calibrate_model(
     review, reject = cut_offs(np.sort(once), alarm_rate, reject_rate)
 
     peaks = np.log([float(image.max()) for image in ratios])
+    quiet = np.asarray([maps.quiet_heat(np.log(image)) for image in ratios])
     for member, heat in heats.items():
-        peaks[member] = float((np.log(ratios[member]) + heat).max())
+        heatmap = np.log(ratios[member]) + heat
+        peaks[member], quiet[member] = float(heatmap.max()), maps.quiet_heat(heatmap)
     return Model(
         layers=settings.active_layers,
         banks=banks,
@@ -198,6 +202,9 @@ def calibrate_model(
         review=review,
         reject=reject,
         heatmap_range=_heatmap_range(peaks - aligned.levels, _foreign_heat(images, settings, banks, units, log_scores)),
+        quiet=np.asarray(
+            [np.quantile((quiet - aligned.levels)[members], [0.5, _QUIET_QUANTILE]) for members in images.members]
+        ),
         look_alikes=settings.look_alikes,
         alarm_rate=alarm_rate,
         top_share=settings.active_top_share,

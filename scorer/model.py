@@ -42,7 +42,9 @@ class Model:
     standardised scores; `heatmap_range` for binarising; `sample_bits` are the depths of the good images. `top_share` is
     the share of the patches that makes the score. `copies` (n,) are the numbers of the first images that they are
     copies of, None for tiles of one size. `contents` (n, 2) are the rows and columns of cells that the images fill
-    where they keep their proportions (see `features.padding`), None where they are squeezed.
+    where they keep their proportions (see `features.padding`), None where they are squeezed. `quiet` (K, 2)
+    are the usual quiet heat of a good image (see `maps.quiet_heat`) and what it rarely exceeds, None in a model of an
+    earlier release.
     """
 
     layers: tuple[LayerSettings, ...]
@@ -68,6 +70,7 @@ class Model:
     sample_bits: tuple[int, ...] = (8,)
     copies: NDArray[np.int64] | None = None
     contents: NDArray[np.int64] | None = None
+    quiet: NDArray[np.float64] | None = None
 
     @property
     def shape(self) -> str:

@@ -57,6 +57,7 @@ from workers.model_slot import ModelSlot
 from workers.model_store import COPIES, ModelStore
 from workers.reading import Picture, Reader, Rejected
 from workers.refusals import Refusals
+from workers.scene_watch import SceneWatch
 from workers.sending import FIRST_RETRY_S, LONGEST_RETRY_S, OutcomeSender, Sender
 from workers.shadow import ShadowScorer, ShadowSender
 from workers.suspects import ATTEMPT_LIMIT
@@ -187,7 +188,7 @@ class Inspector:
             ShadowSender(settings).send,
         )
         self._refusals = Refusals()
-        self._score_metrics, self._quality = ScoreMetrics(), QualityWatch()
+        self._score_metrics, self._quality, self._scenes = ScoreMetrics(), QualityWatch(), SceneWatch()
         self._sender: Sender | None = None
         self._dead_letter_limit = _limit_of(topics.DEAD_LETTERS, settings)
         self._defect_limit = _limit_of(topics.DEFECTS, settings) - topics.ENVELOPE_BYTES
@@ -584,7 +585,8 @@ class Inspector:
         # 1.
         try:
             located = verdicts.locate(frame, scores, detector)
-            verdict = verdicts.verdict(frame, scores, located, detector.version, timings, clock.utc_ns())
+            scene = self._scenes.look(frame.camera, scores, detector)
+            verdict = verdicts.verdict(frame, scores, located, detector.version, timings, clock.utc_ns(), scene)
             outcome = verdicts.verdict_outcome(job.record, verdict, self._settings.topic("verdicts"))
         except Exception as error:
             scoring.check_canary(detector)

@@ -47,6 +47,12 @@ BRIGHTNESS = Summary("flawline_image_brightness", "Mean brightness, 0 to 1.", ("
 CLIPPED = Summary(
     "flawline_image_clipped_share", "Share of black and white pixels.", ("camera",), registry=telemetry.REGISTRY
 )
+SCENE_FRAMES = Counter(
+    "flawline_scene_frames",
+    "Frames by what their camera's last ones say: as-learnt, camera-changed or product-changed.",
+    ("camera", "scene"),
+    registry=telemetry.REGISTRY,
+)
 SCORING_BUSY = Gauge(
     "flawline_scoring_busy", "Share of the last seconds in which frames were scored.", registry=telemetry.REGISTRY
 )
@@ -66,6 +72,7 @@ OF_AN_ACTOR: tuple[Collector, ...] = (
     SHARPNESS,
     BRIGHTNESS,
     CLIPPED,
+    SCENE_FRAMES,
     SCORING_BUSY,
     GPU_MEMORY_BYTES,
     telemetry.PROCESS,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from flawline import messages
-from flawline.messages import Decision, Defect, DefectRegion, Frame, Region, Tensor, Timings, Verdict
+from flawline.messages import Decision, Defect, DefectRegion, Frame, Region, Scene, Tensor, Timings, Verdict
 from scorer.regions import regions
 from scorer.regions.regions import LocalRegions
 from workers.lane import Outcome, Outgoing
@@ -36,9 +36,15 @@ def locate(frame: Frame, scores: Scores, detector: Detector) -> LocalRegions | N
 
 
 def verdict(
-    frame: Frame, scores: Scores, located: LocalRegions | None, model_version: str, timings: Timings, decided_at: int
+    frame: Frame,
+    scores: Scores,
+    located: LocalRegions | None,
+    model_version: str,
+    timings: Timings,
+    decided_at: int,
+    scene: Scene | None = None,
 ) -> Verdict:
-    """Return the verdict on one frame."""
+    """Return the verdict on one frame; `scene` is what has changed for its camera."""
     return Verdict(
         camera=frame.camera,
         epoch=frame.epoch,
@@ -58,6 +64,7 @@ def verdict(
         part=frame.part,
         view=frame.view,
         lot=frame.lot,
+        scene=scene,
     )
 
 

@@ -257,6 +257,15 @@ ALERTS: Final = (
         "Such a part has left before its verdict is there. See the stages on Line overview; raise worker.actors.",
         lasting="2m",
     ),
+    Alert(
+        "FlawlineSceneChanged",
+        'sum by (camera, scene) (rate(flawline_scene_frames_total{scene!="as-learnt"}[5m])) '
+        "/ on (camera) group_left () sum by (camera) (rate(flawline_scene_frames_total[5m])) > 0.5",
+        "{{ $labels.camera }}: {{ $labels.scene }}",
+        "Half of its last frames are unlike what the model has learnt, and not by defects. camera-changed: light, "
+        "lens, place. product-changed: a product that is not learnt.",
+        lasting="1m",
+    ),
     # Half a standard deviation is a medium effect (Cohen 1988). A judgement, not measured.
     Alert(
         "FlawlineDrift",

@@ -101,6 +101,18 @@ def _pictures() -> tuple[Panel, ...]:
             promql(_mean("flawline_image_clipped_share"), "{{camera}}"),
             unit="percentunit",
         ),
+        lines(
+            "Frames unlike what is learnt",
+            "Share of a camera's frames since when half of its last ones are unlike what the model knows, and not by "
+            "defects: its light, lens or place has changed, or the product.",
+            promql(
+                f'sum by (camera, scene) (rate(flawline_scene_frames_total{{{CAMERA}, scene!="as-learnt"}}'
+                "[$__rate_interval])) / on (camera) group_left () "
+                f"sum by (camera) (rate(flawline_scene_frames_total{{{CAMERA}}}[$__rate_interval]))",
+                "{{camera}} {{scene}}",
+            ),
+            unit="percentunit",
+        ),
     )
 
 

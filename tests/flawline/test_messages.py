@@ -40,6 +40,7 @@ from flawline.messages import (
     ReadPosition,
     Region,
     RunningModel,
+    Scene,
     SchemaError,
     ShadowVerdict,
     Tensor,
@@ -148,6 +149,7 @@ ANY: dict[type, st.SearchStrategy[Any]] = {
         part=maybe_text,
         view=maybe_text,
         lot=maybe_text,
+        scene=st.none() | st.sampled_from(Scene),
     ),
     Defect: st.builds(
         Defect,
@@ -423,7 +425,7 @@ RECORDS = json.loads((Path(__file__).parent / "records_of_version_1.json").read_
 """What the code of before these versions were told apart has written: value and headers of each type of message."""
 
 
-LATER_FIELDS: dict[type, set[str]] = {LedgerEntry: {"exact"}, ClassEvent: {"selected"}}
+LATER_FIELDS: dict[type, set[str]] = {LedgerEntry: {"exact"}, ClassEvent: {"selected"}, Verdict: {"scene"}}
 """Fields that came after the first version; readers of before ignore them."""
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_heat_map_peaks_on_the_defect_and_region_inputs_come_with_alarms_only(fi
     assert norms[row, column] > 2 * np.median(norms)
 
 
+def test_another_light_is_unusual_throughout_and_a_defect_is_not(fitted: CoresetDetector) -> None:
+    good = good_images(20, first=500)
+    dark = [(image * 0.6).astype(np.uint8) for image in good]
+    shares = [
+        np.mean([fitted.is_unusual_throughout(scores) for scores in fitted.score(images)])
+        for images in (good, DEFECTS, dark)
+    ]
+    assert shares[0] <= 0.15
+    assert shares[1] < 0.5
+    assert shares[2] > 0.9
+
+
+def test_a_model_of_an_earlier_release_finds_no_light_changed(fitted: CoresetDetector) -> None:
+    earlier = fitted.replaced(replace(fitted.model, quiet=None), None, {})
+    assert not any(earlier.is_unusual_throughout(scores) for scores in earlier.score(DEFECTS))
+
+
 def test_region_inputs_made_after_other_images_are_those_of_their_own_image(fitted: CoresetDetector) -> None:
     waiting = fitted.score([DEFECTS[0]])[0].region_inputs
     fitted.score(DEFECTS[1:])
@@ -98,6 +116,8 @@ def test_loaded_model_equals_the_fitted_one(fitted: CoresetDetector, model_path:
     assert loaded.version == fitted.version
     assert len(loaded.version) == 12
     assert loaded.heatmap_range == fitted.heatmap_range
+    assert loaded.model.quiet is not None and fitted.model.quiet is not None
+    np.testing.assert_array_equal(loaded.model.quiet, fitted.model.quiet)
     assert loaded.embedding_version == fitted.embedding_version
     assert (loaded.alarm_rate, loaded.groups) == (0.05, 2)
     first, second = loaded.score(DEFECTS[:3]), fitted.score(DEFECTS[:3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scorer.maps import LayerUnit, combined, enlarged, log_score
+from scorer.maps import LayerUnit, combined, enlarged, log_score, quiet_heat
 
 
 def distances(side: int, seed: int) -> np.ndarray:
@@ -70,3 +70,19 @@ def test_smoothing_mirrors_the_map_about_its_outermost_patches() -> None:
     corner, middle = combined([usual], [unit]), combined([inside], [unit])
     assert corner[0, 0] == pytest.approx(middle[2, 2], rel=1e-6)  # the corner itself is no mirror image
     assert corner[0, 1] == pytest.approx(middle[2, 3], rel=1e-6)
+
+
+def test_quiet_heat_does_not_see_a_defect_and_sees_what_is_warm_throughout() -> None:
+    usual = np.random.default_rng(0).normal(0, 0.1, (32, 32)).astype(np.float32)
+    spoiled = usual.copy()
+    spoiled[:8, :8] = 5
+    assert abs(quiet_heat(spoiled) - quiet_heat(usual)) < 0.02
+    assert quiet_heat(usual + np.float32(0.5)) == pytest.approx(quiet_heat(usual) + 0.5, abs=1e-3)
+
+
+def test_quiet_heat_passes_over_what_is_not_inspected() -> None:
+    warm = np.random.default_rng(0).normal(1, 0.1, (32, 32)).astype(np.float32)
+    masked = warm.copy()
+    masked[:24] = masked[24:].min()
+    assert quiet_heat(masked) == pytest.approx(quiet_heat(warm[24:]), abs=0.02)
+    assert quiet_heat(np.zeros((4, 4), np.float32)) == 0

@@ -54,6 +54,9 @@ class PlainDetector:
     def field_px(self, height: int, width: int) -> int | None:
         return None
 
+    def is_unusual_throughout(self, scores: Scores) -> bool:
+        return False
+
     def close_ups(self, parts: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         return [[cv2.resize(part, (side, side)).astype(np.float32) for side in (16, 8)] for part in parts]
 
