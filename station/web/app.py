@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from discovery.store.database import DatabaseAway
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
+from station.language.languages import N_
 from station.pages.rendering import STATIC
 from station.web.access import Access, LogIn, needs
 from station.web.accounts import Accounts, Role
@@ -26,7 +27,7 @@ from station.web.routes import map as map_routes
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
 
-HEADING = "That did not work"
+HEADING = N_("That did not work")
 
 
 def create(
@@ -66,7 +67,7 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 def _on_flawline_error(request: Request, error: Exception) -> Response:
     """Return the error of the store: what a person asked wrongly, or what cannot be reached."""
-    heading = "The store is away" if isinstance(error, DatabaseAway) else HEADING
+    heading = N_("The store is away") if isinstance(error, DatabaseAway) else HEADING
     return _error(request, 400 if isinstance(error, UsageError) else 503, str(error), heading)
 
 

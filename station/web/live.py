@@ -30,6 +30,7 @@ from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from station import ended_run
 from station.ended_run import EndedRun, Picture, ShownVerdict
+from station.language.languages import N_
 from station.web import camera_states
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class LiveWatch:
         self._asked_at = 0
         self.cameras_up: dict[str, bool] = {}
         self.pictures = Pictures()
-        self.problem: str | None = "the verdicts are being read"
+        self.problem: str | None = N_("the verdicts are being read")
         self.has_ended = False
         """Whether this is a run that is over, and its broker gone."""
 
@@ -133,7 +134,7 @@ class LiveWatch:
             self.cameras_up, self._asked_at = camera_states.cameras_up(self._settings), self._utc_ns()
         try:
             if not self._read_verdicts():
-                self.problem = "no verdict yet: no worker has started"
+                self.problem = N_("no verdict yet: no worker has started")
                 return LONGEST_PAUSE_S / 4
             for camera in self.cameras:
                 self._renew(camera)
@@ -155,7 +156,7 @@ class LiveWatch:
 
     def _show_ended(self, run: EndedRun) -> None:
         """Show the last verdicts of a run that is over, and the picture of each camera."""
-        self.problem = "this run is over: its frames are under Review, its classes under Classes"
+        self.problem = N_("this run is over: its frames are under Review, its classes under Classes")
         if self.has_ended:
             return
         self.has_ended = True
