@@ -60,7 +60,7 @@ def template() -> Catalog:
 def of_scripts() -> list[tuple[str, str | None]]:
     """Return the texts of the scripts: singular, and plural or None."""
     messages = (message for _, message, _ in texts("pages/static/*.js"))
-    return sorted({text if isinstance(text, tuple) else (text, None) for text in messages}, key=str)
+    return sorted({(text[0], text[1]) if isinstance(text, tuple) else (text, None) for text in messages}, key=str)
 
 
 @cache
@@ -70,7 +70,7 @@ def script(language: Language) -> str:
     words = {kind: {str(value): language.word(value, kind) for value in values} for kind, values in VOCABULARY.items()}
     return (
         f"const LANGUAGE = {json.dumps(language.tag)};\nconst TEXTS = {json.dumps(forms)};\n"
-        f"const WORDS = {json.dumps(words)};\nconst pluralOf = (n) => Number({language.plural});\n"
+        f"const VOCABULARY = {json.dumps(words)};\nconst pluralOf = (n) => Number({language.plural});\n"
     )
 
 

@@ -53,8 +53,8 @@ def chart(places: Iterable[tuple[int, str, Mapping[str, int]]], number: int, fir
         for decision in sorted(stack, key=_order):
             height = HEIGHT * stack[decision] / highest
             y -= height
-            box = (round(size, 2) for size in (LEFT + step * place, y, max(step - 1, 1), height))
-            bars.append(Bar(*box, decision, at, stack[decision]))
+            x, width = LEFT + step * place, max(step - 1, 1)
+            bars.append(Bar(round(x, 2), round(y, 2), round(width, 2), round(height, 2), decision, at, stack[decision]))
     return Chart(tuple(bars), highest, first, last)
 
 

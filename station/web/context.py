@@ -51,7 +51,7 @@ class Context:
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page of the console, in the language of the request."""
-        shared = {"line": self.settings.line, "visitor": self.visitor, "theme": self.theme}
+        shared: dict[str, Any] = {"line": self.settings.line, "visitor": self.visitor, "theme": self.theme}
         shared["languages"] = languages.known().values()
         headers = {"Content-Language": self.language.tag, "Vary": "Accept-Language, Cookie"}
         return HTMLResponse(rendering.render(template, self.language, **shared, **values), status, headers)

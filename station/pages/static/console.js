@@ -1,12 +1,12 @@
 // What every page does: its language, local time, the switches, and loading a page again while somebody looks at it.
-// TEXTS, WORDS, LANGUAGE and pluralOf come from /texts/CODE.js.
+// TEXTS, VOCABULARY, LANGUAGE and pluralOf come from /texts/CODE.js.
 const filled = (text, values) => text.replace(/%(?:%|\((\w+)\)s)/g, (_, name) => (name ? values[name] : "%"));
 const _ = (text, values = {}) => filled((TEXTS[text] || [text])[0], values);
 const numeral = (number, digits = 0) =>
   number.toLocaleString(LANGUAGE, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const ngettext = (singular, plural, number, values = {}) =>
   filled((TEXTS[singular] || [singular, plural])[pluralOf(number)], { number: numeral(number), ...values });
-const wordOf = (kind, value) => WORDS[kind][value] || value;
+const wordOf = (kind, value) => VOCABULARY[kind][value] || value;
 
 const two = (number) => String(number).padStart(2, "0");
 const timeOf = (form, date) =>

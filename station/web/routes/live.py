@@ -37,7 +37,7 @@ def live(context: TheContext) -> Response:
 @router.get("/api/live")
 def api_live(context: TheContext) -> Response:
     """Return the tiles as JSON."""
-    return JSONResponse(tiles(context, 0, english()))
+    return JSONResponse(tiles(context, 0))
 
 
 @router.get("/live/events")
@@ -65,12 +65,12 @@ def layer(store: TheStore, frame_id: str) -> Response:
     return image_response(data, "image/png", "")
 
 
-def tiles(context: Context, after: int, language: Language) -> dict[str, Any]:
-    """Return every tile, its words in a language; its strip has the verdicts with a serial above `after`.
+def tiles(context: Context, after: int, language: Language | None = None) -> dict[str, Any]:
+    """Return every tile; its strip has the verdicts with a serial above `after`.
 
-    Times are ISO in UTC.
+    Its words are in English, or in the language that is named; times are ISO in UTC.
     """
-    now = clock.utc_ns()
+    now, language = clock.utc_ns(), language or english()
     live = context.live
     report = context.watch.state.report
     configured = {camera.name: getattr(camera, "rate_hz", None) or None for camera in context.settings.cameras}
