@@ -16,19 +16,18 @@ from itertools import count
 from typing import Any
 
 import cv2
-from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from discovery.frame_files import bytes_of
 from discovery.pictures.frame_reader import FrameReader, place_of
 from discovery.pictures.policy import Candidate
-from flawline import clock, imaging, kafka_clients, messages, topics
+from flawline import clock, imaging, messages
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Codec, Decision, Frame, SchemaError, Verdict
 from flawline.object_store import ObjectStore, object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
-from station import ended_run
+from station import ended_run, verdict_tail
 from station.ended_run import EndedRun, Picture, ShownVerdict
 from station.language.languages import N_
 from station.web import camera_states
@@ -44,7 +43,6 @@ PICTURE_SIDE_PX = 1280
 PICTURES_LIMIT_BYTES = 48 << 20
 RECENT_S, RECENT_FRAMES = 600.0, 20_000
 """Verdicts are remembered for so long, and at most so many (some 20 MB), so that a person can ask for their frames."""
-VERDICT_FETCH_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Judgements, all of these: a picture a second is what an eye follows, and 1280 px fill half of a large screen."""
 
@@ -178,7 +176,7 @@ class LiveWatch:
     def _read_verdicts(self) -> bool:
         """Read what is new; return False while there is no topic to read."""
         if self._verdicts is None:
-            self._verdicts = self._at_the_end()
+            self._verdicts = verdict_tail.consumer(self._settings, STRIP)
             if self._verdicts is None:
                 return False
             self._objects = object_store(self._settings)
@@ -187,25 +185,6 @@ class LiveWatch:
         for verdict in fresh:
             self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
         return True
-
-    def _at_the_end(self) -> Any:
-        """Return a consumer that begins some verdicts before the end of each partition, None without the topic."""
-        consumer = kafka_clients.consumer(
-            self._settings,
-            max_poll_records=500,
-            fetch_max_bytes=VERDICT_FETCH_BYTES,
-            max_partition_fetch_bytes=VERDICT_FETCH_BYTES,
-        )
-        name = self._settings.topic(topics.VERDICTS.name)
-        places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
-        if not places:
-            consumer.close()
-            return None
-        consumer.assign(places)
-        firsts = consumer.beginning_offsets(places)
-        for place, end in consumer.end_offsets(places).items():
-            consumer.seek(place, max(firsts[place], end - STRIP))
-        return consumer
 
     def _seen(self, record: Any) -> LiveVerdict | None:
         try:
