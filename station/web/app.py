@@ -19,9 +19,10 @@ from station.web.api.app import create_api
 from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
+from station.web.models import Models
 from station.web.problems import PREFIX, is_of_api, problem
 from station.web.region_map import RegionMaps
-from station.web.routes import classes, defects, groups, line, parts, people, reports, review
+from station.web.routes import classes, defects, groups, line, operating, parts, people, reports, review
 from station.web.routes import live as live_routes
 from station.web.routes import map as map_routes
 from station.web.security import Guard
@@ -39,12 +40,12 @@ def create(
     """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
     access = Access(accounts, settings.console, is_open)
-    app.state.context = Context(settings, stores, watch, live, access, RegionMaps())
+    app.state.context = Context(settings, stores, watch, live, access, RegionMaps(), Models(settings))
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount(PREFIX, create_api(app.state.context))
-    for module in (live_routes, review, line, parts, classes, map_routes, defects, groups, reports, people):
+    for module in (live_routes, review, line, parts, classes, map_routes, defects, groups, operating, reports, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
         app.include_router(router)

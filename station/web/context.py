@@ -18,6 +18,7 @@ from station.pages import rendering
 from station.web.access import Access, Visitor
 from station.web.ledger_watch import LedgerState, LedgerWatch
 from station.web.live import LiveWatch
+from station.web.models import Models
 from station.web.region_map import RegionMaps
 from station.web.store_watch import StoreWatch
 
@@ -40,6 +41,7 @@ class Context:
     live: LiveWatch
     access: Access
     maps: RegionMaps
+    models: Models
     visitor: Visitor | None = None
     theme: str = ""
     language: Language = field(default_factory=languages.english)
