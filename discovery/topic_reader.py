@@ -34,13 +34,20 @@ class TopicReader:
         names: Iterable[str],
         positions: Callable[[], Mapping[Position, int]],
         monotonic: clock.Monotonic = clock.monotonic,
+        on_expired: Callable[[str, int], None] = lambda topic, records: None,
+        **options: Any,
     ) -> None:
-        """Read from `positions`, the next offset of each known partition; only the broker's tools use the group."""
+        """Read from `positions`, the next offset of each known partition; only the broker's tools use the group.
+
+        `on_expired` is told the topic and the number of records that were deleted before they could be read. `options`
+        are the consumer's.
+        """
         self._settings, self._names, self._positions, self._monotonic = settings, sorted(names), positions, monotonic
         self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
         self._refreshed_at = -float("inf")
         self._outage = Outage(POLL_MS / 1000, POLL_MS / 1000, clock=monotonic)
-        self._consumer = kafka_clients.consumer(settings, group=group)
+        self._on_expired = on_expired
+        self._consumer = kafka_clients.consumer(settings, group=group, **options)
         try:
             self._assign()
         except KafkaError as error:
@@ -116,6 +123,7 @@ class TopicReader:
                 position = first[place]
             elif position < first[place]:
                 log.warning("%s/%d: %d records expired unread", *place, first[place] - position)
+                self._on_expired(place.topic, first[place] - position)
                 position = first[place]
             consumer.seek(place, position)
 

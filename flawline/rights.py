@@ -59,7 +59,7 @@ class Role:
         for operation in (Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS):
             needed += [Right(operation, "topic", name) for name, _ in topics.named(prefix)]
         if self.member_of:
-            needed.append(Right(Operation.READ, "group", prefix + self.member_of))
+            needed.append(Right(Operation.READ, "group", prefix + self.member_of, self.member_of.endswith(".")))
         if self.looks_at:
             needed.append(Right(Operation.DESCRIBE, "group", prefix + self.looks_at))
         if self.has_transactions and exactly_once:
@@ -95,6 +95,7 @@ ROLES = {
     ),
     "ledger": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),
     "console": Role(reads=_ACCOUNTS, writes=(topics.LEDGER_SNAPSHOTS,), looks_at=topics.WORKERS_GROUP),
+    "notify": Role(reads=(*_ACCOUNTS, topics.CLASSES), member_of=topics.NOTIFY_GROUPS, looks_at=topics.WORKERS_GROUP),
     "replay": Role(reads=_ACCOUNTS, writes=(topics.FRAMES,), looks_at=topics.WORKERS_GROUP),
     "publish": Role(
         reads=(topics.MODELS, topics.MODEL_REPORTS, topics.SHADOW_VERDICTS), writes=(topics.MODELS,)

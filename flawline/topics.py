@@ -16,6 +16,9 @@ WORKERS_GROUP = "workers"
 DISCOVERY_GROUP = "discovery"
 """Consumer group of discovery, for the broker's tools: its store knows how far it has read."""
 
+NOTIFY_GROUPS = "notify."
+"""How the consumer group of each receiver of events begins; its name follows."""
+
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -102,7 +105,7 @@ FRAMES = Topic(
     per_camera=True,
     max_message_bytes=None,
     writers="producers",
-    readers="workers, discovery, console",
+    readers="workers, discovery, console, notify",
     retention=lambda keep: _retention(keep.frames_hours / 24, keep.frames_limit_bytes),
 )
 
@@ -112,7 +115,7 @@ VERDICTS = Topic(
     per_camera=True,
     max_message_bytes=1 << 20,
     writers="workers",
-    readers="workers, discovery, ledger, console",
+    readers="workers, discovery, ledger, console, notify",
     retention=lambda keep: _retention(keep.verdicts_days, keep.verdicts_limit_bytes),
 )
 
@@ -132,7 +135,7 @@ CLASSES = Topic(
     per_camera=False,
     max_message_bytes=1 << 20,
     writers="discovery",
-    readers="console, dashboards",
+    readers="console, dashboards, notify",
 )
 
 JUDGEMENTS = Topic(
@@ -150,7 +153,7 @@ DEAD_LETTERS = Topic(
     per_camera=False,
     max_message_bytes=34 << 20,  # it holds the whole original record: twice the largest frame by default
     writers="workers",
-    readers="replay, ledger",
+    readers="replay, ledger, notify",
     retention=lambda keep: _retention(keep.dead_letters_days, keep.dead_letters_limit_bytes),
 )
 
@@ -188,7 +191,7 @@ LEDGER = Topic(
     per_camera=False,
     max_message_bytes=4 << 20,
     writers="producers, workers",
-    readers="ledger, console",
+    readers="ledger, console, notify",
     retention=lambda keep: _retention(keep.verdicts_days + 1, 4 << 30),
 )
 
@@ -198,7 +201,7 @@ LEDGER_SNAPSHOTS = Topic(
     per_camera=False,
     max_message_bytes=16 << 20,
     writers="ledger, console",
-    readers="ledger, console, replay",
+    readers="ledger, console, replay, notify",
     retention=lambda keep: _retention(keep.verdicts_days, 128 << 20),
 )
 

@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from flawline import telemetry
 from flawline.clock import UtcNs, utc_ns
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.outage import Outage
-from flawline.redaction import redact
 from flawline.settings.parts import PartSettings
+from producers.mqtt import FIRST_PAUSE_S, LONGEST_PAUSE_S, client_of
 from producers.part_names import PartNames, parsed
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ PATH = "/v1/parts"
 LIMIT_BYTES = 4096
 MOST_CONNECTIONS = 64
 START_TIMEOUT_S = 10.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1, 30  # of paho, in whole seconds; judgements, not measured
 
 
 def open_doors(settings: PartSettings, names: PartNames, now_ns: UtcNs = utc_ns) -> ExitStack:
@@ -133,29 +131,9 @@ def _is_this_machine(host: str) -> bool:
 
 def _subscribe(settings: PartSettings, take: Callable[..., list[str]]) -> Callable[[], None]:
     """Subscribe to the topic of the messages, and return what ends it. A broker that is away is waited for."""
-    try:
-        from paho.mqtt import client as mqtt
-    except ImportError as error:
-        raise UsageError(
-            "parts.mqtt_url needs a library that is not installed: pip install 'flawline[mqtt]'"
-        ) from error
-
     assert settings.mqtt_url is not None
-    address = settings.mqtt_url.get_secret_value()
-    try:
-        url = urlsplit(address)
-        host, port = url.hostname, url.port or (8883 if url.scheme == "mqtts" else 1883)
-    except ValueError as error:
-        raise UsageError(f"parts.mqtt_url: {redact(str(error))}: write mqtt://USER:PASSWORD@HOST:PORT") from None
-    if not host:
-        raise UsageError("parts.mqtt_url names no host: write mqtt://USER:PASSWORD@HOST:PORT")
+    client, host, port = client_of("parts.mqtt_url", settings.mqtt_url.get_secret_value())
     outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-    if url.username:
-        client.username_pw_set(unquote(url.username), unquote(url.password) if url.password else None)
-    if url.scheme == "mqtts":
-        client.tls_set()
-    client.reconnect_delay_set(FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
     def connected(client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

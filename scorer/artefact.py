@@ -232,6 +232,34 @@ def _write(
     return version
 
 
+def add_to_report(path: Path, entries: dict[str, Any]) -> None:
+    """Add entries to the report of the model in folder `path`, which is no part of its version. Raises FlawlineError.
+
+    The manifest is replaced whole or not at all.
+    """
+    whole = _manifest(path)
+    whole["report"] = whole.get("report", {}) | entries
+    del whole["checksum"]
+    whole["checksum"] = _digest(whole)
+    partial = path / f".{_MANIFEST}.part"
+    try:
+        partial.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        partial.chmod(0o640)
+        partial.replace(path / _MANIFEST)
+    except OSError as error:
+        raise FlawlineError(f"{path}: cannot be written: {error.strerror}: free space") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def version_of(path: Path) -> str | None:
+    """Return the version of the model in folder `path`, None where there is none that this release reads."""
+    try:
+        return str(_manifest(path)["version"])
+    except (FlawlineError, OSError, KeyError):
+        return None
+
+
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

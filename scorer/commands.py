@@ -108,7 +108,11 @@ def fit(
     if tests:
         accuracy, rows = _evaluate(fitted, tests, progress_bar)
         result = accuracy | result | {"skipped_images": skipped + accuracy["skipped_images"]}
-    return result | (_operation(fitted, rows) if report else {})
+    if not report:
+        return result
+    operation = _operation(fitted, rows)
+    artefact.add_to_report(Path(out), {"operation": operation})  # no part of the version: the station shows it
+    return result | operation
 
 
 def evaluate(
@@ -265,7 +269,7 @@ def _operation(fitted: CoresetDetector, rows: Sequence[evaluation.Row]) -> dict[
         [row.decision == Decision.UNKNOWN_PRODUCT for row in defects],
         fitted.model.widths,
     )
-    good = np.sort(_calibration(fitted.model, np.ones(len(fitted.model.groups), dtype=bool)))
+    good = operating_points.calibration_scores(fitted.model)
     points = operating_points.operating_points(good, calibration.RATES, standardised)
     return {
         "operating_points": [point.report() for point in points],

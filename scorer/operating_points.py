@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer import calibration
-from scorer.calibration import Floats
+from scorer.calibration import Floats, Threshold
+from scorer.model import Model, cut_offs
+from scorer.tiles import worst
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,56 @@ def standardised(aligned: Sequence[float], groups: Sequence[int], unknown: Seque
     """Return scores as cut-offs compare them, from aligned scores and groups; infinite where the product is unknown."""
     values: NDArray[np.float64] = np.asarray(aligned, dtype=np.float64) / widths[np.asarray(groups, dtype=np.int64)]
     return np.where(np.asarray(unknown, dtype=bool), np.inf, values)
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """What a model decides by, without what it scores with.
+
+    `good` are the standardised scores of its good images in rising order, those of whole images for a model of tiles;
+    `widths` (K,) divide the aligned scores of each group; `alarm_rate` is what `review`, the cut-off of alarms, aims
+    at. `asked` is the alarm rate of the settings, "auto" where the images chose it. `at_fit` is the table that the fit
+    printed, by rate, None for a model of before; `fit_defects` say of which defects.
+    """
+
+    version: str
+    good: Floats
+    widths: Floats
+    review: Threshold
+    alarm_rate: float
+    asked: float | str
+    at_fit: dict[float, float | None] | None = None
+    fit_defects: dict[str, Any] | None = None
+
+    def cut_off(self, rate: float) -> float:
+        """Return the cut-off that a share `rate` of good parts exceeds: the model's own at the model's own rate."""
+        return self.review.value if rate == self.review.rate else calibration.threshold(self.good, rate).value
+
+    def largest_p_value(self, cut_off: float) -> float:
+        """Return what no score above a cut-off has a higher p-value than."""
+        return (1 + int((self.good > cut_off).sum())) / (len(self.good) + 1)
+
+
+def calibration_scores(model: Model) -> Floats:
+    """Return the standardised scores of a model's good images, or of the worst tile of each, in rising order."""
+    scores = model.standardised if model.tiles is None else worst(model.standardised, model.tiles.sources)
+    return np.asarray(np.sort(scores[np.isfinite(scores)]), dtype=np.float64)
+
+
+def decision_rule(model: Model, version: str, report: dict[str, Any]) -> DecisionRule:
+    """Return what a model decides by; `report` is that of its artefact."""
+    good, review = calibration_scores(model), model.review
+    if model.tiles is not None:  # whole images have cut-offs of their own
+        review, _ = cut_offs(good, model.review.rate, model.reject.rate)
+    kept = report.get("operation") or {}
+    points = kept.get("operating_points")
+    return DecisionRule(
+        version=version,
+        good=good,
+        widths=model.widths,
+        review=review,
+        alarm_rate=model.alarm_rate,
+        asked=(report.get("settings") or {}).get("alarm_rate", model.alarm_rate),
+        at_fit=None if points is None else {point["rate"]: point["found"] for point in points},
+        fit_defects=kept.get("defects"),
+    )

@@ -46,6 +46,7 @@ ROLE_PORTS = {
     "discovery": "discovery_port",
     "ledger": "ledger_port",
 }
+NOTIFY_PORT = {"notify": "notify_port"}
 MISSING = "does not run on this machine"
 
 
@@ -66,7 +67,7 @@ def status(settings: Settings, now_ns: int | None = None) -> dict[str, Any]:
     """Return the state of the line as plain values: the JSON of `flawline status`. Times are ISO in UTC."""
     now = utc_ns() if now_ns is None else now_ns
     problems: list[str] = []
-    pages = {role: _page(settings, getattr(settings.metrics, port)) for role, port in ROLE_PORTS.items()}
+    pages = {role: _page(settings, getattr(settings.metrics, port)) for role, port in _role_ports(settings).items()}
     roles = _roles(settings, pages)
     problems += [f"role {role['name']} {role['state']}" for role in roles if not role["well"]]
     if not roles and settings.kafka.bootstrap_servers is None:
@@ -162,12 +163,17 @@ def _page(settings: Settings, port: int) -> Page:
     return Page(text or "", series)
 
 
+def _role_ports(settings: Settings) -> dict[str, str]:
+    """Return the setting of the port of each role that the line has."""
+    return ROLE_PORTS | (NOTIFY_PORT if settings.has_receivers else {})
+
+
 def _roles(settings: Settings, pages: Mapping[str, Page]) -> list[dict[str, Any]]:
     """Return name and state in words of each role, as `flawline up` says, or else as their metrics say."""
     states = role_states.read(settings)
     if states is not None:
         return [{"name": state.name, "state": state.text, "well": not state.failing_s} for state in states]
-    asked = {name: pages[name].text for name, port in ROLE_PORTS.items() if getattr(settings.metrics, port)}
+    asked = {name: pages[name].text for name, port in _role_ports(settings).items() if getattr(settings.metrics, port)}
     if not any(asked.values()):
         return []
     may_be_elsewhere = settings.kafka.bootstrap_servers is not None

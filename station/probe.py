@@ -48,7 +48,13 @@ def _waiting(values: Values) -> str | None:
     return "the broker is away" if any(values["flawline_broker_wait_seconds"]) else None
 
 
-PROBLEMS = {"producers": _of_producers, "workers": _of_workers, "discovery": _of_discovery, "ledger": _waiting}
+PROBLEMS = {
+    "producers": _of_producers,
+    "workers": _of_workers,
+    "discovery": _of_discovery,
+    "ledger": _waiting,
+    "notify": _waiting,
+}
 """For each role that serves metrics what keeps it from its work. The console answers for itself, at /healthz."""
 
 

@@ -175,6 +175,8 @@ def roles(settings: Settings) -> list[Role]:
     """Return the roles of a line; those that make work stop first."""
     result = [Role("produce", ("produce",), stage=0, may_end=True)] if settings.cameras else []
     result += [Role("work", ("work",), stage=1), Role("discover", ("discover",)), Role("ledger", ("ledger", "--watch"))]
+    if settings.has_receivers:
+        result.append(Role("notify", ("notify",)))
     return [*result, Role("console", ("console",))] if settings.console.port else result
 
 

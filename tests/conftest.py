@@ -26,13 +26,14 @@ import pytest
 from flawline import redaction
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker, secured_kafka
 from tests.support.lines import line, line_settings, settings_file
+from tests.support.mosquitto import mosquitto
 from tests.support.ports import refusing_port
 from tests.support.postgres import own_postgres, postgres_server
 from tests.support.s3 import s3_server
 
 __all__ = [
-    "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "own_postgres", "postgres_server",
-    "refusing_port", "s3_server", "secured_kafka", "settings_file",
+    "apache_kafka", "embedded_broker", "fresh_broker", "line", "line_settings", "mosquitto", "own_postgres",
+    "postgres_server", "refusing_port", "s3_server", "secured_kafka", "settings_file",
 ]  # fmt: skip
 
 # A test is never timed: on a busy machine an example of 50 ms takes seconds.
@@ -52,6 +53,7 @@ BROKERS_AND_DATABASES = {
     "own_postgres",
     "postgres_server",
     "postgresql",
+    "mosquitto",
 }
 
 SYSTEM_FIXTURES = BROKERS_AND_DATABASES | {"ray_here", "fitted", "model_path", "filled_file", "sqlite"}

@@ -304,6 +304,21 @@ ALERTS: Final = (
         "Actors died and were started again {{ $value | humanize }} times within half an hour",
         "Their cameras stand still meanwhile. See the workers' log: memory, GPU, or a frame that kills them.",
     ),
+    # As long as a restart of a machine takes. A judgement, not measured.
+    Alert(
+        "FlawlineReceiverAway",
+        "max by (receiver) (flawline_outbound_failing_seconds) > 900",
+        "The receiver {{ $labels.receiver }} has not taken events for {{ $value | humanizeDuration }}",
+        "The line does not wait for it, and tells it what is not too old when it is back. The log of `flawline notify` "
+        "names the reason.",
+    ),
+    Alert(
+        "FlawlineEventsGivenUp",
+        "sum by (receiver, reason) (increase(flawline_outbound_given_up_total[30m])) > 0",
+        "The receiver {{ $labels.receiver }} is not told {{ $value | humanize }} events any more: {{ $labels.reason }}",
+        "too-old: it was away, or is too slow; refused: it answers 3xx or 4xx; expired: the topics are kept for too "
+        "short a time.",
+    ),
     # A quarter of an hour of judging at one a second. A judgement, not measured.
     Alert(
         "FlawlineReviewBacklog",

@@ -84,13 +84,13 @@ def undo(store: Store, *, who: str) -> dict[str, Any]:
 
 
 def last(store: Store) -> dict[str, Any] | None:
-    """Return what `undo` would take back: who, at and words; None for nothing."""
+    """Return what `undo` would take back: group, name, who and at; None for nothing."""
     n = schema.group_names
     with store.reading() as connection:
         entry = connection.execute(select(n).where(n.c.id == _last_id(connection))).one_or_none()
     if entry is None:
         return None
-    return {"who": entry.who, "at": entry.at, "words": f"Group {entry.group_id} was named {entry.name}"}
+    return {"group": entry.group_id, "name": entry.name, "who": entry.who, "at": entry.at}
 
 
 def list_groups(store: Store, model_version: str | None = None) -> list[dict[str, Any]]:

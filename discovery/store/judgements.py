@@ -180,6 +180,26 @@ def latest(
         return list(connection.execute(query))
 
 
+def scored(store: Store, model_version: str, wanted: Filter = ANY) -> list[Any]:
+    """Return the judgements that hold of a model's frames, with group and class as far as the store still knows them.
+
+    The latest come first.
+    """
+    j, f, d, c = schema.judgements, schema.frame_pictures, schema.defects, schema.classes
+    group = func.coalesce(d.c.group_id, f.c.group_id).label("group_id")
+    query = (
+        select(j, group, d.c.class_id, c.c.name.label("class_name"))
+        .select_from(j)
+        .join(d, d.c.frame_id == j.c.frame_id, isouter=True)
+        .join(f, f.c.frame_id == j.c.frame_id, isouter=True)
+        .join(c, c.c.id == d.c.class_id, isouter=True)
+        .where(j.c.model_version == model_version)
+        .order_by(j.c.id.desc())
+    )
+    with store.reading() as connection:
+        return list(connection.execute(_current(query, wanted)))
+
+
 def of_frame(store: Store, frame_id: str) -> list[Any]:
     """Return all that was ever said of a frame, the latest first."""
     j = schema.judgements

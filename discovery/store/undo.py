@@ -66,12 +66,12 @@ def restore(store: Store, reference: str, *, who: str | None = None, why: str | 
 
 
 def last(store: Store) -> dict[str, Any] | None:
-    """Return what `undo` would take back: class_id, who, at and words; None for nothing."""
+    """Return what `undo` would take back: class_id, action, value, who and at; None for nothing."""
     with store.reading() as connection:
         entry = next(iter(_open_entries(connection, limit=1)), None)
     if entry is None:
         return None
-    return {"class_id": entry.class_id, "who": entry.who, "at": entry.at, "words": _words(entry)}
+    return {name: getattr(entry, name) for name in ("class_id", "action", "value", "who", "at")}
 
 
 def _open_entries(connection: Connection, limit: int | None = None) -> list[Any]:

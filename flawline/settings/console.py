@@ -24,6 +24,9 @@ class ConsoleSettings(BaseModel):
     names: list[str] = Field(
         [], description="Host names under which browsers reach the console, besides its addresses and localhost."
     )
+    language: str = Field(
+        "en", description="Language of reports, and of pages for browsers that ask for none that the console has."
+    )
     tls_certfile: Path | None = Field(
         None, description="File of the certificate, with those that signed it, that the console shows to browsers."
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from flawline.field_limits import NAME
+from flawline.settings.outbound import check_mqtt_url
 
 
 def _view(name: str) -> str:
@@ -64,6 +65,4 @@ class PartSettings(BaseModel):
     @field_validator("mqtt_url")
     @classmethod
     def _broker_is_an_address(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("mqtt://", "mqtts://")):
-            raise ValueError("it should be mqtt://HOST:PORT or mqtts://HOST:PORT")
-        return url
+        return check_mqtt_url(url)

@@ -35,6 +35,7 @@ from flawline.errors import UsageError
 from flawline.redaction import STARS, is_secret_key, redact, remember, secrets_in
 from flawline.settings.console import ConsoleSettings
 from flawline.settings.discovery import DiscoverySettings
+from flawline.settings.outbound import OutboundSettings, WebhookSettings, check_names
 from flawline.settings.parts import PartSettings
 from flawline.settings.pictures import PictureSettings
 from flawline.settings.producers import (
@@ -53,7 +54,7 @@ from flawline.settings.workers import WorkerSettings
 
 DEFAULT_FILE = Path("line.toml")
 PREFIX = "FLAWLINE_"
-SECRET_KEYS = {"sasl_password", "token", "url", "store_url", "mqtt_url"}
+SECRET_KEYS = {"sasl_password", "token", "url", "store_url", "mqtt_url", "mqtt_password", "secret"}
 """Keys of the type SecretStr, at any depth; `grafana.url` shares its name with two of them."""
 
 
@@ -214,6 +215,9 @@ class MetricsSettings(_Section):
     up_port: int = Field(
         9405, ge=0, le=65_535, description="Port of the metrics of `flawline up`, where 0 turns them off."
     )
+    notify_port: int = Field(
+        9406, ge=0, le=65_535, description="Port of the metrics of `flawline notify`, where 0 turns them off."
+    )
 
 
 class GrafanaSettings(_Section):
@@ -277,6 +281,10 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     pictures: PictureSettings = PictureSettings()
     parts: PartSettings = PartSettings()
+    outbound: OutboundSettings = OutboundSettings()
+    webhooks: list[WebhookSettings] = Field(
+        [], max_length=16, description="Addresses that are called with events, with one block for each."
+    )
     metrics: MetricsSettings = MetricsSettings()
     console: ConsoleSettings = ConsoleSettings()
     grafana: GrafanaSettings = GrafanaSettings()
@@ -311,6 +319,12 @@ class Settings(BaseSettings):
         check_no_overlap(shifts)
         return shifts
 
+    @field_validator("webhooks")
+    @classmethod
+    def _webhook_names_are_unique(cls, webhooks: list[WebhookSettings]) -> list[WebhookSettings]:
+        check_names(webhooks)
+        return webhooks
+
     @model_validator(mode="after")
     def _pictures_have_a_place_of_their_own(self) -> Settings:
         url = self.frames.objects_url
@@ -337,6 +351,11 @@ class Settings(BaseSettings):
     def pictures_url(self) -> str:
         """Return the place of the kept frames as an fsspec URL."""
         return self.pictures.url or (self.data_dir.absolute() / "pictures").as_uri()
+
+    @property
+    def has_receivers(self) -> bool:
+        """Return whether somebody is told events, so that the role `flawline notify` has work."""
+        return self.outbound.mqtt_url is not None or bool(self.webhooks)
 
     @property
     def views(self) -> tuple[str, ...]:

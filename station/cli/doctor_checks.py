@@ -335,7 +335,7 @@ def ports(settings: Settings) -> list[Finding]:
     """Check that the metrics ports are free, or used by this line."""
     findings = []
     metrics = settings.metrics
-    for name in ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"):
+    for name in ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port"):
         port = getattr(metrics, name)
         if port and not _can_bind(metrics.host, port):
             text = f"metrics.{name} {metrics.host}:{port} is in use"
@@ -356,6 +356,23 @@ def roles(settings: Settings) -> list[Finding]:
             findings.append(Finding("roles", Status.FAIL, text, "see what `flawline up` reports about it"))
     if states and not findings:
         findings.append(Finding("roles", Status.OK, ", ".join(f"{state.name} {state.text}" for state in states)))
+    return findings
+
+
+def receivers(settings: Settings) -> list[Finding]:
+    """Check that the settings of who is told events can be used, and that each answers; nothing is told."""
+    if not settings.has_receivers:
+        return []
+    from station.outbound.service import make_receivers
+
+    findings = []
+    for receiver in make_receivers(settings):
+        problem = receiver.problem(CONNECT_TIMEOUT_S)
+        if problem is None:
+            findings.append(Finding("receivers", Status.OK, f"{receiver.name} can be reached"))
+        else:
+            remedy = "the line does not wait for it, and tells it later; start it, or correct its address"
+            findings.append(Finding("receivers", Status.WARN, f"{receiver.name} {problem}", remedy))
     return findings
 
 
@@ -402,7 +419,8 @@ def rights(settings: Settings) -> list[Finding]:
     try:
         prefix = settings.kafka.topic_prefix
         allowed = _allowed_on_topics(client, [name for name, _ in topics.named(prefix)])
-        allowed |= _allowed_on_groups(client, [prefix + topics.WORKERS_GROUP, prefix + topics.DISCOVERY_GROUP])
+        groups = (topics.WORKERS_GROUP, topics.DISCOVERY_GROUP, topics.NOTIFY_GROUPS)
+        allowed |= _allowed_on_groups(client, [prefix + group for group in groups])
     finally:
         client.close()
     exactly_once = settings.kafka.exactly_once
@@ -447,6 +465,7 @@ ALL = (
     forgotten,
     ports,
     roles,
+    receivers,
     clock,
 )
 

@@ -29,6 +29,7 @@ from station.cli.fit import fit
 from station.cli.init import init
 from station.cli.ledger import ledger
 from station.cli.models import models
+from station.cli.notify import notify
 from station.cli.options import DEBUG_VARIABLE, Debug, debuggable
 from station.cli.produce import produce
 from station.cli.promote import promote
@@ -41,7 +42,7 @@ from station.cli.status import status
 from station.cli.up import up
 from station.cli.work import work
 
-ROLES = (up, broker, produce, work, discover, console)
+ROLES = (up, broker, produce, work, discover, console, notify)
 MODELS = (fit, evaluate, extend, explain, publish, promote, rollback, models)
 REPORTS = (init, demo, status, ledger, report, replay, doctor, size)
 

@@ -39,6 +39,7 @@ def report(
         raise UsageError(f"--day {day}: name the shift that begins on this day with --shift")
     from discovery.store.filters import Filter
     from station import terminal
+    from station.language import languages
     from station.report import page
     from station.report.figures import read
     from station.report.span import span_of
@@ -46,6 +47,7 @@ def report(
     if out is not None:
         page.check_name(out)
     settings = settings_of(config)
+    language = languages.of_code(settings.console.language, "console.language")
     with opened_store(settings) as store:
         now_ns = store.utc_ns()
         span = span_of(
@@ -60,7 +62,7 @@ def report(
         wanted = Filter(camera=camera, lot=lot)
         figures = read(store, settings.line, span, wanted, settings.retention.minutes_days)
     if out is not None:
-        page.write(out, figures, settings.time_zone)
+        page.write(out, figures, settings.time_zone, language)
     written = {} if out is None else {"page": str(out)}
     if not terminal.emit_json(figures.as_dict() | written, json, json_file):
         _show(figures, settings.time_zone, out)

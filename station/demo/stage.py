@@ -83,7 +83,9 @@ def write_settings(
     if base.kafka.bootstrap_servers is not None:
         # On a broker that others use too, the run's topics must not mix with those of a line.
         kafka["topic_prefix"] = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-"
-    metrics = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"), 0)
+    metrics = dict.fromkeys(
+        ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port"), 0
+    )
     content = values | {
         "line": "demo",
         "data_dir": str(out),
@@ -105,6 +107,8 @@ def write_settings(
     for section, place in (("frames", "objects_url"), ("pictures", "url")):
         content.get(section, {}).pop(place, None)  # the run's frames stay in its folder: a store serves one line
     content.pop("parts", None)  # the messages of a plant are about the parts of another line
+    for section in ("outbound", "webhooks"):
+        content.pop(section, None)  # a plant is not told of a simulation
     file.touch(mode=0o600)  # other addresses may hold credentials
     file.write_text(tomli_w.dumps(json.loads(json.dumps(content))), encoding="utf-8")
     return load_settings(file)

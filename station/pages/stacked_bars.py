@@ -16,14 +16,15 @@ drawings none."""
 
 @dataclass(frozen=True)
 class Bar:
-    """One decision in one minute or hour: a rectangle of the chart, in its units."""
+    """The `frames` of one decision in one minute or hour, `at` in words: a rectangle of the chart, in its units."""
 
     x: float
     y: float
     width: float
     height: float
     decision: str
-    title: str
+    at: str
+    frames: int
 
     @property
     def ink(self) -> str:
@@ -52,8 +53,8 @@ def chart(places: Iterable[tuple[int, str, Mapping[str, int]]], number: int, fir
         for decision in sorted(stack, key=_order):
             height = HEIGHT * stack[decision] / highest
             y -= height
-            x, title = LEFT + step * place, f"{at} {decision}: {stack[decision]:,}"
-            bars.append(Bar(round(x, 2), round(y, 2), round(max(step - 1, 1), 2), round(height, 2), decision, title))
+            x, width = LEFT + step * place, max(step - 1, 1)
+            bars.append(Bar(round(x, 2), round(y, 2), round(width, 2), round(height, 2), decision, at, stack[decision]))
     return Chart(tuple(bars), highest, first, last)
 
 

@@ -17,10 +17,13 @@ from discovery.store.database import HOUR_NS, stamp
 from discovery.store.filters import Filter
 from discovery.store.store import Store
 from flawline.messages import ClassState, Decision, Transition
+from station.language.languages import N_
 from station.report.span import Span
 
 STOP_MINUTES = 5
 """Minutes without a frame of any camera that are called a stop. A judgement: shorter pauses belong to many lines."""
+
+NO_LOT, NO_SHIFT, UNASSIGNED = N_("no lot"), N_("between shifts"), N_("unassigned")
 
 MINUTE = timedelta(minutes=1)
 CHANGES = tuple(
@@ -205,8 +208,8 @@ def read(store: Store, line: str, span: Span, wanted: Filter, minutes_days: floa
         rates=quality_rates.rates(strata),
         strata=strata,
         cameras=_rows(cameras, lambda row: row.camera),
-        lots=_rows(lots, lambda row: row.lot or "no lot"),
-        shifts=_rows(shifts, lambda row: f"{row.shift} {row.shift_day}" if row.shift else "between shifts"),
+        lots=_rows(lots, lambda row: row.lot or NO_LOT),
+        shifts=_rows(shifts, lambda row: f"{row.shift} {row.shift_day}" if row.shift else NO_SHIFT),
         groups=_rows(groups, lambda row: named.get((row.model_version, row.group_id)) or f"group {row.group_id}"),
         pareto=pareto,
         changes=changes,
@@ -257,7 +260,7 @@ def _pareto(connection: Connection, wanted: Filter, since: datetime, until: date
     dismissed = str(ClassState.DISMISSED)
     return pareto_of(
         [
-            (class_id, "unassigned", None, number)
+            (class_id, UNASSIGNED, None, number)
             if class_id is None
             else (class_id, known[class_id].name or class_id, known[class_id].severity, number)
             for class_id, number in frames.items()

@@ -15,13 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flawline.errors import FlawlineError
 from flawline.settings.console import ConsoleSettings
+from station.language.languages import N_
 from station.web import passwords
 from station.web.accounts import Accounts, Limits, Role
 from station.web.attempts import Attempts
 from station.web.problems import is_of_api, problem
 
 LOG_IN = "/login"
-PUBLIC = (LOG_IN, "/healthz", "/static/")
+PUBLIC = (LOG_IN, "/healthz", "/static/", "/texts/")
 """Addresses without log-in; one that ends with a slash stands for all below it."""
 
 COOKIE = "flawline_session"
@@ -92,7 +93,7 @@ class Access:
         else:
             is_right = self.accounts.role_with_password(name, secret) is not None
         if not is_right:
-            raise HTTPException(401, "this name and this password do not belong together: try again")
+            raise HTTPException(401, N_("this name and this password do not belong together: try again"))
         self.attempts.succeeded(name, address)
         self.accounts.forget_ended(self.limits)
         return self.accounts.begin_session(name)

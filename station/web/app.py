@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from discovery.store.database import DatabaseAway
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
+from station.language.languages import N_
 from station.pages.rendering import STATIC
 from station.web.access import Access, LogIn, needs
 from station.web.accounts import Accounts, Role
@@ -18,15 +19,16 @@ from station.web.api.app import create_api
 from station.web.context import Context, context_of
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
+from station.web.models import Models
 from station.web.problems import PREFIX, is_of_api, problem
 from station.web.region_map import RegionMaps
-from station.web.routes import classes, defects, groups, line, parts, people, reports, review
+from station.web.routes import classes, defects, groups, line, operating, parts, people, reports, review
 from station.web.routes import live as live_routes
 from station.web.routes import map as map_routes
 from station.web.security import Guard
 from station.web.store_watch import StoreWatch
 
-HEADING = "That did not work"
+HEADING = N_("That did not work")
 
 
 def create(
@@ -38,12 +40,12 @@ def create(
     """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
     access = Access(accounts, settings.console, is_open)
-    app.state.context = Context(settings, stores, watch, live, access, RegionMaps())
+    app.state.context = Context(settings, stores, watch, live, access, RegionMaps(), Models(settings))
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount(PREFIX, create_api(app.state.context))
-    for module in (live_routes, review, line, parts, classes, map_routes, defects, groups, reports, people):
+    for module in (live_routes, review, line, parts, classes, map_routes, defects, groups, operating, reports, people):
         app.include_router(module.router, dependencies=[needs(Role.VIEW)])
     for router in (line.public, people.public):
         app.include_router(router)
@@ -66,7 +68,7 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 def _on_flawline_error(request: Request, error: Exception) -> Response:
     """Return the error of the store: what a person asked wrongly, or what cannot be reached."""
-    heading = "The store is away" if isinstance(error, DatabaseAway) else HEADING
+    heading = N_("The store is away") if isinstance(error, DatabaseAway) else HEADING
     return _error(request, 400 if isinstance(error, UsageError) else 503, str(error), heading)
 
 

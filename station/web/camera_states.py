@@ -8,6 +8,7 @@ from enum import StrEnum
 from prometheus_client.parser import text_string_to_metric_families
 
 from flawline.settings.tree import Settings
+from station.language.languages import Language, english
 from station.role_states import TIMEOUT_S, metrics_text
 
 SILENT_AFTER_S = 10.0
@@ -38,9 +39,15 @@ class CameraState:
 
 
 def camera_state(
-    last_ns: int | None, now_ns: int, *, rate_hz: float | None, is_up: bool | None, in_flight: int
+    last_ns: int | None,
+    now_ns: int,
+    *,
+    rate_hz: float | None,
+    is_up: bool | None,
+    in_flight: int,
+    language: Language | None = None,
 ) -> CameraState:
-    """Return the state of a camera.
+    """Return the state of a camera, its words in English or another language.
 
     `last_ns` is the capture of its last frame with a verdict, `is_up` what the producers say (None when they are not
     asked), `in_flight` how many of its captures wait for a verdict.
@@ -48,17 +55,22 @@ def camera_state(
     silent_after_s = max(SILENT_AFTER_S, SILENT_AFTER_FRAMES / rate_hz) if rate_hz else SILENT_AFTER_S
     if last_ns is not None and now_ns - last_ns <= silent_after_s * 1e9:
         return CameraState(Kind.LIVE, "")
-    frames = f"no frame since {SINCE}" if last_ns is not None else "no frame yet"
+    _ = (language or english()).gettext
+    ngettext = (language or english()).ngettext
+    frames = _("no frame since {since}") if last_ns is not None else _("no frame yet")
     if is_up is False:
-        return CameraState(Kind.AWAY, f"{frames}: does not answer")
+        return CameraState(Kind.AWAY, f"{frames}: {_('does not answer')}")
     if in_flight:
-        verdicts = f"no verdict since {SINCE}" if last_ns is not None else "no verdict yet"
-        return CameraState(Kind.WAITING, f"{verdicts}: {in_flight:,} frames wait for the workers")
+        verdicts = _("no verdict since {since}") if last_ns is not None else _("no verdict yet")
+        waiting = ngettext(
+            "%(number)s frame waits for the workers", "%(number)s frames wait for the workers", in_flight
+        )
+        return CameraState(Kind.WAITING, f"{verdicts}: {waiting}")
     if is_up:
-        return CameraState(Kind.SILENT, f"{frames}: connected, delivers nothing")
+        return CameraState(Kind.SILENT, f"{frames}: {_('connected, delivers nothing')}")
     if last_ns is None:
-        return CameraState(Kind.NEVER, f"{frames}: never seen")
-    return CameraState(Kind.SILENT, f"{frames}: silent")
+        return CameraState(Kind.NEVER, f"{frames}: {_('never seen')}")
+    return CameraState(Kind.SILENT, f"{frames}: {_('silent')}")
 
 
 def cameras_up(settings: Settings) -> dict[str, bool]:

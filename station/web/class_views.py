@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery.store.decisions import SEVERITIES
+from station.language.languages import N_
 from station.web.queries import ClassRow
 
 SORTS: dict[str, tuple[str, Callable[[ClassRow], Any]]] = {
-    "members": ("most members", lambda row: (-row.regions, row.id)),
-    "last": ("last seen", lambda row: (-row.last_seen_at.timestamp(), row.id)),
-    "first": ("newest class", lambda row: (-row.born_at.timestamp(), row.id)),
-    "severity": ("most severe", lambda row: (-_severity(row), -row.regions, row.id)),
-    "name": ("name", lambda row: ((row.name or "\U0010ffff").casefold(), row.id)),
+    "members": (N_("most members"), lambda row: (-row.regions, row.id)),
+    "last": (N_("last seen"), lambda row: (-row.last_seen_at.timestamp(), row.id)),
+    "first": (N_("newest class"), lambda row: (-row.born_at.timestamp(), row.id)),
+    "severity": (N_("most severe"), lambda row: (-_severity(row), -row.regions, row.id)),
+    "name": (N_("name"), lambda row: ((row.name or "\U0010ffff").casefold(), row.id)),
 }
 """The orders of the wall, with their words."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,16 +12,21 @@ from fastapi.responses import HTMLResponse, Response
 from discovery.store.database import stamp
 from discovery.store.store import Store
 from flawline.settings.tree import Settings
+from station.language import languages
+from station.language.languages import Language
 from station.pages import rendering
 from station.web.access import Access, Visitor
 from station.web.ledger_watch import LedgerState, LedgerWatch
 from station.web.live import LiveWatch
+from station.web.models import Models
 from station.web.region_map import RegionMaps
 from station.web.store_watch import StoreWatch
 
 THEME_COOKIE = "flawline_theme"
 THEMES = ("light", "dark")
 """What a person has chosen by the switch; else the page follows the system."""
+LANGUAGE_COOKIE = "flawline_language"
+"""What a person has chosen by the switch; else the page follows the browser, then `console.language`."""
 
 MAX_ROW_ID = 2**63 - 1
 
@@ -36,8 +41,10 @@ class Context:
     live: LiveWatch
     access: Access
     maps: RegionMaps
+    models: Models
     visitor: Visitor | None = None
     theme: str = ""
+    language: Language = field(default_factory=languages.english)
 
     @property
     def store(self) -> Store:
@@ -45,17 +52,24 @@ class Context:
         return self.stores.store
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        """Return a page of the console."""
-        shared = {"line": self.settings.line, "visitor": self.visitor, "theme": self.theme}
-        return HTMLResponse(rendering.render(template, **shared, **values), status)
+        """Return a page of the console, in the language of the request."""
+        shared: dict[str, Any] = {"line": self.settings.line, "visitor": self.visitor, "theme": self.theme}
+        shared["languages"] = languages.known().values()
+        headers = {"Content-Language": self.language.tag, "Vary": "Accept-Language, Cookie"}
+        return HTMLResponse(rendering.render(template, self.language, **shared, **values), status, headers)
 
 
 def context_of(request: Request) -> Context:
-    """Return the context that `create` gave to the app, with the visitor of this request."""
+    """Return the context that `create` gave to the app, with the visitor and the language of this request."""
     context: Context = request.app.state.context
     theme = request.cookies.get(THEME_COOKIE, "")
     visitor = getattr(request.state, "visitor", None)
-    return replace(context, visitor=visitor, theme=theme if theme in THEMES else "")
+    language = languages.chosen(
+        request.cookies.get(LANGUAGE_COOKIE, ""),
+        request.headers.get("accept-language", ""),
+        context.settings.console.language,
+    )
+    return replace(context, visitor=visitor, theme=theme if theme in THEMES else "", language=language)
 
 
 async def _context(request: Request) -> Context:

@@ -15,11 +15,18 @@ from discovery.store.filters import Filter
 from flawline import clock
 from flawline.messages import Decision
 from flawline.settings.tree import Settings
+from station.language.languages import N_
 from station.web import queries
 
 HOUR_NS = 3_600_000_000_000
 HOURS_LIMIT = 10 * 365 * 24
-HOURS = ((1, "last hour"), (8, "last 8 hours"), (24, "last 24 hours"), (168, "last 7 days"), (0, "any time"))
+HOURS = (
+    (1, N_("last hour")),
+    (8, N_("last 8 hours")),
+    (24, N_("last 24 hours")),
+    (168, N_("last 7 days")),
+    (0, N_("any time")),
+)
 LAST_YEAR = 2100
 """No frame is of a later time, and nanoseconds of it fit into the store."""
 

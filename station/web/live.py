@@ -16,20 +16,20 @@ from itertools import count
 from typing import Any
 
 import cv2
-from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from discovery.frame_files import bytes_of
 from discovery.pictures.frame_reader import FrameReader, place_of
 from discovery.pictures.policy import Candidate
-from flawline import clock, imaging, kafka_clients, messages, topics
+from flawline import clock, imaging, messages
 from flawline.errors import FlawlineError, one_line
 from flawline.messages import Codec, Decision, Frame, SchemaError, Verdict
 from flawline.object_store import ObjectStore, object_store
 from flawline.outage import Outage
 from flawline.settings.tree import Settings
-from station import ended_run
+from station import ended_run, verdict_tail
 from station.ended_run import EndedRun, Picture, ShownVerdict
+from station.language.languages import N_
 from station.web import camera_states
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ PICTURE_SIDE_PX = 1280
 PICTURES_LIMIT_BYTES = 48 << 20
 RECENT_S, RECENT_FRAMES = 600.0, 20_000
 """Verdicts are remembered for so long, and at most so many (some 20 MB), so that a person can ask for their frames."""
-VERDICT_FETCH_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Judgements, all of these: a picture a second is what an eye follows, and 1280 px fill half of a large screen."""
 
@@ -97,7 +96,7 @@ class LiveWatch:
         self._asked_at = 0
         self.cameras_up: dict[str, bool] = {}
         self.pictures = Pictures()
-        self.problem: str | None = "the verdicts are being read"
+        self.problem: str | None = N_("the verdicts are being read")
         self.has_ended = False
         """Whether this is a run that is over, and its broker gone."""
 
@@ -133,7 +132,7 @@ class LiveWatch:
             self.cameras_up, self._asked_at = camera_states.cameras_up(self._settings), self._utc_ns()
         try:
             if not self._read_verdicts():
-                self.problem = "no verdict yet: no worker has started"
+                self.problem = N_("no verdict yet: no worker has started")
                 return LONGEST_PAUSE_S / 4
             for camera in self.cameras:
                 self._renew(camera)
@@ -155,7 +154,7 @@ class LiveWatch:
 
     def _show_ended(self, run: EndedRun) -> None:
         """Show the last verdicts of a run that is over, and the picture of each camera."""
-        self.problem = "this run is over: its frames are under Review, its classes under Classes"
+        self.problem = N_("this run is over: its frames are under Review, its classes under Classes")
         if self.has_ended:
             return
         self.has_ended = True
@@ -177,7 +176,7 @@ class LiveWatch:
     def _read_verdicts(self) -> bool:
         """Read what is new; return False while there is no topic to read."""
         if self._verdicts is None:
-            self._verdicts = self._at_the_end()
+            self._verdicts = verdict_tail.consumer(self._settings, STRIP)
             if self._verdicts is None:
                 return False
             self._objects = object_store(self._settings)
@@ -186,25 +185,6 @@ class LiveWatch:
         for verdict in fresh:
             self._strips.setdefault(verdict.camera, deque(maxlen=STRIP)).append(verdict)
         return True
-
-    def _at_the_end(self) -> Any:
-        """Return a consumer that begins some verdicts before the end of each partition, None without the topic."""
-        consumer = kafka_clients.consumer(
-            self._settings,
-            max_poll_records=500,
-            fetch_max_bytes=VERDICT_FETCH_BYTES,
-            max_partition_fetch_bytes=VERDICT_FETCH_BYTES,
-        )
-        name = self._settings.topic(topics.VERDICTS.name)
-        places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
-        if not places:
-            consumer.close()
-            return None
-        consumer.assign(places)
-        firsts = consumer.beginning_offsets(places)
-        for place, end in consumer.end_offsets(places).items():
-            consumer.seek(place, max(firsts[place], end - STRIP))
-        return consumer
 
     def _seen(self, record: Any) -> LiveVerdict | None:
         try:

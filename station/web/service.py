@@ -15,6 +15,7 @@ from discovery.store.store import Store
 from flawline.errors import FlawlineError, UsageError, one_line
 from flawline.settings.console import ConsoleSettings
 from flawline.settings.tree import Settings
+from station.language import languages
 from station.web.accounts import Accounts
 from station.web.app import create
 from station.web.connections import CONNECTION_LIMIT, PatientProtocol
@@ -32,6 +33,7 @@ STOP_TIMEOUT_S = 5  # a judgement, not measured
 def run(settings: Settings, stop: threading.Event) -> None:
     """Serve until `stop`, also while the store is away. Raises UsageError, and FlawlineError for a port in use."""
     parse_url(settings.store_url)
+    languages.of_code(settings.console.language, "console.language")
     # While a broker is away the Kafka client logs it many times a minute; the watch logs it once.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     with closing(Accounts(settings.data_dir)) as accounts:

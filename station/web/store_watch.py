@@ -10,6 +10,7 @@ from discovery.store.database import DatabaseAway
 from discovery.store.store import Store
 from flawline.errors import FlawlineError
 from flawline.outage import Outage
+from station.language.languages import N_
 from station.web import queries
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class StoreWatch:
         self._open_store = open_store
         self._outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._store: Store | None = None
-        self._problem: str | None = "the store is being opened"
+        self._problem: str | None = N_("the store is being opened")
 
     @property
     def store(self) -> Store:

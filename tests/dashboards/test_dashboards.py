@@ -16,6 +16,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 import discovery.metrics
 import ledger.metrics
 import producers.metrics
+import station.outbound.metrics
 import workers.metrics
 from discovery import dashboards
 from discovery.dashboards import alerts, push
@@ -27,7 +28,8 @@ from tests.dashboards import queries
 
 ROOT = Path(__file__).parents[2]
 BOARDS = dashboards.build(queries.STATION)
-ROOMS = (discovery.metrics, ledger.metrics, producers.metrics, workers.metrics)  # each declares its own metrics
+ROOMS = (discovery.metrics, ledger.metrics, producers.metrics, station.outbound.metrics, workers.metrics)
+"""Each declares its own metrics."""
 
 
 def declared_series() -> set[str]:

@@ -26,6 +26,7 @@ ROLE_PORTS = {
     "workers": MetricsSettings().workers_port,
     "discovery": MetricsSettings().discovery_port,
     "ledger": MetricsSettings().ledger_port,
+    "notify": MetricsSettings().notify_port,
 }
 ONE_SHOT = {"topics", "cli"}
 SERVICES = compose.load(environment=PASSWORDS)["services"]
@@ -147,6 +148,19 @@ def test_only_who_needs_the_store_is_given_its_password():
     knowing = {name for name, service in OURS.items() if "FLAWLINE_STORE__URL" in service["environment"]}
     assert knowing == {"discovery", "console", "cli"}
     assert all("FLAWLINE_KAFKA__SASL_PASSWORD" in service["environment"] for service in OURS.values())
+
+
+def test_whom_to_tell_is_said_to_notify_alone_and_nothing_is_told_by_default(tmp_path, monkeypatch):
+    assert {name for name, service in SERVICES.items() if "env_file" in service} == {"notify"}
+    assert SERVICES["notify"]["profiles"] == ["notify"]
+    assert not load_settings(compose.ROOT / "deploy/line.plant.toml", kafka={"sasl_password": "x"}).has_receivers
+    for text in re.findall(r"^(FLAWLINE_\w+=.*)$", (compose.ROOT / "docs/outbound.md").read_text(), re.MULTILINE):
+        name, _, value = text.partition("=")
+        file = tmp_path / "secret"
+        file.write_text("https://mes.plant/flawline")
+        monkeypatch.setenv(name, re.sub(r'"/run/secrets/[^"]+"', f'"{file}"', value).replace("FOLDER", str(tmp_path)))
+    told = load_settings(compose.ROOT / "deploy/line.plant.toml", kafka={"sasl_password": "x"})
+    assert told.webhooks and told.outbound.mqtt_url and told.outbound.mqtt_password
 
 
 def test_the_console_is_reached_over_https_by_users_only(tmp_path, monkeypatch):

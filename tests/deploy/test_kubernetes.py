@@ -32,8 +32,10 @@ ROLES = {
     "discovery": "discover",
     "ledger": "ledger",
     "console": "console",
+    "notify": "notify",
     "topics": "topics",
 }
+OF_DEFAULTS = ROLES.keys() - {"notify"}
 BY_NAME = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -93,6 +95,7 @@ def test_flawline_accepts_the_settings_of_every_pod(rendered, variant, tmp_path,
             with monkeypatch.context() as patch:
                 for name, value in variables(container).items():
                     assert _setting(name.removesuffix("_FILE")) if "__" in name else name in _NO_SETTINGS, name
+                    value = _with_secret_files_of(tmp_path, value)
                     patch.setenv(name, _secret_file(tmp_path, value) if name.endswith("_FILE") else value)
                 if any(item["name"] == "FLAWLINE_KAFKA__SASL_USERNAME" for item in container["env"]):
                     patch.setenv("FLAWLINE_KAFKA__SASL_USERNAME", "flawline")
@@ -101,22 +104,35 @@ def test_flawline_accepts_the_settings_of_every_pod(rendered, variant, tmp_path,
                 settings = load_settings(file)
             assert settings.metrics.host == "0.0.0.0"
             assert settings.cameras
+            assert settings.has_receivers == (pod.component == "notify")
             assert (settings.store.url is not None) == (pod.component in ("discovery", "console"))
 
 
-_NO_SETTINGS = {"HOME", "FLAWLINE_CACHE", "RAY_AUTH_MODE", *ray_session.SETTINGS}
+_NO_SETTINGS = {
+    "FLAWLINE_WEBHOOKS",
+    "FLAWLINE_OUTBOUND",
+    "HOME",
+    "FLAWLINE_CACHE",
+    "RAY_AUTH_MODE",
+    *ray_session.SETTINGS,
+}
 
 
 def _secret_file(folder: Path, path: str) -> str:
     """Return a file with a secret, in place of the one that a pod has at `path`."""
     file = folder / path.strip("/").replace("/", "-")
-    file.write_text("postgresql+psycopg://flawline:secret@db/flawline" if "store" in path else "rtsp://u:secret@cam/1")
+    addresses = {
+        "store": "postgresql+psycopg://flawline:secret@db",
+        "mqtt": "mqtts://u:secret@h",
+        "mes": "https://u@h/",
+    }
+    file.write_text(next((text for word, text in addresses.items() if word in path), "rtsp://u:secret@cam/1"))
     file.chmod(0o600)
     return str(file)
 
 
 def _with_secret_files_of(folder: Path, text: str) -> str:
-    return re.sub(r'url_file = "([^"]+)"', lambda match: f'url_file = "{_secret_file(folder, match[1])}"', text)
+    return re.sub(r'(?<=")/run/secrets/(?:cameras|outbound)/[^"]+', lambda path: _secret_file(folder, path[0]), text)
 
 
 def test_settings_pass_through_the_config_map_as_they_are(rendered):
@@ -152,11 +168,27 @@ def test_no_secret_is_in_a_manifest(rendered, variant):
         ({"grafana": {"token": "x"}}, "line.grafana.token is a secret"),
         ({"grafana": {"store_url": "postgresql://u:p@db/x"}}, "line.grafana.store_url is a secret"),
         ({"cameras": [{"name": "a", "kind": "rtsp", "url": "rtsp://u:p@c/1"}]}, "the url of a may hold a password"),
+        ({"webhooks": [{"name": "a", "url": "https://h/token"}]}, "belong to notify.webhooks"),
+        ({"outbound": {"mqtt_url": "mqtt://u:p@h"}}, "belong to notify.webhooks and notify.outbound"),
     ],
 )
 def test_a_secret_among_the_settings_is_refused(values, message):
     with pytest.raises(ChartError, match=message):
         Rendered({"line": values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"webhooks": [{"name": "a", "url_file": "/f", "secret": "x"}]}, "secret of a may be a secret"),
+        ({"outbound": {"mqtt_password": "x"}}, "mqtt_password may be a secret"),
+        ({"webhooks": [{"name": "a", "url": "https://h/token"}]}, "url_file"),
+        ({}, "nobody is to be told"),
+    ],
+)
+def test_whom_to_tell_holds_no_secret_and_is_somebody(values, message):
+    with pytest.raises(ChartError, match=message):
+        Rendered({"notify": {"enabled": True} | values})
 
 
 @BY_NAME
@@ -165,9 +197,12 @@ def test_only_who_needs_a_secret_gets_it(rendered, variant):
         assert (pod.volume("store") is not None) == (pod.component in ("discovery", "console"))
         assert (pod.volume("console-admin") is not None) == (pod.component == "console")
         assert (pod.volume("tls") is not None) == (pod.component == "console")
+        assert (pod.volume("outbound") is not None) == (pod.component == "notify")
         for container in pod.containers:
             has_bucket = container.get("envFrom") == [{"secretRef": {"name": "flawline-objects"}}]
-            assert has_bucket == (pod.component != "topics" and container["name"] != "ray-head"), container["name"]
+            assert has_bucket == (pod.component not in ("topics", "notify") and container["name"] != "ray-head"), (
+                container["name"]
+            )
 
 
 def test_each_role_may_have_a_user_of_its_own_on_kafka(rendered):
@@ -178,7 +213,12 @@ def test_each_role_may_have_a_user_of_its_own_on_kafka(rendered):
             (username,) = [item for item in container["env"] if item["name"] == "FLAWLINE_KAFKA__SASL_USERNAME"]
             assert username["valueFrom"]["secretKeyRef"] == {"name": users[pod.component], "key": "username"}
     reader = "kafka-reader"
-    secrets = {"producers": "kafka-producers", "workers": "kafka-workers", "topics": "kafka-admin"}
+    secrets = {
+        "producers": "kafka-producers",
+        "workers": "kafka-workers",
+        "topics": "kafka-admin",
+        "notify": "kafka-notify",
+    }
     assert users == {"discovery": reader, "ledger": reader, "console": reader, **secrets}
 
 
@@ -405,7 +445,7 @@ def _egress(rendered: Rendered, component: str) -> dict[int, list[Any]]:
 
 
 def test_a_role_reaches_what_it_needs_and_nothing_else(rendered):
-    reach = {component: set(_egress(rendered["defaults"], component)) for component in ROLES}
+    reach = {component: set(_egress(rendered["defaults"], component)) for component in OF_DEFAULTS}
     everybody = {53, 9092}
     assert reach == {
         "producers": everybody | {443, 554},
@@ -415,6 +455,7 @@ def test_a_role_reaches_what_it_needs_and_nothing_else(rendered):
         "console": everybody | {443, 5432},
         "topics": everybody,
     }
+    assert set(_egress(rendered["plant"], "notify")) == {53, 9093, 443, 8883}
 
 
 def test_policies_name_the_peers_of_the_plant(rendered):
@@ -432,13 +473,20 @@ def test_policies_name_the_peers_of_the_plant(rendered):
 def test_the_policies_let_kafka_through_where_the_settings_look_for_it(rendered, variant):
     servers = tomllib.loads(rendered[variant].line_toml)["kafka"]["bootstrap_servers"]
     ports = {int(server.rpartition(":")[2]) for server in servers.split(",")}
-    assert all(ports <= set(_egress(rendered[variant], component)) for component in ROLES)
+    assert all(ports <= set(_egress(rendered[variant], component)) for component in OF_DEFAULTS)
 
 
 def test_prometheus_finds_every_role_under_the_name_that_the_alerts_ask_for(rendered):
     annotated = {pod.component: pod.template["metadata"]["annotations"].get("prometheus.io/port")
                  for pod in every_pod(rendered["plant"]) if pod.component != "topics"}  # fmt: skip
-    assert annotated == {"producers": "9401", "workers": "9402", "discovery": "9403", "ledger": "9404", "console": None}
+    assert annotated == {
+        "producers": "9401",
+        "workers": "9402",
+        "discovery": "9403",
+        "ledger": "9404",
+        "notify": "9406",
+        "console": None,
+    }
     assert not any("prometheus.io/scrape" in pod.template["metadata"].get("annotations", {})
                    for pod in every_pod(rendered["defaults"]))  # fmt: skip
     monitor = rendered["ray"].of_kind("PodMonitor")["flawline"]

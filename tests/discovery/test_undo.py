@@ -200,7 +200,8 @@ def test_last_word_is_told_in_words(stream: Stream) -> None:
     assert undo.last(store) is None
     decisions.merge(store, kinds[0], kinds[1], who="ana")
     told = undo.last(store)
-    assert told is not None and (told["words"], told["who"]) == (f"{kinds[0]} was merged into {kinds[1]}", "ana")
+    assert told is not None and told["class_id"] == kinds[0]
+    assert (told["action"], told["value"], told["who"]) == ("merge", kinds[1], "ana")
     class_commands.undo(store, None)
     assert undo.last(store) is None and ClassState.MERGED not in {
         row["state"] for row in class_commands.list_classes(store, True)

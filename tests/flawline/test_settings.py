@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from flawline.errors import UsageError
 from flawline.settings import producers as cameras
+from flawline.settings.outbound import WebhookSettings
 from flawline.settings.tree import Settings, load_settings, os
 from station.cli import doctor
 
@@ -68,7 +69,7 @@ def sections(text: str) -> dict[str, str]:
 def settings_fields() -> Iterator[tuple[str, str]]:
     """Return section and key of every setting but the cameras."""
     for name, field in Settings.model_fields.items():
-        if name in ("cameras", "shifts"):
+        if name in ("cameras", "shifts", "webhooks"):
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from ((name, key) for key in field.annotation.model_fields)
@@ -84,7 +85,7 @@ def test_shipped_file_equals_the_defaults_and_has_four_simulated_cameras() -> No
 
 def test_shipped_file_sets_every_default_explicitly() -> None:
     content = tomllib.loads(SHIPPED.read_text())
-    defaults = load_settings().model_dump(mode="json", exclude={"cameras", "shifts"})
+    defaults = load_settings().model_dump(mode="json", exclude={"cameras", "shifts", "webhooks"})
     for section, key in settings_fields():
         default = defaults[section][key] if section else defaults[key]
         if default is not None:
@@ -117,6 +118,11 @@ def test_every_key_is_described_in_one_sentence(path: str) -> None:
 def test_shipped_file_names_every_key_of_every_camera_kind(kind: type[BaseModel]) -> None:
     text = SHIPPED.read_text().split("# Cameras,")[1]
     assert all(re.search(rf"\b{key}\b", text) for key in kind.model_fields)
+
+
+def test_shipped_file_names_every_key_of_a_webhook() -> None:
+    text = SHIPPED.read_text().split("# Addresses that get a POST")[1].split("# Cameras,")[0]
+    assert all(re.search(rf"\b{key}(_file)?\b", text) for key in WebhookSettings.model_fields)
 
 
 def test_defaults_hold_without_any_file() -> None:

@@ -6,12 +6,9 @@ import contextlib
 import json
 import logging
 import queue
-import shutil
 import socket
-import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from producers.framing import to_frame
 from producers.part_codes import code_reader
 from producers.part_door import PATH, open_doors
 from producers.part_names import PartNames, parsed
+from tests.support.mosquitto import Mosquitto, mqtt_client
 from tests.support.ports import reserved_port
 
 S_NS = 1_000_000_000
@@ -259,36 +257,6 @@ def test_doors_that_cannot_be_opened_are_told_in_one_line(names: PartNames, port
 # MQTT
 
 
-class Mosquitto:
-    """Runs the broker of the Debian package mosquitto on a port of this machine."""
-
-    def __init__(self, port: int, folder: Path) -> None:
-        self.port = port
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [shutil.which("mosquitto") or "/usr/sbin/mosquitto", "-c", self._config], stderr=subprocess.DEVNULL
-        )
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
-@pytest.fixture
-def mosquitto(port: int, tmp_path: Path) -> Iterator[Mosquitto]:
-    pytest.importorskip("paho.mqtt")
-    if not shutil.which("mosquitto") and not Path("/usr/sbin/mosquitto").exists():
-        pytest.skip("mosquitto is not installed (Debian package mosquitto)")
-    broker = Mosquitto(port, tmp_path)
-    yield broker
-    broker.stop()
-
-
 class TellingNames(PartNames):
     """Puts each message that it takes into a queue."""
 
@@ -302,29 +270,13 @@ class TellingNames(PartNames):
         return cameras
 
 
-@contextlib.contextmanager
-def sender(port: int) -> Iterator[Any]:
-    """Give a client that is connected."""
-    from paho.mqtt import client as mqtt
-
-    client, connected = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2), queue.Queue()
-    client.on_connect = lambda *_: connected.put(True)
-    client.reconnect_delay_set(1, 1)
-    client.connect_async("127.0.0.1", port)
-    client.loop_start()
-    connected.get(timeout=30)
-    yield client
-    client.disconnect()
-    client.loop_stop()
-
-
 @pytest.mark.system
 def test_messages_come_by_mqtt_also_after_the_broker_was_away_and_a_retained_part_is_old(mosquitto: Mosquitto) -> None:
     names = TellingNames()
     settings = PartSettings(mqtt_url=f"mqtt://127.0.0.1:{mosquitto.port}", mqtt_topic="plant/+/parts")
     with open_doors(settings, names, lambda: 5 * S_NS):  # the broker is not there yet
         mosquitto.start()
-        with sender(mosquitto.port) as client:
+        with mqtt_client(mosquitto.port) as client:
             # Subscriptions cannot be seen, so the first message is retained: it comes whenever the producer does.
             client.publish("plant/line-1/parts", b'{"part": "old", "lot": "L1"}', qos=1, retain=True).wait_for_publish(
                 30
@@ -341,7 +293,7 @@ def test_messages_come_by_mqtt_also_after_the_broker_was_away_and_a_retained_par
 @pytest.mark.system
 def test_a_retained_message_names_its_lot_and_no_part(mosquitto: Mosquitto) -> None:
     mosquitto.start()
-    with sender(mosquitto.port) as client:
+    with mqtt_client(mosquitto.port) as client:
         client.publish("flawline/parts", b'{"part": "P0", "lot": "L5"}', qos=1, retain=True).wait_for_publish(30)
         names = TellingNames()
         with open_doors(PartSettings(mqtt_url=f"mqtt://127.0.0.1:{mosquitto.port}"), names, lambda: 5 * S_NS):

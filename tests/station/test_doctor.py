@@ -20,6 +20,7 @@ from discovery.store.store import Batch, Store, TakenDefect
 from embedded_broker import EmbeddedBroker
 from flawline import kafka_clients, telemetry, topics
 from flawline.object_store import MARKER, object_store
+from flawline.settings.outbound import WebhookSettings
 from flawline.settings.producers import UsbCamera
 from flawline.settings.tree import Settings
 from producers.partitions import Partitions
@@ -272,6 +273,37 @@ def test_ports_in_use(line_settings: Settings) -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_receivers_that_cannot_be_reached_are_warned_of_and_told_nothing(
+    line_settings: Settings, refusing_port: int
+) -> None:
+    assert doctor_checks.receivers(line_settings) == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        hooks = [
+            WebhookSettings(name=name, url=f"http://127.0.0.1:{number}/{PASSWORD}?key={PASSWORD}")
+            for name, number in (("mes", port), ("chat", refusing_port))
+        ]
+        mqtt = changed(line_settings, "outbound", mqtt_url=SecretStr(f"mqtt://u:{PASSWORD}@127.0.0.1:{port}"))
+        findings = doctor_checks.receivers(mqtt.model_copy(update={"webhooks": hooks}))
+    assert [finding.status for finding in findings] == [Status.OK, Status.WARN, Status.OK]
+    assert "chat cannot be reached" in findings[1].text and PASSWORD not in findings[1].text
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mqtt_url": SecretStr("mqtt://")}, "names no host"),
+        ({"mqtt_url": SecretStr("mqtt://h"), "mqtt_cafile": Path("ca.pem")}, "takes no certificates"),
+        ({"mqtt_url": SecretStr("mqtts://h"), "mqtt_cafile": Path("/nowhere.pem")}, "certificates cannot be used"),
+    ],
+)
+def test_an_mqtt_broker_that_cannot_be_used_is_a_failure(
+    line_settings: Settings, values: dict[str, Any], message: str
+) -> None:
+    [finding] = doctor._guarded(doctor_checks.receivers, changed(line_settings, "outbound", **values))
+    assert finding.status is Status.FAIL and message in finding.text
 
 
 def test_clock(line: TalkingLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def stop(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def write_settings(folder: Path, **sections: Any) -> None:
-    ports = ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port")
+    ports = ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port")
     camera = {"kind": "folder", "name": "cam", "path": str(folder / "images"), "rate_hz": 20, "loop": True}
     content = {
         "data_dir": str(folder / "data"),

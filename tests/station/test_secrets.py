@@ -25,6 +25,7 @@ from flawline.errors import FlawlineError
 from flawline.logs import KAFKA_LINE_LENGTH, configure_logging
 from flawline.redaction import redact
 from flawline.settings import tree
+from flawline.settings.outbound import WebhookSettings
 from flawline.settings.producers import RtspCamera
 from flawline.settings.tree import Settings, load_settings
 from flawline.stopping import Stop
@@ -58,8 +59,9 @@ def leaves(model: type[BaseModel], *path: str) -> Iterator[tuple[str, ...]]:
             yield *path, name
 
 
-SETTINGS = [leaf for leaf in leaves(Settings) if leaf != ("cameras",)]
+SETTINGS = [leaf for leaf in leaves(Settings) if leaf not in {("cameras",), ("webhooks",)}]
 CAMERA_KINDS = typing.get_args(typing.get_args(tree.AnyCamera)[0])
+WEBHOOK_SETTINGS = sorted(WebhookSettings.model_fields)
 CAMERA_SETTINGS = sorted({leaf[0] for kind in CAMERA_KINDS for leaf in leaves(kind)})
 
 
@@ -116,6 +118,14 @@ def test_no_setting_of_a_camera_shows_a_secret(key: str, tmp_path: Path) -> None
             assert not seen(shown({"cameras": [camera]}, tmp_path)), (kind, name)
 
 
+@pytest.mark.parametrize("key", WEBHOOK_SETTINGS)
+def test_no_setting_of_a_webhook_shows_a_secret(key: str, tmp_path: Path) -> None:
+    for name in ("bare", "userinfo", "query"):
+        if name != "bare" or may_be_bare(key):
+            hook = {"name": "w", "url": "http://h/x"} | {key: SHAPES[name]}
+            assert not seen(shown({"webhooks": [hook]}, tmp_path)), name
+
+
 @pytest.mark.parametrize("leaf", SETTINGS, ids=".".join)
 def test_no_variable_shows_a_secret(leaf: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bare", "userinfo"):
@@ -143,7 +153,7 @@ def test_every_key_of_a_secret_type_is_known_as_one() -> None:
     def is_secret(model: type[BaseModel], name: str) -> bool:
         return SecretStr in {model.model_fields[name].annotation, *typing.get_args(model.model_fields[name].annotation)}
 
-    models: list[type[BaseModel]] = [RtspCamera, *CAMERA_KINDS]
+    models: list[type[BaseModel]] = [RtspCamera, *CAMERA_KINDS, WebhookSettings]
     models += [field.annotation for field in Settings.model_fields.values() if isinstance(field.annotation, type)
                and issubclass(field.annotation, BaseModel)]  # fmt: skip
     keys = {name for model in models for name in model.model_fields if is_secret(model, name)}
@@ -165,13 +175,18 @@ ALL_SECRETS: dict[str, Any] = {
     "console": {"names": [SHAPES["userinfo"]]},
     "pictures": {"url": f"s3://{SECRET}@pictures/x"},
     "parts": {"token": SECRET, "mqtt_url": f"mqtt://u:{SECRET}@127.0.0.1:1", "mqtt_topic": SHAPES["userinfo"]},
+    "outbound": {"mqtt_url": f"mqtt://u:{SECRET}@127.0.0.1:1", "mqtt_username": SHAPES["query"],
+                 "mqtt_password": SECRET, "mqtt_prefix": SHAPES["userinfo"]},
+    "webhooks": [{"name": "w", "url": f"http://u:{SECRET}@127.0.0.1:1/{SECRET}?key={SECRET}", "secret": SECRET,
+                  "token": SECRET}],
     "cameras": [{"name": "c", "kind": "rtsp", "url": f"rtsp://u:{SECRET}@127.0.0.1:1/{SECRET}?password={SECRET}"},
                 {"name": "d", "kind": "folder", "path": SHAPES["userinfo"], "mask": SHAPES["query"]}],
 }  # fmt: skip
 
 NOT_PLANTED = {
     ("data_dir",), ("kafka", "ssl_cafile"), ("kafka", "ssl_certfile"), ("kafka", "ssl_keyfile"), ("embedded", "host"),
-    ("producer", "spool_dir"), ("metrics", "host"), ("console", "host"), ("parts", "host"),
+    ("producer", "spool_dir"), ("metrics", "host"), ("console", "host"), ("parts", "host"), ("outbound", "mqtt_cafile"),
+    ("outbound", "mqtt_certfile"), ("outbound", "mqtt_keyfile"),
 }  # fmt: skip
 """Folders, files and hosts, without which every command would end with the same error."""
 
@@ -209,6 +224,7 @@ COMMANDS = [
     ["discover"],
     ["discover", "--once"],
     ["console"],
+    ["notify"],
     ["ledger"],
     ["ledger", "--watch"],
     ["replay"],

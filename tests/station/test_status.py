@@ -75,7 +75,9 @@ def test_without_its_broker_the_store_tells_when_each_camera_had_its_last_frame(
         tmp_path / "nothing.toml",
         data_dir=str(tmp_path),
         embedded={"port": refusing_port},
-        metrics=dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"), 0),
+        metrics=dict.fromkeys(
+            ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port"), 0
+        ),
         cameras=CAMERAS,
     )
     store = Store(settings.store_url)

@@ -86,6 +86,12 @@ def test_role_whose_port_is_taken_runs_as_soon_as_the_port_is_free(
     assert metric("failing_seconds", child.role.name) == 0
 
 
+def test_a_line_that_tells_somebody_has_a_role_for_it() -> None:
+    hook = {"name": "mes", "url": "http://h/"}
+    told = (Settings(webhooks=[hook]), Settings(outbound={"mqtt_url": "mqtt://h"}), Settings())
+    assert ["notify" in [role.name for role in up.roles(settings)] for settings in told] == [True, True, False]
+
+
 def test_role_that_may_end_is_not_started_again_after_its_end() -> None:
     child = a_child("--version", may_end=True)
     tend_until(child, lambda: child.has_ended)

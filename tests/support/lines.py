@@ -27,7 +27,9 @@ def line_settings(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Settings:
             "topic_prefix": f"t{uuid.uuid4().hex[:10]}-",
             "camera_partitions": 3,
         },
-        metrics=dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"), 0),
+        metrics=dict.fromkeys(
+            ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port"), 0
+        ),
     )
 
 

@@ -23,7 +23,9 @@ def start(settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
     """Start the role with `settings`; its log is the file work.log of `folder`."""
     file = folder / "line.toml"
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    values["metrics"] = dict.fromkeys(("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port"), 0)
+    values["metrics"] = dict.fromkeys(
+        ("producers_port", "workers_port", "discovery_port", "ledger_port", "up_port", "notify_port"), 0
+    )
     file.write_text(tomli_w.dumps(values))
     with (folder / "work.log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-m", __name__, str(file)], stdout=log, stderr=log)

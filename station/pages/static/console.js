@@ -1,7 +1,21 @@
-// What every page does: local time, the theme's switch, and loading a page again while somebody looks at it.
+// What every page does: its language, local time, the switches, and loading a page again while somebody looks at it.
+// TEXTS, VOCABULARY, LANGUAGE and pluralOf come from /texts/CODE.js.
+const filled = (text, values) => text.replace(/%(?:%|\((\w+)\)s)/g, (_, name) => (name ? values[name] : "%"));
+const _ = (text, values = {}) => filled((TEXTS[text] || [text])[0], values);
+const numeral = (number, digits = 0) =>
+  number.toLocaleString(LANGUAGE, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const ngettext = (singular, plural, number, values = {}) =>
+  filled((TEXTS[singular] || [singular, plural])[pluralOf(number)], { number: numeral(number), ...values });
+const wordOf = (kind, value) => VOCABULARY[kind][value] || value;
+
 const two = (number) => String(number).padStart(2, "0");
-const clockOf = (date) => `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
-const stampOf = (date) => `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${clockOf(date)}`;
+const timeOf = (form, date) =>
+  form.replace("YYYY", date.getFullYear()).replace("MM", two(date.getMonth() + 1)).replace("DD", two(date.getDate()))
+    .replace("hh", two(date.getHours())).replace("mm", two(date.getMinutes())).replace("ss", two(date.getSeconds()));
+const clockOf = (date) => timeOf("hh:mm:ss", date);
+const stampOf = (date) => timeOf(_("YYYY-MM-DD hh:mm:ss"), date);
+const minuteOf = (date) => timeOf(_("YYYY-MM-DD hh:mm"), date);
+const shortOf = (date) => timeOf(_("MM-DD hh:mm"), date);
 
 const localise = (root) => {
   for (const time of root.querySelectorAll("time[datetime]")) {
@@ -10,18 +24,24 @@ const localise = (root) => {
   }
 };
 localise(document);
-document.getElementById("zone").textContent = `local time (${Intl.DateTimeFormat().resolvedOptions().timeZone})`;
+document.getElementById("zone").textContent = _("local time (%(zone)s)", { zone: Intl.DateTimeFormat().resolvedOptions().timeZone });
 
 const themes = ["system", "light", "dark"];
 const theme = document.getElementById("theme");
 theme.addEventListener("click", () => {
   const next = themes[(themes.indexOf(theme.dataset.themeNow) + 1) % themes.length];
   theme.dataset.themeNow = next;
-  theme.textContent = `Theme: ${next}`;
+  theme.textContent = _("Theme: %(theme)s", { theme: wordOf("theme", next) });
   if (next === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = next;
   const age = next === "system" ? 0 : 31536000;
   document.cookie = `flawline_theme=${next}; path=/; max-age=${age}; samesite=strict`;
+});
+
+const language = document.getElementById("language");
+language.addEventListener("change", () => {
+  document.cookie = `flawline_language=${language.value}; path=/; max-age=31536000; samesite=strict`;
+  location.reload();
 });
 
 const isBusy = () => {

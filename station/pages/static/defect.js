@@ -14,7 +14,7 @@ for (const image of desk.querySelectorAll('image[href^="/pictures/"]'))
   image.addEventListener("error", () => {
     const said = document.createElement("p");
     said.className = "aside";
-    said.textContent = "The picture cannot be loaded: this is its heat map alone.";
+    said.textContent = _("The picture cannot be loaded: this is its heat map alone.");
     desk.querySelector(".view").append(said);
   });
 const KEYS = {

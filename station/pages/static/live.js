@@ -1,7 +1,9 @@
 // The live page: tiles follow the server's events; keys pause, show the heat map and make a tile large.
 const STRIP = 50;
 const ago = (seconds) =>
-  seconds < 60 ? `${Math.max(0, Math.floor(seconds))} s ago` : seconds < 5400 ? `${Math.floor(seconds / 60)} min ago` : `${Math.floor(seconds / 3600)} h ago`;
+  seconds < 60 ? _("%(seconds)s s ago", { seconds: Math.max(0, Math.floor(seconds)) })
+    : seconds < 5400 ? _("%(minutes)s min ago", { minutes: Math.floor(seconds / 60) })
+    : _("%(hours)s h ago", { hours: numeral(Math.floor(seconds / 3600)) });
 
 const grid = document.getElementById("tiles");
 const tiles = new Map([...grid.querySelectorAll(".tile")].map((element) => [element.dataset.camera, { element, strip: [] }]));
@@ -17,7 +19,7 @@ const draw = (tile, shown) => {
   if (!shown.size) {
     view.replaceChildren();
     tile.element.dataset.shape = "wide";
-    none.textContent = "the picture of this frame is not at hand";
+    none.textContent = _("the picture of this frame is not at hand");
     return;
   }
   const [width, height] = shown.size;
@@ -50,7 +52,7 @@ const draw = (tile, shown) => {
 const drawStrip = (tile) => {
   const cells = tile.strip.map(([decision, frame, score, at]) => {
     const cell = document.createElement("a");
-    cell.title = `${decision}, score ${score}, ${clockOf(new Date(at))}`;
+    cell.title = _("%(decision)s, score %(score)s, %(at)s", { decision: wordOf("decision", decision), score: numeral(score, 2), at: clockOf(new Date(at)) });
     cell.href = decision === "accept" ? `/review?frame=${encodeURIComponent(frame)}` : `/defects/${encodeURIComponent(frame)}`;
     if (decision === "accept") cell.tabIndex = -1;  // fifty stops a camera would bury the others
     cell.setAttribute("aria-label", cell.title);
@@ -83,14 +85,14 @@ const drawFact = (tile) => {
       tile.element.dataset.decision = shown.decision;
       fact.querySelector("svg").replaceChildren(...shape(shown.decision));
     }
-    word.textContent = shown.decision.replace("-", " ");
-    aside.replaceChildren(...lines(`score ${shown.score.toFixed(2)}`, ago((Date.now() + skew - new Date(shown.captured_at)) / 1000)));
+    word.textContent = wordOf("decision", shown.decision).replace("-", " ");
+    aside.replaceChildren(...lines(_("score %(score)s", { score: numeral(shown.score, 2) }), ago((Date.now() + skew - new Date(shown.captured_at)) / 1000)));
   } else {
     delete tile.element.dataset.decision;
     fact.querySelector("svg").replaceChildren(node("path", { d: "M5 4h5v16H5zM14 4h5v16h-5z", fill: "currentColor" }));
     const last = since ? new Date(since) : null;
     const isToday = last && last.toDateString() === new Date().toDateString();
-    word.textContent = words.replace("{since}", last ? (isToday ? clockOf(last).slice(0, 5) : stampOf(last).slice(0, 16)) : "");
+    word.textContent = words.replace("{since}", last ? (isToday ? clockOf(last).slice(0, 5) : minuteOf(last)) : "");
     aside.replaceChildren(...lines("", last ? ago((Date.now() + skew - last) / 1000) : ""));
   }
 };
@@ -110,7 +112,7 @@ const apply = (state) => {
       tile.strip = [...tile.strip, ...fresh.strip].slice(-STRIP);
       drawStrip(tile);
     }
-    if (changed && fresh.shown.decision === "reject") document.getElementById("said").textContent = `${fresh.camera}: reject`;
+    if (changed && fresh.shown.decision === "reject") document.getElementById("said").textContent = `${fresh.camera}: ${wordOf("decision", "reject")}`;
   }
 };
 const merge = (before, state) => {  // while paused: the strips grow, the rest is replaced

@@ -45,7 +45,7 @@ const toMap = (px, py) => {
 };
 const colourOf = (place) => (place < 0 ? LOOSE : COLOURS[place % COLOURS.length]);
 const shapeOf = (place) => SHAPES[place < 0 ? 0 : place % SHAPES.length];  // 6 shapes and 7 colours: 42 pairs
-const nameOf = (place) => (place < 0 ? "no class" : data.classes[place].name || data.classes[place].id);
+const nameOf = (place) => (place < 0 ? _("no class") : data.classes[place].name || data.classes[place].id);
 
 const draw = () => {
   wanted = false;
@@ -129,13 +129,15 @@ const sayMeans = () => {
   const place = Number(of.value);
   const count = picked().length;
   const total = data.members[place + 1].length;
-  document.getElementById("means").textContent = `${count} of the ${total} regions of ${nameOf(place)} on this map`;
+  document.getElementById("means").textContent =
+    _("%(count)s of the %(total)s regions of %(name)s on this map", { count: numeral(count), total: numeral(total), name: nameOf(place) });
   for (const id of ["only", "alike"]) document.getElementById(id).disabled = count === total;
 };
 const showChosen = () => {
   const counts = byClass();
-  const words = counts.map(([place, count]) => `${count} of ${nameOf(place)}`);
-  document.getElementById("chosen").textContent = chosen.size ? `${chosen.size} chosen: ${words.join(", ")}` : "Nothing is chosen";
+  const words = counts.map(([place, count]) => _("%(count)s of %(name)s", { count: numeral(count), name: nameOf(place) }));
+  document.getElementById("chosen").textContent = chosen.size
+    ? _("%(count)s chosen: %(words)s", { count: numeral(chosen.size), words: words.join(", ") }) : _("Nothing is chosen");
   const step = Math.max(1, Math.ceil(chosen.size / THUMBS));
   const shown = [...chosen].filter((_, order) => order % step === 0);
   document.getElementById("thumbs").replaceChildren(
@@ -193,7 +195,7 @@ const hover = (point, px, py) => {
     hovered = point;
     if (point >= 0) {
       tip.querySelector("img").src = `/regions/${data.ids[point]}/crop.jpg`;
-      tip.querySelector("span").textContent = `${nameOf(data.of[point])}, region ${data.ids[point]}`;
+      tip.querySelector("span").textContent = _("%(name)s, region %(id)s", { name: nameOf(data.of[point]), id: data.ids[point] });
     }
     redraw();
   }
@@ -271,9 +273,9 @@ const showKey = () => {
       shapeOf(place)(small, 12, 12, 7);
       small.fillStyle = colourOf(place);
       small.fill();
-      const all = element("button", `${nameOf(place)} · ${data.members[place + 1].length}`, { type: "button", title: "choose all of it" });
+      const all = element("button", `${nameOf(place)} · ${numeral(data.members[place + 1].length)}`, { type: "button", title: _("choose all of it") });
       all.addEventListener("click", () => choose(data.members[place + 1], false));
-      const seen = element("button", "hide", { type: "button", "aria-pressed": "false", "aria-label": `hide ${nameOf(place)}` });
+      const seen = element("button", _("hide"), { type: "button", "aria-pressed": "false", "aria-label": _("hide %(name)s", { name: nameOf(place) }) });
       seen.addEventListener("click", () => {
         const isHidden = !hidden.has(place);
         if (isHidden) hidden.add(place);
@@ -287,7 +289,7 @@ const showKey = () => {
   );
 };
 const load = async () => {
-  none.textContent = "The map is being made …";
+  none.textContent = _("The map is being made …");
   const query = desk.dataset.class ? `?class=${encodeURIComponent(desk.dataset.class)}` : "";
   const answer = await fetch(`/api/map${query}`).catch(() => null);
   if (answer && (answer.status === 401 || answer.redirected)) {
@@ -295,15 +297,15 @@ const load = async () => {
     return;
   }
   if (!answer || !answer.ok) {
-    const { error } = answer ? await answer.json().catch(() => ({ error: `the console answers ${answer.status}` })) : { error: "the console does not answer" };
-    none.textContent = `${error}: load the page again`;
+    const { error } = answer ? await answer.json().catch(() => ({ error: _("the console answers %(status)s", { status: answer.status }) })) : { error: _("the console does not answer") };
+    none.textContent = _("%(error)s: load the page again", { error });
     return;
   }
   const content = await answer.json();
   content.members = [[], ...content.classes.map(() => [])];
   content.of.forEach((place, point) => content.members[place + 1].push(point));
   data = content;
-  none.textContent = data.ids.length ? "" : "No region yet: they come with the first frames that are not accepted.";
+  none.textContent = data.ids.length ? "" : _("No region yet: they come with the first frames that are not accepted.");
   desk.dataset.ready = "yes";
   showKey();
   showChosen();

@@ -14,11 +14,10 @@ const COPY_STEP_MS = 500;
 const COPY_STEPS = 60;  // half a minute: discovery copies a frame within a second, unless it or a store is away
 
 const WORDS = {
-  alarm: { question: "Does it show a defect?", real: "Real defect", false: "False alarm" },
-  audit: { question: "It was accepted. Does it show a defect all the same?", real: "Missed defect", false: "Good part" },
+  alarm: { question: _("Does it show a defect?"), real: _("Real defect"), false: _("False alarm") },
+  audit: { question: _("It was accepted. Does it show a defect all the same?"), real: _("Missed defect"), false: _("Good part") },
 };
-const KINDS = { "near-miss": "accepted, a near miss", accepted: "accepted, random sample", picked: "accepted" };
-const SAID = { real: "real", false: "false", unsure: "unsure" };
+const KINDS = { "near-miss": _("accepted, a near miss"), accepted: _("accepted, random sample"), picked: _("accepted") };
 
 let items = [];
 let place = 0;  // of the frame that is shown
@@ -44,12 +43,12 @@ const complain = (text) => {
 };
 const ask = async (url, options) => {
   const answer = await fetch(url, options).catch(() => null);
-  if (!answer) throw new Error("the console does not answer: nothing was changed, try again");
+  if (!answer) throw new Error(_("the console does not answer: nothing was changed, try again"));
   if (answer.status === 401 || answer.redirected) {
     location.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
-    throw new Error("log in again");
+    throw new Error(_("log in again"));
   }
-  const content = await answer.json().catch(() => ({ error: `the console answers ${answer.status}` }));
+  const content = await answer.json().catch(() => ({ error: _("the console answers %(status)s", { status: answer.status }) }));
   if (!answer.ok) throw new Error(content.error);
   return content;
 };
@@ -69,23 +68,23 @@ const drawPicture = (item) => {
   for (const [x, y, w, h] of item.boxes)
     for (const kind of ["back", "front"]) parts.push(node("rect", { class: kind, x, y, width: w, height: h }));
   view.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  view.setAttribute("aria-label", `frame ${item.frame} of ${item.camera}`);
+  view.setAttribute("aria-label", _("frame %(frame)s of %(camera)s", { frame: item.frame, camera: item.camera }));
   view.replaceChildren(...parts);
-  parts[0].addEventListener("error", () => { none.textContent = "the picture cannot be loaded"; });
+  parts[0].addEventListener("error", () => { none.textContent = _("the picture cannot be loaded"); });
 };
 const drawFacts = (item) => {
   const facts = [
-    ["camera", item.camera],
-    ["captured", stampOf(new Date(item.captured_at))],
-    ["score", item.score.toFixed(2)],
-    ["p-value", Number(item.p_value.toPrecision(3)).toString()],
-    ["class", item.class ? element("a", item.class.name || item.class.id, { href: `/classes/${encodeURIComponent(item.class.id)}` }) : "–"],
-    ["look-alike group", item.group],
-    ["part", item.part],
-    ["lot", item.lot],
-    ["shift", item.shift],
-    ["model", item.model],
-    ["frame", item.has_heat ? element("a", item.frame, { href: `/defects/${encodeURIComponent(item.frame)}` }) : item.frame],
+    [_("camera"), item.camera],
+    [_("captured"), stampOf(new Date(item.captured_at))],
+    [_("score"), numeral(item.score, 2)],
+    [_("p-value"), item.p_value.toLocaleString(LANGUAGE, { maximumSignificantDigits: 3 })],
+    [_("class"), item.class ? element("a", item.class.name || item.class.id, { href: `/classes/${encodeURIComponent(item.class.id)}` }) : "–"],
+    [_("look-alike group"), item.group],
+    [_("part"), item.part],
+    [_("lot"), item.lot],
+    [_("shift"), item.shift],
+    [_("model"), item.model],
+    [_("frame"), item.has_heat ? element("a", item.frame, { href: `/defects/${encodeURIComponent(item.frame)}` }) : item.frame],
   ];
   document.getElementById("facts").replaceChildren(
     ...facts.filter(([, value]) => value !== null).flatMap(([name, value]) => {
@@ -103,14 +102,16 @@ const draw = () => {
   none.textContent = "";
   if (!item) {
     view.replaceChildren();
-    view.setAttribute("aria-label", "no frame");
+    view.setAttribute("aria-label", _("no frame"));
     delete desk.dataset.decision;
     fact.querySelector("svg").replaceChildren();
     fact.querySelector(".word").textContent = "";
     document.getElementById("facts").replaceChildren();
     const skipped = items.length;
-    document.getElementById("question").textContent = isDone ? "No frame waits here" : "The next frames are being read";
-    none.textContent = isDone ? (skipped ? `${skipped} frames of this list are not judged yet: N begins again` : "All frames of this list are judged. New ones appear by themselves.") : "";
+    document.getElementById("question").textContent = isDone ? _("No frame waits here") : _("The next frames are being read");
+    none.textContent = !isDone ? ""
+      : skipped ? ngettext("%(number)s frame of this list is not judged yet: N begins again", "%(number)s frames of this list are not judged yet: N begins again", skipped)
+      : _("All frames of this list are judged. New ones appear by themselves.");
     return;
   }
   const isAlarm = queueOf(item) === "alarms";
@@ -118,7 +119,7 @@ const draw = () => {
   const decision = isAlarm ? item.stratum : "accept";
   desk.dataset.decision = decision;
   fact.querySelector("svg").replaceChildren(...shape(decision));
-  fact.querySelector(".word").textContent = KINDS[item.stratum] || item.stratum.replace("-", " ");
+  fact.querySelector(".word").textContent = KINDS[item.stratum] || wordOf("kind of frame", item.stratum).replace("-", " ");
   document.getElementById("question").textContent = words.question;
   for (const button of buttons) if (words[button.dataset.judgement]) button.querySelector("span").textContent = words[button.dataset.judgement];
   drawPicture(item);
@@ -134,7 +135,7 @@ const drawAround = ({ waiting, history }) => {
     ...history.map((entry) => {
       const line = element("li", "");
       const link = element("a", entry.frame, { href: `/review?frame=${encodeURIComponent(entry.frame)}` });
-      line.append(element("b", SAID[entry.judgement], { class: `said ${entry.judgement}` }), link, element("span", `${entry.who}, ${stampOf(new Date(entry.at)).slice(5, 16)}`, { class: "soft" }));
+      line.append(element("b", wordOf("judgement", entry.judgement), { class: `said ${entry.judgement}` }), link, element("span", `${entry.who}, ${shortOf(new Date(entry.at))}`, { class: "soft" }));
       if (entry.why) line.append(element("q", entry.why));
       return line;
     })
@@ -143,11 +144,11 @@ const drawAround = ({ waiting, history }) => {
 
 // What the judgements tell of the line: of the camera and the time that are chosen
 const RATES = [
-  ["overkill", "overkill", "share of good parts that were not accepted"],
-  ["escape", "escapes", "share of defective parts that were accepted"],
-  ["escapes_per_accepted", "of the accepted", "share of accepted parts that show a defect"],
+  ["overkill", _("overkill"), _("share of good parts that were not accepted")],
+  ["escape", _("escapes"), _("share of defective parts that were accepted")],
+  ["escapes_per_accepted", _("of the accepted"), _("share of accepted parts that show a defect")],
 ];
-const percent = (share) => `${(100 * share).toFixed(share >= 0.1 ? 0 : share >= 0.01 ? 1 : 2)} %`;
+const percent = (share) => `${numeral(100 * share, share >= 0.1 ? 0 : share >= 0.01 ? 1 : 2)} %`;
 const drawRates = async () => {
   const list = document.getElementById("rates");
   if (!list) return;
@@ -155,13 +156,14 @@ const drawRates = async () => {
   list.replaceChildren(
     ...RATES.flatMap(([name, words, meaning]) => {
       const { value, low, high } = rates[name];
-      const content = element("dd", value === null ? "too few are judged" : `${percent(value)} `);
-      if (value !== null) content.append(element("span", `${percent(low)} to ${percent(high)}`, { class: "soft" }));
+      const content = element("dd", value === null ? _("too few are judged") : `${percent(value)} `);
+      if (value !== null) content.append(element("span", _("%(low)s to %(high)s", { low: percent(low), high: percent(high) }), { class: "soft" }));
       return [element("dt", words, { title: meaning }), content];
     })
   );
   const judged = strata.reduce((sum, part) => sum + part.judged, 0);
-  list.title = `95 % intervals, from ${judged} judged frames of ${strata.reduce((sum, part) => sum + part.frames, 0)}`;
+  const all = strata.reduce((sum, part) => sum + part.frames, 0);
+  list.title = _("95 %% intervals, from %(judged)s judged frames of %(all)s", { judged: numeral(judged), all: numeral(all) });
 };
 
 // What people do
@@ -199,7 +201,7 @@ const judge = (judgement) =>
     const why = document.getElementById("why");
     const state = await send("/api/review/judge", { frame: item.frame, judgement, why: why.value, offered: isOffered ? "yes" : "no" });
     why.value = "";
-    say(`${item.frame} is judged ${judgement}`);
+    say(_("%(frame)s is judged: %(judgement)s", { frame: item.frame, judgement: wordOf("judgement", judgement) }));
     if (isOffered) items.splice(place, 1);
     drawAround(state);
     await ahead();
@@ -209,7 +211,7 @@ const undo = () =>
   attempt(async () => {
     if (!mayJudge) return;
     const state = await send("/api/review/undo", {});
-    say(`${state.entry.frame} is no longer judged ${state.entry.judgement}`);
+    say(_("%(frame)s is no longer judged: %(judgement)s", { frame: state.entry.frame, judgement: wordOf("judgement", state.entry.judgement) }));
     const back = state.items.filter((item) => !isOffered || queueOf(item) === queue);
     if (isOffered && back.length) {
       items = items.filter((item) => item.frame !== back[0].frame);
@@ -276,14 +278,14 @@ draw();
 const fetchPicture = async (frame) => {
   const question = document.getElementById("question");
   question.textContent = "";
-  none.textContent = mayJudge ? "the picture of this frame is being fetched" : "no picture of this frame is kept";
+  none.textContent = mayJudge ? _("the picture of this frame is being fetched") : _("no picture of this frame is kept");
   if (!mayJudge) return;
   await send("/api/review/keep", { frame });
   for (let step = 0; step < COPY_STEPS && !items.length; step++) {
     await new Promise((resolve) => setTimeout(resolve, COPY_STEP_MS));
     items = (await ask(`/api/review/${encodeURIComponent(frame)}`)).items;
   }
-  if (!items.length) throw new Error("the picture has not come: see whether discovery runs, then load this page again");
+  if (!items.length) throw new Error(_("the picture has not come: see whether discovery runs, then load this page again"));
   draw();
 };
 drawRates().catch((error) => complain(error.message));

@@ -8,7 +8,10 @@ if (chosen) {
   let last = null;
   const count = () => {
     const number = ticks.filter((tick) => tick.checked).length;
-    said.textContent = number ? `${number} ${number === 1 ? said.dataset.count : said.dataset.plural} chosen` : words;
+    said.textContent = !number ? words
+      : said.dataset.count === "classes" ? ngettext("%(number)s class chosen", "%(number)s classes chosen", number)
+      : said.dataset.count === "regions" ? ngettext("%(number)s region chosen", "%(number)s regions chosen", number)
+      : ngettext("%(number)s member chosen", "%(number)s members chosen", number);
     for (const button of chosen.querySelectorAll("button")) button.disabled = number < least;
   };
   for (const tick of ticks)

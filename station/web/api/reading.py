@@ -15,7 +15,7 @@ from discovery.store.judgements import Queue
 from discovery.store.store import Store
 from flawline.errors import UsageError
 from station import role_states
-from station.web import queries, views
+from station.web import operating, queries, views
 from station.web.accounts import Role
 from station.web.api import shapes
 from station.web.api.answers import PAGE_DEFAULT, Cursor, Limit, Page, answer, page, row_id
@@ -206,6 +206,27 @@ def rates(request: Request, store: TheStore, wanted: Wanted) -> Response:
     """Return overkill and escapes with their intervals, by camera, lot, shift and time; hours are taken as a whole."""
     refuse(wanted, "class_id", "stratum", "decision", "group", "part")
     return answer(request, quality_rates.report(judgements.judged(store, wanted)))
+
+
+@router.get("/operating-point", response_model=shapes.OperatingPoint)
+def operating_point(
+    request: Request,
+    context: TheContext,
+    store: TheStore,
+    wanted: Wanted,
+    model: Annotated[str, Query(max_length=256, description="Version; default: the model that decided last.")] = "",
+    rate: Annotated[
+        float | None,
+        Query(ge=operating.RATES_RANGE[0], le=operating.RATES_RANGE[1], description="Alarm rate to try, a fraction."),
+    ] = None,
+) -> Response:
+    """Return what the alarm rate of a model costs and finds, and what another one would have."""
+    refuse(wanted, "class_id", "stratum", "decision", "part")
+    if "\0" in model:
+        raise HTTPException(400, "model: a version holds no zero byte: correct it")
+    near_miss = context.settings.pictures.near_miss_p_value
+    shown = operating.report(store, context.models, wanted, model=model or None, rate=rate, near_miss_p_value=near_miss)
+    return answer(request, shown)
 
 
 @router.get("/groups", response_model=Page[shapes.Group])

@@ -223,6 +223,57 @@ class Rates(_Output):
     confidence: float
 
 
+class Estimate(_Output):
+    value: float | None = Field(description="null where nothing was judged.")
+    low: float
+    high: float
+
+
+class Measured(_Output):
+    frames: int
+    alarms: int
+    share: Estimate = Field(description="Share of all frames that were not accepted.")
+    overkill: Estimate | None
+    recall: Estimate | None = Field(description="Share of the defective parts that were not accepted.")
+    judged: int | None
+
+
+class FoundInGroup(_Output):
+    group: int
+    name: str | None
+    recall: Estimate
+
+
+class RatePoint(_Output):
+    rate: float
+    is_asked: bool
+    is_tried: bool
+    cut_off: float
+    good_above: int = Field(description="Good images of the fit above the cut-off, of `images`.")
+    images: int
+    upper_bound: float
+    vouched: bool
+    alarms: Estimate = Field(description="Stored frames that would not have been accepted.")
+    share: Estimate | None
+    overkill: Estimate
+    recall: Estimate
+    recall_at_fit: float | None
+    groups: list[FoundInGroup]
+
+
+class OperatingPoint(_Output):
+    model: str | None
+    since: datetime | None
+    until: datetime | None
+    confidence: float
+    measured: Measured
+    problem: str | None = Field(description="Why there is no more than `measured`.")
+    asked: dict[str, Any] | None
+    points: list[RatePoint]
+    what_if: dict[str, Any] | None
+    stored: dict[str, Any] | None = None
+
+
 class Group(_Output):
     model: str
     group: int

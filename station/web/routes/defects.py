@@ -119,7 +119,7 @@ def _page(
         "frame": row,
         "regions": regions,
         "group_name": group_names.names(store).get((row.model_version, row.group_id)),
-        "words": defect_words.sentences(row, regions),
+        "words": defect_words.sentences(row, regions, context.language),
         "classes": _takers(context, regions),
         "is_kept": judgements.picture(store, frame_id) is not None,
         "judgements": entries,

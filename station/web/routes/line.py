@@ -30,7 +30,7 @@ def line(context: TheContext, store: TheStore, ledger: TheLedger) -> Response:
         state=ledger,
         read_at=read_at(ledger),
         rows=views.ledger_rows(ledger.report) if ledger.report else [],
-        remarks=remarks(ledger.report) if ledger.report else [],
+        remarks=remarks(ledger.report, context.language) if ledger.report else [],
         chart=views.chart(counts, now),
         shares=cameras,
         total=total,

@@ -12,9 +12,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from discovery.store.database import stamp
 from flawline import clock
+from station.language.languages import N_, Language, english
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
-from station.web.camera_states import SINCE, CameraState, Kind, camera_state
+from station.web.camera_states import CameraState, Kind, camera_state
 from station.web.context import Context, TheContext, TheStore, image_response
 from station.web.live import STRIP
 
@@ -29,7 +30,7 @@ CHECK_S = 15.0
 @router.get("/")
 def live(context: TheContext) -> Response:
     """Show the tiles."""
-    state = tiles(context, 0)
+    state = tiles(context, 0, context.language)
     return context.page("live.html", state=state, strip=STRIP, legend=heat_legend(), heat_range=HEAT_RANGE)
 
 
@@ -64,9 +65,12 @@ def layer(store: TheStore, frame_id: str) -> Response:
     return image_response(data, "image/png", "")
 
 
-def tiles(context: Context, after: int) -> dict[str, Any]:
-    """Return every tile; its strip has the verdicts with a serial above `after`. Times are ISO in UTC."""
-    now = clock.utc_ns()
+def tiles(context: Context, after: int, language: Language | None = None) -> dict[str, Any]:
+    """Return every tile; its strip has the verdicts with a serial above `after`.
+
+    Its words are in English, or in the language that is named; times are ISO in UTC.
+    """
+    now, language = clock.utc_ns(), language or english()
     live = context.live
     report = context.watch.state.report
     configured = {camera.name: getattr(camera, "rate_hz", None) or None for camera in context.settings.cameras}
@@ -80,9 +84,11 @@ def tiles(context: Context, after: int) -> dict[str, Any]:
             rate_hz=configured.get(name),
             is_up=live.cameras_up.get(name),
             in_flight=account.in_flight if account else 0,
+            language=language,
         )
         if live.has_ended:
-            state = CameraState(Kind.ENDED, f"over: last frame at {SINCE}" if strip else "over: it had no frame")
+            over = N_("over: last frame at {since}") if strip else N_("over: it had no frame")
+            state = CameraState(Kind.ENDED, language.gettext(over))
         shown = live.shown(name)
         picture = live.pictures.get(shown.frame_id) if shown else None
         last_serial = max([last_serial, *(verdict.serial for verdict in strip)])
@@ -108,7 +114,8 @@ def tiles(context: Context, after: int) -> dict[str, Any]:
                 ],
             }
         )
-    return {"tiles": result, "serial": last_serial, "problem": live.problem, "now": _iso(now)}
+    problem = language.known(live.problem) if live.problem else None
+    return {"tiles": result, "serial": last_serial, "problem": problem, "now": _iso(now)}
 
 
 async def _events(request: Request, context: Context) -> AsyncIterator[str]:
@@ -117,7 +124,7 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
     after, quiet_s, checked_s = 0, 0.0, 0.0
     is_secure = request.url.scheme == "https"
     while True:
-        state = await asyncio.to_thread(tiles, context, after)
+        state = await asyncio.to_thread(tiles, context, after, context.language)
         after = state["serial"]
         timeless = {**state, "now": None}
         if timeless != sent:

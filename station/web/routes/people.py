@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from station.language import extract, languages
 from station.web import forms
 from station.web.access import COOKIE, LOG_IN, SECURE_COOKIE, TheVisitor, needs
 from station.web.accounts import Role
@@ -17,11 +18,19 @@ from station.web.context import Context, TheContext
 log = logging.getLogger(__name__)
 
 public = APIRouter()
-"""The log-in itself, which needs no role."""
+"""The log-in itself and the texts of scripts, which need no role."""
 
 router = APIRouter()
 
 Next = Annotated[str, Query(alias="next", max_length=2000)]
+
+
+@public.get("/texts/{code}.js")
+def texts(code: str) -> Response:
+    """Return the texts of the scripts in a language."""
+    if code not in languages.known():
+        raise HTTPException(404, f"no language {code[:32]}: choose from {', '.join(languages.known())}")
+    return Response(extract.script(languages.known()[code]), media_type="text/javascript")
 
 
 @public.get(LOG_IN)

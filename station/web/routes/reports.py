@@ -52,7 +52,7 @@ def report(request: Request, context: TheContext, store: TheStore, asked: TheAsk
         day=day,
         query=request.url.query,
         has_pdf=find_spec("weasyprint") is not None,
-        **page.values_of(shown, settings.time_zone) | {"links": True},
+        **page.values_of(shown, settings.time_zone, context.language) | {"links": True},
     )
 
 
@@ -61,7 +61,7 @@ def report_file(context: TheContext, store: TheStore, asked: TheAsked) -> Respon
     """Return a report in one file, to be sent and kept."""
     shown = _figures(context, store, asked)
     headers = {"Content-Disposition": f'attachment; filename="{_file_name(shown)}.html"'}
-    return HTMLResponse(page.html(shown, context.settings.time_zone), headers=headers)
+    return HTMLResponse(page.html(shown, context.settings.time_zone, context.language), headers=headers)
 
 
 @router.get("/report.pdf")
@@ -69,7 +69,8 @@ def report_pdf(context: TheContext, store: TheStore, asked: TheAsked) -> Respons
     """Return a report as PDF."""
     shown = _figures(context, store, asked)
     headers = {"Content-Disposition": f'attachment; filename="{_file_name(shown)}.pdf"'}
-    return Response(page.pdf(shown, context.settings.time_zone), media_type="application/pdf", headers=headers)
+    data = page.pdf(shown, context.settings.time_zone, context.language)
+    return Response(data, media_type="application/pdf", headers=headers)
 
 
 def _figures(context: Context, store: TheStore, asked: Asked) -> Figures:

@@ -17,6 +17,7 @@ from discovery.store.store import Store
 from flawline.errors import FlawlineError
 from flawline.messages import Codec
 from flawline.object_store import MissingObjectError, StoreAway
+from station.language.languages import N_
 from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import forms, queries
 from station.web.access import TheVisitor, needs
@@ -48,7 +49,7 @@ def review(
     values: dict[str, Any] = {
         "state": _queue(store, queue, wanted, None) if frame is None else _looked_up(context, store, frame),
         "queue": queue,
-        "queues": {Queue.ALARMS: "Alarms", Queue.AUDIT: "Accepted"},
+        "queues": {Queue.ALARMS: N_("Alarms"), Queue.AUDIT: N_("Accepted")},
         "wanted": wanted,
         "hours": hours,
         "all_hours": HOURS,

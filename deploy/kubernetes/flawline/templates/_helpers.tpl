@@ -27,6 +27,9 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* line.toml: the keys of the line first, then its sections, then its cameras. It refuses secrets, and an address with a password. */}}
 {{- define "flawline.toml" -}}
+{{- if or .Values.line.webhooks .Values.line.outbound }}
+{{- fail "line: webhooks and outbound belong to notify.webhooks and notify.outbound, which one pod alone reads" }}
+{{- end }}
 {{- range $section, $keys := .Values.line }}
 {{- if kindIs "map" $keys }}
 {{- range $key, $value := $keys }}
@@ -160,6 +163,9 @@ volumeMounts:
 {{- if .root.Values.secrets.cameras.name }}
   - {name: cameras, mountPath: /run/secrets/cameras, readOnly: true}
 {{- end }}
+{{- if and .outbound .root.Values.secrets.outbound.name }}
+  - {name: outbound, mountPath: /run/secrets/outbound, readOnly: true}
+{{- end }}
 {{- if .root.Values.secrets.certificates.name }}
   - {name: certificates, mountPath: /etc/flawline/certificates, readOnly: true}
 {{- end }}
@@ -190,6 +196,10 @@ volumeMounts:
 {{- with .root.Values.secrets.cameras.name }}
 - name: cameras
   secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- if and .outbound .root.Values.secrets.outbound.name }}
+- name: outbound
+  secret: {secretName: {{ .root.Values.secrets.outbound.name }}, defaultMode: 0440}
 {{- end }}
 {{- with .root.Values.secrets.certificates.name }}
 - name: certificates
