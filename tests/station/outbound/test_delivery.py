@@ -157,6 +157,7 @@ class ScriptedSender:
     """Answers by a list, and remembers what it was told; a clock goes on with each pause."""
 
     def __init__(self, *outcomes: Outcome, window: int = 1, keeps_state: bool = False) -> None:
+        self.longest_pause_s = 60.0
         self.window, self.keeps_state, self.address = window, keeps_state, ("h", 80)
         self._outcomes = list(outcomes)
         self.told: list[list[str]] = []
