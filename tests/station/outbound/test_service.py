@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 
 from discovery.shifts import NO_SHIFTS
-from flawline import clock
+from flawline import clock, kafka_clients
 from flawline.errors import UsageError
 from flawline.messages import ClassEvent, ClassState, Decision, Transition, Verdict
 from flawline.settings.outbound import OutboundSettings, WebhookSettings
@@ -164,6 +165,20 @@ def test_a_receiver_that_was_away_gets_everything_once_and_in_order_also_over_a_
     with running(settings):
         assert listener.frames(1) == [named(5)]
     assert listener.calls.empty()
+    listener.close()
+
+
+def test_what_its_topic_deleted_before_a_receiver_was_told_is_counted(line: TalkingLine) -> None:
+    listener = Listener()
+    settings = hooks(line.settings, archive=listener.url)
+    for sequence in range(5):
+        line.say("verdicts", verdict(sequence))
+    admin = kafka_clients.admin(settings)
+    admin.delete_records({TopicPartition(settings.topic("verdicts"), 0): 3})
+    admin.close()
+    with running(settings):
+        assert listener.frames(2) == [named(3), named(4)]
+    assert metrics.GIVEN_UP.labels("archive", "expired")._value.get() == 3
     listener.close()
 
 
