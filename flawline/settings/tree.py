@@ -326,6 +326,17 @@ class Settings(BaseSettings):
         return webhooks
 
     @model_validator(mode="after")
+    def _receivers_are_given_up_before_their_events_are_gone(self) -> Settings:
+        limits = {f"webhook {webhook.name}: give_up_after_s": webhook.give_up_after_s for webhook in self.webhooks}
+        limits["outbound.mqtt_give_up_after_s"] = self.outbound.mqtt_give_up_after_s
+        for name, limit_s in limits.items():
+            if self.has_receivers and limit_s > self.retention.verdicts_days * 86_400:
+                raise ValueError(
+                    f"{name} {limit_s:g} is longer than verdicts are kept: lower it, or raise retention.verdicts_days"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _pictures_have_a_place_of_their_own(self) -> Settings:
         url = self.frames.objects_url
         if url is not None and self.pictures.url is not None and url.rstrip("/") == self.pictures.url.rstrip("/"):

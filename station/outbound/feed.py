@@ -88,7 +88,6 @@ class Feed:
         self._calendar = Calendar(settings.shifts, settings.time_zone)
         self._group = topics.NOTIFY_GROUPS + name
         self._from_all_classes = from_all_classes
-        self._is_first_look = True
         self._committed_at = monotonic()
         decoders: dict[str, tuple[EventKind, Callable[[bytes], Event]]] = {
             topics.VERDICTS.name: ("verdict", self._of_verdict),
@@ -96,15 +95,18 @@ class Feed:
         }
         self._names = [topic for topic, (kind, _) in decoders.items() if kind in wanted.kinds]
         self._decoders = {settings.topic(topic): decoders[topic][1] for topic in self._names}
-        self._begins: dict[Position, int] = {}
+        committed = self._committed()
+        ends = kafka_clients.log_ends(settings, self._names)
+        # A receiver that is new begins behind what its topics hold now.
+        begins = {place: end for place, end in ends.items() if place not in committed}
+        self._begins: dict[Position, int] = {(place.topic, place.partition): end for place, end in begins.items()}
         self._reader = TopicReader(
             settings, self._group, self._decoders, self._positions, monotonic,
             on_expired=lambda topic, records: on_lost(Reason.EXPIRED, records),
             fetch_max_bytes=FETCH_BYTES, max_partition_fetch_bytes=FETCH_BYTES,
         )  # fmt: skip
-        self._is_first_look = False
-        for (topic, partition), offset in self._begins.items():
-            self._reader.done(TopicPartition(topic, partition), offset)
+        for place, end in begins.items():
+            self._reader.done(place, end)
         self._reader.commit()
 
     def items(self) -> list[Item]:
@@ -129,24 +131,20 @@ class Feed:
         self._reader.commit()
         self._reader.close()
 
-    def _positions(self) -> dict[Position, int]:
-        """Return where to read on. Raises KafkaError, and FlawlineError when the broker cannot be used.
-
-        A receiver that is new begins behind what its topics hold at its first look; a topic that comes later is read
-        from its beginning.
-        """
+    def _committed(self) -> dict[TopicPartition, int]:
+        """Return how far the receiver is, as the broker knows it. Raises FlawlineError and KafkaError."""
         admin = kafka_clients.admin(self._settings)
         try:
-            known = committed_offsets.of_group(self._settings, admin, self._group)
+            return committed_offsets.of_group(self._settings, admin, self._group)
         finally:
             admin.close()
-        positions = {(place.topic, place.partition): offset for place, offset in known.items()}
-        if self._is_first_look:
-            ends = kafka_clients.log_ends(self._settings, self._names)
-            self._begins = {(place.topic, place.partition): end for place, end in ends.items() if place not in known}
-            positions |= self._begins
-        classes = self._settings.topic(topics.CLASSES.name)
+
+    def _positions(self) -> dict[Position, int]:
+        """Return where to read on; a topic that comes later is read from its beginning."""
+        committed = {(place.topic, place.partition): offset for place, offset in self._committed().items()}
+        positions = self._begins | committed
         if self._from_all_classes:
+            classes = self._settings.topic(topics.CLASSES.name)
             positions = {place: offset for place, offset in positions.items() if place[0] != classes}
         return positions
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from flawline.clock import UtcNs, utc_ns
+from flawline.errors import one_line
 from flawline.settings.outbound import OutboundSettings
 from producers.mqtt import client_of
 from station.outbound import topic_names
@@ -19,6 +21,8 @@ from station.outbound.events import Event
 WINDOW = 64
 """Events that are on the way at once. A judgement: the broker's answers take some ms, and a line has 100 frames/s."""
 STEP_S = 0.2
+LONGEST_PAUSE_S = 2.0
+"""The client connects again by itself with growing pauses; to see whether it has costs nothing. A judgement."""
 STOP_S = 2.0
 """Longest wait for the broker to take that we are going."""
 
@@ -31,6 +35,7 @@ class MqttBroker:
     """
 
     window = WINDOW
+    longest_pause_s = LONGEST_PAUSE_S
     keeps_state = True
 
     def __init__(self, settings: OutboundSettings, line: str, now_ns: UtcNs = utc_ns) -> None:
@@ -58,6 +63,7 @@ class MqttBroker:
         self._problem = "does not answer"
         self._client.will_set(self._role_topic, self._role_state(is_online=False), qos=1, retain=True)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
+        self._client.on_connect_fail = self._on_connect_fail
         self._client.on_publish = lambda _client, _data, mid, _reason, _properties: self._acknowledged.put(mid)
 
     def open(self) -> None:
@@ -112,6 +118,12 @@ class MqttBroker:
         self._is_new.set()
         self._is_connected.set()
 
+    def _on_connect_fail(self, _client: Any, _data: Any) -> None:
+        # The library calls this while it handles the error, which it tells nobody.
+        error = sys.exc_info()[1]
+        self._problem = f"cannot be reached ({one_line(error)})" if error else "does not answer"
+
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._problem = f"is away ({reason})"
+        if self._is_connected.is_set():  # else it has refused, and that is the reason to tell
+            self._problem = f"is away ({reason})"
         self._is_connected.clear()

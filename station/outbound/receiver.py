@@ -21,21 +21,23 @@ from station.outbound.feed import CameraQueue, Feed, Item, open_feed
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-"""Pauses between attempts. Judgements, not measured: who is back after a restart is told at once, who is away for a
-night is not asked more than once a minute."""
+FIRST_PAUSE_S = 0.5
+"""The pause after the first attempt. A judgement, not measured: who is back after a restart is told at once."""
 
 
 class Sender(Protocol):
     """How a receiver is told: `window` events at a time, all of which it acknowledges, or none counts.
 
-    With `keeps_state` the newest state of cameras and classes is told however old it is.
+    While it is away it is tried at least each `longest_pause_s`. With `keeps_state` the newest state of cameras and
+    classes is told however old it is.
     """
 
     @property
     def window(self) -> int: ...
     @property
     def keeps_state(self) -> bool: ...
+    @property
+    def longest_pause_s(self) -> float: ...
     @property
     def address(self) -> tuple[str, int]: ...
     def open(self) -> None: ...
@@ -60,7 +62,7 @@ class Receiver:
         self.name = name
         self._settings, self._wanted, self._sender = settings, wanted, sender
         self._give_up_after_s, self._now_ns, self._clock = give_up_after_s, now_ns, clock
-        self._outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S, clock=clock)
+        self._outage = Outage(FIRST_PAUSE_S, sender.longest_pause_s, clock=clock)
         self._broker_outage = Outage(kafka_clients.FIRST_PAUSE_S, kafka_clients.LONGEST_PAUSE_S, clock=clock)
         self._cameras = CameraQueue(lambda: self._lose(Reason.OVERFLOW, 1))
         self._is_refusing = False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 
 from flawline import telemetry
+from flawline.clock import monotonic
 from flawline.errors import FlawlineError, UsageError
 from flawline.settings.tree import Settings
 from station.outbound.camera_watch import CameraWatch
@@ -90,8 +91,9 @@ def _run_all(work: Mapping[str, Callable[[threading.Event], None]], stop: thread
             pass
     finally:
         ended.set()
+        deadline = monotonic() + STOP_TIMEOUT_S
         for thread in threads:
-            thread.join(STOP_TIMEOUT_S)
+            thread.join(max(0.0, deadline - monotonic()))  # one that still waits for an answer ends with the process
     for name, failure in failures.items():
         if isinstance(failure, FlawlineError):
             raise failure

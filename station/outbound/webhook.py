@@ -27,6 +27,9 @@ CONTENT_TYPE = "application/json"
 CODED_SECRET = "whsec_"
 """A secret that begins so is base64, as these libraries show theirs."""
 
+LONGEST_PAUSE_S = 60.0
+"""A judgement, not measured: who is away for a night is not called more than once a minute."""
+
 ANSWER_BYTES = 64 << 10
 """What is read of an answer's body, so that its connection can be used again; of a longer one it is closed."""
 
@@ -68,6 +71,7 @@ class Webhook:
     """Calls the address of one receiver. For one thread."""
 
     window = 1
+    longest_pause_s = LONGEST_PAUSE_S
     keeps_state = False
 
     def __init__(self, settings: WebhookSettings, line: str, now_ns: UtcNs = utc_ns) -> None:

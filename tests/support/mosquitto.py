@@ -21,7 +21,11 @@ class Mosquitto:
     def __init__(self, port: int, folder: Path) -> None:
         self.port = port
         self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        self.configure("allow_anonymous true")
+
+    def configure(self, *lines: str) -> None:
+        """Write its configuration, for the next start."""
+        self._config.write_text("\n".join([f"listener {self.port} 127.0.0.1", "persistence false", *lines, ""]))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ from flawline import __version__
 from flawline.errors import FlawlineError, UsageError
 from station.web.access import needs
 from station.web.accounts import Role
-from station.web.api import reading, saying
+from station.web.api import reading, saying, told
 from station.web.context import Context
 from station.web.problems import PREFIX, PROBLEM_TYPE, Problem, problem
 
@@ -29,6 +29,7 @@ def create_api(context: Context) -> FastAPI:
         "Where users exist, send `Authorization: Bearer TOKEN`.",
         docs_url=None,
         redoc_url=None,
+        webhooks=told.router,
         responses={
             status: {
                 "description": text,
@@ -51,7 +52,8 @@ def create_api(context: Context) -> FastAPI:
         if api.openapi_schema is None:
             schema = describe()
             schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-            for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+            paths = [*schema["paths"].values(), *schema["webhooks"].values()]
+            for operation in (operation for path in paths for operation in path.values()):
                 operation["responses"].pop("422", None)  # what cannot be read is 400 here
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         return api.openapi_schema or schema

@@ -150,6 +150,16 @@ def test_two_receivers_of_one_name_are_refused() -> None:
             Settings(webhooks=[{"name": name, "url": "http://h/"} for name in names])
 
 
+def test_a_receiver_is_not_waited_for_longer_than_verdicts_are_kept() -> None:
+    day_s, hook = 86_400, {"name": "a", "url": "http://h/"}
+    for told in ({"webhooks": [hook | {"give_up_after_s": 2.5 * day_s}]},
+                 {"outbound": {"mqtt_url": "mqtt://h", "mqtt_give_up_after_s": 2.5 * day_s}}):  # fmt: skip
+        Settings(retention={"verdicts_days": 3}, **told)
+        with pytest.raises(ValueError, match="is longer than verdicts are kept"):
+            Settings(retention={"verdicts_days": 2}, **told)
+    Settings(retention={"verdicts_days": 0.1})  # nobody is told
+
+
 # A receiver
 
 
@@ -157,6 +167,7 @@ class ScriptedSender:
     """Answers by a list, and remembers what it was told; a clock goes on with each pause."""
 
     def __init__(self, *outcomes: Outcome, window: int = 1, keeps_state: bool = False) -> None:
+        self.longest_pause_s = 60.0
         self.window, self.keeps_state, self.address = window, keeps_state, ("h", 80)
         self._outcomes = list(outcomes)
         self.told: list[list[str]] = []

@@ -15,7 +15,7 @@ from flawline.messages import ClassEvent, ClassState, Decision, Region, Transiti
 from flawline.settings.shifts import ShiftSettings
 from station.outbound import events, topic_names
 from station.outbound.events import Event
-from station.web.api import shapes
+from station.web.api import shapes, told
 from station.web.camera_states import CameraState, Kind
 from tests.discovery import factories
 
@@ -26,13 +26,19 @@ SPLIT = ClassEvent("D-0007:12:split", "D-0007", Transition.SPLIT, factories.STAR
                    name="scratch", parents=("D-0003",), who="ana", why="as on the drawing")  # fmt: skip
 
 
-def told(event: Event) -> dict:
-    return json.loads(event.body("line-1"))
+SHAPES = {"verdict": told.VerdictEvent, "class": told.ClassChangeEvent, "camera": told.CameraEvent}
+
+
+def content(event: Event) -> dict:
+    """Return what a receiver gets, which has the shape that the interface describes."""
+    body = event.body("line-1")
+    SHAPES[event.kind].model_validate_json(body)
+    return json.loads(body)
 
 
 def test_a_verdict_has_the_names_and_forms_that_the_interface_has_for_a_defect() -> None:
     calendar = Calendar([ShiftSettings(name="all day", begin="00:00", end="00:00")])
-    event = told(events.of_verdict(REJECTED, "line-1", calendar))
+    event = content(events.of_verdict(REJECTED, "line-1", calendar))
     data = event["data"]
     regions = [shapes.Region(region=1, class_id=None, class_name=None, crop="", **region) for region in data["regions"]]
     new = {"decided_at", "view"}
@@ -44,7 +50,7 @@ def test_a_verdict_has_the_names_and_forms_that_the_interface_has_for_a_defect()
 
 
 def test_a_change_of_a_class_has_the_names_that_the_interface_has_for_classes_and_their_events() -> None:
-    data = told(events.of_class(SPLIT, "line-1"))["data"]
+    data = content(events.of_class(SPLIT, "line-1"))["data"]
     assert data.keys() >= {"transition", "at", "round", "who", "why", "selected"}
     whole = {"frames": 0, "born_at": data["at"], "last_seen_at": data["at"], "confirmed_at": None}
     names = shapes.DefectClass.model_fields.keys() - whole.keys()
@@ -54,7 +60,7 @@ def test_a_change_of_a_class_has_the_names_that_the_interface_has_for_classes_an
 
 def test_a_camera_has_the_names_that_the_interface_has_for_its_tile() -> None:
     state = CameraState(Kind.AWAY, "no frame since {since}: does not answer")
-    data = told(events.of_camera("top", state, factories.START_NS, "line-1", factories.START_NS))["data"]
+    data = content(events.of_camera("top", state, factories.START_NS, "line-1", factories.START_NS))["data"]
     assert shapes.Camera(**data, shown=None, strip=[]).kind == "away"
 
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import queue
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 
-from flawline import clock
+from discovery.shifts import NO_SHIFTS
+from flawline import clock, kafka_clients
 from flawline.errors import UsageError
 from flawline.messages import ClassEvent, ClassState, Decision, Transition, Verdict
 from flawline.settings.outbound import OutboundSettings, WebhookSettings
 from flawline.settings.tree import Settings
 from producers import mqtt
-from station.outbound import metrics, receiver, service, webhook
-from station.outbound.delivery import Filter
+from station.outbound import events, metrics, receiver, service, webhook
+from station.outbound.delivery import DELIVERED, Filter
 from station.outbound.feed import Feed
+from station.outbound.mqtt import MqttBroker
 from tests.discovery import factories
+from tests.support.brokers import Certificates
 from tests.support.mosquitto import Mosquitto, mqtt_client
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
@@ -38,7 +45,7 @@ SECRET = "a word of the plant"
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver, "FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(receiver, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(webhook.Webhook, "longest_pause_s", 0.1)
     monkeypatch.setattr(mqtt, "FIRST_PAUSE_S", 0.05)
 
 
@@ -161,6 +168,20 @@ def test_a_receiver_that_was_away_gets_everything_once_and_in_order_also_over_a_
     listener.close()
 
 
+def test_what_its_topic_deleted_before_a_receiver_was_told_is_counted(line: TalkingLine) -> None:
+    listener = Listener()
+    settings = hooks(line.settings, archive=listener.url)
+    for sequence in range(5):
+        line.say("verdicts", verdict(sequence))
+    admin = kafka_clients.admin(settings)
+    admin.delete_records({TopicPartition(settings.topic("verdicts"), 0): 3})
+    admin.close()
+    with running(settings):
+        assert listener.frames(2) == [named(3), named(4)]
+    assert metrics.GIVEN_UP.labels("archive", "expired")._value.get() == 3
+    listener.close()
+
+
 def test_a_receiver_that_dawdles_holds_up_no_other_one(line: TalkingLine) -> None:
     slow, quick = Listener(), Listener()
     slow.may_answer.clear()
@@ -240,6 +261,35 @@ def test_the_broker_tells_when_the_role_is_gone_without_a_word(line: TalkingLine
         await_state(is_online=True)
         told._sender.close()
         await_state(is_online=False)
+
+
+def test_a_broker_with_tls_takes_who_has_its_password_and_its_authority(
+    line_settings: Settings, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    certificates, passwords = Certificates(tmp_path / "certificates"), tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    subprocess.run(["mosquitto_passwd", "-b", passwords, "flawline", SECRET], check=True, capture_output=True)
+    mosquitto.configure(
+        f"user {getpass.getuser()}",  # by default root becomes a user who may not read the files
+        f"cafile {certificates.authority}", f"certfile {certificates.certificate('broker')}",
+        f"keyfile {certificates.key('broker')}", "allow_anonymous false", f"password_file {passwords}",
+    )  # fmt: skip
+    mosquitto.start()
+    stop, event = threading.Event(), events.of_verdict(verdict(0), "line-1", NO_SHIFTS)
+    told = {"mqtt_url": f"mqtts://127.0.0.1:{mosquitto.port}", "mqtt_username": "flawline"}
+    told |= {"mqtt_password": SECRET, "mqtt_cafile": certificates.authority}
+    for changes, words in (
+        ({"mqtt_password": "another one"}, "refuses this client (Not authorized)"),
+        ({"mqtt_cafile": certificates.other_authority}, "certificate verify failed"),
+    ):
+        broker = MqttBroker(OutboundSettings(**told | changes), "line-1")
+        broker.open()
+        until(lambda broker=broker, words=words: words in broker.send([event], stop).words)
+        broker.close()
+    broker = MqttBroker(OutboundSettings(**told), "line-1")
+    broker.open()
+    until(lambda: broker.send([event], stop) == DELIVERED)
+    broker.close()
 
 
 def test_without_receivers_the_role_says_what_to_set(line_settings: Settings) -> None:

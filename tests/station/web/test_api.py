@@ -52,6 +52,15 @@ def test_pages_follow_one_another_and_hold_each_row_once(client: TestClient, par
         assert paged == whole and len(whole) > 2, path
 
 
+def test_the_description_has_what_webhooks_are_told(client: TestClient, parts: Store) -> None:
+    description = client.get(f"{API}/openapi.json").json()
+    assert description["webhooks"].keys() == {"verdict", "class", "camera"}
+    for hook in description["webhooks"].values():
+        assert hook["post"]["responses"].keys() == {"204"}
+        headers = {parameter["name"] for parameter in hook["post"]["parameters"] if parameter["in"] == "header"}
+        assert headers == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+
+
 def test_a_cursor_that_is_none_is_a_problem(client: TestClient, parts: Store) -> None:
     for cursor in ("x", "%00", "e30=", "MA==", "LTE=", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "ü"):
         answer = client.get(f"{API}/defects?cursor={cursor}")
