@@ -39,6 +39,7 @@ class ShownVerdict:
     decision: Decision
     score: float
     boxes: tuple[tuple[int, int, int, int], ...]
+    scene: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def shown(verdict: Verdict) -> ShownVerdict:
         verdict.decision,
         verdict.score,
         tuple(region.box for region in verdict.regions),
+        verdict.scene,
     )
 
 

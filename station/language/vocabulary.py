@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from discovery.pictures.policy import Stratum
 from discovery.store.decisions import SEVERITIES
-from flawline.messages import ClassState, DeadLetterReason, Decision, DropReason, Transition
+from flawline.messages import ClassState, DeadLetterReason, Decision, DropReason, Scene, Transition
 from station.web.accounts import Role
 
 VOCABULARY: dict[str, Iterable[str]] = {
     "decision": Decision,
+    "scene": Scene,
     "kind of frame": Stratum,
     "judgement": ("real", "false", "unsure"),
     "state of a class": ClassState,

@@ -51,7 +51,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 class LiveVerdict(ShownVerdict):
     """A verdict as the page shows it; `serial` grows with each."""
 
-    serial: int
+    serial: int = 0
 
 
 class Pictures:

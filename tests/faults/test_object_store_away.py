@@ -76,7 +76,7 @@ def go_on_for(producer: RunningProducer, captures: int) -> None:
 
 def wait_for_verdicts_of_all_so_far(producer: RunningProducer) -> None:
     target = producer.captured
-    until(lambda: producer.scored >= target, timeout_s=60, what=f"{target} verdicts")
+    until(lambda: producer.scored >= target, timeout_s=240, what=f"{target} verdicts")
 
 
 UNDER_WAY = 2

@@ -34,7 +34,7 @@ def capture(seed: int = 0, **fields: object) -> Capture:
     return Capture(captured_at=time.time_ns(), pixels=picture(seed), **fields)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "condition") -> None:
+def until(condition: Callable[[], object], timeout_s: float = 120.0, what: str = "condition") -> None:
     """Wait until `condition` is true; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():

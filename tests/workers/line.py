@@ -305,7 +305,7 @@ def last_commit(settings: Settings, partition: int) -> Any:
         consumer.close(autocommit=False)
 
 
-def wait_until(condition: Any, timeout_s: float = 60) -> None:
+def wait_until(condition: Any, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"

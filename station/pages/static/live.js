@@ -78,6 +78,7 @@ const drawFact = (tile) => {
   const { kind, shown, words, since } = tile.state;
   const fact = tile.element.querySelector(".fact");
   tile.element.dataset.kind = kind;
+  tile.element.querySelector(".scene").textContent = tile.state.scene;
   const word = fact.querySelector(".word");
   const aside = fact.querySelector(".aside");
   if (kind === "live" && shown) {

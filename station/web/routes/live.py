@@ -97,6 +97,7 @@ def tiles(context: Context, after: int, language: Language | None = None) -> dic
                 "camera": name,
                 "kind": state.kind,
                 "words": state.words,
+                "scene": language.word(strip[-1].scene, "scene") if strip and strip[-1].scene else "",
                 "since": _iso(strip[-1].captured_at) if strip else None,
                 "shown": shown
                 and {
