@@ -140,9 +140,12 @@ class Feed:
             admin.close()
 
     def _positions(self) -> dict[Position, int]:
-        """Return where to read on; a topic that comes later is read from its beginning."""
-        committed = {(place.topic, place.partition): offset for place, offset in self._committed().items()}
-        positions = self._begins | committed
+        """Return where to read on; a topic that comes later is read from its beginning. Raises KafkaError."""
+        try:
+            committed = self._committed()
+        except FlawlineError as error:  # the reader tries again what the client could not do
+            raise KafkaError(str(error)) from error
+        positions = self._begins | {(place.topic, place.partition): offset for place, offset in committed.items()}
         if self._from_all_classes:
             classes = self._settings.topic(topics.CLASSES.name)
             positions = {place: offset for place, offset in positions.items() if place[0] != classes}

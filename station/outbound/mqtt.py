@@ -58,6 +58,9 @@ class MqttBroker:
         """The retained messages so far: a broker that starts again may have forgotten them."""
         # No lock of ours in the client's callbacks: it calls them under its own, which publish takes, too.
         self._acknowledged: SimpleQueue[int] = SimpleQueue()
+        self._handed_over: tuple[str, ...] = ()
+        self._waiting: set[int] = set()
+        """The events that the client has and the broker has not acknowledged, and their numbers."""
         self._is_connected = threading.Event()
         self._is_new = threading.Event()
         self._problem = "does not answer"
@@ -71,23 +74,36 @@ class MqttBroker:
         self._client.connect_async(*self.address)
         self._client.loop_start()
 
-    def send(self, events: Sequence[Event], stop: threading.Event) -> Outcome:
-        """Publish events in their order, and return when the broker has acknowledged them; FAILED while it is away."""
-        if not self._is_connected.wait(STEP_S):
-            return Outcome(Result.FAILED, self._problem)
-        if self._is_new.is_set():
+    def tend(self) -> None:
+        """Publish the states again to a broker that has come back."""
+        if self._is_connected.is_set() and self._is_new.is_set():
             self._is_new.clear()
             for topic, body in self._states.items():
                 self._client.publish(topic, body, qos=1, retain=True)
-        while not self._acknowledged.empty():
-            self._acknowledged.get()  # of what nobody waited for
-        waiting = {self._publish(event) for event in events}
-        while waiting:
+
+    def send(self, events: Sequence[Event], stop: threading.Event) -> Outcome:
+        """Publish events in their order, and return when the broker has acknowledged them; FAILED while it is away.
+
+        Events that the broker went away from are not published once more: the client still has them.
+        """
+        if not self._is_connected.wait(STEP_S):
+            return Outcome(Result.FAILED, self._problem)
+        self.tend()
+        identities = tuple(event.id for event in events)
+        if identities != self._handed_over:
+            while not self._acknowledged.empty():
+                self._acknowledged.get()  # of what nobody waited for
+            self._waiting = {self._publish(event) for event in events}
+            self._handed_over = identities
+        while self._waiting:
             try:
-                waiting.discard(self._acknowledged.get(timeout=STEP_S))
+                self._waiting.discard(self._acknowledged.get(timeout=STEP_S))
             except Empty:
                 if stop.is_set():
                     return Outcome(Result.FAILED, "is being left")
+                if not self._is_connected.is_set():
+                    return Outcome(Result.FAILED, self._problem)
+        self._handed_over = ()
         return DELIVERED
 
     def _publish(self, event: Event) -> int:

@@ -41,6 +41,7 @@ class Sender(Protocol):
     @property
     def address(self) -> tuple[str, int]: ...
     def open(self) -> None: ...
+    def tend(self) -> None: ...
     def send(self, events: Sequence[Event], stop: threading.Event) -> Outcome: ...
     def close(self) -> None: ...
 
@@ -105,8 +106,11 @@ class Receiver:
 
     def step(self, feed: Feed, stop: threading.Event) -> None:
         """Tell what waits at this moment."""
+        self._sender.tend()
         items = deque(Item(event) for event in self._cameras.take())
         items.extend(feed.items())
+        if not items:
+            feed.commit()
         while items and not stop.is_set():
             window = [items.popleft() for _ in range(min(self._sender.window, len(items)))]
             told = [item.event for item in window if item.event is not None]
@@ -114,7 +118,6 @@ class Receiver:
                 return  # what is not acknowledged is read again at the next start
             for item in window:
                 feed.done(item)
-        feed.commit()
 
     def _open(self, stop: threading.Event) -> Feed | None:
         """Return the feed as soon as the broker answers, None when `stop` came first."""

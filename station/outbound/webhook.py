@@ -92,6 +92,9 @@ class Webhook:
     def open(self) -> None:
         """Do nothing: each call connects where there is no connection."""
 
+    def tend(self) -> None:
+        """Do nothing: there is nothing to keep between calls."""
+
     def send(self, events: Sequence[Event], stop: threading.Event) -> Outcome:
         """Call once for the one event, and return what came of it."""
         (event,) = events

@@ -6,6 +6,7 @@ import base64
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from station.outbound.camera_watch import CameraChanges
 from station.outbound.delivery import DELIVERED, Filter, Outcome, Reason, Result, is_given_up, is_too_old, outcome_of
 from station.outbound.events import Event
 from station.outbound.feed import CameraQueue, Item
+from station.outbound.mqtt import MqttBroker
 from station.outbound.receiver import Receiver
 from station.web.camera_states import CameraState, Kind
 
@@ -160,6 +162,47 @@ def test_a_receiver_is_not_waited_for_longer_than_verdicts_are_kept() -> None:
     Settings(retention={"verdicts_days": 0.1})  # nobody is told
 
 
+# MQTT
+
+
+class ClientOfNobody:
+    """Takes messages and numbers them."""
+
+    def __init__(self) -> None:
+        self.published: list[str] = []
+
+    def publish(self, topic: str, body: bytes, **_: Any) -> Any:
+        self.published.append(topic.removeprefix("flawline/l/"))
+        return SimpleNamespace(mid=len(self.published))
+
+
+def test_what_an_mqtt_broker_went_away_from_is_not_published_twice_and_the_states_are_when_it_is_back() -> None:
+    pytest.importorskip("paho.mqtt")
+    broker, stop = MqttBroker(OutboundSettings(mqtt_url="mqtt://h"), "l"), threading.Event()
+    client = broker._client = ClientOfNobody()
+    ok, lost = SimpleNamespace(is_failure=False), SimpleNamespace(is_failure=True)
+    waiting = [event(1, "class"), event(2), event(3)]
+    topics = ["class/cam", "camera/cam/verdict", "camera/cam/verdict"]
+    assert broker.send(waiting, stop).result is Result.FAILED and not client.published
+
+    broker._on_connect(client, None, None, ok, None)
+    client.publish = lambda *arguments, **options: _lose(broker, lost, ClientOfNobody.publish(client, *arguments))
+    assert broker.send(waiting, stop).result is Result.FAILED and client.published == ["state", *topics]
+
+    client.publish = lambda *arguments, **options: ClientOfNobody.publish(client, *arguments)
+    broker._on_connect(client, None, None, ok, None)
+    for number in (2, 3, 4):
+        broker._acknowledged.put(number)
+    assert broker.send(waiting, stop) == DELIVERED
+    assert client.published == ["state", *topics, "state", "class/cam"]
+
+
+def _lose(broker: MqttBroker, reason: Any, message: Any) -> Any:
+    """Lose the connection behind a message."""
+    broker._on_disconnect(None, None, None, reason, None)
+    return message
+
+
 # A receiver
 
 
@@ -177,6 +220,7 @@ class ScriptedSender:
         return self._outcomes.pop(0) if self._outcomes else DELIVERED
 
     def open(self) -> None: ...
+    def tend(self) -> None: ...
     def close(self) -> None: ...
 
 
