@@ -88,15 +88,15 @@ def _places(pixels: np.ndarray, scores: Scores, heatmap_range: tuple[float, floa
     """Return the regions as workers cut them; for an accepted image the hottest place, which is no defect."""
     height, width = pixels.shape[:2]
     if scores.decision is Decision.ACCEPT:
-        point = _hottest(scores.heatmap, (0, 0, width, height), height, width)
+        point = hottest(scores.heatmap, (0, 0, width, height), height, width)
         return [Place(None, point, float(scores.heatmap.max()))]
     low, high = heatmap_range
     assert scores.region_inputs is not None  # every frame that is not accepted has them
     extracted = regions.extract(pixels, scores.heatmap, *scores.region_inputs.grids, low, high)
-    return [Place(region.box, _hottest(scores.heatmap, region.box, height, width), region.peak) for region in extracted]
+    return [Place(region.box, hottest(scores.heatmap, region.box, height, width), region.peak) for region in extracted]
 
 
-def _hottest(heatmap: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> tuple[float, float]:
+def hottest(heatmap: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> tuple[float, float]:
     """Return the centre, in image pixels, of the hottest cell that a box covers."""
     rows, columns = heatmap.shape
     x, y, w, h = box
@@ -158,7 +158,7 @@ def _place_lines(place: Place, reason: explain.Reason) -> list[str]:
     lines = [
         f"{what} ({x}, {y}), peak {place.peak:.2f}",
         f"nearest good patch {nearest.distance:.3f} away, {nearest.ratio:.1f} times the usual",
-        f"of {_short(nearest.name)} at ({centre_x:.0%}, {centre_y:.0%}), stride {reason.stride_px} at "
+        f"of {short_name(nearest.name)} at ({centre_x:.0%}, {centre_y:.0%}), stride {reason.stride_px} at "
         f"{reason.size_px} px",
     ]
     if (look := reason.sub_look) is not None:
@@ -167,11 +167,11 @@ def _place_lines(place: Place, reason: explain.Reason) -> list[str]:
             f"{look.count}) has this here: compared with them alone"
         )
     if shown is not nearest:
-        lines.append(f"shown is the nearest one with a picture: {_short(shown.name)}, {shown.distance:.3f} away")
+        lines.append(f"shown is the nearest one with a picture: {short_name(shown.name)}, {shown.distance:.3f} away")
     return lines
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Return a good image's name without its folders, and the place of the part in it, if it is a part."""
     file, _, part = Path(name).name.partition("#xywh=")
     return f"{file}, tile at ({', '.join(part.split(',')[:2])})" if part else file
@@ -221,7 +221,7 @@ def page(explanation: Explanation) -> str:
         heat=picture_of(heat_over(pixels, scores.heatmap)),
         boxes=[(*place.box, str(number)) for number, (place, _) in enumerate(pairs, 1) if place.box is not None],
         good=None if shown is None or shown.picture is None else picture_of(shown.picture),
-        good_name=None if shown is None else _short(shown.name),
+        good_name=None if shown is None else short_name(shown.name),
         legend=heat_legend(),
         heat_range=HEAT_RANGE,
         regions=[_region(explanation, number, place, reason) for number, (place, reason) in enumerate(pairs, 1)],
@@ -230,7 +230,7 @@ def page(explanation: Explanation) -> str:
 
 def _region(explanation: Explanation, number: int, place: Place, reason: explain.Reason) -> dict[str, Any]:
     """Return what the page shows of one place: both crops with their patches outlined, and the text."""
-    here, good = crops(explanation, place, reason)
+    here, good = crops(explanation.pixels, explanation.field_px, place, reason)
     return {
         "number": number,
         "here": picture_of(here.pixels),
@@ -241,17 +241,17 @@ def _region(explanation: Explanation, number: int, place: Place, reason: explain
     }
 
 
-def crops(explanation: Explanation, place: Place, reason: explain.Reason) -> tuple[Crop, Crop | None]:
+def crops(pixels: np.ndarray, field_px: int | None, place: Place, reason: explain.Reason) -> tuple[Crop, Crop | None]:
     """Return the place in the image and the good patch, at one scale; None for the latter without a picture.
 
     Where the model looks at tiles, the good picture is a tile, and the shares are of what the model sees at once.
     """
-    height, width = explanation.pixels.shape[:2]
+    height, width = pixels.shape[:2]
     _, _, w, h = place.box or (0, 0, 0, 0)
-    seen_width = min(explanation.field_px or width, width)
-    seen_height = min(explanation.field_px or height, height)
+    seen_width = min(field_px or width, width)
+    seen_height = min(field_px or height, height)
     share = min(CROP_SHARE_LIMIT, max(CROP_SHARE, 1.2 * w / seen_width, 1.2 * h / seen_height))
-    here = _crop(explanation.pixels, reason.box, share * max(seen_width, seen_height) / max(width, height))
+    here = _crop(pixels, reason.box, share * max(seen_width, seen_height) / max(width, height))
     shown = reason.shown
     return here, None if shown.picture is None else _crop(shown.picture, shown.box, share)
 

@@ -17,6 +17,7 @@ from station.web.access import Access, LogIn, needs
 from station.web.accounts import Accounts, Role
 from station.web.api.app import create_api
 from station.web.context import Context, context_of
+from station.web.good_patches import GoodPatches
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
 from station.web.models import Models
@@ -40,7 +41,9 @@ def create(
     """
     app = FastAPI(title="Flawline", docs_url=None, redoc_url=None, openapi_url=None)
     access = Access(accounts, settings.console, is_open)
-    app.state.context = Context(settings, stores, watch, live, access, RegionMaps(), Models(settings))
+    models = Models(settings)
+    patches = GoodPatches(settings, models, live.pictures)
+    app.state.context = Context(settings, stores, watch, live, access, RegionMaps(), models, patches)
     app.add_middleware(LogIn, access=access)
     app.add_middleware(Guard, names=[*settings.console.names, settings.console.host])
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -16,6 +16,7 @@ from station.language import languages
 from station.language.languages import Language
 from station.pages import rendering
 from station.web.access import Access, Visitor
+from station.web.good_patches import GoodPatches
 from station.web.ledger_watch import LedgerState, LedgerWatch
 from station.web.live import LiveWatch
 from station.web.models import Models
@@ -42,6 +43,7 @@ class Context:
     access: Access
     maps: RegionMaps
     models: Models
+    patches: GoodPatches
     visitor: Visitor | None = None
     theme: str = ""
     language: Language = field(default_factory=languages.english)

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -34,18 +35,22 @@ ASK_S = 60.0
 """The broker is asked for models at most once in this time. A judgement, not measured."""
 RULES_LIMIT = 8
 """Models whose cut-offs are remembered; some 100 kB each."""
-NICENESS = 10
-"""The thread that fetches and explains gives way to workers by so much. A judgement, not measured."""
+NICENESS = 19
+"""The thread that fetches and explains gives way to workers as much as can be: to one that is busy, all but 1.5 %."""
+CPU_SHARE = 0.1
+"""A judgement, not measured: a page that is looked at needs a good patch now and then."""
+LONGEST_REST_S = 5.0
 
 
 class QuietThread:
     """A thread whose work, and that of the threads that it starts, gives way to all other work.
 
-    Nothing waits for it at the end of the process.
+    It works for at most `cpu_share` of the time, but for its first piece of work. Nothing waits for it at the end of
+    the process.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, cpu_share: float = CPU_SHARE) -> None:
+        self._name, self._cpu_share = name, cpu_share
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -65,10 +70,13 @@ class QuietThread:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while True:
             future, work = self._work.get()
+            began = clock.monotonic()
             try:
                 future.set_result(work())
             except Exception as error:  # who waits for the result gets it
                 future.set_exception(error)
+            took_s = clock.monotonic() - began
+            time.sleep(min(took_s * (1 / self._cpu_share - 1), LONGEST_REST_S))
 
 
 class Models:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import base64
 import json
 import re
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
+from discovery.pictures.keeper import picture_store
+from discovery.store import schema
+from discovery.store.store import Batch, Store, TakenDefect
 from flawline import imaging
 from flawline.errors import FlawlineError, UsageError
-from flawline.messages import Codec, Decision
+from flawline.messages import Codec, Decision, Tensor
 from flawline.settings.scorer import LayerSettings, ScorerSettings
+from flawline.settings.tree import load_settings
 from scorer import artefact, commands
 from scorer.detector import CoresetDetector
 from scorer.explain import GoodPatch, Reason, reasons
@@ -24,6 +31,11 @@ from scorer.scores import Scores
 from scorer.search.bank import unit_rows
 from station import explanation
 from station.cli.main import app
+from station.web.good_patches import GAP_PX, SIDE_PX, GoodPatches
+from station.web.live import Pictures
+from station.web.models import Models, QuietThread
+from tests.discovery import factories
+from tests.discovery.pictures import photos
 from tests.scorer.conftest import SIDE, draw
 
 pytestmark = pytest.mark.system
@@ -143,7 +155,7 @@ def test_part_of_a_large_image_and_the_good_tile_are_shown_at_one_scale() -> Non
     place = explanation.Place((490, 290, 20, 20), (500.0, 300.0), 1.0)
     reason = Reason(256, 8, box, nearest, nearest)
     explained = explanation.Explanation("x.png", whole, scores, (place,), (reason,), "v", field_px=200)
-    here, good = explanation.crops(explained, place, reason)
+    here, good = explanation.crops(explained.pixels, explained.field_px, place, reason)
     assert good is not None
     np.testing.assert_array_equal(here.pixels, good.pixels)
     assert here.box == pytest.approx(good.box)
@@ -170,3 +182,44 @@ def pictures_of(page: str) -> list[np.ndarray]:
     """Return the pictures of a page, uint8 (H, W, 3) RGB, in their order."""
     encoded = re.findall(r'href="data:image/jpeg;base64,([^"]+)"', page)
     return [imaging.decode(base64.b64decode(data), Codec.JPEG) for data in encoded]
+
+
+def test_station_shows_the_worst_place_of_a_frame_beside_the_nearest_good_patch(line: Path, tmp_path: Path) -> None:
+    (tmp_path / "line.toml").touch()
+    settings = load_settings(tmp_path / "line.toml", data_dir=str(tmp_path), worker={"model": str(line / "model")})
+    detector = load_detector(line / "model", threads=1)
+    data = imaging.encode(imaging.decode((line / "spoiled.png").read_bytes(), Codec.PNG), Codec.PNG)
+    (scores,) = detector.score([imaging.decode(data, Codec.PNG)])
+    vectors = factories.directions(1)
+    made = factories.defect(0, vectors[0], model_version=detector.version, group=scores.group)
+    region = replace(made.regions[0], box=(30, 8, 10, 10))
+    made = replace(made, heatmap=Tensor.of(scores.heatmap, "float16"), regions=(region,), height=SIDE, width=SIDE)
+    place = picture_store(settings)
+    place.create()
+    key = place.put(data)
+    with closing(Store(settings.store_url)) as store:
+        verdict = replace(photos.scored(0), model_version=detector.version)
+        store.ingest(Batch(verdicts=[verdict], defects=[TakenDefect(made, (None,))]))
+        photos.keep(store, verdict, keys=(key,), size_bytes=len(data))
+        with store.transaction() as connection:
+            connection.execute(update(schema.frame_pictures).values(codec="png"))
+        patches = GoodPatches(settings, Models(settings), Pictures())
+        patches.thread = QuietThread("good patches", cpu_share=1.0)
+        assert patches.of(store, verdict.frame_id) is None  # it is being made
+        patches.of(store, "cam-1:1:9")
+        patches.thread.submit(lambda: None).result(timeout=60)
+        patch = patches.of(store, verdict.frame_id)
+        assert patch is not None and patch.problem is None and patch.jpeg is not None
+        pair = imaging.decode(patch.jpeg, Codec.JPEG)
+        assert pair.shape == (SIDE_PX, 2 * SIDE_PX + GAP_PX, 3)
+        (expected,) = reasons(detector, imaging.decode(data, Codec.PNG), [hottest_share(scores.heatmap, region.box)])
+        assert (patch.distance, patch.times_usual) == (expected.nearest.distance, expected.nearest.ratio)
+        pink = (np.abs(pair.astype(int) - (250, 60, 200)).max(axis=2) < 40).mean(axis=0)
+        assert pink[:SIDE_PX].max() > 0.2 > pink[SIDE_PX + GAP_PX :].max()  # the blot is in the frame alone
+        accepted = patches.of(store, "cam-1:1:9")
+        assert accepted is not None and accepted.jpeg is None and "no heat map" in (accepted.problem or "")
+
+
+def hottest_share(heatmap: np.ndarray, box: tuple[int, int, int, int]) -> tuple[float, float]:
+    x, y = explanation.hottest(heatmap.astype(np.float16), box, SIDE, SIDE)
+    return x / SIDE, y / SIDE

@@ -30,3 +30,5 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   work();
 });
+const good = document.getElementById("good");
+goodPatch(good.dataset.frame, () => true, (patch) => drawGoodPatch(good, patch));

@@ -14,6 +14,9 @@ let latest = null;
 const draw = (tile, shown) => {
   if (!shown || tile.frame === shown.frame_id + shown.size) return;
   tile.frame = shown.frame_id + shown.size;
+  const figure = tile.element.querySelector(".patch");
+  figure.hidden = true;
+  figure.classList.toggle("left", Boolean(shown.size) && shown.boxes.some(([x, , width]) => x + width / 2 > shown.size[0] / 2));  // beside the region
   const view = tile.element.querySelector(".view svg");
   const none = tile.element.querySelector(".none");
   if (!shown.size) {
@@ -31,8 +34,11 @@ const draw = (tile, shown) => {
     let tries = 0;
     const load = async () => {
       const answer = await fetch(wanted);
-      if (answer.ok) heat.setAttribute("href", wanted);
-      else if (++tries < 8 && tile.frame === shown.frame_id + shown.size) setTimeout(load, 1500);
+      const isShown = () => tile.frame === shown.frame_id + shown.size;
+      if (answer.ok) {
+        heat.setAttribute("href", wanted);
+        goodPatch(shown.frame_id, isShown, (patch) => patch.state !== "pending" && drawGoodPatch(figure, patch));
+      } else if (++tries < 8 && tile.frame === shown.frame_id + shown.size) setTimeout(load, 1500);
     };
     load();  // the heat map comes by way of the store, some seconds after the verdict
     parts.push(heat);

@@ -19,3 +19,21 @@ const shape = (decision) => {
     node("path", { d: sign, fill: "none", stroke: "var(--back, var(--card))", "stroke-width": 2.6, "stroke-linecap": "round" }),
   ];
 };
+// The good patch that a frame's worst place was compared with: it is made when it is asked for, which takes a while.
+const goodPatch = async (frame, isWanted, show) => {
+  for (let tries = 0; tries < 40 && isWanted(); ++tries) {
+    const answer = await fetch(`/api/v1/frames/${encodeURIComponent(frame)}/good-patch`).catch(() => null);
+    if (!answer || !answer.ok || !isWanted()) return;
+    const patch = await answer.json();
+    show(patch);
+    if (patch.state !== "pending") return;
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+  }
+};
+const drawGoodPatch = (figure, patch) => {
+  const image = figure.querySelector("img");
+  if (patch.picture) image.src = `/api/v1${patch.picture}`;
+  image.hidden = !patch.picture;
+  figure.querySelector("figcaption").textContent = figure.title = patch.words;
+  figure.hidden = false;
+};

@@ -176,6 +176,38 @@ def picture(context: TheContext, store: TheStore, frame_id: str) -> Response:
     return picture_response(context, store, frame_id)
 
 
+@router.get("/frames/{frame_id}/good-patch", response_model=shapes.GoodPatch)
+def good_patch(request: Request, context: TheContext, store: TheStore, frame_id: str) -> Response:
+    """Return the good patch that the worst place of a frame was compared with; ask again while it is being made."""
+    patch, language = context.patches.of(store, frame_id), context.language
+    state = "pending" if patch is None else "none" if patch.jpeg is None else "ready"
+    words = language.gettext("the nearest good patch is looked for")
+    if patch is not None:
+        words = language.known(patch.problem or "") or language.gettext(
+            "%(times)s times as far from it as good patches usually are; of %(image)s",
+            times=language.number(patch.times_usual, 1),
+            image=patch.image,
+        )
+        if patch.jpeg and not patch.is_shown:
+            words += " " + language.gettext("(a nearer one has no picture)")
+    body = {
+        "state": state,
+        "words": words,
+        "distance": patch.distance if patch and patch.jpeg else None,
+        "times_usual": patch.times_usual if patch and patch.jpeg else None,
+        "image": patch.image if patch and patch.jpeg else None,
+        "picture": f"/frames/{quote(frame_id)}/good-patch/picture" if state == "ready" else None,
+    }
+    return answer(request, body)
+
+
+@router.get("/frames/{frame_id}/good-patch/picture", response_class=Response, responses=PICTURE)
+def good_patch_picture(context: TheContext, store: TheStore, frame_id: str) -> Response:
+    """Return the worst place of a frame and the nearest good patch side by side, as JPEG."""
+    patch = context.patches.of(store, frame_id)
+    return image_response(patch.jpeg if patch else None, "image/jpeg", f"no good patch of frame {frame_id} is made yet")
+
+
 @router.get("/queues/{queue}", response_model=Page[shapes.Frame])
 def queue(
     request: Request,

@@ -198,6 +198,15 @@ class FrameWithJudgements(Frame):
     judgements: list[dict[str, Any]]
 
 
+class GoodPatch(_Output):
+    state: str = Field(description="ready; pending: ask again; or none, and `words` say why.")
+    words: str
+    distance: float | None = Field(description="Between unit vectors, 0 to 2.")
+    times_usual: float | None
+    image: str | None = Field(description="Good image that the shown patch is of.")
+    picture: str | None
+
+
 class JudgementEntry(_Output):
     frame: str
     judgement: str

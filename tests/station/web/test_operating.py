@@ -203,3 +203,18 @@ def test_an_announced_model_is_fetched_beside_the_requests(settings: Settings, t
         models.rule(published)
     models.thread.submit(lambda: None).result(timeout=30)  # it has come behind the search
     assert models.rule(published).review == model().review
+
+
+def test_a_frame_whose_model_is_not_at_hand_has_no_good_patch_and_the_interface_says_why(
+    settings: Settings, store: Store, watch: LedgerWatch, accounts: Accounts
+) -> None:
+    client = browser(settings, store, watch, accounts)
+    address = "/api/v1/frames/cam-1:1:0/good-patch"
+    asked = client.get(address).json()
+    assert asked["state"] == "pending" and asked["picture"] is None
+    assert client.get(f"{address}/picture").status_code == 404
+    client.app.state.context.patches.thread.submit(lambda: None).result(timeout=30)  # type: ignore[attr-defined]
+    told = client.get(address).json()
+    assert told["state"] == "none" and "model m1 is not on this machine" in told["words"]
+    page = client.get("/defects/cam-1:1:0").text
+    assert 'data-frame="cam-1:1:0"' in page and "the nearest good patch" in page
