@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -16,9 +17,9 @@ from flawline.outage import Outage
 from flawline.settings.tree import Settings
 from ledger.reader import LedgerReader
 from station import verdict_tail
-from station.outbound.events import Event, of_camera
+from station.outbound.events import Event, SeenCamera, of_camera
 from station.web import camera_states
-from station.web.camera_states import CameraState, Kind, camera_state
+from station.web.camera_states import Kind, camera_state
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,13 @@ class CameraChanges:
     """Remembers what was told of each camera. Pure."""
 
     def __init__(self) -> None:
-        self._told: dict[str, Kind] = {}
+        self._told: dict[str, tuple[Kind, str]] = {}
 
-    def new(self, states: Mapping[str, CameraState]) -> dict[str, CameraState]:
-        """Return the states to tell: at first all of them, later those whose kind has changed."""
-        changed = {name: state for name, state in states.items() if self._told.get(name) is not state.kind}
-        self._told.update((name, state.kind) for name, state in changed.items())
+    def new(self, cameras: Mapping[str, SeenCamera]) -> dict[str, SeenCamera]:
+        """Return the cameras to tell of: at first all of them, later those whose kind or scene has changed."""
+        now = {name: (seen.state.kind, seen.scene) for name, seen in cameras.items()}
+        changed = {name: seen for name, seen in cameras.items() if self._told.get(name) != now[name]}
+        self._told.update((name, now[name]) for name in changed)
         return changed
 
 
@@ -59,7 +61,7 @@ class CameraWatch:
         self._rates = {camera.name: camera.rate_hz or None for camera in settings.cameras}
         self._outage = Outage(FIRST_PAUSE_S, LONGEST_PAUSE_S, clock=monotonic)
         self._changes = CameraChanges()
-        self._last_ns: dict[str, int] = {}
+        self._last: dict[str, Verdict] = {}
         self._in_flight: dict[str, int] = {}
         self._account_at: float | None = None
         self._verdicts: Any = None
@@ -87,8 +89,8 @@ class CameraWatch:
         if self._outage.is_on:
             self._outage.ended()
         now = self._now_ns()
-        for name, state in self._changes.new(self._states(now)).items():
-            self._tell(of_camera(name, state, self._last_ns.get(name), self._settings.line, now))
+        for name, seen in self._changes.new(self._seen(now)).items():
+            self._tell(of_camera(name, seen, self._settings.line, now))
         return STEP_S
 
     def close(self) -> None:
@@ -98,18 +100,21 @@ class CameraWatch:
                 client.close()
         self._verdicts = self._ledger = self._account_at = None
 
-    def _states(self, now_ns: int) -> dict[str, CameraState]:
+    def _seen(self, now_ns: int) -> dict[str, SeenCamera]:
         cameras_up = camera_states.cameras_up(self._settings)
-        return {
-            name: camera_state(
-                self._last_ns.get(name),
+        cameras = {}
+        for name in [*self._rates, *sorted(self._last.keys() - self._rates.keys())]:
+            last = self._last.get(name)
+            last_ns = None if last is None else last.captured_at
+            state = camera_state(
+                last_ns,
                 now_ns,
                 rate_hz=self._rates.get(name),
                 is_up=cameras_up.get(name),
                 in_flight=self._in_flight.get(name, 0),
             )
-            for name in [*self._rates, *sorted(self._last_ns.keys() - self._rates.keys())]
-        }
+            cameras[name] = SeenCamera(state, last_ns, str(last.scene) if last is not None and last.scene else "")
+        return cameras
 
     def _read_verdicts(self) -> None:
         if self._verdicts is None:
@@ -120,7 +125,9 @@ class CameraWatch:
                     verdict = messages.decode(Verdict, record.value or b"")
                 except SchemaError:
                     continue  # the ledger counts it
-                self._last_ns[verdict.camera] = max(self._last_ns.get(verdict.camera, 0), verdict.captured_at)
+                known = self._last.get(verdict.camera)
+                if known is None or known.captured_at <= verdict.captured_at:
+                    self._last[verdict.camera] = replace(verdict, regions=())
 
     def _read_account(self) -> None:
         now = self._monotonic()

@@ -73,6 +73,7 @@ def of_verdict(verdict: Verdict, line: str, calendar: Calendar) -> Event:
         "part": verdict.part,
         "lot": verdict.lot,
         "view": verdict.view,
+        "scene": None if verdict.scene is None else str(verdict.scene),
         "shift": shift.name or None,
         "shift_day": shift.day or None,
         "regions": [
@@ -104,15 +105,25 @@ def of_class(change: ClassEvent, line: str) -> Event:
     return Event("class", event_id(line, "class", change.event_id), change.at, change.class_id, data)
 
 
-def of_camera(camera: str, state: CameraState, last_ns: int | None, line: str, at_ns: int) -> Event:
-    """Return the event of a camera's state, which was noticed at `at_ns`; `last_ns` is the capture of its last frame.
+@dataclass(frozen=True)
+class SeenCamera:
+    """A camera as it is seen: its state, the capture of its last frame (UTC ns), and what has changed before it."""
+
+    state: CameraState
+    last_ns: int | None = None
+    scene: str = ""
+
+
+def of_camera(camera: str, seen: SeenCamera, line: str, at_ns: int) -> Event:
+    """Return the event of a camera's state, which was noticed at `at_ns`.
 
     The words have `{since}` in place of that time, as in the interface, so that a reader writes it in local time.
     """
     data = {
         "camera": camera,
-        "kind": str(state.kind),
-        "words": state.words,
-        "since": None if last_ns is None else stamp(last_ns).isoformat(),
+        "kind": str(seen.state.kind),
+        "words": seen.state.words,
+        "scene": seen.scene,
+        "since": None if seen.last_ns is None else stamp(seen.last_ns).isoformat(),
     }
     return Event("camera", event_id(line, "camera", f"{camera}\0{at_ns}"), at_ns, camera, data)

@@ -102,6 +102,7 @@ class Camera(_Output):
     camera: str
     kind: str = Field(description="live, silent, away, never or waiting.")
     words: str
+    scene: str = Field(description="What has changed for the camera, its light or its product; empty: nothing.")
     since: datetime | None
     shown: dict[str, Any] | None
     strip: list[list[Any]]

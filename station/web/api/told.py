@@ -34,6 +34,7 @@ class ToldVerdict(_Told):
     part: str | None
     lot: str | None
     view: str | None
+    scene: str | None = Field(description="What has changed for the camera: camera-changed, product-changed.")
     shift: str | None
     shift_day: str | None
     regions: list[ToldRegion]
@@ -59,6 +60,7 @@ class ToldCamera(_Told):
     camera: str
     kind: str = Field(description="live, silent, away, never or waiting.")
     words: str = Field(description="`{since}` stands for that time.")
+    scene: str = Field(description="What has changed for the camera; empty: nothing.")
     since: datetime | None
 
 

@@ -19,7 +19,7 @@ from flawline.settings.tree import Settings
 from station.outbound import metrics, webhook
 from station.outbound.camera_watch import CameraChanges
 from station.outbound.delivery import DELIVERED, Filter, Outcome, Reason, Result, is_given_up, is_too_old, outcome_of
-from station.outbound.events import Event
+from station.outbound.events import Event, SeenCamera
 from station.outbound.feed import CameraQueue, Item
 from station.outbound.mqtt import MqttBroker
 from station.outbound.receiver import Receiver
@@ -75,11 +75,15 @@ def test_a_filter_looks_at_kinds_and_at_the_decisions_of_verdicts() -> None:
     assert told == [True, False, True, False]
 
 
-def test_a_camera_is_told_at_first_and_when_its_kind_changes() -> None:
+def test_a_camera_is_told_at_first_and_when_its_kind_or_its_scene_changes() -> None:
     changes = CameraChanges()
-    live, silent = CameraState(Kind.LIVE, ""), CameraState(Kind.SILENT, "no frame since {since}: silent")
+    live = SeenCamera(CameraState(Kind.LIVE, ""), NOW)
+    silent = SeenCamera(CameraState(Kind.SILENT, "no frame since {since}: silent"), NOW)
     assert changes.new({"a": live, "b": live}) == {"a": live, "b": live}
-    assert changes.new({"a": live, "b": replace(live, words="other")}) == {}
+    assert changes.new({"a": live, "b": replace(live, last_ns=NOW + 1)}) == {}
+    dark = replace(live, scene="camera-changed")
+    assert changes.new({"a": live, "b": dark}) == {"b": dark}
+    assert changes.new({"a": live, "b": live}) == {"b": live}
     assert changes.new({"a": silent, "b": live}) == {"a": silent}
     assert changes.new({"a": live, "b": live}) == {"a": live}
 

@@ -11,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.shifts import NO_SHIFTS, Calendar
-from flawline.messages import ClassEvent, ClassState, Decision, Region, Transition
+from flawline.messages import ClassEvent, ClassState, Decision, Region, Scene, Transition
 from flawline.settings.shifts import ShiftSettings
 from station.outbound import events, topic_names
-from station.outbound.events import Event
+from station.outbound.events import Event, SeenCamera
 from station.web.api import shapes, told
 from station.web.camera_states import CameraState, Kind
 from tests.discovery import factories
 
 REJECTED = replace(
-    factories.verdict(7, decision=Decision.REJECT), regions=(Region((1, 2, 3, 4), 12, 5.5),), part="P1", lot="L7"
+    factories.verdict(7, decision=Decision.REJECT),
+    regions=(Region((1, 2, 3, 4), 12, 5.5),),
+    part="P1",
+    lot="L7",
+    scene=Scene.CAMERA_CHANGED,
 )
 SPLIT = ClassEvent("D-0007:12:split", "D-0007", Transition.SPLIT, factories.START_NS, 4, ClassState.CONFIRMED, 12,
                    name="scratch", parents=("D-0003",), who="ana", why="as on the drawing")  # fmt: skip
@@ -41,10 +45,11 @@ def test_a_verdict_has_the_names_and_forms_that_the_interface_has_for_a_defect()
     event = content(events.of_verdict(REJECTED, "line-1", calendar))
     data = event["data"]
     regions = [shapes.Region(region=1, class_id=None, class_name=None, crop="", **region) for region in data["regions"]]
-    new = {"decided_at", "view"}
+    new = {"decided_at", "view", "scene"}
     rest = {"group_name": None, "class_id": None, "class_name": None, "heat_map": "", "regions": regions}
     shown = shapes.Defect(**{name: value for name, value in data.items() if name not in new} | rest)
     assert (shown.frame, shown.decision, shown.lot, shown.shift) == ("cam-1:1:7", "reject", "L7", "all day")
+    assert data["scene"] == "camera-changed"
     assert data["captured_at"] == "2023-11-14T22:14:07+00:00"
     assert (event["type"], event["line"], event["timestamp"]) == ("verdict", "line-1", data["decided_at"])
 
@@ -60,7 +65,7 @@ def test_a_change_of_a_class_has_the_names_that_the_interface_has_for_classes_an
 
 def test_a_camera_has_the_names_that_the_interface_has_for_its_tile() -> None:
     state = CameraState(Kind.AWAY, "no frame since {since}: does not answer")
-    data = content(events.of_camera("top", state, factories.START_NS, "line-1", factories.START_NS))["data"]
+    data = content(events.of_camera("top", SeenCamera(state, factories.START_NS), "line-1", factories.START_NS))["data"]
     assert shapes.Camera(**data, shown=None, strip=[]).kind == "away"
 
 
@@ -117,7 +122,7 @@ def test_no_name_breaks_a_topic_and_none_is_that_of_another(name: str) -> None:
 
 def test_topics_of_a_line() -> None:
     verdict, change = events.of_verdict(REJECTED, "l", NO_SHIFTS), events.of_class(SPLIT, "l")
-    camera = events.of_camera("a/+", CameraState(Kind.LIVE, ""), None, "l", 1)
+    camera = events.of_camera("a/+", SeenCamera(CameraState(Kind.LIVE, "")), "l", 1)
     assert topic_names.of_event("plant/qa", "l", verdict) == "plant/qa/l/camera/cam-1/verdict"
     assert topic_names.of_event("flawline", "l", change) == "flawline/l/class/D-0007"
     assert topic_names.of_event("flawline", "l", camera) == "flawline/l/camera/a%2F%2B/state"
