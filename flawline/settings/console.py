@@ -25,7 +25,9 @@ class ConsoleSettings(BaseModel):
         [], description="Host names under which browsers reach the console, besides its addresses and localhost."
     )
     language: str = Field(
-        "en", description="Language of reports, and of pages for browsers that ask for none that the console has."
+        "en",
+        pattern=r"^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$",
+        description="Language of reports, and of pages for browsers that ask for none that the console has.",
     )
     tls_certfile: Path | None = Field(
         None, description="File of the certificate, with those that signed it, that the console shows to browsers."
