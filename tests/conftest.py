@@ -7,16 +7,20 @@ The rule, so that no test is left without a kind:
   (`SYSTEM_FOLDERS`), or is marked `system` because it starts a process itself, fits a model or takes seconds;
 - `unit`: every other test. A unit test that starts a process or listens on a port fails, so that `make test-fast`
   stays fast.
+
+A file whose place or whose own mark says that it holds no unit test is not even imported for `-m unit`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +65,49 @@ SYSTEM_FIXTURES = BROKERS_AND_DATABASES | {"ray_here", "fitted", "model_path", "
 
 SYSTEM_FOLDERS = ("e2e", "faults", "deploy")
 
+MARK_OF_A_SYSTEM_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.system\b", re.MULTILINE)
+
+
+def holds_no_unit_test(folder: str, text: str) -> bool:
+    """Tell from the folder of a test file, relative to `tests`, and from its text that no test in it is a unit test.
+
+    It reads the two things that give every test of a file its kind; fixtures, which give it to single tests, need the
+    import. So a file that it does not name may hold no unit test either.
+    """
+    if f"{folder}/".startswith(f"{CONTRACT_FOLDER}/") or folder.split("/")[0] in SYSTEM_FOLDERS:
+        return True
+    return MARK_OF_A_SYSTEM_FILE.search(text) is not None
+
+
+def folder_of(path: Path) -> str:
+    """Return the folder of a test file, relative to `tests`."""
+    return path.parent.relative_to(TESTS).as_posix() if path.is_relative_to(TESTS) else ""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of `-m unit` what holds no unit test: the imports of such files take longer than many tests."""
+    if config.option.markexpr != "unit" or collection_path.suffix != ".py" or collection_path.name == "conftest.py":
+        return None
+    if config.args_source is pytest.Config.ArgsSource.ARGS and named(collection_path, config.args):
+        return None  # a file that the command names is collected, or pytest would say that it is not there
+    return True if holds_no_unit_test(folder_of(collection_path), text_of(collection_path)) else None
+
+
+@cache
+def text_of(path: Path) -> str:
+    """Return the text of a test file."""
+    return path.read_text(encoding="utf-8")
+
+
+def named(path: Path, arguments: list[str]) -> bool:
+    """Tell whether an argument of pytest names this file, or a test in it."""
+    return any(Path(argument.split("::")[0]).resolve() == path for argument in arguments)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test with its kind."""
     for item in items:
-        folder = item.path.parent.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+        folder = folder_of(item.path)
         fixtures = set(getattr(item, "fixturenames", ()))
         if callspec := getattr(item, "callspec", None):
             fixtures |= {value for value in callspec.params.values() if isinstance(value, str)}
@@ -74,6 +116,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif fixtures & SYSTEM_FIXTURES or folder.split("/")[0] in SYSTEM_FOLDERS or item.get_closest_marker("system"):
             item.add_marker("system")
         else:
+            if holds_no_unit_test(folder, text_of(item.path)):
+                raise pytest.UsageError(f"{item.nodeid} is a unit test in a file that `-m unit` leaves out")
             item.add_marker("unit")
 
 
@@ -107,8 +151,11 @@ def _no_settings_of_another_test() -> None:
 def _unit_tests_start_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a unit test fail that starts a process or listens on a port."""
     if request.node.get_closest_marker("unit"):
+        start = subprocess.Popen.__init__
 
-        def refuse(*arguments: Any, **_: Any) -> None:
+        def refuse(*arguments: Any, **options: Any) -> None:
+            if sys._getframe(1).f_globals.get("__name__") == "ctypes.util":
+                return start(*arguments, **options)  # torch asks ldconfig for a library when a test imports it
             pytest.fail(f"a unit test must not start {arguments!r:.200}: mark it `system` (see tests/conftest.py)")
 
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)

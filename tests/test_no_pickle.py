@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from discovery.learned import augment, crop_backbone
+from discovery.learned import augment
 from discovery.offline import anomaly_maps
 from flawline import imaging, messages
 from flawline.errors import FlawlineError
@@ -25,7 +25,12 @@ from scorer import artefact
 from scorer.features import weights
 from scorer.features.workfolder import WorkFolder
 from tests.support.example_messages import example
+from tests.support.later import Later
 from tests.test_house import modules
+
+crop_backbone = Later("discovery.learned.crop_backbone")
+
+pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 # In the source
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.decomposition import PCA
 
 from discovery.round.number_of_classes import DENSE_MEMBERS, estimate_count, merged, sample_of
 from scorer import spherical_k_means
@@ -229,6 +228,8 @@ def _principal_axes(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Subtract the mean before the product with the axes: scikit-learn's own `transform` subtracts after it, and rounding
     then tells identical vectors apart.
     """
+    from sklearn.decomposition import PCA  # here: it takes a second to import, and the station seldom needs it
+
     with np.errstate(invalid="ignore"):  # of identical vectors, whose variance is zero
         pca = PCA(min(PRINCIPAL_AXES, *vectors.shape), svd_solver="covariance_eigh").fit(vectors)
     return pca.mean_, pca.components_.T

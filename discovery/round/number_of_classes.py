@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.cluster.hierarchy import ward
-from sklearn.cluster import HDBSCAN
 
 # Judgements, not measured: the time that an estimate takes bounds the sample and the subsamples, and fewer members or
 # regions for each cluster say nothing of it.
@@ -214,5 +213,7 @@ def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _dense_count(points: np.ndarray) -> int:
+    from sklearn.cluster import HDBSCAN  # here: it takes a second to import
+
     size = max(DENSE_MEMBERS, len(points) // 100)
     return int(HDBSCAN(min_cluster_size=size, min_samples=3, copy=True).fit_predict(points).max()) + 1

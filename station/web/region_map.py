@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sqlalchemy import ColumnElement, Connection, select
 
 from discovery.round import clustering
@@ -128,6 +127,8 @@ def projected(vectors: np.ndarray, groups: np.ndarray, owners: np.ndarray) -> np
     that of the first two principal axes of the classes' means (`owners` (n), -1 for none), along which classes differ
     most; with less than CLASSES_MIN classes, of all vectors.
     """
+    from sklearn.decomposition import PCA  # here: it takes a second to import
+
     points = clustering.centred(unit(vectors), groups, owners)
     classes = np.unique(owners[owners >= 0])
     means = [points[owners == place].mean(axis=0) for place in classes]

@@ -17,7 +17,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.prometheus import BINARY
 
 # One run serves all queries, and its start counts for the first of them.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 DAY_S = 86_400.0
 """Before the run: days are counted from midnight, and the roll-ups by the minute."""

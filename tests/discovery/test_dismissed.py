@@ -22,6 +22,8 @@ from tests.discovery.factories import START_NS, VERSION, defect, directions, fra
 from tests.discovery.pictures import photos
 from tests.support.brokers import unique
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def settings(embedded_broker, tmp_path):

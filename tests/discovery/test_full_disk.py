@@ -16,8 +16,9 @@ from tests.discovery.test_store_away import away_s, counts, discovering, records
 from tests.support.brokers import unique
 from tests.support.small_disk import fill, small_disk
 
+pytestmark = pytest.mark.system
 
-@pytest.mark.system
+
 def test_store_on_a_full_disk_waits_for_room_and_counts_every_frame_once(
     embedded_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

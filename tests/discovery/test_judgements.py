@@ -15,6 +15,8 @@ from tests.discovery.factories import MINUTE_NS, START_NS
 from tests.discovery.pictures.photos import keep, scored
 from tests.discovery.stream import Stream
 
+pytestmark = pytest.mark.system
+
 HOUR_NS = 60 * MINUTE_NS
 ALL = Filter()
 

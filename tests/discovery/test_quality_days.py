@@ -19,6 +19,8 @@ from discovery.store.store import Store
 from flawline.messages import Decision
 from tests.discovery.factories import START_NS, verdict
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request, tmp_path):

@@ -24,6 +24,8 @@ from tests.discovery import line
 from tests.discovery.factories import DIMENSION, defect, directions, near, verdict
 from tests.support.brokers import unique
 
+pytestmark = pytest.mark.system
+
 KINDS = directions(4)
 
 

@@ -15,6 +15,8 @@ from flawline.messages import ClassState, Transition
 from tests.discovery.factories import START_NS
 from tests.discovery.stream import Stream
 
+pytestmark = pytest.mark.system
+
 
 def facts(store: Store, name: str) -> dict[str, Any]:
     """Return what a person sees of a class, without its history."""

@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks import day, report
 
+pytestmark = pytest.mark.system
+
 TIMED = ("ledger_start_s", "store_start_s", "broker_start_s")
 
 
-@pytest.mark.system
 def test_day_of_a_small_line_stays_within_its_limits_and_loses_no_count(tmp_path: Path) -> None:
     plan = day.Plan(cameras=2, rate_hz=0.05, defect_share=0.05, near_miss_share=0.05, report_s=600, step_s=600,
                     watch_s=6 * day.HOUR_S)  # fmt: skip

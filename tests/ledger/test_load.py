@@ -15,6 +15,8 @@ from ledger import reader as ledger
 from ledger.reader import LedgerReader
 from tests.support.talking_line import TalkingLine
 
+pytestmark = pytest.mark.system
+
 FRAME_BYTES = 1 << 20
 FRAMES = 12
 

@@ -30,6 +30,8 @@ from tests.support.brokers import ApacheKafka, unique
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
+pytestmark = pytest.mark.system
+
 
 def account_of(line: TalkingLine) -> Account:
     return ledger.read(line.settings).cameras[line.camera]

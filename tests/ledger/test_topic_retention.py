@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from flawline import kafka_clients, topics
 from flawline.settings.tree import Settings
 from ledger import topic_retention
+
+pytestmark = pytest.mark.system
 
 
 def test_topics_that_exist_get_the_retention_of_the_settings(line_settings: Settings) -> None:

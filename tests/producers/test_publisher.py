@@ -18,6 +18,8 @@ from tests.producers import topics
 from tests.producers.doubles import capture, until
 from tests.support.brokers import unique
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def settings(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Settings:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 from flawline.settings.scorer import LayerSettings, ScorerSettings
 from scorer.features import backbone
 from scorer.features.conversion import prepare
 from scorer.features.graph import Outputs, passes
-from scorer.features.torch_engine import halfway_block, outputs_for
+from tests.support.later import Later
+
+torch, torch_engine = Later("torch"), Later("scorer.features.torch_engine")
+
+pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 SIDE = 64
 LAYERS = (
@@ -61,7 +64,7 @@ def test_the_earlier_map_is_another_one_and_leaves_the_last_as_it_is(tmp_path: P
 def test_outputs_that_serve_the_strides(
     reductions: list[int], strides: tuple[int, ...], expected: list[int | None]
 ) -> None:
-    assert outputs_for(reductions, strides) == expected
+    assert torch_engine.outputs_for(reductions, strides) == expected
 
 
 def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,7 +74,7 @@ def test_halfway_is_a_middle_block_where_there_are_several(caplog: pytest.LogCap
     stage = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 2, stride=2), *(block() for _ in range(4)))
     body = torch.nn.ModuleDict({"stage": stage})
     body.forward = lambda x: [body["stage"](x)]  # type: ignore[method-assign]
-    assert halfway_block(body, 16, 2) == (stage[2], False)
+    assert torch_engine.halfway_block(body, 16, 2) == (stage[2], False)
     with caplog.at_level(logging.WARNING):
-        assert halfway_block(body, 16, 4) is None
+        assert torch_engine.halfway_block(body, 16, 4) is None
     assert "one map of stride 4 only" in caplog.text

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from huggingface_hub import constants
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 
 from flawline.errors import FlawlineError
 from flawline.settings.scorer import FOUNDATION_BACKBONE, LayerSettings, ScorerSettings
@@ -22,10 +19,15 @@ from scorer.explain import reasons
 from scorer.features import backbone, weights
 from scorer.features.conversion import prepare
 from scorer.features.structure import resolved, structure_of
-from scorer.features.torch_engine import TransformerMaps
 from scorer.fit import fit_detector
 from scorer.load import load_detector
 from tests.scorer.conftest import draw, good_images
+from tests.support.later import Later
+
+timm, torch, tensor_files = Later("timm"), Later("torch"), Later("safetensors.torch")
+torch_engine = Later("scorer.features.torch_engine")
+
+pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 BLOCKS = tuple(LayerSettings(size=96, block=block, rows=200) for block in (2, 4))
@@ -35,7 +37,7 @@ def file_of(name: str, folder: Path, **options: object) -> Path:
     """Return a file of seeded random weights of a timm model, by timm's own names."""
     torch.manual_seed(0)
     path = folder / f"{name}.safetensors"
-    save_file(timm.create_model(name, pretrained=False, **options).state_dict(), path)
+    tensor_files.save_file(timm.create_model(name, pretrained=False, **options).state_dict(), path)
     return path
 
 
@@ -84,14 +86,14 @@ def test_position_embeddings_are_brought_to_the_size_of_the_input(tmp_path: Path
     file = file_of("test_vit", tmp_path)  # made for 160 px
     model = weights.create(weights.Weights("test_vit", file), 96)
     expected = timm.create_model("test_vit", pretrained=False, img_size=96)
-    assert model.pos_embed.shape == expected.pos_embed.shape != load_file(file)["pos_embed"].shape
+    assert model.pos_embed.shape == expected.pos_embed.shape != tensor_files.load_file(file)["pos_embed"].shape
 
 
 def test_vector_of_the_image_is_the_class_token_or_the_mean_of_the_patches() -> None:
     pixels = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     for options, has_class_token in (({}, True), ({"class_token": False, "global_pool": "avg"}, False)):
         torch.manual_seed(0)
-        maps = TransformerMaps(timm.create_model("test_vit", pretrained=False, **options).eval(), (2, 4))
+        maps = torch_engine.TransformerMaps(timm.create_model("test_vit", pretrained=False, **options).eval(), (2, 4))
         with torch.inference_mode():
             first, last, vector = maps(pixels)
         assert first.shape == last.shape == (1, 64, 10, 10) and vector.shape == (1, 64, 1, 1)
@@ -176,7 +178,7 @@ def test_sides_are_rounded_to_whole_patches_and_it_is_said(caplog: pytest.LogCap
 
 @pytest.mark.system
 def test_file_that_is_not_the_backbones_is_one_line(tmp_path: Path) -> None:
-    state = load_file(file_of("test_vit", tmp_path))
+    state = tensor_files.load_file(file_of("test_vit", tmp_path))
     file = tmp_path / "broken.safetensors"
     without = {name: tensor for name, tensor in state.items() if name != "blocks.1.norm1.weight"}
     for tensors, message in (
@@ -184,7 +186,7 @@ def test_file_that_is_not_the_backbones_is_one_line(tmp_path: Path) -> None:
         ({**state, "blocks.9.x": torch.ones(1)}, 'a tensor too many, "blocks.9.x" for'),
         ({**state, "norm.weight": torch.ones(7)}, "another shape of norm.weight"),
     ):
-        save_file(tensors, file)
+        tensor_files.save_file(tensors, file)
         with pytest.raises(FlawlineError, match=message) as error:
             weights.create(weights.Weights("test_vit", file), 96)
         assert "\n" not in str(error.value)

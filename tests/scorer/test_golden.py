@@ -13,6 +13,8 @@ from scorer import artefact, golden
 from scorer.detector import CoresetDetector
 from scorer.load import load_detector
 
+pytestmark = pytest.mark.system
+
 
 def with_report(model: Path, copy: Path, **changes: object) -> Path:
     """Return a copy of the model whose report has been changed, vouched for as if it had been saved so."""

@@ -10,10 +10,11 @@ import pytest
 from flawline.settings.scorer import ScorerSettings
 from scorer import commands
 
+pytestmark = pytest.mark.system
+
 ROOT = os.environ.get("LINEBENCH")
 
 
-@pytest.mark.system
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not ROOT or not Path(ROOT).is_dir(), reason="LINEBENCH names no folder with the benchmark images")
 def test_pooled_quality_on_linebench(tmp_path: Path) -> None:

@@ -10,22 +10,25 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flawline.errors import FlawlineError
-from scorer.search import neighbours, torch_index
+from scorer.search import neighbours
 from scorer.search.bank import Int8Index, unit_rows
 from scorer.search.neighbours import FaissIndex, NeighbourIndex, index_of_many
-from scorer.search.torch_index import StackedBanks, TorchIndex
 from scorer.vectors import Vectors
+from tests.support.later import Later
+
+torch, torch_index = Later("torch"), Later("scorer.search.torch_index")
+
+pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 INDEXES: dict[str, Callable[[Vectors], NeighbourIndex]] = {
     "int8": Int8Index,
     "faiss": FaissIndex,
-    "torch": TorchIndex,
-    "torch in half precision": lambda rows: TorchIndex(rows, half=True),
+    "torch": lambda rows: torch_index.TorchIndex(rows),
+    "torch in half precision": lambda rows: torch_index.TorchIndex(rows, half=True),
 }
 
 
@@ -75,7 +78,7 @@ def test_banks_side_by_side_give_each_image_the_rows_of_its_group(
     ]
     groups = rng.integers(0, 3, 5)
     queries = unit_rows(rng.standard_normal((5, 6, channels)))
-    stacked = StackedBanks(banks, "cpu", half)
+    stacked = torch_index.StackedBanks(banks, "cpu", half)
     similarity, numbers, vectors = stacked.nearest(torch.from_numpy(queries), torch.from_numpy(groups), count)
     for i, group in enumerate(groups):
         exact = queries[i] @ banks[group].T
@@ -94,7 +97,7 @@ def test_banks_side_by_side_give_each_image_the_rows_of_its_group(
 def test_images_searched_one_after_the_other_find_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     banks = [clustered(300, seed) for seed in range(4)]
     queries, groups = torch.from_numpy(clustered(4 * 20, 9).reshape(4, 20, 40)), torch.tensor([3, 1, 0, 1])
-    stacked = StackedBanks(banks, "cpu", half=False)
+    stacked = torch_index.StackedBanks(banks, "cpu", half=False)
     together = stacked.project(queries, groups, 3)
     monkeypatch.setitem(torch_index._BLOCK_BYTES, "cpu", 1)
     one_by_one = stacked.project(queries, groups, 3)
@@ -133,9 +136,9 @@ def test_the_kernels_of_a_gpu_find_the_same_when_they_are_interpreted_on_a_cpu()
 
 def test_rows_that_lose_digits_in_half_precision_are_kept_beside_it() -> None:
     rows = unit_rows(np.random.default_rng(0).standard_normal((500, 12)))
-    similarity, _ = TorchIndex(rows, half=True).nearest(rows, 1)
+    similarity, _ = torch_index.TorchIndex(rows, half=True).nearest(rows, 1)
     np.testing.assert_allclose(similarity[:, 0], 1, atol=1e-6)
-    exact, lossy = (StackedBanks([bank], "cpu", half=True) for bank in (clustered(500, 0, 12), rows))
+    exact, lossy = (torch_index.StackedBanks([bank], "cpu", half=True) for bank in (clustered(500, 0, 12), rows))
     assert lossy.size_bytes == exact.size_bytes + 504 * 12 * 4
 
 
@@ -144,10 +147,11 @@ def test_a_missing_faiss_is_one_line_and_the_search_goes_on_without_it(monkeypat
     monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FlawlineError, match=r"faiss is not installed: install flawline\[cpu\]"):
         FaissIndex(clustered(5, 0))
-    assert isinstance(index_of_many(clustered(5, 0)), TorchIndex)
+    assert isinstance(index_of_many(clustered(5, 0)), torch_index.TorchIndex)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_faiss_without_a_gpu_build_says_what_to_install() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     with pytest.raises(FlawlineError, match=r"without GPU support: install flawline\[gpu\]"):
         FaissIndex(clustered(5, 0), "cuda")

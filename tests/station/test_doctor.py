@@ -31,6 +31,8 @@ from tests.discovery.pictures import photos
 from tests.support.ports import reserved_port
 from tests.support.talking_line import TalkingLine
 
+pytestmark = pytest.mark.system
+
 PASSWORD = "pass-word-of-a-test"
 
 
@@ -81,7 +83,6 @@ def test_exactly_once_on_a_broker_without_transactions_is_exit_2_with_one_line(
         assert "kafka.bootstrap_servers" in told[0] and "at-least-once" in told[0]
 
 
-@pytest.mark.system
 def test_any_failure_is_exit_1(tmp_path: Path, refusing_port: int) -> None:
     file = tmp_path / "line.toml"
     file.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{refusing_port}"\n')

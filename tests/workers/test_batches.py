@@ -19,6 +19,8 @@ from scorer.fit import fit_detector
 from scorer.load import load_detector
 from tests.workers.line import committed, feeding, frame, inspecting, line_settings, read, wait_until
 
+pytestmark = pytest.mark.system
+
 SIDE = 64
 
 

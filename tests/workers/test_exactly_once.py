@@ -38,6 +38,8 @@ from workers.inspector import member_name
 from workers.standing import standing_of
 from workers.transactions import TransactionalProducer
 
+pytestmark = pytest.mark.system
+
 CAMERAS = 4
 GROUP = ConsumerGroupMetadata(group_id="g")
 
@@ -240,7 +242,6 @@ def own_kafka(tmp_path: Path) -> Iterator[ApacheKafka]:
     kafka.stop()
 
 
-@pytest.mark.system
 def test_a_broker_that_is_away_longer_than_a_transaction_may_last_costs_time_only(
     own_kafka: ApacheKafka, tmp_path: Path
 ) -> None:

@@ -26,6 +26,8 @@ from tests.support.brokers import RunningBroker
 from workers import publish_model as publishing
 from workers.publish_model import announced, promote, publish_model, rollback, withdraw_shadow
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -46,7 +46,7 @@ from workers.inspector import load_detector
 from workers.publish_model import promote, rollback
 from workers.supervisor import Supervisor
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ray_here")]
 
 
 def publish_model(settings: Settings, version: str, uri: Path, role: str = "active") -> None:

@@ -21,6 +21,8 @@ from flawline.settings.tree import Settings
 from tests.discovery import factories, line
 from tests.support.brokers import unique
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def settings(embedded_broker, tmp_path) -> Settings:
@@ -72,7 +74,6 @@ def bytes_of(settings: Settings, store: Store, frame_id: str) -> bytes:
     return keeper.picture_store(settings).get(row.object_key, row.size_bytes)
 
 
-@pytest.mark.system
 def test_frames_are_kept_by_value_and_go_by_age_and_room(settings: Settings, store: Store, tmp_path: Path) -> None:
     jpeg, as_captured = factories.frame(0)
     raw, _ = factories.frame(1, Codec.RAW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import select
 
 from discovery.store import frame_pictures, pruning, schema
@@ -12,6 +13,8 @@ from flawline.settings.retention import RetentionSettings
 from tests.discovery.factories import START_NS
 from tests.discovery.pictures.photos import keep, pick_of, scored
 from tests.discovery.stream import Stream
+
+pytestmark = pytest.mark.system
 
 HOUR = START_NS // pruning.HOUR_NS
 

@@ -19,6 +19,8 @@ from station.web.accounts import Accounts, Role
 from station.web.ledger_watch import LedgerWatch
 from tests.station.web.conftest import ADDRESS, browser, token
 
+pytestmark = pytest.mark.system
+
 PASSWORD = "correct horse battery"
 CLASS = "D-0001"
 

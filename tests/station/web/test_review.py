@@ -34,6 +34,8 @@ from tests.station.web.conftest import browser
 from tests.support import chromium
 from tests.support.ports import reserved_port
 
+pytestmark = pytest.mark.system
+
 ALARMS = ["cam-2:1:2", "cam-1:1:1", "cam-1:1:0"]
 """Alarms with a picture, the latest first."""
 
@@ -271,7 +273,6 @@ def address(
     thread.join()
 
 
-@pytest.mark.system
 @pytest.mark.skipif(chromium.EXECUTABLE is None, reason="install chromium to run this")
 def test_a_person_judges_with_the_keyboard_alone(address: str, pictures: Store, tmp_path: Path) -> None:
     shown = "document.getElementById('facts').lastElementChild?.textContent"
@@ -317,7 +318,6 @@ def test_a_person_judges_with_the_keyboard_alone(address: str, pictures: Store, 
         assert [error for error in page.errors if "/pictures/" not in error and "404" not in error] == []
 
 
-@pytest.mark.system
 @pytest.mark.skipif(chromium.EXECUTABLE is None, reason="install chromium to run this")
 def test_a_frame_without_a_picture_is_fetched_and_judged(
     address: str, pictures: Store, live: LiveWatch, tmp_path: Path
