@@ -1,6 +1,6 @@
 # make demo        the whole line on this machine, from installation to a summary
 # make test        formatting, lint, types and the test suite
-# make test-fast   the unit tests alone, in little more than a minute
+# make test-fast   the unit tests alone, in one to two minutes
 # make lock        deploy/requirements.*.lock anew: exact versions with hashes for both images; needs uv (pip install uv)
 
 PYTHON ?= python3
@@ -16,11 +16,11 @@ demo: install
 # The unit tests on all cores, then the others two at a time: those start servers, and wait for them most of the time.
 # A file stays in one process, so that its tests share its servers. Exit code 5 is "no such test".
 test: install lint
-	$(BIN)/python -m pytest -m unit -n auto --dist loadgroup $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m unit -n auto $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m "not unit" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
 
 test-fast: install
-	$(BIN)/python -m pytest -m unit -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m unit -n auto $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

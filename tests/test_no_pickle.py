@@ -30,7 +30,6 @@ from tests.test_house import modules
 
 crop_backbone = Later("discovery.learned.crop_backbone")
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 # In the source
 

@@ -9,6 +9,7 @@ import pytest
 import discovery.metrics
 import ledger.metrics
 import producers.metrics
+import station.outbound.metrics
 import workers.metrics
 from flawline import telemetry
 from flawline.errors import FlawlineError
@@ -22,13 +23,14 @@ ROLES = (
     discovery.metrics.OF_DISCOVERY,
     ledger.metrics.OF_THE_LEDGER,
     telemetry.OF_UP,
+    station.outbound.metrics.OF_NOTIFY,
 )
 
 
 SHARED = Counter(
     {
         "flawline_object_store_away": 1,
-        "flawline_broker_wait_seconds": 2,
+        "flawline_broker_wait_seconds": 3,
         "flawline_disk_short": 1,
         "flawline_disk_free_bytes": 2,
     }
@@ -39,7 +41,7 @@ SHARED = Counter(
 def test_every_metric_belongs_to_exactly_one_role_or_is_shared_on_purpose() -> None:
     shown = Counter(family.name for role in ROLES for collector in role for family in collector.collect())
     known = Counter(family.name for family in telemetry.REGISTRY.collect())
-    processes = Counter({family.name: 3 for family in telemetry.PROCESS.collect()})  # of four roles
+    processes = Counter({family.name: 4 for family in telemetry.PROCESS.collect()})  # of five roles
     assert shown == known + SHARED + processes
 
 

@@ -17,7 +17,6 @@ from tests.support.later import Later
 
 torch, torch_engine = Later("torch"), Later("scorer.features.torch_engine")
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 SIDE = 64
 LAYERS = (

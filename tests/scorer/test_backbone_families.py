@@ -27,7 +27,6 @@ from tests.support.later import Later
 timm, torch, tensor_files = Later("timm"), Later("torch"), Later("safetensors.torch")
 torch_engine = Later("scorer.features.torch_engine")
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 BLOCKS = tuple(LayerSettings(size=96, block=block, rows=200) for block in (2, 4))

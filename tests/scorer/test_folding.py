@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from scorer.features import weights as weight_files
 from scorer.features.graph import Outputs
 from tests.support.later import Later
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 torch, folding, torch_engine = Later("torch"), Later("scorer.features.folding"), Later("scorer.features.torch_engine")
-
-pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 
 def maps_module(both: bool = False, twice: bool = False) -> nn.Module:

@@ -22,7 +22,6 @@ from tests.support.later import Later
 
 torch, torch_index = Later("torch"), Later("scorer.search.torch_index")
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process of several imports it
 
 INDEXES: dict[str, Callable[[Vectors], NeighbourIndex]] = {
     "int8": Int8Index,
