@@ -34,8 +34,10 @@ pytestmark = [
     pytest.mark.skipif(AXE is None, reason="pip install 'flawline[test-tools]' to run this"),
 ]
 FRAME = "cam-1:1:0"
-PAGES = ("/", "/review", "/parts", "/parts/1", "/classes?all=true", "/classes/D-0001", "/map", "/unassigned", "/defects",
-         f"/defects/{FRAME}", "/groups", "/ledger", "/operating-point", "/report", "/nothing")  # fmt: skip
+PAGES = (
+    "/", "/review", "/parts", "/parts/1", "/classes?all=true", "/classes/D-0001", "/map", "/unassigned", "/defects",
+    f"/defects/{FRAME}", "/groups", "/ledger", "/operating-point", "/report", "/nothing",
+)  # fmt: skip
 SERIOUS = """(async () => {
     const {violations} = await axe.run(document, OPTIONS);
     return violations.filter(({impact}) => impact === 'serious' || impact === 'critical')
