@@ -80,7 +80,7 @@ def address(settings: Settings, full: Store, watch: LedgerWatch, accounts: Accou
         SimulatedCamera(kind="simulated", name=name, products=["disc"], rate_hz=0.01) for name in ("cam-1", "cam-3")
     ]
     live, now = LiveWatch(settings), clock.utc_ns()
-    live._shown["cam-1"] = LiveVerdict(FRAME, "cam-1", now, now, Decision.REJECT, 3.0, (), 1)
+    live._shown["cam-1"] = LiveVerdict(FRAME, "cam-1", now, now, Decision.REJECT, 3.0, (), serial=1)
     live._strips["cam-1"] = deque([live._shown["cam-1"]])
     with served(settings.model_copy(update={"cameras": cameras}), full, watch, accounts, live=live) as url:
         yield url
