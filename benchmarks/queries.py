@@ -280,7 +280,8 @@ def pages(store: Store, folder: Path, repeats: int) -> dict[str, float]:
                  f"/classes/{_name(1)}", f"/defects/{frame}?class={_name(2)}", "/defects",
                  "/defects?before=50000", f"/defects/{frame}", f"/defects/{frame}/heatmap.png", "/review",
                  "/api/review", "/api/review?queue=audit", f"/api/review/{frame}", "/api/review/rates",
-                 "/review?hours=72", f"/api/review?class={_name(1)}", "/ledger", "/healthz"]  # fmt: skip
+                 "/review?hours=72", "/unassigned", f"/api/review?class={_name(1)}",
+                 "/operating-point", "/ledger", "/healthz"]  # fmt: skip
         times = {}
         for path in paths:
             answer = client.get(path)

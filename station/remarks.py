@@ -20,10 +20,12 @@ def remarks(report: Report, language: Language | None = None) -> list[str]:
     lines = []
     for name, account in sorted(report.cameras.items()):
         if account.gap_ranges:
-            lines.append(f"{name}: {_('gaps')}: {_ranges(account.gap_ranges, language)}")
+            lines.append(_("%(camera)s: gaps: %(ranges)s", camera=name, ranges=_ranges(account.gap_ranges, language)))
         if account.conflict_ranges:
             ranges = _ranges(account.conflict_ranges, language)
-            lines.append(f"{name}: {_('more than one outcome, or behind the end')}: {ranges}")
+            lines.append(
+                _("%(camera)s: more than one outcome, or behind the end: %(ranges)s", camera=name, ranges=ranges)
+            )
     total = report.total
     if total.recovered:
         lines.append(
@@ -76,7 +78,7 @@ def remarks(report: Report, language: Language | None = None) -> list[str]:
                 reason=language.word(reason, "reason"),
             )
         )
-    lines.extend(f"{_('unreadable')}: {text}" for text in report.unreadable)
+    lines.extend(_("unreadable: %(text)s", text=text) for text in report.unreadable)
     return lines
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import func, literal, select
 
 from discovery.operating_point import Frames, Judgements
 from discovery.pictures.policy import AUDITED, Stratum
 from discovery.store import judgements, schema
 from discovery.store.database import HOUR_NS, MINUTE_NS, stamp
 from discovery.store.filters import EQUAL, Filter, limited
+from discovery.store.frame_pictures import KEPT, LOST, WANTED
 from discovery.store.store import Store
 from flawline.messages import Decision
 
@@ -115,22 +116,21 @@ def counted(store: Store, model: str, wanted: Filter) -> Counted:
 def frames(store: Store, model: str, wanted: Filter, widths: np.ndarray) -> tuple[Frames, bool]:
     """Return the stored frames of a model, and whether there are more than ROWS_LIMIT; `widths` (K,) standardise."""
     d, f = schema.defects.c, schema.frame_pictures.c
-    alarms: Any = select(d.camera, d.group_id, d.decision, d.score).where(d.model_version == model)
-    alarms = limited(alarms, d, wanted)
-    if wanted.since_ns is not None:  # for the index
-        alarms = alarms.where(d.minute >= stamp(wanted.since_ns))
-    accepted = select(f.camera, f.group_id, f.stratum, f.score, f.probability).where(
+    alarms: Any = select(d.camera, d.group_id, d.decision, d.score, literal(1.0)).where(d.model_version == model)
+    accepted: Any = select(f.camera, f.group_id, f.stratum, f.score, 1 / f.probability).where(
         f.model_version == model, f.stratum.in_([str(stratum) for stratum in AUDITED])
     )
-    accepted = limited(accepted, f, wanted)
+    alarms, accepted = limited(alarms, d, wanted), limited(accepted, f, wanted)
+    latest, latest_accepted = d.id, f.id
+    if wanted.since_ns is not None:  # by the indexes of time
+        alarms = alarms.where(d.minute >= stamp(wanted.since_ns))
+        accepted = accepted.where(f.state.in_((WANTED, KEPT, LOST)))
+        latest, latest_accepted = d.minute, f.captured_ns
     with store.reading() as connection:
-        rows = [(*row, 1.0) for row in connection.execute(alarms.order_by(d.id.desc()).limit(ROWS_LIMIT + 1))]
-        others: Any = connection.execute(accepted.order_by(f.id.desc()).limit(ROWS_LIMIT + 1)).all()
+        rows: Any = connection.execute(alarms.order_by(latest.desc()).limit(ROWS_LIMIT + 1)).all()
+        others: Any = connection.execute(accepted.order_by(latest_accepted.desc()).limit(ROWS_LIMIT + 1)).all()
     is_cut = max(len(rows), len(others)) > ROWS_LIMIT
-    rows = rows[:ROWS_LIMIT] + [
-        (camera, group, stratum, score, 1 / probability)
-        for camera, group, stratum, score, probability in others[:ROWS_LIMIT]
-    ]
+    rows = [*rows[:ROWS_LIMIT], *others[:ROWS_LIMIT]]
     cameras, groups, strata, scores, weights = zip(*rows, strict=True) if rows else ((),) * 5
     strata_of, group_of = np.array(strata, str), np.array(groups, np.int64)
     return Frames(

@@ -57,20 +57,21 @@ def camera_state(
         return CameraState(Kind.LIVE, "")
     _ = (language or english()).gettext
     ngettext = (language or english()).ngettext
-    frames = _("no frame since {since}") if last_ns is not None else _("no frame yet")
+    is_known = last_ns is not None
+    frames = _("no frame since {since}") if is_known else _("no frame yet")
     if is_up is False:
-        return CameraState(Kind.AWAY, f"{frames}: {_('does not answer')}")
+        return CameraState(Kind.AWAY, f"{frames}: " + _("does not answer"))
     if in_flight:
-        verdicts = _("no verdict since {since}") if last_ns is not None else _("no verdict yet")
+        verdicts = _("no verdict since {since}") if is_known else _("no verdict yet")
         waiting = ngettext(
             "%(number)s frame waits for the workers", "%(number)s frames wait for the workers", in_flight
         )
         return CameraState(Kind.WAITING, f"{verdicts}: {waiting}")
     if is_up:
-        return CameraState(Kind.SILENT, f"{frames}: {_('connected, delivers nothing')}")
-    if last_ns is None:
-        return CameraState(Kind.NEVER, f"{frames}: {_('never seen')}")
-    return CameraState(Kind.SILENT, f"{frames}: {_('silent')}")
+        return CameraState(Kind.SILENT, f"{frames}: " + _("connected, delivers nothing"))
+    if not is_known:
+        return CameraState(Kind.NEVER, f"{frames}: " + _("never seen"))
+    return CameraState(Kind.SILENT, f"{frames}: " + _("silent"))
 
 
 def cameras_up(settings: Settings) -> dict[str, bool]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
-from discovery.store import class_commands
+from discovery.store import class_commands, schema
 from discovery.store.store import Store
 from station.cli import main
 from tests.station.web.conftest import filled
@@ -61,3 +62,18 @@ def test_no_leaves_everything_as_it_is(
 def test_nothing_to_take_back_is_one_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert main._run(["classes", "undo"]) == 2
     assert "nothing to take back" in capsys.readouterr().err
+
+
+def test_regions_without_a_class_are_given_to_a_new_one_and_taken_back(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    r = schema.regions
+    with store.transaction() as connection:
+        connection.execute(update(r).where(r.c.id.in_([1, 2])).values(class_id=None))
+    assert main._run(["classes", "assign", "1,2", "--name", "burr", "--why", "as on the drawing"]) == 0
+    assert "burr" in capsys.readouterr().out and class_commands.show(store, "burr")["regions"] == 2
+    assert main._run(["classes", "assign", "1", "--into", "burr"]) == 2
+    assert "is in class" in capsys.readouterr().err
+    assert main._run(["classes", "undo"]) == 0
+    with store.reading() as connection:
+        assert connection.scalars(select(r.c.class_id).where(r.c.id.in_([1, 2]))).all() == [None, None]

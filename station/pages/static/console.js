@@ -24,7 +24,8 @@ const localise = (root) => {
   }
 };
 localise(document);
-document.getElementById("zone").textContent = _("local time (%(zone)s)", { zone: Intl.DateTimeFormat().resolvedOptions().timeZone });
+const zone = document.getElementById("zone");
+zone.textContent = zone.parentElement.title = _("local time (%(zone)s)", { zone: Intl.DateTimeFormat().resolvedOptions().timeZone });
 
 const themes = ["system", "light", "dark"];
 const theme = document.getElementById("theme");

@@ -48,7 +48,7 @@ class ToldClass(_Told):
     regions: int
     merged_into: str | None
     parents: list[str]
-    transition: str = Field(description="What has changed; a new class is `confirmed`.")
+    transition: str = Field(description="What has changed; a new class is `born`, then `confirmed`.")
     at: datetime
     round: int
     who: str | None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from sqlalchemy import make_url
 
@@ -23,6 +26,7 @@ from station.web.live import LiveWatch
 from station.web.store_watch import StoreWatch
 from tests.discovery import factories
 from tests.discovery.stream import Stream
+from tests.support.ports import reserved_port
 
 ADDRESS = "http://127.0.0.1:8400"
 NOW_NS = factories.START_NS + 90 * 1_000_000_000
@@ -108,6 +112,29 @@ def browser(
     return TestClient(
         app, base_url=address, follow_redirects=False, raise_server_exceptions=False, client=(client, 50_000)
     )
+
+
+@contextmanager
+def served(
+    settings: Settings,
+    store: Store,
+    watch: LedgerWatch,
+    accounts: Accounts,
+    live: LiveWatch | None = None,
+) -> Iterator[str]:
+    """Serve a console for a real browser, and yield its address."""
+    stores = StoreWatch(lambda: store)
+    stores.poll()
+    app = create(settings, stores, watch, live or LiveWatch(settings), accounts, is_open=True)
+    port = reserved_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from discovery.store import class_commands
@@ -17,14 +15,11 @@ from discovery.store.store import Store
 from flawline.messages import Transition
 from flawline.settings.tree import Settings
 from station.web.accounts import Accounts
-from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
-from station.web.live import LiveWatch
 from station.web.region_map import SIDE, RegionMaps, projected
-from station.web.store_watch import StoreWatch
 from tests.discovery import factories
+from tests.station.web.conftest import served
 from tests.support import chromium
-from tests.support.ports import reserved_port
 
 
 @pytest.fixture
@@ -83,16 +78,8 @@ def test_map_of_an_unknown_class_is_404(client: TestClient) -> None:
 @pytest.fixture
 def address(settings: Settings, store: Store, watch: LedgerWatch, accounts: Accounts) -> Iterator[str]:
     """Serve the console for a browser."""
-    stores = StoreWatch(lambda: store)
-    stores.poll()
-    app = create(settings, stores, watch, LiveWatch(settings), accounts, is_open=True)
-    port = reserved_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(settings, store, watch, accounts) as url:
+        yield url
 
 
 def drag(page: chromium.Page, corners: list[tuple[float, float]]) -> None:

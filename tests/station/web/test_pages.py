@@ -147,9 +147,15 @@ def test_zero_byte_in_an_address_is_refused_before_it_meets_a_database(client: T
     assert client.get("/defects/%00/heatmap.png").status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/", "/classes", "/static/style.css", "/healthz"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/review", "/parts", "/classes", "/classes/D-0001", "/unassigned", "/map", "/defects", f"/defects/{FRAME}",
+     "/groups", "/ledger", "/report", "/report.html", "/static/style.css", "/texts/de.js", "/healthz"],
+)  # fmt: skip
 def test_head_is_answered_as_get_is(client: TestClient, path: str) -> None:
-    assert client.head(path).status_code == 200
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
 
 
 def test_store_that_goes_away_is_a_503_of_one_line(client: TestClient, store: Store) -> None:

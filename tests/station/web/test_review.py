@@ -5,14 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from discovery import quality_rates
@@ -23,16 +21,13 @@ from discovery.store.store import Store
 from flawline.messages import Decision
 from flawline.settings.tree import Settings
 from station.web.accounts import Accounts, Role
-from station.web.app import create
 from station.web.ledger_watch import LedgerWatch
 from station.web.live import LiveWatch
-from station.web.store_watch import StoreWatch
 from tests.discovery.factories import START_NS, frame
 from tests.discovery.pictures import photos
 from tests.discovery.pictures.photos import scored
-from tests.station.web.conftest import browser
+from tests.station.web.conftest import browser, served
 from tests.support import chromium
-from tests.support.ports import reserved_port
 
 pytestmark = pytest.mark.system
 
@@ -261,16 +256,8 @@ def address(
     settings: Settings, pictures: Store, watch: LedgerWatch, accounts: Accounts, live: LiveWatch
 ) -> Iterator[str]:
     """Serve the console for a browser."""
-    stores = StoreWatch(lambda: pictures)
-    stores.poll()
-    app = create(settings, stores, watch, live, accounts, is_open=True)
-    port = reserved_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(settings, pictures, watch, accounts, live) as url:
+        yield url
 
 
 @pytest.mark.skipif(chromium.EXECUTABLE is None, reason="install chromium to run this")
@@ -300,7 +287,7 @@ def test_a_person_judges_with_the_keyboard_alone(address: str, pictures: Store, 
         page.wait_for("document.getElementById('rates').textContent", lambda text: "too few are judged" in text)
         assert page.evaluate("document.querySelector('[data-waiting=alarms]').textContent") == "1"
         page.press("n")
-        page.wait_for("document.getElementById('none').textContent", lambda text: "1 frames" in text)
+        page.wait_for("document.getElementById('none').textContent", lambda text: "1 frame of this list" in text)
         page.press("ArrowLeft")
         is_shown(ALARMS[2])
         page.press("h")
