@@ -22,7 +22,7 @@ from flawline.settings.producers import KIND, CameraBase
 from flawline.settings.tree import AnyCamera
 from producers.camera import Camera, Capture
 from producers.framing import to_frame
-from scorer.detector import Detector, Image, Maps, Mask, Scores
+from scorer.detector import Detector, Image, Maps, Mask, RegionInputs, Scores
 from tests.support.brokers import RunningBroker
 from tests.workers.line import FULL, feeding, frame, inspecting, line_settings, read
 
@@ -72,7 +72,8 @@ def test_the_camera_of_the_example_delivers_frames() -> None:
 def test_the_detector_of_the_example_works_in_a_worker(embedded_broker: RunningBroker, tmp_path: Path) -> None:
     (code,) = examples("Add a detector")
     names = run(
-        code, dataclass=dataclass, Sequence=Sequence, Image=Image, Mask=Mask, Maps=Maps, Scores=Scores,
+        code, dataclass=dataclass, Sequence=Sequence, Image=Image, Mask=Mask, Maps=Maps,
+        RegionInputs=RegionInputs, Scores=Scores,
         Decision=Decision, np=np, cv2=cv2,
     )  # fmt: skip
     detector = names["BrightnessDetector"]()
