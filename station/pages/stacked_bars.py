@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flawline.messages import Decision
@@ -16,7 +16,10 @@ drawings none."""
 
 @dataclass(frozen=True)
 class Bar:
-    """The `frames` of one decision in one minute or hour, `at` in words: a rectangle of the chart, in its units."""
+    """The `frames` of one decision in one minute or hour, `at` in words: a rectangle of the chart, in its units.
+
+    `moment` is that time as ISO, where the page writes it in the time of its reader.
+    """
 
     x: float
     y: float
@@ -25,6 +28,7 @@ class Bar:
     decision: str
     at: str
     frames: int
+    moment: str = ""
 
     @property
     def ink(self) -> str:
@@ -34,16 +38,27 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Stacked bars, the number at the top, and the words at both ends of the time."""
+    """Stacked bars, the number at the top, and the words at both ends of the time, with their moments as in `Bar`."""
 
     bars: tuple[Bar, ...]
     highest: int
     first: str
     last: str
+    first_moment: str = ""
+    last_moment: str = ""
 
 
-def chart(places: Iterable[tuple[int, str, Mapping[str, int]]], number: int, first: str, last: str) -> Chart:
-    """Return the chart of `number` minutes or hours, from those with frames: (place, time in words, decisions)."""
+def chart(
+    places: Iterable[tuple[int, str, Mapping[str, int]]],
+    number: int,
+    first: str,
+    last: str,
+    moments: Sequence[str] = (),
+) -> Chart:
+    """Return the chart of `number` minutes or hours, from those with frames: (place, time in words, decisions).
+
+    `moments` are all the minutes or hours as ISO, for a page that writes them in the time of its reader.
+    """
     places = list(places)
     highest = max((sum(stack.values()) for _, _, stack in places), default=0)
     step = (WIDTH - LEFT) / max(1, number)
@@ -54,8 +69,10 @@ def chart(places: Iterable[tuple[int, str, Mapping[str, int]]], number: int, fir
             height = HEIGHT * stack[decision] / highest
             y -= height
             x, width = LEFT + step * place, max(step - 1, 1)
-            bars.append(Bar(round(x, 2), round(y, 2), round(width, 2), round(height, 2), decision, at, stack[decision]))
-    return Chart(tuple(bars), highest, first, last)
+            moment = moments[place] if moments else ""
+            box = round(x, 2), round(y, 2), round(width, 2), round(height, 2)
+            bars.append(Bar(*box, decision, at, stack[decision], moment))
+    return Chart(tuple(bars), highest, first, last, *((moments[0], moments[-1]) if moments else ()))
 
 
 def _order(decision: str) -> int:

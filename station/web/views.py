@@ -43,7 +43,8 @@ def chart(counts: Iterable[MinuteCount], now: datetime) -> Chart:
         if first <= count.minute <= last:
             minutes[count.minute][count.decision] += count.frames
     places = [((at - first) // timedelta(minutes=1), f"{at:%H:%M}", stack) for at, stack in sorted(minutes.items())]
-    return stacked_bars.chart(places, HOUR_MINUTES, f"{first:%H:%M}", f"{last:%H:%M}")
+    moments = [(first + timedelta(minutes=minute)).isoformat() for minute in range(HOUR_MINUTES)]
+    return stacked_bars.chart(places, HOUR_MINUTES, f"{first:%H:%M}", f"{last:%H:%M}", moments)
 
 
 def shares(counts: Iterable[MinuteCount]) -> tuple[list[Share], Share]:

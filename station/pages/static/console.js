@@ -22,6 +22,9 @@ const localise = (root) => {
     time.title = `${time.textContent} UTC`;
     time.textContent = stampOf(new Date(time.dateTime));  // as long as before, so that nothing moves
   }
+  for (const mark of root.querySelectorAll("[data-minute]")) {
+    mark.textContent = timeOf("hh:mm", new Date(mark.dataset.minute)) + mark.textContent.slice("hh:mm".length);
+  }
 };
 localise(document);
 const zone = document.getElementById("zone");

@@ -120,6 +120,8 @@ def test_chart_stacks_the_hour_and_leaves_the_rest_out() -> None:
     assert chart.highest == 4 and [bar.decision for bar in chart.bars] == ["accept", "accept", "reject"]
     oldest, bottom, top = chart.bars
     assert oldest.x == stacked_bars.LEFT and bottom.x == top.x > oldest.x
+    assert (chart.first_moment, chart.last_moment) == (oldest.moment, top.moment)
+    assert (oldest.at, oldest.moment) == ("11:31", "2026-03-04T11:31:00+00:00")
     assert (top.y, top.y + top.height, bottom.y + bottom.height) == (0, bottom.y, stacked_bars.HEIGHT)
 
 

@@ -6,9 +6,11 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -141,3 +143,15 @@ def test_the_switch_of_the_language_moves_nothing_and_is_kept(address: str, tmp_
         page.open(f"{address}/")
         page.wait_for("document.querySelector('.word').textContent", lambda text: text == "Ausschuss")
         assert page.evaluate("document.documentElement.lang") == "de" and page.errors == []
+
+
+def test_the_hour_of_the_ledger_is_in_the_time_of_its_reader(address: str, tmp_path: Path) -> None:
+    with chromium.Page(tmp_path / "browser") as page:
+        page.call("Emulation.setTimezoneOverride", timezoneId="Asia/Kolkata")
+        page.open(f"{address}/ledger")
+        marks = page.evaluate(
+            "[...document.querySelectorAll('[data-minute]')].map((mark) => [mark.dataset.minute, mark.textContent])"
+        )
+    assert len(marks) >= 2
+    for moment, words in marks:
+        assert words[:5] == f"{datetime.fromisoformat(moment).astimezone(ZoneInfo('Asia/Kolkata')):%H:%M}"
