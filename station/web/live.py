@@ -45,6 +45,8 @@ RECENT_S, RECENT_FRAMES = 600.0, 20_000
 """Verdicts are remembered for so long, and at most so many (some 20 MB), so that a person can ask for their frames."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Judgements, all of these: a picture a second is what an eye follows, and 1280 px fill half of a large screen."""
+READING = N_("the verdicts are being read")
+"""Stands in the page and its tiles until the broker, or a run that is over, has told what there is."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class LiveWatch:
         self._asked_at = 0
         self.cameras_up: dict[str, bool] = {}
         self.pictures = Pictures()
-        self.problem: str | None = N_("the verdicts are being read")
+        self.problem: str | None = READING
         self.has_ended = False
         """Whether this is a run that is over, and its broker gone."""
 

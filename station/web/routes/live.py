@@ -17,7 +17,7 @@ from station.pages.heat import HEAT_RANGE, heat_legend
 from station.web import queries, views
 from station.web.camera_states import CameraState, Kind, camera_state
 from station.web.context import Context, TheContext, TheStore, image_response
-from station.web.live import STRIP
+from station.web.live import READING, STRIP
 
 router = APIRouter()
 
@@ -86,6 +86,8 @@ def tiles(context: Context, after: int, language: Language | None = None) -> dic
             in_flight=account.in_flight if account else 0,
             language=language,
         )
+        if live.problem == READING and state.kind is Kind.NEVER:  # nobody knows yet
+            state = CameraState(Kind.WAITING, language.gettext(READING))
         if live.has_ended:
             over = N_("over: last frame at {since}") if strip else N_("over: it had no frame")
             state = CameraState(Kind.ENDED, language.gettext(over))

@@ -147,7 +147,11 @@ def with_cameras(settings: Settings) -> Settings:
 def test_every_configured_camera_is_a_tile_before_any_frame_has_come(
     with_cameras: Settings, store: Store, watch: LedgerWatch, accounts: Accounts
 ) -> None:
-    client = browser(with_cameras, store, watch, accounts)
+    following = LiveWatch(with_cameras)
+    client = browser(with_cameras, store, watch, accounts, live=following)
+    state = client.get("/api/live").json()
+    assert [(tile["kind"], tile["words"]) for tile in state["tiles"]] == [("waiting", live.READING)] * 2
+    following.problem = None
     page = client.get("/").text
     assert re.findall(r'data-camera="(\w+)" data-kind="(\w+)"', page) == [("cam", "never"), ("dead", "never")]
     assert page.count("no frame yet: never seen") >= 2
