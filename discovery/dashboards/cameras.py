@@ -104,12 +104,12 @@ def _pictures() -> tuple[Panel, ...]:
         lines(
             "Frames unlike what is learnt",
             "Share of a camera's frames since when half of its last ones are unlike what the model knows, and not by "
-            "defects: its light, lens or place has changed, or the product.",
+            "defects: its light, lens or place has changed, or the product (the alert says which).",
             promql(
-                f'sum by (camera, scene) (rate(flawline_scene_frames_total{{{CAMERA}, scene!="as-learnt"}}'
-                "[$__rate_interval])) / on (camera) group_left () "
+                f'1 - sum by (camera) (rate(flawline_scene_frames_total{{{CAMERA}, scene="as-learnt"}}'
+                "[$__rate_interval])) / "
                 f"sum by (camera) (rate(flawline_scene_frames_total{{{CAMERA}}}[$__rate_interval]))",
-                "{{camera}} {{scene}}",
+                "{{camera}}",
             ),
             unit="percentunit",
         ),
