@@ -112,7 +112,7 @@ def fit(
         return result
     operation = _operation(fitted, rows)
     artefact.add_to_report(Path(out), {"operation": operation})  # no part of the version: the station shows it
-    return result | operation
+    return result | operation | {"model_bytes": artefact.size_bytes(Path(out))}
 
 
 def evaluate(

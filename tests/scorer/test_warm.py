@@ -85,9 +85,11 @@ def test_a_child_that_dies_or_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch,
 
 
 INTERRUPTED = """
-import sys, threading, time
+import signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from scorer.search import warm
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 
 def tell():
     while not warm._lock.locked():
