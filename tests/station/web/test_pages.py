@@ -29,7 +29,7 @@ FRAME = "cam-1:1:55"
 
 def test_line_page_shows_the_verdicts_of_the_last_hour(client: TestClient) -> None:
     text = client.get("/ledger").text
-    titles = re.findall(r"<title>(\d\d:\d\d [a-z]+: \d+)</title>", text)
+    titles = re.findall(r"<title data-minute=\"[^\"]+\">(\d\d:\d\d [a-z]+: \d+)</title>", text)
     assert sorted(titles) == ["22:14 accept: 75", "22:14 reject: 5", "22:15 accept: 20"]
     assert re.search(r"<td>cam-2</td><td class=\"n\">20</td>\s*<td class=\"n\">5</td><td class=\"n\">25.00%", text)
     assert re.search(r"<td>all</td><td class=\"n\">100</td>\s*<td class=\"n\">5</td><td class=\"n\">5.00%", text)
