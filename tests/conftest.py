@@ -29,6 +29,7 @@ import pytest
 
 from flawline import redaction
 from tests.support.brokers import apache_kafka, embedded_broker, fresh_broker, secured_kafka
+from tests.support.later import Later, imported
 from tests.support.lines import line, line_settings, settings_file
 from tests.support.mosquitto import mosquitto
 from tests.support.ports import refusing_port
@@ -149,13 +150,16 @@ def _no_settings_of_another_test() -> None:
 
 @pytest.fixture(autouse=True)
 def _unit_tests_start_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a unit test fail that starts a process or listens on a port."""
-    if request.node.get_closest_marker("unit"):
-        start = subprocess.Popen.__init__
+    """Let a unit test fail that starts a process or listens on a port.
 
-        def refuse(*arguments: Any, **options: Any) -> None:
-            if sys._getframe(1).f_globals.get("__name__") == "ctypes.util":
-                return start(*arguments, **options)  # torch asks ldconfig for a library when a test imports it
+    What its file imports later is imported before: torch starts `ldconfig` then.
+    """
+    if request.node.get_closest_marker("unit"):
+        for value in vars(request.module).values():
+            if isinstance(value, Later):
+                imported(value)
+
+        def refuse(*arguments: Any, **_: Any) -> None:
             pytest.fail(f"a unit test must not start {arguments!r:.200}: mark it `system` (see tests/conftest.py)")
 
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)

@@ -140,7 +140,7 @@ def test_nothing_is_started_where_kernels_are(monkeypatch: pytest.MonkeyPatch, t
     assert warm._child is None
 
 
-def test_a_cache_that_lacks_a_kernel_is_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_lacks_a_kernel_starts_a_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(warm, "cpu_count", lambda: 2)
     (tmp_path / "scorer_1").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 
@@ -15,4 +16,9 @@ class Later:
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__") or attribute == "_mock_name":
             raise AttributeError(attribute)  # pytest asks every name of a file for these while it collects
-        return getattr(importlib.import_module(self._name), attribute)
+        return getattr(imported(self), attribute)
+
+
+def imported(later: Later) -> ModuleType:
+    """Import the module that is stood for; a function, since the module's own names are those of `later`."""
+    return importlib.import_module(later._name)
